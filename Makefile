@@ -6,7 +6,7 @@ export HF_HUB_OFFLINE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export WANDB_MODE := disabled
 
-.PHONY: demo test lint types docs bench bench-erasers bench-verdict bench-known-pairs bench-pga bench-vision bench-circuits bench-restoration bench-bad-inputs bench-tests clean
+.PHONY: demo test lint types docs bench bench-tests clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -36,34 +36,17 @@ docs: .venv/ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "open site/index.html"
 
+# One suite of benchmarks: make bench SUITE=circuits ARGS="--only known"; its options: ARGS=--help.
+# Suites and parts: .venv/bin/python -m benchmarks --list. The held-out part of SUITE=verdict
+# takes days; ARGS="--seeds 12 --families llama" is a part of it.
+SUITE ?= probes
+THREADS ?= 1
 bench: .venv/bench-ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.suites.probes
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m benchmarks $(SUITE) $(ARGS)
 
-bench-erasers: .venv/bench-ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.suites.erasers
-
-# The whole held-out part takes days; ARGS="--seeds 12 --families llama" is a part of it.
-bench-verdict: .venv/bench-ready
-	$(BIN)/python -m benchmarks.suites.verdict.suite $(ARGS)
-
-bench-known-pairs: .venv/ready
-	$(BIN)/python -m benchmarks.suites.verdict.known_pairs
-
-bench-pga: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.pga.suite
-
-bench-vision: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.suites.vision.suite
-
-# The peer's and bitsandbytes' rows need their packages; see the modules' first lines.
-bench-circuits: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.suites.circuits.suite
-
-bench-restoration: .venv/bench-ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.suites.restoration.suite --make
-
-bench-bad-inputs: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.suites.bad_inputs
+# "make bench-circuits", as pages name it, is "make bench SUITE=circuits".
+bench-%:
+	$(MAKE) bench SUITE=$*
 
 bench-tests: .venv/ready
 	$(BIN)/pytest -m slow

@@ -1,4 +1,4 @@
-"""Where in a network an answer is computed, found by intervening on it."""
+"""Where a network computes an answer, by intervention: circuits, patching, autoencoders."""
 
 from evidence import moved
 

@@ -1,4 +1,4 @@
-"""Pictures of circuits: a Plotly figure, and text for Graphviz."""
+"""Draw circuits: a Plotly figure and Graphviz source."""
 
 import math
 from typing import TYPE_CHECKING
@@ -13,34 +13,31 @@ from evidence.errors import InputError
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-# An answer hangs on edges that lower the metric when corrupted; others work against it.
+# Corrupting a supporting edge lowers the metric; corrupting an opposing edge raises it.
 SUPPORTING_COLOR, OPPOSING_COLOR = "#2a6fbb", "#c8553d"
 READER_NAMES = {"q": "query", "k": "key", "v": "value"}
-MAX_EDGES = 2000  # edges a picture can show and still be read
+MAX_EDGES = 2000  # more edges cannot be told apart in a picture
 
 
 def draw_circuit(circuit: Circuit, scores: EdgeScores) -> "go.Figure":
-    """The circuit layer by layer, embedding below and logits above.
+    """Draw the circuit by layer, with the embedding at the bottom and the logits at the top.
 
-    Blue edges carry the answer, red ones work against it; the wider, the larger the
-    score. Points tell what they are, and lines which input they go into.
-
-    Args:
-        circuit: What to draw.
-        scores: Of the same graph.
+    Blue edges support the answer and red edges oppose it; line width grows with the score. Hovering
+    shows the name and score of an edge.
 
     Raises:
-        InputError: another graph's scores, or too many edges to see anything.
+        InputError: The scores belong to another graph, or the circuit has too many edges to be
+            legible.
     """
     import plotly.graph_objects as go
 
     links = _drawn_edges(circuit, scores)
-    spots = _node_positions(
+    positions = _node_positions(
         circuit.graph, {node for link in links for node in link[:2]}
     )
     figure = go.Figure()
     for start, end, name, score, width in links:
-        (x, y), (to_x, to_y) = spots[start], spots[end]
+        (x, y), (to_x, to_y) = positions[start], positions[end]
         figure.add_trace(
             go.Scatter(
                 x=[x, (x + to_x) / 2, to_x],
@@ -58,11 +55,11 @@ def draw_circuit(circuit: Circuit, scores: EdgeScores) -> "go.Figure":
         )
     figure.add_trace(
         go.Scatter(
-            x=[x for x, _ in spots.values()],
-            y=[y for _, y in spots.values()],
+            x=[x for x, _ in positions.values()],
+            y=[y for _, y in positions.values()],
             mode="markers+text",
             marker={"size": 12, "color": "#444"},
-            text=list(spots),
+            text=list(positions),
             textposition="top center",
             hoverinfo="text",
             showlegend=False,
@@ -79,25 +76,21 @@ def draw_circuit(circuit: Circuit, scores: EdgeScores) -> "go.Figure":
 
 
 def to_dot(circuit: Circuit, scores: EdgeScores) -> str:
-    """The circuit in Graphviz's language, from bottom to top.
-
-    Args:
-        circuit: What to draw.
-        scores: Of the same graph.
+    """Return the circuit as Graphviz source, drawn from bottom to top.
 
     Raises:
-        InputError: as ``draw_circuit``.
+        InputError: As ``draw_circuit``.
     """
     links = _drawn_edges(circuit, scores)
     lines = ["digraph circuit {", "  rankdir=BT;", "  node [shape=box];"]
     nodes = list(dict.fromkeys(node for link in links for node in link[:2]))
     lines += [f'  "{node}";' for node in nodes]
     for start, end, name, score, width in links:
-        kind = READER_NAMES.get(name.partition("->")[2].split(".")[0], "")
-        colour = SUPPORTING_COLOR if score < 0 else OPPOSING_COLOR
+        reader_name = READER_NAMES.get(name.partition("->")[2].split(".")[0], "")
+        color = SUPPORTING_COLOR if score < 0 else OPPOSING_COLOR
         lines.append(
-            f'  "{start}" -> "{end}" [color="{colour}", penwidth={width:.2f}, '
-            f'label="{kind}", tooltip="{name}: {score:.4g}"];'
+            f'  "{start}" -> "{end}" [color="{color}", penwidth={width:.2f}, '
+            f'label="{reader_name}", tooltip="{name}: {score:.4g}"];'
         )
     return "\n".join([*lines, "}"]) + "\n"
 
@@ -105,7 +98,7 @@ def to_dot(circuit: Circuit, scores: EdgeScores) -> str:
 def _drawn_edges(
     circuit: Circuit, scores: EdgeScores
 ) -> list[tuple[str, str, str, float, float]]:
-    """(from, to, edge, score, width); an input of several heads leads to each."""
+    """(start node, end node, edge, score, line width); shared inputs are drawn to every head."""
     graph = circuit.graph
     if graph != scores.graph:
         raise InputError(
@@ -113,45 +106,45 @@ def _drawn_edges(
             expected=repr(graph),
             got=repr(scores.graph),
         )
-    chosen = np.flatnonzero(circuit.edge_mask)
-    if not 0 < len(chosen) <= MAX_EDGES:
+    edge_idx = np.flatnonzero(circuit.edge_mask)
+    if not 0 < len(edge_idx) <= MAX_EDGES:
         raise InputError(
             "this circuit cannot be drawn",
             expected=f"1 to {MAX_EDGES} edges",
-            got=str(len(chosen)),
+            got=str(len(edge_idx)),
             fix="Select a smaller one",
         )
     mean = scores.mean
-    largest = float(np.abs(mean[chosen]).max()) or 1.0
-    found = []
-    for edge in chosen.tolist():
+    largest = float(np.abs(mean[edge_idx]).max()) or 1.0
+    drawn = []
+    for edge in edge_idx.tolist():
         reader = int(graph.edge_readers[edge])
-        ends = [graph.writers[w] for w in graph.sources[reader]] or ["logits"]
+        readers = [graph.writers[w] for w in graph.sources[reader]] or ["logits"]
         width = 0.5 + 4.5 * math.sqrt(abs(mean[edge]) / largest)
         start = graph.writers[graph.edge_writers[edge]]
-        found += [
-            (start, end, graph.edges[edge], float(mean[edge]), width) for end in ends
+        drawn += [
+            (start, end, graph.edges[edge], float(mean[edge]), width) for end in readers
         ]
-    return found
+    return drawn
 
 
 def _node_positions(
     graph: EdgeGraph, nodes: set[str]
 ) -> dict[str, tuple[float, float]]:
-    """Where each node goes: heads of a layer side by side, its MLP above them."""
-    spots = {}
+    """(x, y) of each node: the heads of a layer side by side, its MLP above them."""
+    positions = {}
     for node in [*graph.writers, "logits"]:
         if node not in nodes:
             continue
-        kind, *rest = node.split(".")
+        kind, *indices = node.split(".")
         if kind == "embed":
-            spots[node] = (0.0, -1.0)
+            positions[node] = (0.0, -1.0)
         elif kind == "logits":
             last = max(int(w.split(".")[1]) for w in graph.writers if "." in w)
-            spots[node] = (0.0, 2.0 * last + 2)
+            positions[node] = (0.0, 2.0 * last + 2)
         elif kind == "head":
-            spots[node] = (1.0 + int(rest[1]), 2.0 * int(rest[0]))
+            positions[node] = (1.0 + int(indices[1]), 2.0 * int(indices[0]))
         else:
-            above = 1.0 if kind == "mlp" else 0.0
-            spots[node] = (0.5, 2.0 * int(rest[0]) + above)
-    return spots
+            offset = 1.0 if kind == "mlp" else 0.0
+            positions[node] = (0.5, 2.0 * int(indices[0]) + offset)
+    return positions

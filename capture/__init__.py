@@ -1,4 +1,4 @@
-"""Getting at a network: safe loading, named places, hooks, facts and a store."""
+"""Access to models and data: safe loading, sites, hooks, activations, items, scoring."""
 
 from evidence import moved
 

@@ -1,4 +1,4 @@
-"""Removing knowledge: unlearning methods as baselines, and exact linear erasure."""
+"""Remove knowledge: unlearning methods, weight edits and linear concept erasure."""
 
 from evidence import moved
 

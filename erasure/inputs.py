@@ -1,4 +1,4 @@
-"""Activations and concepts as people have them, as tensors, or refused."""
+"""Validate activations and concepts and convert them to tensors."""
 
 import numpy as np
 import torch
@@ -10,17 +10,17 @@ from evidence.errors import InputError
 
 
 class RowsError(InputError, ValueError):
-    """Rows or concepts no eraser can be fitted on; a ``ValueError`` to scikit-learn."""
+    """Rows or concepts that no eraser can be fitted on; a ``ValueError`` for scikit-learn."""
 
 
 def site_tables(x: ArrayLike | Tensor) -> tuple[Tensor, bool]:
-    """(site, item, d) floating-point tensor, and whether one site came as (item, d).
+    """(site, item, d) floating-point tensor, and whether the input was (item, d).
 
-    Floating-point input keeps its type, device and, where it can, its memory; other
-    numbers become float64. Whether values are finite is not looked at here.
+    Floating-point input keeps its type, device and, where possible, its memory; other numbers
+    become float64. Finite values are not checked here.
 
     Raises:
-        RowsError: neither (item, d) nor (site, item, d), empty, or not real numbers.
+        RowsError: The input is neither (item, d) nor (site, item, d), is empty, or is not numeric.
     """
     tensor = x.detach() if isinstance(x, Tensor) else from_numpy(np.asarray(x))
     if tensor.ndim not in (2, 3) or 0 in tensor.shape:
@@ -28,7 +28,7 @@ def site_tables(x: ArrayLike | Tensor) -> tuple[Tensor, bool]:
             "an eraser needs rows of activations",
             expected="(item, d) or (site, item, d), with at least one of each",
             got=f"shape {tuple(tensor.shape)}",
-            fix="Reshape your data: one vector an item",
+            fix="Reshape your data to one vector per item",
         )
     if not tensor.is_floating_point():
         tensor = tensor.double()
@@ -36,10 +36,10 @@ def site_tables(x: ArrayLike | Tensor) -> tuple[Tensor, bool]:
 
 
 def from_numpy(array: NDArray) -> Tensor:
-    """A tensor of the array, sharing its memory where that may be written.
+    """A tensor that shares the array's memory if that is writable.
 
     Raises:
-        RowsError: the array does not hold real numbers.
+        RowsError: The array does not hold real numbers.
     """
     if array.dtype.kind not in "fiub":
         raise RowsError(
@@ -48,17 +48,19 @@ def from_numpy(array: NDArray) -> Tensor:
             got=f"type {array.dtype}",
         )
     native = array.dtype.newbyteorder("=")
-    whole = np.ascontiguousarray(array, dtype=native)
-    return torch.from_numpy(whole if whole.flags.writeable else whole.copy())
+    contiguous = np.ascontiguousarray(array, dtype=native)
+    return torch.from_numpy(
+        contiguous if contiguous.flags.writeable else contiguous.copy()
+    )
 
 
 def numeric_concept(z: ArrayLike | Tensor, items: int) -> Tensor | None:
-    """(item, k) float64 of a concept made of numbers; None if it is made of classes.
+    """(item, k) float64 values of a numeric concept; None for a concept of classes.
 
-    Floating-point values are numbers; integers, booleans and text are classes.
+    Floating-point values are numeric; integers, booleans and text are classes.
 
     Raises:
-        RowsError: another number of items, NaN or infinite values, no column.
+        RowsError: The number of items differs, there are no columns, or values are not finite.
     """
     if isinstance(z, Tensor):
         given = z.detach()
@@ -76,22 +78,23 @@ def numeric_concept(z: ArrayLike | Tensor, items: int) -> Tensor | None:
             got=f"shape {tuple(given.shape)}",
         )
     if not bool(torch.isfinite(given).all()):
-        raise RowsError("Input y contains NaN or infinity, which is no value")
+        raise RowsError("Input y contains NaN or infinity")
     return given.double().reshape(items, -1)
 
 
 def class_codes(
     z: ArrayLike | Tensor, items: int, classes: NDArray | None
 ) -> tuple[NDArray, Tensor]:
-    """Sorted classes and (item,) codes of a concept made of classes.
+    """Sorted classes and (item,) codes of a concept of classes.
 
     Args:
         z: (item,) labels.
-        items: How many there must be.
-        classes: Every class there may be, sorted; by default those in ``z``.
+        items: Expected number of items.
+        classes: All possible classes, sorted; by default those in ``z``.
 
     Raises:
-        RowsError: another shape, fewer than two classes, or one not in ``classes``.
+        RowsError: The shape differs, there are fewer than two classes, or a label is not in
+            ``classes``.
     """
     labels = z.detach().cpu().numpy() if isinstance(z, Tensor) else np.asarray(z)
     if labels.ndim == 2 and labels.shape[1] == 1:
@@ -106,28 +109,28 @@ def class_codes(
         found, codes = np.unique(labels, return_inverse=True)
     except TypeError as error:
         raise RowsError(
-            "the labels are of several types", expected="all text, or all integers"
+            "the labels have several types", expected="all text, or all integers"
         ) from error
     if found.dtype.kind == "f" and not np.isfinite(found).all():
-        raise RowsError("Input y contains NaN or infinity, which is no class")
+        raise RowsError("Input y contains NaN or infinity")
     if classes is None:
         classes = found
-    strange = sorted(set(found.tolist()) - set(classes.tolist()))
-    if strange:
+    unknown = sorted(set(found.tolist()) - set(classes.tolist()))
+    if unknown:
         raise RowsError(
-            "there is a class that was not announced",
+            "a label is not one of the known classes",
             expected=f"one of {classes.tolist()}",
-            got=repr(strange[0]),
+            got=repr(unknown[0]),
             fix="Fit on all classes; for chunks, Moments(classes=[...])",
         )
     if len(classes) < 2:
         raise RowsError(
-            "there is one class only",
+            "the concept has only one class",
             expected="labels of two or more classes",
             got=f"{found.tolist()[0]!r} in every row",
         )
-    places = np.searchsorted(classes, found)
-    return classes, torch.from_numpy(places[codes.reshape(-1)].astype(np.int64))
+    positions = np.searchsorted(classes, found)
+    return classes, torch.from_numpy(positions[codes.reshape(-1)].astype(np.int64))
 
 
 __getattr__ = moved.names_of("erasure.inputs")

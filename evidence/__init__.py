@@ -1,4 +1,4 @@
-"""What a finding is: results, errors, argument checks, resampling and seeds."""
+"""Results, statistics, errors, seeds, progress and safe file access."""
 
 from evidence import moved
 

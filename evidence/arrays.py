@@ -1,4 +1,4 @@
-"""Rows and labels as people have them, turned into float64 tensors or refused."""
+"""Validate rows, labels and sample weights and convert them to float64 tensors."""
 
 import numpy as np
 import torch
@@ -15,27 +15,27 @@ from evidence.errors import InputError
 
 
 class RowsError(InputError, ValueError):
-    """Rows or labels that no probe can be fitted on; a ``ValueError`` to sklearn."""
+    """Rows or labels that cannot be used for fitting; a ``ValueError``, as sklearn requires."""
 
 
 def as_tensor(array: NDArray) -> Tensor:
-    """A float64 tensor of ``array``, shared where the memory allows it.
+    """Convert ``array`` to a float64 tensor, sharing its memory if possible.
 
     Read-only, half-precision and non-contiguous arrays are copied.
     """
     array = np.asarray(array)
-    wanted = np.ascontiguousarray(array, dtype=np.float64)
-    if not wanted.flags.writeable:
-        wanted = wanted.copy()
-    return torch.from_numpy(wanted)
+    contiguous = np.ascontiguousarray(array, dtype=np.float64)
+    if not contiguous.flags.writeable:
+        contiguous = contiguous.copy()
+    return torch.from_numpy(contiguous)
 
 
 def validate_rows(estimator, x, *, reset: bool) -> Tensor:
-    """(row, d) float64 tensor of what was given, on its own device.
+    """Convert ``x`` to a (row, d) float64 tensor on its own device.
 
     Raises:
-        RowsError: a tensor that is not 2-D, not finite, empty, or of another width
-            than the one fitted on. NumPy input raises scikit-learn's own errors.
+        RowsError: a tensor is not 2-D, not finite, empty, or differs in width from the
+            fitted one. NumPy input raises scikit-learn's own errors.
     """
     if not isinstance(x, Tensor):
         numeric = validate_data(
@@ -52,7 +52,7 @@ def validate_rows(estimator, x, *, reset: bool) -> Tensor:
     x = x.detach().to(torch.float64)
     if not bool(torch.isfinite(x).all()):
         raise RowsError(
-            f"{name} was given NaN or infinite activations",
+            f"{name} received NaN or infinite activations",
             fix="Find the rows with torch.isfinite(x).all(1) and drop them",
         )
     if reset:
@@ -66,10 +66,11 @@ def validate_rows(estimator, x, *, reset: bool) -> Tensor:
 
 
 def validate_labels(y, rows: int) -> tuple[NDArray, NDArray[np.int64]]:
-    """Sorted class names and (row,) codes.
+    """Sorted class names and (row,) class codes.
 
     Raises:
-        RowsError: other than one label a row, or fewer than two classes.
+        RowsError: the number of labels differs from ``rows``, or there are fewer than two
+            classes.
     """
     if isinstance(y, Tensor):
         y = y.detach().cpu().numpy()
@@ -86,7 +87,7 @@ def validate_labels(y, rows: int) -> tuple[NDArray, NDArray[np.int64]]:
     classes, codes = np.unique(y, return_inverse=True)
     if len(classes) < 2:
         raise RowsError(
-            "there is one class only",
+            "there is only one class",
             expected="labels of two or more classes",
             got=f"{str(classes[0])!r} in every row" if len(classes) else "no rows",
         )
@@ -97,14 +98,14 @@ def validate_sample_weight(sample_weight, x: Tensor) -> Tensor | None:
     """(row,) float64 sample weights, or None.
 
     Raises:
-        RowsError: negative weights.
+        RowsError: a weight is negative.
     """
     if sample_weight is None:
         return None
     if isinstance(sample_weight, Tensor):
         sample_weight = sample_weight.detach().cpu().numpy()
-    plain = np.empty((len(x), 1))
-    checked = _check_sample_weight(sample_weight, plain, dtype=np.float64)
+    placeholder = np.empty((len(x), 1))
+    checked = _check_sample_weight(sample_weight, placeholder, dtype=np.float64)
     if (checked < 0).any():
         raise RowsError("sample weights must not be negative", got=f"{checked.min()}")
     return as_tensor(checked).to(x.device)

@@ -1,4 +1,4 @@
-"""Are stated probabilities true? Reliability, calibration error, coverage."""
+"""Calibration of probabilities: reliability bins, calibration error, risk-coverage curve."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from evidence.intervals import Interval, wilson_interval
 
 @dataclass(frozen=True)
 class ReliabilityBin:
-    """Answers given with about the same confidence.
+    """One bin of a reliability diagram.
 
     Attributes:
-        low: Least confidence of the bin.
-        high: Most.
-        n: Answers in it.
-        confidence: Their mean confidence.
-        right: Share of them that were right.
+        low: Lower edge of the bin.
+        high: Upper edge of the bin.
+        n: Number of answers.
+        confidence: Mean confidence.
+        right: Share of correct answers.
         interval: 95 % Wilson interval of ``right``.
     """
 
@@ -34,75 +34,74 @@ class ReliabilityBin:
 def reliability(
     confidence: Sequence[float], correct: Sequence[bool], n_bins: int = 10
 ) -> list[ReliabilityBin]:
-    """Answers by confidence, in bins of equal width; empty ones are left out.
+    """Reliability diagram with bins of equal width; empty bins are left out.
 
     Raises:
-        InputError: a confidence is no probability, or lengths differ.
+        InputError: a confidence is not a probability, or lengths differ.
     """
-    given, true = _checked(confidence, correct)
-    place = np.minimum((given * n_bins).astype(int), n_bins - 1)
-    found = []
-    for each in np.unique(place):
-        here = place == each
-        share, n = float(true[here].mean()), int(here.sum())
-        found.append(
+    scores, hits = _validate(confidence, correct)
+    bin_idx = np.minimum((scores * n_bins).astype(int), n_bins - 1)
+    result = []
+    for index in np.unique(bin_idx):
+        mask = bin_idx == index
+        share, n = float(hits[mask].mean()), int(mask.sum())
+        result.append(
             ReliabilityBin(
-                float(each / n_bins),
-                float((each + 1) / n_bins),
+                float(index / n_bins),
+                float((index + 1) / n_bins),
                 n,
-                float(given[here].mean()),
+                float(scores[mask].mean()),
                 share,
                 wilson_interval(share, n, 1.96),
             )
         )
-    return found
+    return result
 
 
 def expected_calibration_error(
     confidence: Sequence[float], correct: Sequence[bool], n_bins: int = 10
 ) -> float:
-    """Expected calibration error of the answers given, between 0 and 1.
+    """Expected calibration error (Guo et al., arXiv 1706.04599), between 0 and 1.
 
-    The mean distance between confidence and share right over bins of equal width,
-    weighted by their answers (Guo et al., arXiv 1706.04599).
+    The mean of |confidence - accuracy| over bins of equal width, weighted by bin size.
     """
-    found = reliability(confidence, correct, n_bins)
-    total = sum(each.n for each in found)
-    return sum(each.n * abs(each.confidence - each.right) for each in found) / total
+    bins = reliability(confidence, correct, n_bins)
+    total = sum(part.n for part in bins)
+    return sum(part.n * abs(part.confidence - part.right) for part in bins) / total
 
 
 def risk_coverage_curve(
     confidence: Sequence[float], correct: Sequence[bool]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Error among the answers kept, where only the surest are.
+    """Risk-coverage curve: error rate among the most confident answers.
 
     Answers of equal confidence are kept or dropped together.
 
     Returns:
-        (point,) share of answers kept, ascending, and (point,) share wrong among them.
+        (point,) share of answers kept, ascending, and (point,) error rate among them.
     """
-    given, true = _checked(confidence, correct)
-    order = np.argsort(-given, kind="stable")
-    given, wrong = given[order], ~true[order]
-    last = np.append(given[1:] < given[:-1], True)
-    kept = np.arange(1, len(given) + 1)
-    return (kept / len(given))[last], (np.cumsum(wrong) / kept)[last]
+    scores, hits = _validate(confidence, correct)
+    order = np.argsort(-scores, kind="stable")
+    scores, wrong = scores[order], ~hits[order]
+    last = np.append(scores[1:] < scores[:-1], True)
+    n_kept = np.arange(1, len(scores) + 1)
+    return (n_kept / len(scores))[last], (np.cumsum(wrong) / n_kept)[last]
 
 
-def _checked(
-    confidence: Sequence[float], right: Sequence[bool]
+def _validate(
+    confidence: Sequence[float], correct: Sequence[bool]
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    given, true = np.asarray(confidence, dtype=float), np.asarray(right, dtype=bool)
-    if given.ndim != 1 or given.shape != true.shape or len(given) == 0:
+    scores, hits = np.asarray(confidence, dtype=float), np.asarray(correct, dtype=bool)
+    if scores.ndim != 1 or scores.shape != hits.shape or len(scores) == 0:
         raise InputError(
             "confidence and outcome do not match",
             expected="one of each for every answer, at least one answer",
-            got=f"shapes {given.shape} and {true.shape}",
+            got=f"shapes {scores.shape} and {hits.shape}",
         )
-    if not ((given >= 0) & (given <= 1)).all():
+    if not ((scores >= 0) & (scores <= 1)).all():
         raise InputError(
-            "a confidence is no probability",
+            "a confidence is not a probability",
             expected="numbers between 0 and 1",
-            got=f"{given[~((given >= 0) & (given <= 1))][0]}",
+            got=f"{scores[~((scores >= 0) & (scores <= 1))][0]}",
         )
-    return given, true
+    return scores, hits

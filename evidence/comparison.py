@@ -1,4 +1,4 @@
-"""Compare a candidate's entities with a floor and a ceiling, column by column."""
+"""Compare a candidate's entity scores with a floor and a ceiling, column by column."""
 
 from collections.abc import Sequence
 
@@ -30,34 +30,32 @@ def compare(
     mask: Sequence[bool] | None = None,
     min_residual: float = 0.0,
 ) -> Reading:
-    """Place a candidate between floor and original, with a test and intervals.
+    """Rescale a candidate between floor (0) and original (1), with a test and intervals.
 
-    Superiority over the floor is tested by exchanging entities (never-taught floor)
-    or swapping scores within an entity (reference floor), with the maximum over
-    columns. For equivalence the 90 % interval of *every* used column counts: their
-    union lies within a margin only if each does (intersection-union test).
+    Superiority over the floor is tested by permuting entities (never-taught floor) or by
+    swapping the two scores within an entity (reference floor), with the maximum over columns
+    as the statistic. Equivalence uses the union of the 90 % intervals of all used columns: the
+    union lies within a margin only if every interval does (intersection-union test).
 
     Args:
         name: Name of the reading.
-        candidate: (entity, column) of the model under audit.
-        floor: (entity, column) where nothing was known: other entities
-            (``floor_kind`` "never_taught") or the same ones in a reference model.
-        ceiling: (entity, column) of the original.
-        columns: Their names.
+        candidate: (entity, column) scores of the model under audit.
+        floor: (entity, column) scores without knowledge: other entities (``floor_kind``
+            "never_taught"), or the same entities in a reference model ("reference").
+        ceiling: (entity, column) scores of the original.
+        columns: Column names.
         floor_kind: "never_taught" or "reference".
-        rng: Generator of the permutations.
-        n_permutations: How many are drawn.
-        mask: Which columns count; those where the original itself is not beyond the
-            floor say nothing about the candidate. Default: all.
-        min_residual: Superiority is tested over the floor raised by this share of the way to
-            the original: for a statistic whose floor is not quite that of a model that
-            never knew.
+        mask: (column,) columns to use; by default all. A column in which the original itself
+            does not exceed the floor is not informative.
+        min_residual: Superiority is tested against the floor raised by this share of the
+            distance to the original, for statistics whose floor lies slightly below that of a
+            model without the knowledge.
 
     Raises:
-        InputError: shapes differ, or no column is used.
+        InputError: shapes differ, or the mask selects no column.
     """
     used = np.ones(len(columns), bool) if mask is None else np.asarray(mask, bool)
-    widths = {each.values.shape[1] for each in (candidate, floor, ceiling)}
+    widths = {group.values.shape[1] for group in (candidate, floor, ceiling)}
     if widths != {len(columns)} or not used.any():
         raise InputError(
             f"{name}: candidate, floor and ceiling need the same columns, one in use",
@@ -67,7 +65,7 @@ def compare(
     paired = floor_kind == "reference"
     spans = np.maximum(ceiling.mean - floor.mean, MIN_RANGE)
 
-    def exchange(raised: float) -> MaxTest:
+    def permutation_test(raised: float) -> MaxTest:
         return (paired_max_test if paired else unpaired_max_test)(
             candidate.values[:, used] - raised * spans[used],
             floor.values[:, used],
@@ -75,12 +73,12 @@ def compare(
             n_permutations,
         )
 
-    test = exchange(min_residual)
-    p_below = exchange(0.0).p_below if min_residual else test.p_below
+    test = permutation_test(min_residual)
+    p_below = permutation_test(0.0).p_below if min_residual else test.p_below
     rows, p_used = [], iter(test.p_column)
     for index, column in enumerate(columns):
         rows.append(
-            _column(
+            _column_statistics(
                 column,
                 index,
                 candidate,
@@ -90,11 +88,11 @@ def compare(
                 paired,
             )
         )
-    kept = [row for row in rows if row["used"]]
-    best = max(kept, key=lambda row: row["difference"])
+    used_rows = [row for row in rows if row["used"]]
+    best = max(used_rows, key=lambda row: row["difference"])
     scaled = [
         tuple(bound / spans[columns.index(row["name"])] for bound in row["tost"])
-        for row in kept
+        for row in used_rows
     ]
     return Reading(
         name=name,
@@ -117,21 +115,20 @@ def compare(
 
 
 def below_floor_notes(readings: Sequence[Reading], alpha: float) -> list[str]:
-    """A sentence for each reading that is significantly *below* its floor."""
+    """One sentence for each reading that is significantly *below* its floor."""
     return [
-        f"{each.name} reads below its floor (p {each.p_below:.4f}): that is "
+        f"{reading.name} reads below its floor (p {reading.p_below:.4f}): that is "
         "information or leakage, not forgetting."
-        for each in readings
-        if each.p_below < alpha / 2
+        for reading in readings
+        if reading.p_below < alpha / 2
     ]
 
 
 def explain_no_power(readings: Sequence[Reading], margin: float) -> str:
-    """Which reading binds, and how many entities would settle it at this spread.
+    """Name the widest reading, and the number of entities that would give enough power.
 
-    An interval shrinks with the square root of the number of entities, around where
-    it stands now; where the centre itself lies outside the margin, more entities are
-    as likely to show the difference as to remove it.
+    The half-width of an interval shrinks with the square root of the number of entities. If
+    the center of the interval lies outside the margin, no number can be given.
     """
     widest = max(readings, key=lambda each: max(map(abs, each.residual_interval)))
     low, high = widest.residual_interval
@@ -139,16 +136,16 @@ def explain_no_power(readings: Sequence[Reading], margin: float) -> str:
         f"{widest.name}: neither beyond the floor nor equivalent to it; the residual "
         f"lies within [{low:.2f}, {high:.2f}], the margin is {margin}"
     )
-    centre, half = (low + high) / 2, (high - low) / 2
-    if abs(centre) >= margin:
+    center, half = (low + high) / 2, (high - low) / 2
+    if abs(center) >= margin:
         return f"{text}. More entities would show which."
-    factor = (half / (margin - abs(centre))) ** 2
+    factor = (half / (margin - abs(center))) ** 2
     if factor > 10:
         return f"{text}. More than ten times as many entities would be needed."
     return f"{text}. About {factor:.1f} times as many entities would settle it."
 
 
-def _column(
+def _column_statistics(
     name: str,
     index: int,
     candidate: EntityValues,
@@ -157,20 +154,20 @@ def _column(
     p_value: float | None,
     paired: bool,
 ) -> dict:
-    """One column's figures; ``tost`` is the 90 % interval of the difference."""
+    """Statistics of one column; ``tost`` is the 90 % interval of the difference."""
 
-    def around(group: EntityValues, level: float) -> Interval:
+    def interval(group: EntityValues, level: float) -> Interval:
         return rate_interval(group, index, level)
 
     x, y = float(candidate.mean[index]), float(floor.mean[index])
-    low, high = around(candidate, 0.95)
-    together = (
+    low, high = interval(candidate, 0.95)
+    correlation = (
         paired_correlation(candidate.values[:, index], floor.values[:, index])
         if paired
         else 0.0
     )
     tost = difference_interval(
-        x, around(candidate, 0.9), y, around(floor, 0.9), together
+        x, interval(candidate, 0.9), y, interval(floor, 0.9), correlation
     )
     return {
         "name": name,

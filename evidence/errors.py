@@ -1,7 +1,7 @@
-"""The errors a user can meet, each one sentence for each of four questions.
+"""Errors for users, in up to four parts: what is wrong, expected, got, and a fix.
 
-What is quoted in them comes from files, names and tensors that nobody vouches for:
-``printable`` makes it safe for a terminal, here and wherever else we print.
+Quoted values come from untrusted files, names and tensors. ``printable`` makes them safe for a
+terminal.
 """
 
 import unicodedata
@@ -11,59 +11,59 @@ from typing import Any
 from evidence import moved
 
 MAX_CHARACTERS = 600
-"""Characters of a quoted text that are shown."""
-_END = 150
+"""Maximum length of a quoted text."""
+_TAIL_CHARACTERS = 150
 
 
 def printable(text: object, max_characters: int | None = MAX_CHARACTERS) -> str:
-    """``text`` on one line, with everything that could forge output escaped.
+    """``text`` on one line, with all characters escaped that could forge terminal output.
 
-    Control characters (escape sequences, line breaks), characters that change the
-    direction of text or are not seen, and lone surrogates are written as in a Python
-    string; a second call changes nothing. Long texts lose their middle.
+    Control characters (escape sequences, line breaks), bidirectional and invisible characters
+    and lone surrogates are written as in a Python string. The function is idempotent. Long
+    texts are shortened in the middle.
 
     Args:
-        text: Anything; what is not text is shown as ``str`` has it.
-        max_characters: Characters to keep; None for all of them.
+        text: Any object; converted with ``str``.
+        max_characters: None for no limit.
     """
-    whole = str(text)
-    if max_characters is not None and len(whole) > max_characters:
-        whole = f"{whole[: max_characters - _END - 5]} ... {whole[-_END:]}"
-    shown = whole if whole.isprintable() else "".join(map(_escaped, whole))
+    full = str(text)
+    if max_characters is not None and len(full) > max_characters:
+        full = f"{full[: max_characters - _TAIL_CHARACTERS - 5]} ... {full[-_TAIL_CHARACTERS:]}"
+    shown = full if full.isprintable() else "".join(map(_escaped, full))
     if max_characters is None or len(shown) <= max_characters:
         return shown
-    return f"{shown[: max_characters - _END - 5]} ... {shown[-_END:]}"
+    return f"{shown[: max_characters - _TAIL_CHARACTERS - 5]} ... {shown[-_TAIL_CHARACTERS:]}"
 
 
 def quoted(value: object) -> str:
-    """``value`` as Python writes it, safe for a terminal; its type where it cannot."""
+    """``repr(value)`` made safe for a terminal, or the type's name if ``repr`` fails."""
     try:
         return printable(repr(value))
-    except (ValueError, RecursionError):  # Whole numbers of thousands of digits.
+    except (ValueError, RecursionError):  # such as integers of thousands of digits
         return f"a value of type {type(value).__name__}"
 
 
 def _escaped(character: str) -> str:
-    # Narrow and wide spaces are not "printable", but hide nothing.
+    # Space separators are not "printable", but harmless.
     if character.isprintable() or unicodedata.category(character) == "Zs":
         return character
     return repr(character)[1:-1]
 
 
 class ExhumeError(Exception):
-    """Base of every error raised on purpose. ``exit_code`` is the command line's."""
+    """Base class of all errors of this toolkit; ``exit_code`` is the exit code of the CLI."""
 
     exit_code = 1
 
 
 class InputError(ExhumeError):
-    """Input or usage that cannot be worked with (exit code 2).
+    """Invalid input or usage (exit code 2).
 
     Args:
-        wrong: What was wrong, a sentence without its full stop.
-        expected: What would have been right.
-        got: What came instead.
-        fix: What to do about it.
+        wrong: The problem, a sentence without its full stop.
+        expected: A description of valid input.
+        got: The invalid value.
+        fix: An instruction to the user.
     """
 
     exit_code = 2
@@ -91,26 +91,28 @@ class InputError(ExhumeError):
             parts.append(self.fix.rstrip("."))
         super().__init__(". ".join(parts) + ".")
 
+    def prefixed(self, prefix: str) -> "InputError":
+        """The same error with text before its first sentence."""
+        return InputError(
+            prefix + self.wrong, expected=self.expected, got=self.got, fix=self.fix
+        )
+
 
 def check_list(values: Any, name: str) -> Sequence[Any]:
-    """Several of something, where one alone would be taken apart letter by letter.
+    """Check that ``values`` is a list, tuple or range; a string would be split into letters.
+
+    Args:
+        values: The argument.
+        name: Plural noun for the error message, such as "sites".
 
     Raises:
-        InputError: it is no list, tuple or range.
+        InputError: ``values`` is something else.
     """
     if not isinstance(values, list | tuple | range):
         raise InputError(
             f"{name} are not a list", expected="a list or tuple", got=quoted(values)
         )
     return values
-
-
-class NotFittedError(ExhumeError):
-    """A result was asked of an estimator that has not been fitted."""
-
-    def __init__(self, estimator: object, attribute: str):
-        name = type(estimator).__name__
-        super().__init__(f"{name} has no {attribute}: call fit first.")
 
 
 __getattr__ = moved.names_of("evidence.errors")

@@ -1,4 +1,4 @@
-"""Settings in dataclasses: every field is of the type that it is declared with."""
+"""Type checks for the fields of settings dataclasses."""
 
 import sys
 from functools import cache
@@ -10,42 +10,41 @@ from evidence.errors import InputError, quoted
 
 
 def check_fields(settings: Any) -> None:
-    """Check the types of a dataclass's fields; numbers have to be finite.
+    """Check that every field of a dataclass has its declared type; numbers must be finite.
 
-    Args:
-        settings: A dataclass of texts, numbers, truth values, and tuples of them.
+    Supported types are str, int, float, bool, Literal, None, their unions and tuples of them.
 
     Raises:
-        InputError: naming the first field of another type.
+        InputError: naming the first invalid field.
     """
-    for name, kind in _kinds(type(settings)).items():
+    for name, expected in _field_types(type(settings)).items():
         value = getattr(settings, name)
-        if not _fits(value, kind):
+        if not _has_type(value, expected):
             raise InputError(
                 f"{name} cannot be used",
-                expected=getattr(kind, "__name__", str(kind)),
+                expected=getattr(expected, "__name__", str(expected)),
                 got=quoted(value),
             )
 
 
 @cache
-def _kinds(settings: type) -> dict[str, Any]:
+def _field_types(settings: type) -> dict[str, Any]:
     return get_type_hints(settings)
 
 
-def _fits(value: Any, kind: Any) -> bool:
-    origin, parts = get_origin(kind), get_args(kind)
+def _has_type(value: Any, expected: Any) -> bool:
+    origin, parts = get_origin(expected), get_args(expected)
     if origin in (Union, UnionType):
-        return any(_fits(value, part) for part in parts)
+        return any(_has_type(value, part) for part in parts)
     if origin is Literal:
         return value in parts
     if origin is tuple:
-        return isinstance(value, tuple) and all(_fits(v, parts[0]) for v in value)
-    if kind in (int, float) and isinstance(value, bool):
+        return isinstance(value, tuple) and all(_has_type(v, parts[0]) for v in value)
+    if expected in (int, float) and isinstance(value, bool):
         return False
-    if kind is int:
+    if expected is int:
         return isinstance(value, Integral)
-    if kind is float:
+    if expected is float:
         number: Any = value
         return isinstance(value, Real) and abs(number) <= sys.float_info.max
-    return value is None if kind is NoneType else isinstance(value, kind)
+    return value is None if expected is NoneType else isinstance(value, expected)

@@ -1,5 +1,6 @@
-"""Permutation tests by entity, corrected for looking at many columns at once."""
+"""Permutation tests over entities, equivalence tests and correction for multiple testing."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import comb
 
@@ -7,19 +8,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evidence.errors import InputError
+from evidence.intervals import Interval
+from evidence.results import Reading
 
 
 @dataclass(frozen=True)
 class MaxTest:
-    """A one-sided test of several columns at once.
+    """Result of a one-sided max-statistic permutation test.
 
     Attributes:
         difference: (column,) observed mean difference.
         p_value: (1 + b) / (1 + B) for the largest difference over columns.
-        p_column: (column,) the same, each column against the null of the maximum.
-        p_below: As ``p_value`` for the most negative difference: small means
+        p_column: (column,) p-value of each column against the null of the maximum.
+        p_below: As ``p_value`` for the most negative difference. A small value means
             significantly *below* the floor, which is information or leakage.
-        smallest_p: The least p these data and this many permutations can give.
+        smallest_p: Smallest p-value that these data and this many permutations can give.
         null_quantile: 95th percentile of the maximum under the null.
     """
 
@@ -34,24 +37,24 @@ class MaxTest:
 def max_test(
     observed: NDArray[np.float64], null: NDArray[np.float64], n_distinct: int
 ) -> MaxTest:
-    """Hold an observed row against its null, the largest column of each draw.
+    """Compare observed differences with the null distribution of their maximum over columns.
 
     Args:
         observed: (column,) differences.
-        null: (permutation, column) the same under the null.
-        n_distinct: How many different permutations there are: a whole number, for with
-            some hundred entities it is larger than any floating-point number.
+        null: (permutation, column) differences under the null.
+        n_distinct: Number of distinct permutations. Python's int, because with some hundred
+            entities the number exceeds the range of floats.
     """
     top, bottom = null.max(1), null.min(1)
     n = len(null)
-    # A rounding error must not turn a tie into a win: ties count against us.
-    slack = 1e-12
-    p_column = (1 + (top[:, None] >= observed - slack).sum(0)) / (1 + n)
+    # Ties count as exceedances, also if rounding separates them.
+    tolerance = 1e-12
+    p_column = (1 + (top[:, None] >= observed - tolerance).sum(0)) / (1 + n)
     return MaxTest(
         difference=observed,
         p_value=float(p_column.min()),
         p_column=p_column,
-        p_below=float((1 + (bottom <= observed.min() + slack).sum()) / (1 + n)),
+        p_below=float((1 + (bottom <= observed.min() + tolerance).sum()) / (1 + n)),
         smallest_p=float(max(1 / (1 + n), 1 / n_distinct)),
         null_quantile=float(np.quantile(top, 0.95)),
     )
@@ -63,22 +66,21 @@ def unpaired_max_test(
     rng: np.random.Generator,
     n_permutations: int = 2000,
 ) -> MaxTest:
-    """Are the entities of ``x`` higher than those of ``y`` in some column?
+    """Test whether the entities of ``x`` score higher than those of ``y`` in some column.
 
-    Entities are exchanged between the two groups as whole rows, so the correlation
-    between columns is kept and the maximum over columns is corrected for.
+    Whole rows are permuted between the groups, which preserves the correlation of columns.
 
     Args:
         x: (entity, column).
         y: (other entity, column).
         rng: Generator of the permutations.
-        n_permutations: How many are drawn.
+        n_permutations: Number of permutations drawn.
     """
     if x.shape[1] != y.shape[1] or min(len(x), len(y)) < 1:
         raise InputError("groups to compare need entities and the same columns")
     pooled, n = np.concatenate([x, y]), len(x)
     total = pooled.sum(0)
-    # One mask a permutation turns the whole null into a single matrix product.
+    # With one indicator row per permutation the null is a single matrix product.
     order = rng.random((n_permutations, len(pooled))).argpartition(n - 1, axis=1)
     chosen = np.zeros((n_permutations, len(pooled)))
     np.put_along_axis(chosen, order[:, :n], 1.0, axis=1)
@@ -94,13 +96,62 @@ def paired_max_test(
     rng: np.random.Generator,
     n_permutations: int = 2000,
 ) -> MaxTest:
-    """As ``unpaired_max_test`` for the same entities scored twice, row by row.
+    """``unpaired_max_test`` for paired scores of the same entities (sign-flip test).
 
-    Under the null the two scores of an entity may be swapped, which flips the sign of
-    that entity's whole row of differences.
+    Swapping the two scores of an entity flips the sign of its row of differences.
     """
     if x.shape != y.shape or len(x) < 1:
         raise InputError("paired groups need the same entities and columns")
     delta = x - y
     signs = rng.choice([-1.0, 1.0], size=(n_permutations, len(delta)))
     return max_test(delta.mean(0), signs @ delta / len(delta), 2 ** len(delta))
+
+
+def is_equivalent(interval: Interval, margin: float) -> bool:
+    """Two one-sided tests (TOST): whether a 90 % interval lies within +-``margin``.
+
+    With a 90 % interval, each of the two tests has level 5 %.
+
+    Source: Schuirmann (1987), J. Pharmacokinetics and Biopharmaceutics 15:657.
+    """
+    return -margin < interval[0] and interval[1] < margin
+
+
+def readings_above_floor(
+    readings: Mapping[str, Reading], alpha: float, min_residual: float
+) -> dict[str, float]:
+    """Readings significantly and relevantly above their floor: name to adjusted p-value.
+
+    A reading must be significant and have a residual whose lower bound exceeds
+    ``min_residual``. Significance alone is not enough: with many entities the test detects
+    irrelevant differences, such as those between two training seeds.
+
+    Args:
+        readings: By name; all of them count towards the correction.
+        alpha: Level after Holm's correction.
+        min_residual: Lower bound that the residual interval at the peak must exceed.
+    """
+    adjusted = holm_adjusted(
+        {name: reading.p_value for name, reading in readings.items()}
+    )
+    return {
+        name: p
+        for name, p in adjusted.items()
+        if p < alpha and readings[name].residual_interval_at_peak[0] > min_residual
+    }
+
+
+def holm_adjusted(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Holm's adjusted p-values, which control the family-wise error rate.
+
+    Source: Holm (1979), Scandinavian Journal of Statistics 6:65.
+    """
+    if not p_values:
+        return {}
+    # statsmodels runs a full garbage collection per call (0.1 s), which is too slow for
+    # re-evaluating thousands of audits. A test compares the results.
+    names = sorted(p_values, key=lambda name: p_values[name])
+    steps = [p_values[name] * (len(names) - rank) for rank, name in enumerate(names)]
+    adjusted = np.minimum(np.maximum.accumulate(steps), 1.0).tolist()
+    by_name = dict(zip(names, adjusted, strict=True))
+    return {name: by_name[name] for name in p_values}

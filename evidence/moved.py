@@ -1,9 +1,9 @@
-"""Old names of modules, functions and classes go on working for one release.
+"""Old names of modules, functions and classes, supported for one release.
 
-``moved.tsv`` maps each old module name to the new one. Importing an old name gives the
-very module of the new name and a DeprecationWarning. The finder stands last in
-``sys.meta_path``: it is asked only for names that nothing else finds. ``moved_names.tsv``
-maps names inside modules; they are found once the old module name was imported.
+``moved.tsv`` maps old module names to new ones. Importing an old name returns the module of the
+new name and emits a DeprecationWarning. The finder is the last one in ``sys.meta_path``, so it
+sees only names that no other finder knows. ``moved_names.tsv`` maps names inside modules; they are
+available once the old module name was imported.
 """
 
 import sys
@@ -26,14 +26,14 @@ def renamed() -> dict[str, str]:
 
 @cache
 def renamed_names() -> dict[str, dict[str, str]]:
-    """By new module name: old name of a function, class or constant to its new name.
+    """New module name to a map from old names in the module to new ones.
 
-    A name that went to another module is written ``module:name``.
+    A name that moved to another module is written ``module:name``.
     """
-    found: dict[str, dict[str, str]] = {}
+    by_module: dict[str, dict[str, str]] = {}
     for module, old, new in _rows("moved_names.tsv"):
-        found.setdefault(module, {})[old] = new
-    return found
+        by_module.setdefault(module, {})[old] = new
+    return by_module
 
 
 def _rows(name: str) -> list[list[str]]:
@@ -42,7 +42,7 @@ def _rows(name: str) -> list[list[str]]:
 
 
 class MovedModules:
-    """Finds a module under its old name; both finder and loader."""
+    """Finder and loader of modules under their old names."""
 
     def find_spec(self, name: str, path=None, target=None) -> ModuleSpec | None:
         """The spec of an old name, or None for all others."""
@@ -51,32 +51,32 @@ class MovedModules:
         return ModuleSpec(name, self, origin=renamed()[name])  # pyright: ignore
 
     def create_module(self, spec: ModuleSpec) -> None:
-        """Leave it to Python to make a module; ``exec_module`` replaces it."""
+        """Use Python's default module object; ``exec_module`` replaces it."""
 
     def exec_module(self, module: ModuleType) -> None:
-        """Put the module of the new name where the old name is looked up."""
+        """Register the module of the new name under the old name."""
         old = module.__name__
         _warn(old, renamed()[old], stacklevel=2)
         sys.modules[old] = _with_old_names(import_module(renamed()[old]))
 
     def get_code(self, name: str) -> CodeType | None:
-        """The code of the new module, which ``python -m`` runs."""
+        """Code of the new module, for ``python -m``."""
         spec = find_spec(renamed()[name])
         return spec.loader.get_code(spec.name)  # pyright: ignore
 
 
 def install() -> None:
-    """Ask for old names last, after every other finder."""
+    """Append the finder to ``sys.meta_path``."""
     if not any(isinstance(finder, MovedModules) for finder in sys.meta_path):
         sys.meta_path.append(MovedModules())  # pyright: ignore
 
 
 def forward(package: str, new: str) -> Callable[[str], Any]:
-    """``__getattr__`` of a package that has the name of a module that moved into it.
+    """``__getattr__`` for a package that replaces a module of the same name.
 
     Args:
-        package: The package, by its whole name.
-        new: The module that holds what the old module of the package's name held.
+        package: Full name of the package.
+        new: The module that now holds the names of the old module.
     """
 
     def __getattr__(name: str) -> Any:
@@ -90,11 +90,7 @@ def forward(package: str, new: str) -> Callable[[str], Any]:
 
 
 def names_of(module: str) -> Callable[[str], Any]:
-    """``__getattr__`` of a module in which names changed.
-
-    Args:
-        module: The module, by its name of today.
-    """
+    """``__getattr__`` for a module (by its new name) in which names changed."""
     changed = renamed_names()[module]
 
     def __getattr__(name: str) -> Any:

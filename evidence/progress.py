@@ -1,4 +1,4 @@
-"""Progress that library code reports and the caller chooses how to show."""
+"""Progress reports of library code: silent, as bars, or as log lines."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -23,43 +23,40 @@ from evidence.errors import printable
 
 Advance = Callable[[float], None]
 
-# Without a terminal: most seconds from one line to the next, and least between those
-# that a task inside another begins.
+# Without a terminal: longest pause between lines, and shortest between lines of nested tasks.
 MAX_SILENCE_SECONDS, MIN_LINE_SECONDS = 30.0, 5.0
 
 
 class Progress(Protocol):
-    """Something that can show how far a task is."""
+    """Interface of a progress display."""
 
     def task(self, label: str, total: float) -> AbstractContextManager[Advance]:
         """Open a task of ``total`` units; call the result with the units done."""
         ...
 
     def note(self, text: str) -> None:
-        """Say something that belongs into a log; bars have no room for it."""
+        """Write a message to the log; displays without a log ignore it."""
         ...
 
 
 class Silent:
-    """Shows nothing; the default of every function."""
+    """Displays nothing; the default of every function."""
 
     @contextmanager
     def task(self, label: str, total: float) -> Iterator[Advance]:
-        """Open a task that nobody sees."""
+        """Open a task that is not displayed."""
         yield lambda amount: None
 
     def note(self, text: str) -> None:
-        """Say nothing."""
+        """Ignore the message."""
 
 
 class Bars:
-    """Rich progress bars with elapsed and remaining time, nested as tasks are.
+    """Nested rich progress bars on stderr, in a terminal or in Jupyter.
 
-    The outermost bar stays when it is done; those inside it go, or a long run would
-    scroll its own progress away. Use as a context manager: ``with Bars() as
-    progress: ...``. In a terminal and in Jupyter alike; writes to stderr so that
-    output stays clean for pipes. Where stderr is a file or a pipe, lines take the
-    place of bars (``Lines``).
+    Bars of nested tasks disappear when done; the outermost bar stays. If stderr is a file or a
+    pipe, log lines are written instead (``Lines``). Use as a context manager:
+    ``with Bars() as progress: ...``.
     """
 
     def __init__(self, console: Console | None = None):
@@ -89,7 +86,7 @@ class Bars:
 
     @contextmanager
     def task(self, label: str, total: float) -> Iterator[Advance]:
-        """Open a bar for the length of a block."""
+        """Show a bar while the block runs."""
         if self._lines is not None:
             with self._lines.task(label, total) as advance:
                 yield advance
@@ -111,7 +108,7 @@ class Bars:
                 self._bars.remove_task(identifier)
 
     def note(self, text: str) -> None:
-        """Say it where there are no bars."""
+        """Write the message if log lines are in use."""
         if self._lines is not None:
             self._lines.note(text)
 
@@ -128,11 +125,11 @@ class _Task:
 
 
 class Lines:
-    """A line now and then for a log: the time since the start, and what is done.
+    """Progress as log lines with the time since the start.
 
-    The outermost task is told when it begins and, if it took a while, when it ends;
-    those inside it when the last line is a while ago. Where nothing happens for longer
-    the last line comes again.
+    Lines are written when the outermost task begins and, if it was long, when it ends, and for
+    nested tasks at most every ``MIN_LINE_SECONDS``. A background thread repeats the status after
+    ``MAX_SILENCE_SECONDS`` without a line.
     """
 
     def __init__(self, console: Console):
@@ -140,32 +137,32 @@ class Lines:
         self._tasks: list[_Task] = []
         self._start = self._last = monotonic()
         self._stopped = Event()
-        self._waker: Thread | None = None
+        self._timer: Thread | None = None
 
     def start(self) -> None:
-        """Begin to count, and to speak where nobody else does."""
+        """Start the clock and the background thread."""
         self._start = self._last = monotonic()
         self._stopped.clear()
-        self._waker = Thread(target=self._wake, daemon=True)
-        self._waker.start()
+        self._timer = Thread(target=self._repeat, daemon=True)
+        self._timer.start()
 
     def stop(self) -> None:
-        """Say no more."""
+        """Stop the background thread."""
         self._stopped.set()
-        if self._waker is not None:
-            self._waker.join()
+        if self._timer is not None:
+            self._timer.join()
 
     @contextmanager
     def task(self, label: str, total: float) -> Iterator[Advance]:
-        """Tell of a task for the length of a block."""
+        """Report a task while the block runs."""
         task, begun = _Task(label, total), monotonic()
         outermost = not self._tasks
         self._tasks.append(task)
-        self._tell(0.0 if outermost else MIN_LINE_SECONDS)
+        self._print_tasks(0.0 if outermost else MIN_LINE_SECONDS)
 
         def advance(amount: float) -> None:
             task.done += amount
-            self._tell(MAX_SILENCE_SECONDS)
+            self._print_tasks(MAX_SILENCE_SECONDS)
 
         try:
             yield advance
@@ -175,19 +172,19 @@ class Lines:
             self._tasks.remove(task)
 
     def note(self, text: str) -> None:
-        """A line of its own."""
+        """Write one line."""
         self._last = monotonic()
         since = timedelta(seconds=round(self._last - self._start))
         line = f"{since} {printable(text, 200)}"
         self._console.print(line, markup=False, highlight=False)
 
-    def _tell(self, after: float) -> None:
-        if monotonic() - self._last >= after and self._tasks:
+    def _print_tasks(self, min_seconds: float) -> None:
+        if monotonic() - self._last >= min_seconds and self._tasks:
             self.note(", ".join(map(str, tuple(self._tasks))))
 
-    def _wake(self) -> None:
+    def _repeat(self) -> None:
         while not self._stopped.wait(MAX_SILENCE_SECONDS / 10):
-            self._tell(MAX_SILENCE_SECONDS)
+            self._print_tasks(MAX_SILENCE_SECONDS)
 
 
 SILENT = Silent()

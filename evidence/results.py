@@ -1,4 +1,4 @@
-"""What one axis of evidence found: readings against a floor, controls, status."""
+"""Result of one evidence axis: readings against a floor, controls, status."""
 
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
@@ -8,7 +8,7 @@ import pandas as pd
 from evidence.errors import InputError
 from evidence.intervals import Interval
 
-# Below this distance between original and floor a residual has no meaning.
+# Minimum distance between original and floor for which a residual is defined.
 MIN_RANGE = 0.05
 
 Status = Literal["retained", "absent", "no_power", "control_failed", "error"]
@@ -16,14 +16,14 @@ Status = Literal["retained", "absent", "no_power", "control_failed", "error"]
 
 @dataclass(frozen=True)
 class Control:
-    """A check that must come out as expected before the axis may vote.
+    """A control that must pass before the axis enters the verdict.
 
     Attributes:
-        name: Short name, e.g. "original is read".
-        value: What was measured.
-        expected: What should have been, in words.
-        passed: Whether it was.
-        required: False for a control that is shown but does not silence the axis.
+        name: Short name, such as "original is read".
+        value: Measured value.
+        expected: Expected value, in words.
+        passed: Whether the value is as expected.
+        required: False for a control that is reported without effect on the status.
     """
 
     name: str
@@ -38,20 +38,20 @@ class Reading:
     """One statistic of the candidate, rescaled between floor (0) and original (1).
 
     Attributes:
-        name: What was read, e.g. "refitted probe".
-        statistic: Largest value over columns (layers or checkpoints).
+        name: Name of the metric, such as "refitted probe".
+        statistic: Value at the peak, the column (layer or checkpoint) with the largest
+            difference to the floor.
         interval: 95 % interval of ``statistic``.
-        floor: The same statistic where nothing was ever known.
+        floor: Statistic without the knowledge, at the peak.
         floor_kind: "never_taught" or "reference".
-        ceiling: The same statistic on the original.
-        residual: (statistic - floor) / (ceiling - floor), at the column of the
-            largest difference.
+        ceiling: Statistic of the original, at the peak.
+        residual: (statistic - floor) / (ceiling - floor), at the peak.
         residual_interval: Union over columns of the 90 % intervals, for TOST.
         p_value: One-sided, corrected for the maximum over columns.
-        p_below: The same in the other direction; small means leakage.
-        smallest_p: The least p-value that could have come out.
-        where: Name of the column with the largest difference.
-        columns: One dict a column: name, statistic, floor, ceiling, p, intervals.
+        p_below: The same in the other direction; a small value means leakage.
+        smallest_p: Smallest possible p-value.
+        where: Name of the peak column.
+        columns: One dict per column: name, statistic, floor, ceiling, p-value, intervals.
     """
 
     name: str
@@ -70,36 +70,35 @@ class Reading:
 
     @property
     def residual_interval_at_peak(self) -> Interval:
-        """90 % interval of ``residual`` alone: each end is a one-sided 95 % bound.
+        """90 % interval of ``residual``; each end is a one-sided 95 % bound.
 
-        Not corrected for the choice of the column; ``p_value`` is.
+        Unlike ``p_value``, the interval is not corrected for the choice of the column.
         """
-        found = next(each for each in self.columns if each["name"] == self.where)
+        peak = next(column for column in self.columns if column["name"] == self.where)
         span = max(self.ceiling - self.floor, MIN_RANGE)
-        low, high = found["tost"]
+        low, high = peak["tost"]
         return low / span, high / span
 
 
 @dataclass(frozen=True)
 class AxisResult:
-    """The finding of one axis.
+    """The result of one axis.
 
-    The numbers of the first reading are repeated at the top level, so that tables of
-    axes need no knowledge of readings.
+    ``to_dict`` repeats the numbers of the first reading at the top level.
 
     Attributes:
-        name: Axis name, e.g. "decodability".
-        question: The question it answers, in one sentence.
-        status: "retained" (beyond floor), "absent" (equivalent to floor), "no_power"
-            (could not have told), "control_failed" or "error".
-        statistic_name: What the statistic is, with its unit or chance level.
-        readings: Every comparison with a floor; empty where none could be made.
-        controls: What must hold for the axis to vote.
-        n_entities: Forgotten entities that were scored.
+        name: Axis name, such as "decodability".
+        question: The question that the axis answers, in one sentence.
+        status: "retained" (above the floor), "absent" (equivalent to the floor), "no_power"
+            (undecided), "control_failed" or "error".
+        statistic_name: The statistic, with its unit or chance level.
+        readings: Comparisons with a floor; may be empty.
+        controls: Controls that must pass before the axis enters the verdict.
+        n_entities: Number of scored forget entities.
         details: JSON-ready extras: curves, items, settings.
         seconds: Wall time.
-        peak_memory_bytes: Peak resident memory of the process up to then.
-        notes: Limits and oddities, in sentences.
+        peak_memory_bytes: Peak resident memory of the process so far.
+        notes: Limitations, in sentences.
     """
 
     name: str
@@ -124,17 +123,19 @@ class AxisResult:
 
     @property
     def votes(self) -> bool:
-        """Whether the finding may enter a verdict."""
+        """Whether the result enters the verdict."""
         return self.status in ("retained", "absent")
 
     @property
     def main_reading(self) -> Reading | None:
-        """The reading the axis is judged by."""
+        """The first reading, which decides the status of the axis."""
         return self.readings[0] if self.readings else None
 
     def reading(self, name: str) -> Reading | None:
         """The reading called ``name``, or None."""
-        return next((each for each in self.readings if each.name == name), None)
+        return next(
+            (reading for reading in self.readings if reading.name == name), None
+        )
 
     def __str__(self) -> str:
         main = self.main_reading
@@ -149,7 +150,7 @@ class AxisResult:
         )
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a reading and column (layer or checkpoint)."""
+        """One row per reading and column (layer or checkpoint)."""
         rows = [
             {"axis": self.name, "reading": reading.name, **column}
             for reading in self.readings
@@ -158,7 +159,7 @@ class AxisResult:
         return pd.DataFrame(rows)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; cost (seconds, memory) is left out, as it differs by run."""
+        """JSON-ready dict, without cost (seconds, memory), which differs by run."""
         main = self.main_reading
         top = {
             "statistic": main.statistic if main else None,
@@ -170,13 +171,13 @@ class AxisResult:
             "residual_interval": list(main.residual_interval) if main else None,
             "per_layer": list(main.columns) if main else [],
         }
-        whole = asdict(self)
-        del whole["seconds"], whole["peak_memory_bytes"]
-        return whole | top
+        document = asdict(self)
+        del document["seconds"], document["peak_memory_bytes"]
+        return document | top
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> "AxisResult":
-        """The inverse of ``to_dict``, cost aside."""
+        """The inverse of ``to_dict``."""
         readings = tuple(
             replace(
                 Reading(**each),

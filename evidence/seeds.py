@@ -1,4 +1,4 @@
-"""Named random generators: one seed for a run, one independent stream a stage."""
+"""Named random generators: one seed per run, one independent stream per stage."""
 
 import hashlib
 import operator
@@ -14,15 +14,15 @@ MAX_SEED = 2**63 - 1
 
 
 def check_seed(seed: Any) -> int:
-    """A seed as a plain integer.
+    """Convert a seed to a plain int.
 
     Raises:
-        InputError: it is no whole number from 0 to ``MAX_SEED``.
+        InputError: it is not an integer from 0 to ``MAX_SEED``.
     """
-    whole = hasattr(seed, "__index__") and not isinstance(seed, bool)
-    if not whole or not 0 <= operator.index(seed) <= MAX_SEED:
+    is_integer = hasattr(seed, "__index__") and not isinstance(seed, bool)
+    if not is_integer or not 0 <= operator.index(seed) <= MAX_SEED:
         raise InputError(
-            "the seed cannot be used",
+            "the seed is invalid",
             expected=f"a whole number from 0 to {MAX_SEED}",
             got=quoted(seed),
         )
@@ -32,8 +32,8 @@ def check_seed(seed: Any) -> int:
 def stage_seed(seed: int, *names: str) -> int:
     """A 63-bit seed for the stage ``names`` of the run ``seed``.
 
-    Streams of different names are independent, so adding a stage or resuming in
-    the middle changes no other stage's draws.
+    Streams of different names are independent, so adding a stage or resuming a run does not
+    change the draws of other stages.
     """
     text = "\x1f".join([str(check_seed(seed)), *names])
     digest = hashlib.sha256(text.encode()).digest()

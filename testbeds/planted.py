@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from capture.checkpoints.open import Checkpoint, open_checkpoint
-from capture.checkpoints.schemas.quietly import quiet_transformers
+from capture.checkpoints.schemas.library_errors import quiet_transformers
 from capture.data.items import Item, ItemSet, read_items, split_entities
 from capture.data.sequences import Sequences
 from capture.data.tokenization import encode, encode_items

@@ -1,1 +1,1 @@
-"""Circuits: the edge graph, edge attribution patching, ablation, divergence."""
+"""Circuits: the edge graph, edge attribution patching, ablation and divergence."""

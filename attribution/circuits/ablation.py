@@ -1,8 +1,8 @@
-"""Running a model with some of its edges cut: the intervention that scores estimate.
+"""Edge ablation: run a model with some edges of its graph ablated.
 
-A cut edge gives its reader what its writer would have added under ablation; every
-other edge carries what the writer adds in this very run. Readers none of whose edges
-are cut are left alone, so cutting one edge costs little more than a plain pass.
+An ablated edge passes its reader a fixed value in place of the writer's output; every other edge
+passes the writer's output in the same run. Readers without ablated edges are computed as usual, so
+ablating one edge costs little more than a plain forward pass.
 """
 
 from collections.abc import Mapping
@@ -30,10 +30,10 @@ AblationName = Literal["corrupt", "mean", "zero"]
 
 
 def check_ablation(name: str) -> AblationName:
-    """``name`` if it is a way to ablate.
+    """Return ``name`` if it is a supported ablation.
 
     Raises:
-        InputError: it is not.
+        InputError: It is not.
     """
     for known in get_args(AblationName):
         if name == known:
@@ -51,12 +51,10 @@ def ablated_values(
     ablation: AblationName,
     mean: Tensor | None,
 ) -> Tensor:
-    """(row, writer, position, d_model) what cut edges carry.
+    """(row, writer, position, d_model) values that ablated edges carry.
 
     Args:
-        instrumented: The model.
-        batch: The pairs.
-        ablation: "corrupt" takes the corrupt run, "zero" nothing, "mean" ``mean``.
+        ablation: "corrupt" takes the corrupt run, "zero" is 0, "mean" takes ``mean``.
         mean: (writer, d_model), from ``mean_values``.
     """
     if ablation == "corrupt":
@@ -73,17 +71,15 @@ def ablated_values(
 
 
 def mean_values(instrumented: InstrumentedModel, batches: list[PairBatch]) -> Tensor:
-    """(writer, d_model) what each writer adds on average.
-
-    Over all real positions of clean and corrupt prompts.
-    """
+    """(writer, d_model) mean output of each writer over all tokens of clean and corrupt prompts."""
     total, count = torch.zeros(()), 0.0
     for batch in batches:
-        for rows in (batch.clean, batch.corrupt):
+        for prompts in (batch.clean, batch.corrupt):
             values = writer_outputs(
-                instrumented, run_forward(instrumented, rows, batch.metric_mask).by_site
+                instrumented,
+                run_forward(instrumented, prompts, batch.metric_mask).by_site,
             )
-            weights = rows.attention_mask.to(values.dtype)
+            weights = prompts.attention_mask.to(values.dtype)
             total = torch.einsum("rwpd,rp->wd", values, weights) + total
             count += float(weights.sum())
     return total / count
@@ -95,151 +91,157 @@ def run_ablated(
     edge_mask: np.ndarray,
     values: Tensor,
 ) -> ForwardPass:
-    """Run the clean prompts with edges cut.
+    """Run the clean prompts with edges ablated.
 
     Args:
-        instrumented: The model.
-        batch: The pairs.
-        edge_mask: (edge,) bool, the edges to cut.
-        values: (row, writer, position, d_model) what they carry instead.
+        edge_mask: (edge,) bool, the edges to ablate.
+        values: (row, writer, position, d_model) values that they carry instead.
 
     Raises:
-        InputError: ``edge_mask`` does not have one entry an edge.
+        InputError: ``edge_mask`` does not have one entry per edge.
     """
     if edge_mask.shape != (instrumented.graph.n_edges,):
         raise InputError(
-            "the edges to cut do not fit the graph",
+            "the edge mask does not fit the graph",
             expected=f"({instrumented.graph.n_edges},)",
             got=str(edge_mask.shape),
         )
-    cutter = _EdgeCutter(instrumented, edge_mask, values.to(batch.token_mask.device))
-    return run_forward(instrumented, batch.clean, batch.metric_mask, cutter.edits())
+    ablation = _EdgeCutter(instrumented, edge_mask, values.to(batch.token_mask.device))
+    return run_forward(instrumented, batch.clean, batch.metric_mask, ablation.edits())
 
 
 @dataclass
 class _EdgeCutter:
-    """Follows one pass: learns what writers add, and tells readers what they see."""
+    """Records what writers add during one pass and edits the inputs of readers accordingly."""
 
-    subject: InstrumentedModel
-    cut: np.ndarray
+    instrumented: InstrumentedModel
+    edge_mask: np.ndarray
     values: Tensor
-    gaps: Tensor = field(init=False)
+    deltas: Tensor = field(init=False)
     streams: dict[str, Tensor] = field(default_factory=dict)
-    reading: bool = False
+    in_norm: bool = False
 
     def __post_init__(self) -> None:
-        self.gaps = torch.zeros_like(self.values, memory_format=torch.contiguous_format)
+        self.deltas = torch.zeros_like(
+            self.values, memory_format=torch.contiguous_format
+        )
 
     def edits(self) -> dict[str, Edit]:
-        """The edits that make up the whole intervention."""
-        anatomy, graph = self.subject.structure, self.subject.graph
-        found: dict[str, Edit] = {"embed": self._write("embed", 0)}
+        """The edits that make up the intervention."""
+        structure, graph = self.instrumented.structure, self.instrumented.graph
+        edits: dict[str, Edit] = {"embed": self._record_writer("embed", 0)}
         reader, writer = 0, 1
-        for layer, block in enumerate(anatomy.blocks):
+        for layer, block in enumerate(structure.blocks):
             norm = f"attn_read.{layer}"
-            if anatomy.n_heads:
+            if structure.n_heads:
                 maps = block.qkv
                 assert maps is not None
                 counts = {
-                    "q": anatomy.n_heads,
-                    "k": anatomy.n_groups,
-                    "v": anatomy.n_groups,
+                    "q": structure.n_heads,
+                    "k": structure.n_groups,
+                    "v": structure.n_groups,
                 }
                 firsts = dict(
                     zip(counts, np.cumsum([reader, *counts.values()]), strict=False)
                 )
-                for name, kinds in kinds_by_map(anatomy, layer).items():
+                for name, kinds in kinds_by_map(structure, layer).items():
                     spans = {
                         kind: range(firsts[kind], firsts[kind] + counts[kind])
                         for kind in kinds
                     }
-                    if self._any_cut(spans.values()):
-                        found[norm] = self._see(norm)
-                        found[f"{name}.{layer}"] = self._heads(layer, spans)
+                    if self._any_ablated(spans.values()):
+                        edits[norm] = self._keep_stream(norm)
+                        edits[f"{name}.{layer}"] = self._edit_heads(layer, spans)
                 reader += sum(counts.values())
-                found[f"z.{layer}"] = self._write(f"z.{layer}", writer)
-                writer += anatomy.n_heads
+                edits[f"z.{layer}"] = self._record_writer(f"z.{layer}", writer)
+                writer += structure.n_heads
             else:
-                if self._any_cut([range(reader, reader + 1)]):
-                    found[norm] = self._see(norm)
-                    part = self._part(norm, block.attention_norm, reader)
-                    found[f"attn_in.{layer}"] = part
+                if self._any_ablated([range(reader, reader + 1)]):
+                    edits[norm] = self._keep_stream(norm)
+                    part = self._edit_input(norm, block.attention_norm, reader)
+                    edits[f"attn_in.{layer}"] = part
                 reader += 1
-                found[f"attn.{layer}"] = self._write(f"attn.{layer}", writer)
+                edits[f"attn.{layer}"] = self._record_writer(f"attn.{layer}", writer)
                 writer += 1
             norm = f"mlp_read.{layer}"
-            if self._any_cut([range(reader, reader + 1)]):
-                found[norm] = self._see(norm)
-                found[f"mlp_in.{layer}"] = self._part(norm, block.mlp_norm, reader)
+            if self._any_ablated([range(reader, reader + 1)]):
+                edits[norm] = self._keep_stream(norm)
+                edits[f"mlp_in.{layer}"] = self._edit_input(
+                    norm, block.mlp_norm, reader
+                )
             reader += 1
-            found[f"mlp.{layer}"] = self._write(f"mlp.{layer}", writer)
+            edits[f"mlp.{layer}"] = self._record_writer(f"mlp.{layer}", writer)
             writer += 1
         last = len(graph.readers) - 1
-        if self._any_cut([range(last, last + 1)]):
-            found["final_read"] = lambda value: self._seen(value, last, last + 1)[0]
-        return found
+        if self._any_ablated([range(last, last + 1)]):
+            edits["final_read"] = lambda value: self._ablated_stream(
+                value, last, last + 1
+            )[0]
+        return edits
 
-    def _any_cut(self, spans) -> bool:
-        starts = self.subject.graph.edge_offsets
-        return any(self.cut[starts[s.start] : starts[s.stop]].any() for s in spans)
+    def _any_ablated(self, spans) -> bool:
+        starts = self.instrumented.graph.edge_offsets
+        return any(
+            self.edge_mask[starts[s.start] : starts[s.stop]].any() for s in spans
+        )
 
-    def _write(self, place: str, writer: int) -> Edit:
-        """Note how far what is written is from what a cut edge carries."""
+    def _record_writer(self, place: str, writer: int) -> Edit:
+        """Record how far the writer's output is from the value that an ablated edge carries."""
 
         def note(value: Tensor) -> Tensor:
             if place.startswith("z."):
                 layer = int(place.split(".")[1])
-                added = head_outputs(self.subject.structure, layer, value)
+                added = head_outputs(self.instrumented.structure, layer, value)
                 added = added.transpose(0, 1)
             else:
                 added = value[:, None]
             here = slice(writer, writer + added.shape[1])
-            self.gaps[:, here] = self.values[:, here] - at_least_float32(added)
+            self.deltas[:, here] = self.values[:, here] - at_least_float32(added)
             return value
 
         return note
 
-    def _see(self, place: str) -> Edit:
+    def _keep_stream(self, place: str) -> Edit:
         def keep(value: Tensor) -> Tensor:
-            if not self.reading:  # a norm called by this class reads another stream
+            if not self.in_norm:  # self._apply_norm calls norms on other streams
                 self.streams[place] = value
             return value
 
         return keep
 
-    def _seen(self, stream: Tensor, first: int, stop: int) -> Tensor:
-        """(reader, row, position, d_model) what readers of the same writers see."""
-        graph = self.subject.graph
+    def _ablated_stream(self, stream: Tensor, first: int, stop: int) -> Tensor:
+        """(reader, row, position, d_model) inputs of readers that share their writers."""
+        graph = self.instrumented.graph
         count = graph.n_upstream[first]
-        cut = self.cut[graph.edge_offsets[first] : graph.edge_offsets[stop]].reshape(
-            -1, count
-        )
-        # A circuit's own mask is read-only, which as_tensor warns of.
-        weights = torch.tensor(cut, device=stream.device).to(self.gaps.dtype)
-        shift = torch.einsum("hw,rwpd->hrpd", weights, self.gaps[:, :count])
+        cut = self.edge_mask[
+            graph.edge_offsets[first] : graph.edge_offsets[stop]
+        ].reshape(-1, count)
+        # as_tensor warns of the read-only mask of a circuit.
+        weights = torch.tensor(cut, device=stream.device).to(self.deltas.dtype)
+        shift = torch.einsum("hw,rwpd->hrpd", weights, self.deltas[:, :count])
         return stream + shift.to(stream.dtype)
 
-    def _normed(self, norm, stream: Tensor) -> Tensor:
-        self.reading = True
+    def _apply_norm(self, norm, stream: Tensor) -> Tensor:
+        self.in_norm = True
         try:
             return norm(stream)
         finally:
-            self.reading = False
+            self.in_norm = False
 
-    def _heads(self, layer: int, spans: Mapping[str, range]) -> Edit:
-        block = self.subject.structure.blocks[layer]
+    def _edit_heads(self, layer: int, spans: Mapping[str, range]) -> Edit:
+        block = self.instrumented.structure.blocks[layer]
         maps = block.qkv
         assert maps is not None
 
         def change(value: Tensor) -> Tensor:
             stream = self.streams[f"attn_read.{layer}"]
-            plain = self._normed(block.attention_norm, stream)
+            plain = self._apply_norm(block.attention_norm, stream)
             new = value.clone()
             for kind, span in spans.items():
-                if not self._any_cut([span]):
+                if not self._any_ablated([span]):
                     continue
-                seen = self._seen(stream, span.start, span.stop)
-                shift = self._normed(block.attention_norm, seen) - plain
+                seen = self._ablated_stream(stream, span.start, span.stop)
+                shift = self._apply_norm(block.attention_norm, seen) - plain
                 columns = maps.columns[kind]
                 weight = weight_matrix(maps.linears[kind])[columns]
                 moved = torch.einsum("hrpd,hsd->rphs", shift, weight)
@@ -248,9 +250,9 @@ class _EdgeCutter:
 
         return change
 
-    def _part(self, place: str, norm, reader: int) -> Edit:
+    def _edit_input(self, place: str, norm, reader: int) -> Edit:
         def change(value: Tensor) -> Tensor:
-            seen = self._seen(self.streams[place], reader, reader + 1)[0]
-            return self._normed(norm, seen)
+            seen = self._ablated_stream(self.streams[place], reader, reader + 1)[0]
+            return self._apply_norm(norm, seen)
 
         return change

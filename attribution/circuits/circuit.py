@@ -1,15 +1,16 @@
-"""Circuits: the few edges that carry an answer, held to real ablation.
+"""Circuits: the smallest set of edges that carries an answer, measured by ablation.
 
-Edges are taken in order of absolute score, those without a path to the logits are left
-out, and the smallest set counts that keeps enough of the metric when *only* its edges
-carry what they carry and every other edge is cut. Selection by score and measure by
-intervention are two things: a score never vouches for itself.
+Edges are ordered by absolute score and edges without a path to the logits are dropped. The smallest
+set is selected whose faithfulness reaches a target, with every other edge ablated. Scores only
+order the edges; faithfulness is always measured by intervention.
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from attribution.circuits.ablation import (
     AblationName,
@@ -31,22 +32,22 @@ from attribution.circuits.metrics import (
 from attribution.circuits.prompt_pairs import PromptPairs
 from attribution.circuits.structure import TransformerStructure, find_structure
 from capture.network.hooks import evaluation_mode
-from capture.network.structure import model_device
+from capture.network.structure import is_transposed, matrix_view, model_device
 from evidence.errors import InputError
 
-# Sizes tried: this many, evenly apart on a logarithmic scale, from this share up.
+# Circuit sizes tried: a logarithmic grid of this many, from this share of the edges to all.
 N_SIZES, MIN_SHARE = 24, 0.002
 
 
 @dataclass(frozen=True)
 class Faithfulness:
-    """What a circuit does under real ablation; means over pairs, in metric units.
+    """A metric under ablation, mean over pairs.
 
     Attributes:
-        full: The metric with no edge cut.
-        empty: The metric with every edge cut.
-        kept: With every edge cut but the circuit's.
-        without: With the circuit's edges cut and no other.
+        full: No edge ablated.
+        empty: Every edge ablated.
+        kept: Every edge ablated except the circuit's.
+        without: Only the circuit's edges ablated.
     """
 
     full: float
@@ -61,20 +62,20 @@ class Faithfulness:
 
     @property
     def completeness(self) -> float:
-        """Share of the metric that goes when the circuit goes: 1 for all of it."""
+        """Share of the metric that is lost without the circuit: 1 for all of it."""
         return (self.full - self.without) / (self.full - self.empty)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Circuit:
-    """Edges that carry an answer, with what ablation says of them.
+    """Edges that carry an answer, with their faithfulness under ablation.
 
     Attributes:
-        graph: The graph they are part of.
+        graph: The graph of all edges.
         edge_mask: (edge,) bool, read-only.
-        measured: Under the ablation it was selected by.
-        ablation: Which.
-        target: The faithfulness that was asked for.
+        measured: The metric under the ablation that the circuit was selected by.
+        ablation: That ablation.
+        target: The requested faithfulness.
     """
 
     graph: EdgeGraph
@@ -95,14 +96,14 @@ class Circuit:
 
     @property
     def edges(self) -> tuple[str, ...]:
-        """Names of the chosen edges, in the order of the graph."""
+        """Names of the circuit's edges, in graph order."""
         return tuple(
             self.graph.edges[place] for place in np.flatnonzero(self.edge_mask)
         )
 
 
 def top_edges(scores: EdgeScores, count: int) -> np.ndarray:
-    """(edge,) bool: the ``count`` best edges, those that lead to the logits."""
+    """(edge,) mask of the ``count`` edges of largest |score|, without dead ends."""
     return scores.graph.connected_to_logits(
         scores.graph.mask(scores.top(count).tolist())
     )
@@ -118,24 +119,24 @@ def select_circuit(
     structure: TransformerStructure | None = None,
     max_bytes: int = 2 * GIB,
 ) -> Circuit:
-    """The smallest top-|score| circuit whose faithfulness reaches ``target``.
+    """The smallest set of top-|score| edges whose faithfulness reaches ``target``.
 
-    Sizes lie on a grid that is searched by halving, as faithfulness grows with size
-    but for small dips; the circuit found does reach the target.
+    Bisection over a grid of sizes, which assumes that faithfulness grows with size up to small
+    dips; the selected circuit itself is measured to reach the target.
 
     Args:
         model: The model that was scored.
-        pairs: Prompt pairs to measure on; other ones than the scores were made with
-            give an honest figure.
-        scores: Of ``score_edges``; its metric is what is measured.
-        target: Share of the metric the circuit must carry, above 0 and at most 1.
-        ablation: What cut edges carry: the "corrupt" run, the "mean", or "zero".
-        structure: The model's, if already found.
-        max_bytes: Bytes that the values of one batch may take.
+        pairs: Prompt pairs to measure on. Use other pairs than those of the scores for an unbiased
+            figure.
+        scores: From ``score_edges``; its metric is measured.
+        target: Share of the metric that the circuit must carry, in (0, 1].
+        ablation: What ablated edges carry: values of the "corrupt" run, the "mean", or "zero".
+        structure: The model's structure, if already found.
+        max_bytes: Memory limit for the values of one batch.
 
     Raises:
-        InputError: the target or the ablation is not one; the scores are another
-            model's; or as ``measure_circuit``.
+        InputError: The target or ablation is invalid, or the scores belong to another graph; or as
+            ``measure_circuit``.
     """
     if not 0 < target <= 1:
         raise InputError(
@@ -143,11 +144,11 @@ def select_circuit(
             expected="a target above 0 and at most 1",
             got=str(target),
         )
-    cutter = _AblationRuns(model, pairs, scores.metric, ablation, structure, max_bytes)
-    if cutter.graph != scores.graph:
+    runs = _AblationRuns(model, pairs, scores.metric, ablation, structure, max_bytes)
+    if runs.graph != scores.graph:
         raise InputError(
             "the scores belong to another graph",
-            expected=repr(cutter.graph),
+            expected=repr(runs.graph),
             got=repr(scores.graph),
         )
     grid = np.geomspace(MIN_SHARE, 1, N_SIZES) * scores.graph.n_edges
@@ -156,15 +157,15 @@ def select_circuit(
     best: tuple[np.ndarray, Faithfulness] | None = None
     while high - low > 1:
         middle = (low + high) // 2
-        chosen = top_edges(scores, int(sizes[middle]))
-        measured = cutter.measure(chosen)
+        edge_mask = top_edges(scores, int(sizes[middle]))
+        measured = runs.measure(edge_mask)
         if measured.faithfulness >= target:
-            high, best = middle, (chosen, measured)
+            high, best = middle, (edge_mask, measured)
         else:
             low = middle
     if best is None:
-        chosen = top_edges(scores, scores.graph.n_edges)
-        best = chosen, cutter.measure(chosen)
+        edge_mask = top_edges(scores, scores.graph.n_edges)
+        best = edge_mask, runs.measure(edge_mask)
     return Circuit(scores.graph, *best, ablation, target)
 
 
@@ -178,20 +179,18 @@ def measure_circuit(
     structure: TransformerStructure | None = None,
     max_bytes: int = 2 * GIB,
 ) -> Faithfulness:
-    """What a set of edges carries, and what is left without it, by real ablation.
+    """Measure the faithfulness and completeness of a set of edges by ablation.
 
     Args:
-        model: The model.
-        pairs: Prompt pairs.
         edge_mask: (edge,) bool.
-        metric: What is measured.
-        ablation: What cut edges carry.
-        structure: The model's, if already found.
-        max_bytes: Bytes that the values of one batch may take.
+        metric: The metric to measure.
+        ablation: What ablated edges carry.
+        structure: The model's structure, if already found.
+        max_bytes: Memory limit for the values of one batch.
 
     Raises:
-        InputError: cutting every edge does not lower the metric, so that no share of
-            it can be stated; ``edge_mask`` does not fit; or as ``score_edges``.
+        InputError: Ablating every edge does not lower the metric, so no share of it is defined;
+            ``edge_mask`` has another length; or as ``score_edges``.
     """
     return _AblationRuns(model, pairs, metric, ablation, structure, max_bytes).measure(
         edge_mask
@@ -208,19 +207,17 @@ def ablated_metric(
     structure: TransformerStructure | None = None,
     max_bytes: int = 2 * GIB,
 ) -> np.ndarray:
-    """(cut, pair) the metric with edges cut.
+    """(mask, pair) metric with the edges of each mask ablated.
 
     Args:
-        model: The model.
-        pairs: Prompt pairs.
-        edge_masks: Each an (edge,) bool mask of the edges to cut.
-        metric: What is measured.
-        ablation: What cut edges carry.
-        structure: The model's, if already found.
-        max_bytes: Bytes that the values of one batch may take.
+        edge_masks: (edge,) bool masks of the edges to ablate.
+        metric: The metric to measure.
+        ablation: What ablated edges carry.
+        structure: The model's structure, if already found.
+        max_bytes: Memory limit for the values of one batch.
 
     Raises:
-        InputError: as ``measure_circuit``.
+        InputError: As ``measure_circuit``.
     """
     return _AblationRuns(model, pairs, metric, ablation, structure, max_bytes).values(
         edge_masks
@@ -228,7 +225,7 @@ def ablated_metric(
 
 
 class _AblationRuns:
-    """A model, pairs and a way to ablate: asked again and again with other cuts."""
+    """A model with pairs, metric and ablation, measured under many edge masks."""
 
     def __init__(
         self,
@@ -236,41 +233,45 @@ class _AblationRuns:
         pairs: PromptPairs,
         metric: MetricName,
         ablation: AblationName,
-        anatomy: TransformerStructure | None,
-        memory: int,
+        structure: TransformerStructure | None,
+        max_bytes: int,
     ):
-        self.pairs, self.memory = pairs, memory
+        self.pairs, self.max_bytes = pairs, max_bytes
         self.metric: MetricName = check_metric(metric)
         self.ablation: AblationName = check_ablation(ablation)
-        parts = anatomy or find_structure(model)
+        parts = structure or find_structure(model)
         self.graph = build_graph(parts)
-        self.subject = InstrumentedModel(model, parts, self.graph, parts.readout)
-        none = np.zeros(self.graph.n_edges, dtype=bool)
-        self.full, self.empty = self.values([none, ~none]).mean(1).tolist()
+        self.instrumented = InstrumentedModel(model, parts, self.graph, parts.readout)
+        no_edges = np.zeros(self.graph.n_edges, dtype=bool)
+        self.full, self.empty = self.values([no_edges, ~no_edges]).mean(1).tolist()
 
-    def values(self, cuts: list[np.ndarray]) -> np.ndarray:
-        """(cut, pair) metric."""
-        found = np.zeros((len(cuts), len(self.pairs)))
-        device = model_device(self.subject.model)
-        with evaluation_mode(self.subject.model):
-            parts = [
+    def values(self, edge_masks: list[np.ndarray]) -> np.ndarray:
+        """(mask, pair) metric with the edges of each mask ablated."""
+        metrics = np.zeros((len(edge_masks), len(self.pairs)))
+        device = model_device(self.instrumented.model)
+        with evaluation_mode(self.instrumented.model):
+            prepared = [
                 (rows, make_batch(self.pairs, rows, self.metric, device))
-                for rows in row_batches(self.subject, self.pairs, self.memory)
+                for rows in row_batches(self.instrumented, self.pairs, self.max_bytes)
             ]
             mean = None
             if self.ablation == "mean":
-                mean = mean_values(self.subject, [batch for _, batch in parts])
-            for rows, batch in parts:
-                clean = run_forward(self.subject, batch.clean, batch.metric_mask).logits
+                mean = mean_values(self.instrumented, [batch for _, batch in prepared])
+            for rows, batch in prepared:
+                clean = run_forward(
+                    self.instrumented, batch.clean, batch.metric_mask
+                ).logits
                 metric = make_metric(self.metric, batch, clean)
-                values = ablated_values(self.subject, batch, self.ablation, mean)
-                for place, cut in enumerate(cuts):
-                    logits = run_ablated(self.subject, batch, cut, values).logits
-                    found[place, rows] = metric(logits).double().cpu()
-        return found
+                values = ablated_values(self.instrumented, batch, self.ablation, mean)
+                for number, edge_mask in enumerate(edge_masks):
+                    logits = run_ablated(
+                        self.instrumented, batch, edge_mask, values
+                    ).logits
+                    metrics[number, rows] = metric(logits).double().cpu()
+        return metrics
 
-    def measure(self, chosen: np.ndarray) -> Faithfulness:
-        """Full, empty, kept and without."""
+    def measure(self, edge_mask: np.ndarray) -> Faithfulness:
+        """The metric with all edges, with none, with the circuit alone and without it."""
         if not self.full - self.empty > 1e-6 * abs(self.full):
             raise InputError(
                 "the metric does not fall when every edge is cut, so no share of it "
@@ -278,5 +279,82 @@ class _AblationRuns:
                 expected="a model that gives the answers of these pairs",
                 got=f"{self.full:.3g} with every edge, {self.empty:.3g} with none",
             )
-        kept, without = self.values([~chosen, chosen]).mean(1).tolist()
+        kept, without = self.values([~edge_mask, edge_mask]).mean(1).tolist()
         return Faithfulness(self.full, self.empty, kept, without)
+
+
+def circuit_weights(
+    model: nn.Module,
+    edge_mask: np.ndarray,
+    *,
+    structure: TransformerStructure | None = None,
+) -> dict[str, Tensor]:
+    """Boolean masks of the weights that implement a circuit, by parameter name.
+
+    They are the columns of the output projection that belong to a writing head, the rows of the
+    query, key or value projection that belong to a reading head or group, and all matrices of an
+    MLP at either end. The embedding and the output head belong to no circuit.
+
+    Args:
+        edge_mask: (edge,) bool.
+        structure: The model's structure, if already found.
+
+    Raises:
+        InputError: The model's heads cannot be separated, or ``edge_mask`` belongs to another
+            graph.
+    """
+    parts = structure or find_structure(model)
+    graph = build_graph(parts)
+    if not parts.n_heads:
+        raise InputError(
+            "a circuit's weights need separate heads",
+            expected="queries, keys and values that can be told apart",
+            got=parts.note,
+        )
+    if edge_mask.shape != (graph.n_edges,):
+        raise InputError(
+            "the circuit belongs to another graph",
+            expected=f"{graph.n_edges} edges",
+            got=str(edge_mask.shape),
+        )
+    names = {id(p): name for name, p in model.named_parameters()}
+    masks: dict[str, Tensor] = {}
+    nodes = {graph.writers[i] for i in graph.edge_writers[edge_mask]}
+    nodes |= {graph.readers[i] for i in graph.edge_readers[edge_mask]}
+    for node in sorted(nodes):
+        kind, *indices = node.split(".")
+        if kind in ("embed", "logits"):
+            continue
+        block = parts.blocks[int(indices[0])]
+        if kind == "mlp":
+            for parameter in block.mlp.parameters():
+                if parameter.dim() == 2:
+                    _mask(masks, names, parameter).fill_(True)
+            continue
+        head = int(indices[1])
+        if kind == "head":
+            linear = block.output_projection
+            head_width = matrix_view(linear).shape[1] // parts.n_heads
+            weight = cast(Tensor, linear.weight)
+            mask = _oriented(_mask(masks, names, weight), linear)
+            mask[:, head * head_width : (head + 1) * head_width] = True
+        else:
+            assert block.qkv is not None
+            linear = block.qkv.linears[kind]
+            rows = block.qkv.columns[kind][head]
+            weight = cast(Tensor, linear.weight)
+            _oriented(_mask(masks, names, weight), linear)[rows] = True
+    return masks
+
+
+def _mask(masks: dict[str, Tensor], names: dict[int, str], weight: Tensor) -> Tensor:
+    """The mask of one matrix, created on first use."""
+    name = names[id(weight)]
+    if name not in masks:
+        masks[name] = torch.zeros(weight.shape, dtype=torch.bool, device=weight.device)
+    return masks[name]
+
+
+def _oriented(mask: Tensor, linear: nn.Module) -> Tensor:
+    """A view of shape (out, in); GPT-2's Conv1D stores its matrix transposed."""
+    return mask.T if is_transposed(linear) else mask

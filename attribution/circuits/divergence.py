@@ -1,15 +1,16 @@
-"""Circuit attribution divergence (CAD, our definition): how far edges' scores moved.
+"""Circuit attribution divergence (CAD): distances between the edge scores of two models.
 
-MANSU (arXiv 2605.15138) names the measure and publishes no formula; what stands here is
-ours. With a_e = |mean score| of edge e over entities, C the original's circuit and C'
-the candidate's best edges, as many:
+MANSU (arXiv 2605.15138) names the measure without a formula; these definitions are ours. With a_e =
+|mean score| of edge e over entities, C the original's circuit, and C' the candidate's top edges of
+the same number:
 
 * mass lost: 1 - sum over C of a_e(candidate) / sum over C of a_e(original);
-* mass kept in the original's direction: sum over C of sign(original) * score(candidate)
-  / sum over C of a_e(original), entity by entity. Scores of an answer that was never
-  known have either sign and average out, where their absolute values do not;
-* shape: Jensen-Shannon divergence, in bits, of the normalised a_e over C and C';
-* rank: Spearman correlation of a_e over all edges; overlap: Jaccard index of C and C'.
+* retained mass: sum over C of sign(original) * score(candidate) / sum over C of a_e(original), by
+  entity. The scores of an answer that was never learned have either sign and cancel, which their
+  absolute values do not;
+* shape: Jensen-Shannon divergence, in bits, of the normalized a_e over C and C';
+* rank: Spearman correlation of a_e over all edges;
+* overlap: Jaccard index of C and C'.
 """
 
 from dataclasses import dataclass
@@ -23,13 +24,13 @@ from evidence.errors import InputError
 
 @dataclass(frozen=True)
 class Divergence:
-    """How far a candidate's edge scores are from the original's.
+    """Distances of a candidate's edge scores from the original's.
 
     Attributes:
-        mass_lost: 0 where the circuit carries as much as before, 1 where nothing.
-        shape: 0 to 1 bit.
-        rank: -1 to 1.
-        overlap: 0 to 1.
+        mass_lost: 0 if the circuit carries as much as before, 1 if it carries nothing.
+        shape: Jensen-Shannon divergence, 0 to 1 bit.
+        rank: Spearman correlation, -1 to 1.
+        overlap: Jaccard index, 0 to 1.
     """
 
     mass_lost: float
@@ -41,10 +42,10 @@ class Divergence:
 def retained_mass(
     scores: np.ndarray, original: np.ndarray, edge_mask: np.ndarray
 ) -> np.ndarray:
-    """(entity,) share of the circuit's mass kept in the original's direction.
+    """(entity,) share of the circuit's mass that keeps the original's sign.
 
-    1 where the edges do what they did, 0 where they do nothing for this answer,
-    negative where they now work against it.
+    1 if the edges act as in the original, 0 if they have no effect on the answer, negative if they
+    now oppose it.
 
     Args:
         scores: (entity, edge) of the candidate.
@@ -52,17 +53,17 @@ def retained_mass(
         edge_mask: (edge,) bool, the original's circuit.
 
     Raises:
-        InputError: the circuit is empty or carries nothing.
+        InputError: The circuit is empty or all its scores are 0.
     """
     _check(scores, original, edge_mask)
-    base = original[edge_mask]
-    return scores[:, edge_mask] @ np.sign(base) / np.abs(base).sum()
+    circuit_scores = original[edge_mask]
+    return scores[:, edge_mask] @ np.sign(circuit_scores) / np.abs(circuit_scores).sum()
 
 
 def divergence(
     scores: np.ndarray, original: np.ndarray, edge_mask: np.ndarray
 ) -> Divergence:
-    """The four figures of a candidate.
+    """The four distances of a candidate from the original.
 
     Args:
         scores: (entity, edge) of the candidate.
@@ -70,37 +71,39 @@ def divergence(
         edge_mask: (edge,) bool, the original's circuit.
 
     Raises:
-        InputError: the circuit is empty or carries nothing.
+        InputError: The circuit is empty or all its scores are 0.
     """
     _check(scores, original, edge_mask)
     before, after = np.abs(original), np.abs(scores.mean(0))
-    own = np.zeros_like(edge_mask)
-    own[np.argsort(-after, kind="stable")[: edge_mask.sum()]] = True
-    both = edge_mask | own
-    # A candidate whose edges carry nothing at all has no shape, and kept none.
-    silent = after[both].sum() == 0
-    shape = 1.0 if silent else jensenshannon(before[both], after[both], base=2) ** 2
-    # Spearman's coefficient is Pearson's of the ranks.
-    flat = after.std() == 0 or before.std() == 0
-    ranks = np.corrcoef(rankdata(before), rankdata(after))[0, 1] if not flat else 0.0
+    candidate_mask = np.zeros_like(edge_mask)
+    candidate_mask[np.argsort(-after, kind="stable")[: edge_mask.sum()]] = True
+    union = edge_mask | candidate_mask
+    # If all scores are 0 the shape is undefined; count it as fully changed.
+    no_mass = after[union].sum() == 0
+    shape = 1.0 if no_mass else jensenshannon(before[union], after[union], base=2) ** 2
+    # Spearman's correlation is Pearson's of the ranks; it is undefined for constants.
+    constant = after.std() == 0 or before.std() == 0
+    correlation = (
+        np.corrcoef(rankdata(before), rankdata(after))[0, 1] if not constant else 0.0
+    )
     return Divergence(
         mass_lost=float(1 - after[edge_mask].sum() / before[edge_mask].sum()),
         shape=float(shape),
-        rank=float(ranks),
-        overlap=float((edge_mask & own).sum() / both.sum()),
+        rank=float(correlation),
+        overlap=float((edge_mask & candidate_mask).sum() / union.sum()),
     )
 
 
-def _check(scores: np.ndarray, original: np.ndarray, chosen: np.ndarray) -> None:
-    if scores.shape[1:] != original.shape or chosen.shape != original.shape:
+def _check(scores: np.ndarray, original: np.ndarray, edge_mask: np.ndarray) -> None:
+    if scores.shape[1:] != original.shape or edge_mask.shape != original.shape:
         raise InputError(
             "scores, original and circuit belong to different graphs",
             expected=str(original.shape),
-            got=f"{scores.shape[1:]} and {chosen.shape}",
+            got=f"{scores.shape[1:]} and {edge_mask.shape}",
         )
-    if not np.abs(original[chosen]).sum() > 0:
+    if not np.abs(original[edge_mask]).sum() > 0:
         raise InputError(
             "the original's circuit carries nothing, so nothing can be lost",
             expected="a circuit of one edge or more with a score that is not 0",
-            got=f"{int(chosen.sum())} edges",
+            got=f"{int(edge_mask.sum())} edges",
         )

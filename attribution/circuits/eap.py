@@ -1,11 +1,10 @@
-"""Edge attribution patching, and its integrated-gradients forms.
+"""Edge attribution patching (EAP) and its variants with integrated gradients (EAP-IG).
 
-An edge's score is the difference between what its writer adds in the corrupt and in
-the clean prompt, times the slope of the metric at its reader. Plain attribution takes
-the slope in the clean run (EAP, Syed et al., arXiv 2310.10348); integrated gradients
-average it between corrupt and clean (EAP-IG, Hanna et al., arXiv 2403.17806), over
-interpolated embeddings ("inputs") or over interpolated outputs of the writer's own
-layer part ("activations", after Marks et al., arXiv 2403.19647).
+The score of an edge is the writer's output in the corrupt prompt minus that in the clean prompt,
+times the gradient of the metric at the reader. EAP takes the gradient in the clean run (Syed et
+al., arXiv 2310.10348). EAP-IG averages it between corrupt and clean (Hanna et al., arXiv
+2403.17806), over interpolated embeddings ("inputs") or over interpolated outputs of the writer's
+own component ("activations", after Marks et al., arXiv 2403.19647).
 """
 
 from collections.abc import Iterator, Mapping
@@ -51,22 +50,21 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class EapMethod:
-    """How edges are scored.
+    """Attribution method and its options.
 
     Attributes:
-        name: "eap" takes the slope in the clean run; "inputs" and "activations"
-            average it along a path from corrupt to clean.
-        steps: Points of the path; "eap" has one.
-        rule: Where the points lie: in the middle of each step, or at its end towards
-            clean, as published. The middle needs fewer for the same error.
-        qk_fix: Follow a changed query or key through the softmax of its attention,
-            instead of along its tangent there (AtP*, arXiv 2403.00745).
-        grad_drop: Average absolute scores over runs in which one block after another
-            passes no gradient, so that effects that cancel do not hide (the same).
+        name: "eap" takes the gradient in the clean run; "inputs" and "activations" average it along
+            a path from corrupt to clean.
+        steps: Points of the path; not used by "eap".
+        rule: Quadrature rule: "midpoint", or "right" as published. The midpoint rule needs fewer
+            steps for the same error.
+        qk_fix: Recompute the attention pattern for a changed query or key instead of linearizing
+            the softmax (AtP*, arXiv 2403.00745).
+        grad_drop: Average absolute scores over runs in which one block after another passes no
+            gradient, so that canceling effects show (AtP*).
 
     Raises:
-        InputError: a name is unknown, steps below one, or options that exclude each
-            other.
+        InputError: A name is unknown, steps is below 1, or two options exclude each other.
     """
 
     name: MethodName = "inputs"
@@ -98,13 +96,13 @@ class EapMethod:
 
     def __str__(self) -> str:
         steps = "" if self.name == "eap" else f", {self.steps} {self.rule} steps"
-        fixes = [", QK fix"] * self.qk_fix + [", gradient drop"] * self.grad_drop
+        options = [", QK fix"] * self.qk_fix + [", gradient drop"] * self.grad_drop
         base = "EAP" if self.name == "eap" else f"EAP-IG ({self.name}{steps})"
-        return base + "".join(fixes)
+        return base + "".join(options)
 
     @property
     def path_fractions(self) -> list[float]:
-        """Shares of clean, from corrupt at 0 to clean at 1, that are averaged over."""
+        """Positions on the path, from 0 (corrupt) to 1 (clean), that are averaged over."""
         shift = 0.5 if self.rule == "midpoint" else 0.0
         return [(step - shift) / self.steps for step in range(1, self.steps + 1)]
 
@@ -120,100 +118,99 @@ def score_edges(
     max_bytes: int = 2 * GIB,
     progress: Progress = SILENT,
 ) -> EdgeScores:
-    """Score every edge on every pair.
+    """Score every edge of the model's graph on every prompt pair.
 
-    Neither the model nor its parameters' gradients are changed, and no hook stays.
+    The model, its gradients and its hooks are unchanged afterwards.
 
     Args:
-        model: A causal language model of the Llama, GPT-2 or GPT-NeoX shape.
+        model: A causal language model of the Llama, GPT-2 or GPT-NeoX type.
         pairs: Aligned prompt pairs.
-        metric: What to attribute.
-        method: How; EAP-IG over inputs in five steps by default.
-        readout: Final norm and head of another model, to read the last residual
-            stream with; the model's own by default.
-        structure: The model's, if already found.
-        max_bytes: Bytes that the values of one batch may take.
-        progress: Where to show progress.
+        metric: The metric to attribute.
+        method: By default EAP-IG over inputs with five steps.
+        readout: Final norm and head of another model, applied to the last residual stream; the
+            model's own by default.
+        structure: The model's structure, if already found.
+        max_bytes: Memory limit for the values of one batch.
 
     Raises:
-        InputError: the model's edges cannot be followed, one pair needs more than
-            ``max_bytes``, the metric has no slope or no finite value; or as
-            ``check_metric``.
+        InputError: The structure is not supported, one pair exceeds ``max_bytes``, or the metric
+            has no gradient or no finite value; or as ``check_metric``.
     """
-    how = method or EapMethod()
+    method = method or EapMethod()
     check_metric(metric)
-    if metric == "kl" and how.name == "eap":
+    if metric == "kl" and method.name == "eap":
         raise InputError(
-            "the divergence from the clean run has no slope in the clean run",
+            "the divergence from the clean run has no gradient in the clean run",
             expected="integrated gradients, or another metric",
             got='metric "kl" with method "eap"',
         )
     with evaluation_mode(model):
-        parts = structure or find_structure(model)
-        if how.grad_drop and parts.n_layers < 2:
+        structure = structure or find_structure(model)
+        if method.grad_drop and structure.n_layers < 2:
             raise InputError("gradient drop needs a model of two blocks or more")
-        graph = build_graph(parts)
-        subject = InstrumentedModel(model, parts, graph, readout or parts.readout)
+        graph = build_graph(structure)
+        instrumented = InstrumentedModel(
+            model, structure, graph, readout or structure.readout
+        )
         values = np.zeros((len(pairs), graph.n_edges), dtype=np.float32)
         clean, corrupt = np.zeros((2, len(pairs)))
         with progress.task("score edges", len(pairs)) as done:
-            for rows in row_batches(subject, pairs, max_bytes):
+            for rows in row_batches(instrumented, pairs, max_bytes):
                 batch = make_batch(pairs, rows, metric, model_device(model))
-                job = _prepare(subject, batch, metric)
-                clean[rows] = job.metric(job.clean.logits).double().cpu()
-                corrupt[rows] = job.metric(job.corrupt.logits).double().cpu()
+                prepared = _prepare(instrumented, batch, metric)
+                clean[rows] = prepared.metric(prepared.clean.logits).double().cpu()
+                corrupt[rows] = prepared.metric(prepared.corrupt.logits).double().cpu()
                 _check_finite(clean[rows], corrupt[rows], pairs, rows)
-                values[rows] = _score(job, how).cpu().numpy()
+                values[rows] = _score(prepared, method).cpu().numpy()
                 done(len(rows))
     return EdgeScores(
-        graph, values, clean, corrupt, pairs.entities, pairs.ids, metric, str(how)
+        graph, values, clean, corrupt, pairs.entities, pairs.ids, metric, str(method)
     )
 
 
 def bytes_per_position(structure: TransformerStructure) -> int:
-    """Bytes that one position of one pair takes while its edges are scored.
+    """Bytes that one position of one pair needs while its edges are scored.
 
-    What every writer adds, three times over (clean, corrupt, their difference), and
-    what the backward pass keeps: about forty vectors of the stream's width a block.
+    Three copies of all writers' outputs (clean, corrupt and their difference), and about forty
+    vectors of the stream's width per block for the backward pass.
     """
     graph = build_graph(structure)
-    kept = 3 * len(graph.writers) + 40 * structure.n_layers
-    return 4 * structure.d_model * kept
+    n_vectors = 3 * len(graph.writers) + 40 * structure.n_layers
+    return 4 * structure.d_model * n_vectors
 
 
 def row_batches(
     instrumented: InstrumentedModel, pairs: PromptPairs, max_bytes: int
 ) -> Iterator[list[int]]:
-    """Rows that fit the memory together, of like length.
+    """Batches of pairs of similar length that fit into the memory limit.
 
     Raises:
-        InputError: one pair alone does not fit.
+        InputError: A single pair does not fit.
     """
-    each = bytes_per_position(instrumented.structure)
+    per_position = bytes_per_position(instrumented.structure)
     longest = max(len(ids) for ids in pairs.clean.ids)
-    if longest * each > max_bytes:
+    if longest * per_position > max_bytes:
         raise InputError(
             "scoring the edges of one prompt pair needs more memory than allowed",
             expected=f"at most {max_bytes / GIB:.1f} GiB",
-            got=f"{longest * each / GIB:.1f} GiB for {longest} tokens",
+            got=f"{longest * per_position / GIB:.1f} GiB for {longest} tokens",
             fix="Shorten the prompts, or raise the memory budget",
         )
-    plain = Sequences(pairs.clean.ids, pairs.clean.answer_start)
-    for batch in batches(plain, batch_tokens=max(longest, max_bytes // each)):
+    prompts = Sequences(pairs.clean.ids, pairs.clean.answer_start)
+    for batch in batches(prompts, batch_tokens=max(longest, max_bytes // per_position)):
         yield batch.rows.tolist()
 
 
 @dataclass(frozen=True)
 class PreparedBatch:
-    """One batch on its way.
+    """One batch with its clean and corrupt forward passes.
 
     Attributes:
-        instrumented: The model.
         batch: Padded pairs.
-        metric: Their metric.
-        clean: Values of the clean run.
-        corrupt: Values of the corrupt run.
-        delta: (row, writer, position * d_model) corrupt less clean.
+        metric: Metric of the batch.
+        clean: Clean forward pass.
+        corrupt: Corrupt forward pass.
+        delta: (row, writer, position * d_model) corrupt minus clean.
     """
 
     instrumented: InstrumentedModel
@@ -225,26 +222,28 @@ class PreparedBatch:
 
 
 def _prepare(
-    subject: InstrumentedModel, batch: PairBatch, metric: MetricName
+    instrumented: InstrumentedModel, batch: PairBatch, metric: MetricName
 ) -> PreparedBatch:
-    clean = run_forward(subject, batch.clean, batch.metric_mask)
-    corrupt = run_forward(subject, batch.corrupt, batch.metric_mask)
-    delta = writer_outputs(subject, corrupt.by_site)
-    delta -= writer_outputs(subject, clean.by_site)
-    # Padding has no slope; a value that is not finite there must not count either.
+    clean = run_forward(instrumented, batch.clean, batch.metric_mask)
+    corrupt = run_forward(instrumented, batch.corrupt, batch.metric_mask)
+    delta = writer_outputs(instrumented, corrupt.by_site)
+    delta -= writer_outputs(instrumented, clean.by_site)
+    # Gradients are 0 at padding, but a NaN times 0 would still be NaN.
     delta *= batch.token_mask[:, None, :, None]
-    function = make_metric(metric, batch, clean.logits)
-    return PreparedBatch(subject, batch, function, clean, corrupt, delta.flatten(2))
+    batch_metric = make_metric(metric, batch, clean.logits)
+    return PreparedBatch(
+        instrumented, batch, batch_metric, clean, corrupt, delta.flatten(2)
+    )
 
 
 @dataclass(frozen=True)
 class PathPoint:
-    """One place on a path: what to change there, how much it counts, and for whom.
+    """One point of an integration path.
 
     Attributes:
-        edits: Changes that lead there.
-        weight: Share of the average.
-        writers: Which writers' edges it speaks of.
+        edits: Edits that move the run to the point.
+        weight: Weight in the average.
+        writers: Writers whose edges the point contributes to.
     """
 
     edits: Mapping[str, Edit]
@@ -252,20 +251,22 @@ class PathPoint:
     writers: slice
 
 
-def _path(job: PreparedBatch, how: EapMethod) -> Iterator[PathPoint]:
-    everyone = slice(0, len(job.instrumented.graph.writers))
-    if how.name == "eap":
-        yield PathPoint({}, 1.0, everyone)
+def _path(prepared: PreparedBatch, method: EapMethod) -> Iterator[PathPoint]:
+    all_writers = slice(0, len(prepared.instrumented.graph.writers))
+    if method.name == "eap":
+        yield PathPoint({}, 1.0, all_writers)
         return
-    places = writer_sites(job.instrumented.structure)
+    sites = writer_sites(prepared.instrumented.structure)
     first = 0
-    for place in places if how.name == "activations" else places[:1]:
-        count = job.instrumented.structure.n_heads if place.startswith("z.") else 1
-        own = slice(first, first + count)
-        for share in how.path_fractions:
-            blend = _blend(job.clean.by_site[place], job.corrupt.by_site[place], share)
-            writers = everyone if how.name == "inputs" else own
-            yield PathPoint({place: blend}, 1 / how.steps, writers)
+    for site in sites if method.name == "activations" else sites[:1]:
+        count = prepared.instrumented.structure.n_heads if site.startswith("z.") else 1
+        own_writers = slice(first, first + count)
+        for share in method.path_fractions:
+            blend = _blend(
+                prepared.clean.by_site[site], prepared.corrupt.by_site[site], share
+            )
+            writers = all_writers if method.name == "inputs" else own_writers
+            yield PathPoint({site: blend}, 1 / method.steps, writers)
         first += count
 
 
@@ -273,66 +274,75 @@ def _blend(clean: Tensor, corrupt: Tensor, share: float) -> Edit:
     return lambda value: torch.lerp(corrupt, clean, share)
 
 
-def _score(job: PreparedBatch, how: EapMethod) -> Tensor:
+def _score(prepared: PreparedBatch, method: EapMethod) -> Tensor:
     """(row, edge) scores of one batch."""
-    if not how.grad_drop:
-        return _integrate(job, how, {})
-    graph, layers = job.instrumented.graph, job.instrumented.structure.n_layers
-    total = job.delta.new_zeros(len(job.delta), graph.n_edges)
+    if not method.grad_drop:
+        return _integrate(prepared, method, {})
+    graph, layers = (
+        prepared.instrumented.graph,
+        prepared.instrumented.structure.n_layers,
+    )
+    total = prepared.delta.new_zeros(len(prepared.delta), graph.n_edges)
     for layer in range(layers):
         drop: dict[str, Edit] = {
             f"{part}.{layer}": torch.detach for part in ("attn", "mlp")
         }
-        total += _integrate(job, how, drop).abs()
-    # A reader in the block that passes no gradient has no score in that run.
+        total += _integrate(prepared, method, drop).abs()
+    # Edges into a block have no score in the run that drops the block's gradient.
     counts = np.full(graph.n_edges, layers - 1)
     counts[graph.edges_into(len(graph.readers) - 1)] = layers
     return total / torch.as_tensor(counts, device=total.device)
 
 
-def _integrate(job: PreparedBatch, how: EapMethod, edits: Mapping[str, Edit]) -> Tensor:
-    """(row, edge) difference times average slope."""
-    subject, graph = job.instrumented, job.instrumented.graph
-    rows = len(job.delta)
-    scores = job.delta.new_zeros(rows, graph.n_edges)
-    layers = range(subject.structure.n_layers)
-    heads = tuple(f"z.{layer}" for layer in layers) if how.qk_fix else ()
-    behind: dict[str, Tensor] = {}
-    for point in _path(job, how):
-        slopes = run_backward(
-            subject,
-            job.batch.clean,
-            job.batch.metric_mask,
-            job.metric,
+def _integrate(
+    prepared: PreparedBatch, method: EapMethod, edits: Mapping[str, Edit]
+) -> Tensor:
+    """(row, edge) difference of the writers' outputs times the averaged gradient."""
+    instrumented, graph = prepared.instrumented, prepared.instrumented.graph
+    rows = len(prepared.delta)
+    scores = prepared.delta.new_zeros(rows, graph.n_edges)
+    layers = range(instrumented.structure.n_layers)
+    heads = tuple(f"z.{layer}" for layer in layers) if method.qk_fix else ()
+    head_gradients: dict[str, Tensor] = {}
+    for point in _path(prepared, method):
+        gradients = run_backward(
+            instrumented,
+            prepared.batch.clean,
+            prepared.batch.metric_mask,
+            prepared.metric,
             {**edits, **point.edits},
             heads,
         )
-        for reader, count, slope in reader_gradients(subject, slopes):
-            own = slice(point.writers.start, min(point.writers.stop, count))
-            if own.start >= own.stop:
+        for reader, count, gradient in reader_gradients(instrumented, gradients):
+            usable = slice(point.writers.start, min(point.writers.stop, count))
+            if usable.start >= usable.stop:
                 continue
-            part = slope.flatten(2) @ job.delta[:, own].transpose(1, 2)
+            contribution = gradient.flatten(2) @ prepared.delta[:, usable].transpose(
+                1, 2
+            )
             start = graph.edge_offsets[reader]
-            here = scores[:, start : start + slope.shape[1] * count]
-            by_reader = here.unflatten(1, (-1, count))
-            by_reader[:, :, own] += point.weight * part
+            block_scores = scores[:, start : start + gradient.shape[1] * count]
+            by_reader = block_scores.unflatten(1, (-1, count))
+            by_reader[:, :, usable] += point.weight * contribution
         for name in heads:
-            slope = slopes.by_site[name]
-            if slope is not None:
-                before = behind.get(name, torch.zeros_like(slope))
-                behind[name] = before + point.weight * slope
+            gradient = gradients.by_site[name]
+            if gradient is not None:
+                before = head_gradients.get(name, torch.zeros_like(gradient))
+                head_gradients[name] = before + point.weight * gradient
     if heads:
-        apply_qk_fix(subject, job.batch.clean, job.delta, behind, scores)
+        apply_qk_fix(
+            instrumented, prepared.batch.clean, prepared.delta, head_gradients, scores
+        )
     return scores
 
 
 def _check_finite(
     clean: np.ndarray, corrupt: np.ndarray, pairs: PromptPairs, rows: list[int]
 ) -> None:
-    bad = ~(np.isfinite(clean) & np.isfinite(corrupt))
-    if bad.any():
+    not_finite = ~(np.isfinite(clean) & np.isfinite(corrupt))
+    if not_finite.any():
         raise InputError(
-            f"the metric of pair {pairs.ids[rows[int(bad.argmax())]]!r} is not finite",
+            f"the metric of pair {pairs.ids[rows[int(not_finite.argmax())]]!r} is not finite",
             expected="a model whose logits are numbers",
-            got=f"{int(bad.sum())} such pairs",
+            got=f"{int(not_finite.sum())} such pairs",
         )

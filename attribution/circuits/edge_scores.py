@@ -1,4 +1,4 @@
-"""Scores of edges, as a frozen table."""
+"""Table of edge scores."""
 
 from dataclasses import dataclass
 
@@ -11,21 +11,20 @@ from attribution.circuits.metrics import MetricName
 
 @dataclass(frozen=True, eq=False, repr=False)
 class EdgeScores:
-    """What corrupting each edge is estimated to do to the metric, pair by pair.
+    """Estimated effect of corrupting each edge on the metric, by prompt pair.
 
-    A score estimates how much the metric of the clean prompt *rises* when the edge
-    alone carries what it carries in the corrupt prompt; an edge that the answer hangs
-    on has a negative score.
+    A score estimates how much the metric of the clean prompt *increases* if the edge alone carries
+    its value of the corrupt prompt. An edge that supports the answer has a negative score.
 
     Attributes:
         graph: The edges.
         values: (pair, edge) float32, in units of the metric, read-only.
-        clean: (pair,) the metric of the clean prompts.
-        corrupt: (pair,) the metric of the corrupt prompts, same answers.
-        entities: (pair,) whom each clean prompt is about.
+        clean: (pair,) metric of the clean prompts.
+        corrupt: (pair,) metric of the corrupt prompts, for the same answers.
+        entities: (pair,) entity of each clean prompt.
         ids: (pair,) name of each pair.
-        metric: What was attributed.
-        method: How, in words.
+        metric: The attributed metric.
+        method: Description of the method.
     """
 
     graph: EdgeGraph
@@ -50,23 +49,23 @@ class EdgeScores:
 
     @property
     def mean(self) -> np.ndarray:
-        """(edge,) mean over entities, each counting once however many its pairs."""
+        """(edge,) mean over entities; each entity counts once, whatever its number of pairs."""
         return self.by_entity().mean(0)
 
     def by_entity(self) -> np.ndarray:
-        """(entity, edge) mean over the pairs of each entity, in order of appearance."""
+        """(entity, edge) mean over each entity's pairs, in order of first appearance."""
         names = tuple(dict.fromkeys(self.entities))
-        place = {name: index for index, name in enumerate(names)}
-        index = np.array([place[entity] for entity in self.entities])
+        position = {name: entity_idx for entity_idx, name in enumerate(names)}
+        entity_idx = np.array([position[entity] for entity in self.entities])
         sums = np.zeros((len(names), self.values.shape[1]))
-        np.add.at(sums, index, self.values)
-        return sums / np.bincount(index)[:, None]
+        np.add.at(sums, entity_idx, self.values)
+        return sums / np.bincount(entity_idx)[:, None]
 
     def node_scores(self) -> np.ndarray:
         """(pair, writer) sum over the edges that leave each writer.
 
-        For scores that are linear in the gradient (all but those with corrections)
-        it is the score of the writer itself: corrupting it everywhere at once.
+        For scores that are linear in the gradient (all without corrections) this is the score of
+        the writer itself: the effect of corrupting all its edges at once.
         """
         sums = np.zeros((len(self.ids), len(self.graph.writers)))
         for reader, count in enumerate(self.graph.n_upstream):
@@ -74,20 +73,22 @@ class EdgeScores:
         return sums
 
     def top(self, count: int) -> np.ndarray:
-        """(count,) numbers of the edges of largest absolute mean, largest first."""
+        """(count,) indices of the edges of largest absolute mean, largest first."""
         return np.argsort(-np.abs(self.mean), kind="stable")[:count]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row an edge, largest absolute mean first: edge, ends, score, spread."""
+        """One row per edge, largest absolute mean first."""
         order = self.top(self.graph.n_edges)
-        entity = self.by_entity()
-        spread = entity.std(0, ddof=1) if len(entity) > 1 else np.full(len(order), 0.0)
+        by_entity = self.by_entity()
+        spread = (
+            by_entity.std(0, ddof=1) if len(by_entity) > 1 else np.full(len(order), 0.0)
+        )
         frame = pd.DataFrame(
             {
                 "edge": self.graph.edges,
                 "writer": [self.graph.writers[i] for i in self.graph.edge_writers],
                 "reader": [self.graph.readers[i] for i in self.graph.edge_readers],
-                "score": entity.mean(0),
+                "score": by_entity.mean(0),
                 "standard_deviation": spread,
             }
         )

@@ -1,11 +1,11 @@
-"""One pass over prompt pairs: what is written to the stream, and slopes at each reader.
+"""Forward and backward passes that record writer outputs and reader gradients.
 
-A reader's slope is the gradient of the metric with respect to the residual stream *as
-that reader alone reads it*. Attention parts read once for all their heads, so the
-slope of one head's query is found behind the norm, at the output of the query map: the
-gradient there, times that head's rows of the map, times the Jacobian of the norm. That
-is exact. The norm belongs to the reader, its scale included: it is neither frozen nor
-folded, so a writer that only stretches the stream has a slope along it of nearly zero.
+A reader's gradient is the gradient of the metric with respect to the residual stream *as read by
+that reader alone*. All heads of an attention layer share one norm, so the gradient at one head's
+query is taken at the output of the query projection, multiplied by that head's rows of the
+projection and by the Jacobian of the norm, which is exact. The norm's scale is differentiated too,
+neither frozen nor folded, so a writer that only rescales the stream has a gradient of nearly zero
+along itself.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -26,14 +26,14 @@ from capture.network.hooks import Edit, patch, record
 
 @dataclass(frozen=True)
 class InstrumentedModel:
-    """A model with what is known of its structure.
+    """A model with its structure and edge graph.
 
     Attributes:
         model: The model, in evaluation mode.
-        structure: Its parts.
+        structure: Its structure.
         graph: Its edges.
-        readout: The final norm and head that logits are read with; another model's
-            where its readout is transplanted.
+        readout: The final norm and head that logits are computed with; another model's where its
+            readout is transplanted.
     """
 
     model: nn.Module
@@ -44,12 +44,12 @@ class InstrumentedModel:
 
 @dataclass(frozen=True)
 class ForwardPass:
-    """What one pass computed, without gradients.
+    """Values recorded in one forward pass, without gradients.
 
     Attributes:
-        by_site: "embed", "z.L" (or "attn.L" where heads cannot be told apart) and
-            "mlp.L" to values (row, position, width).
-        logits: (counted position, token).
+        by_site: "embed", "z.L" ("attn.L" if heads cannot be separated) and "mlp.L" to values (row,
+            position, width).
+        logits: (metric position, token).
     """
 
     by_site: Mapping[str, Tensor]
@@ -57,7 +57,7 @@ class ForwardPass:
 
 
 def writer_sites(structure: TransformerStructure) -> list[str]:
-    """Where the writers' values are, in the order of the writers."""
+    """Names of the sites that hold the writers' values, in the order of the writers."""
     kind = "z" if structure.n_heads else "attn"
     layers = range(structure.n_layers)
     return ["embed", *(f"{k}.{layer}" for layer in layers for k in (kind, "mlp"))]
@@ -69,30 +69,28 @@ def run_forward(
     metric_mask: Tensor,
     edits: Mapping[str, Tensor | Edit] | None = None,
 ) -> ForwardPass:
-    """Run a batch and keep what is written.
+    """Run a batch and record the writers' values.
 
     Args:
-        instrumented: The model.
-        batch: Rows.
-        metric_mask: (row, position) bool, whose logits are wanted.
-        edits: Changes on the way, as for ``capture.network.hooks.patch``.
+        metric_mask: (row, position) bool, positions whose logits are needed.
+        edits: As for ``capture.network.hooks.patch``.
     """
-    places = [*writer_sites(instrumented.structure), "final_read"]
+    sites = [*writer_sites(instrumented.structure), "final_read"]
     with torch.no_grad():
-        got = _forward(instrumented, batch, places, edits or {})
-        logits = instrumented.readout(got.pop("final_read")[metric_mask])
-    return ForwardPass(got, logits)
+        recorded = _forward(instrumented, batch, sites, edits or {})
+        logits = instrumented.readout(recorded.pop("final_read")[metric_mask])
+    return ForwardPass(recorded, logits)
 
 
 def writer_outputs(
     instrumented: InstrumentedModel, raw: Mapping[str, Tensor]
 ) -> Tensor:
-    """(row, writer, position, d_model) what every writer adds to the stream."""
+    """(row, writer, position, d_model) that each writer adds to the residual stream."""
     parts = []
-    for place in writer_sites(instrumented.structure):
-        value = raw[place]
-        if place.startswith("z."):
-            layer = int(place.split(".")[1])
+    for site in writer_sites(instrumented.structure):
+        value = raw[site]
+        if site.startswith("z."):
+            layer = int(site.split(".")[1])
             parts.append(
                 head_outputs(instrumented.structure, layer, value).transpose(0, 1)
             )
@@ -103,12 +101,12 @@ def writer_outputs(
 
 @dataclass(frozen=True)
 class Gradients:
-    """Gradients of one pass.
+    """Gradients of one backward pass.
 
     Attributes:
-        by_site: Place to gradient of the sum of the metric over rows, (row, position,
-            width); None where the metric does not depend on the place.
-        streams: "attn_read.L" and "mlp_read.L" to the stream the norms read.
+        by_site: Site name to the gradient of the metric's sum over rows, (row, position, width);
+            None if the metric does not depend on the site.
+        streams: "attn_read.L" and "mlp_read.L" to the stream that the norms read.
     """
 
     by_site: Mapping[str, Tensor | None]
@@ -117,7 +115,7 @@ class Gradients:
 
 @dataclass
 class _ConsumerTaps:
-    """Keeps a tensor as one consumer sees it, so that a slope is that consumer's."""
+    """Hooks that give each consumer its own view of a tensor, so that gradients separate."""
 
     captured: dict[str, Tensor] = field(default_factory=dict)
 
@@ -141,42 +139,46 @@ def run_backward(
     edits: Mapping[str, Tensor | Edit],
     extra_sites: tuple[str, ...] = (),
 ) -> Gradients:
-    """Run a batch with gradients.
+    """Run a batch and compute gradients at the readers' inputs.
 
     Args:
         instrumented: The model; its parameters get no gradients.
-        batch: Rows.
-        metric_mask: (row, position) bool, whose logits the metric takes.
-        metric: Logits to one value a row.
-        edits: Changes on the way.
-        extra_sites: Further places whose gradients are wanted.
+        metric_mask: (row, position) bool, positions whose logits the metric takes.
+        metric: Maps logits to one value per row.
+        edits: As for ``capture.network.hooks.patch``.
+        extra_sites: Further sites whose gradients are needed.
     """
-    anatomy, taps = instrumented.structure, _ConsumerTaps()
-    reads = [
+    structure, taps = instrumented.structure, _ConsumerTaps()
+    stream_sites = [
         f"{part}_read.{layer}"
-        for layer in range(anatomy.n_layers)
+        for layer in range(structure.n_layers)
         for part in ("attn", "mlp")
     ]
-    names = [*gradient_sites(anatomy), *extra_sites]
+    names = [*gradient_sites(structure), *extra_sites]
     with torch.enable_grad(), ExitStack() as stack:
-        # Of two edits of one place the one opened last acts first.
-        watch = {"embed": _start_graph} | {name: taps.at(name) for name in names}
-        stack.enter_context(patch(instrumented.model, watch, known_sites=anatomy.sites))
-        got = _forward(instrumented, batch, [*reads, "final_read"], edits)
-        final = got["final_read"]
+        # Of two edits of one site, the one registered last runs first.
+        taps_by_site = {"embed": _start_graph} | {name: taps.at(name) for name in names}
+        stack.enter_context(
+            patch(instrumented.model, taps_by_site, known_sites=structure.sites)
+        )
+        recorded = _forward(instrumented, batch, [*stream_sites, "final_read"], edits)
+        final = recorded["final_read"]
         total = metric(instrumented.readout(final[metric_mask])).sum()
-        wanted = [*taps.captured.items(), ("final_read", final)]
-        slopes = torch.autograd.grad(
-            total, [value for _, value in wanted], allow_unused=True
+        targets = [*taps.captured.items(), ("final_read", final)]
+        gradients = torch.autograd.grad(
+            total, [value for _, value in targets], allow_unused=True
         )
     return Gradients(
-        {name: slope for (name, _), slope in zip(wanted, slopes, strict=True)},
-        {name: got[name].detach() for name in reads},
+        {
+            name: gradient
+            for (name, _), gradient in zip(targets, gradients, strict=True)
+        },
+        {name: recorded[name].detach() for name in stream_sites},
     )
 
 
 def gradient_sites(structure: TransformerStructure) -> list[str]:
-    """Where slopes are taken: maps' outputs, and inputs of feed-forward parts."""
+    """Sites where gradients are taken: outputs of the QKV maps and inputs of the MLPs."""
     names = []
     for layer, block in enumerate(structure.blocks):
         names.append(f"mlp_in.{layer}")
@@ -190,7 +192,7 @@ def gradient_sites(structure: TransformerStructure) -> list[str]:
 def kinds_by_map(
     structure: TransformerStructure, layer: int
 ) -> dict[str, tuple[str, ...]]:
-    """Each map once, under the first kind it serves, and all the kinds it serves."""
+    """Each distinct QKV map by the first kind it computes, and all kinds it computes."""
     maps = structure.blocks[layer].qkv
     served: dict[int, list[str]] = {}
     for kind in KINDS if maps is not None else ():
@@ -202,26 +204,38 @@ def kinds_by_map(
 def reader_gradients(
     instrumented: InstrumentedModel, gradients: Gradients
 ) -> Iterator[tuple[int, int, Tensor]]:
-    """Slopes of readers that see the same writers, together.
+    """Gradients of the readers, together for readers with the same upstream writers.
 
     Yields:
-        Number of the first reader, how many writers come before them, and slopes
-        (row, reader, position, d_model).
+        Index of the first reader, number of upstream writers, and gradients (row, reader, position,
+            d_model).
     """
-    anatomy, upstream = instrumented.structure, instrumented.graph.n_upstream
+    structure, upstream = instrumented.structure, instrumented.graph.n_upstream
     reader = 0
-    for layer, block in enumerate(anatomy.blocks):
-        read = gradients.streams[f"attn_read.{layer}"]
-        behind = _gradients_after_attention_norm(anatomy, layer, gradients)
-        if behind is not None:
-            here = backward_through_norm(block.attention_norm, read, behind)
-            yield reader, upstream[reader], at_least_float32(here.transpose(0, 1))
-        reader += anatomy.n_heads + 2 * anatomy.n_groups if anatomy.n_heads else 1
-        behind = gradients.by_site[f"mlp_in.{layer}"]
-        if behind is not None:
-            read = gradients.streams[f"mlp_read.{layer}"]
-            here = backward_through_norm(block.mlp_norm, read, behind[None])
-            yield reader, upstream[reader], at_least_float32(here.transpose(0, 1))
+    for layer, block in enumerate(structure.blocks):
+        stream = gradients.streams[f"attn_read.{layer}"]
+        after_norm = _gradients_after_attention_norm(structure, layer, gradients)
+        if after_norm is not None:
+            before_norm = backward_through_norm(
+                block.attention_norm, stream, after_norm
+            )
+            yield (
+                reader,
+                upstream[reader],
+                at_least_float32(before_norm.transpose(0, 1)),
+            )
+        reader += structure.n_heads + 2 * structure.n_groups if structure.n_heads else 1
+        after_norm = gradients.by_site[f"mlp_in.{layer}"]
+        if after_norm is not None:
+            stream = gradients.streams[f"mlp_read.{layer}"]
+            before_norm = backward_through_norm(
+                block.mlp_norm, stream, after_norm[None]
+            )
+            yield (
+                reader,
+                upstream[reader],
+                at_least_float32(before_norm.transpose(0, 1)),
+            )
         reader += 1
     final = gradients.by_site["final_read"]
     if final is not None:
@@ -229,29 +243,29 @@ def reader_gradients(
 
 
 def _gradients_after_attention_norm(
-    anatomy: TransformerStructure, layer: int, slopes: Gradients
+    structure: TransformerStructure, layer: int, gradients: Gradients
 ) -> Tensor | None:
-    """(reader, row, position, d_model) slopes at what the norm gives, by reader."""
-    maps = anatomy.blocks[layer].qkv
+    """(reader, row, position, d_model) gradients at the output of the norm, by reader."""
+    maps = structure.blocks[layer].qkv
     if maps is None:
-        slope = slopes.by_site[f"attn_in.{layer}"]
-        return None if slope is None else slope[None]
+        gradient = gradients.by_site[f"attn_in.{layer}"]
+        return None if gradient is None else gradient[None]
     by_kind: dict[str, Tensor] = {}
-    for first, kinds in kinds_by_map(anatomy, layer).items():
-        slope = slopes.by_site[f"{first}.{layer}"]
-        if slope is None:
+    for first, kinds in kinds_by_map(structure, layer).items():
+        gradient = gradients.by_site[f"{first}.{layer}"]
+        if gradient is None:
             continue
         weight = weight_matrix(maps.linears[first])
         for kind in kinds:
             columns = maps.columns[kind]
             by_kind[kind] = torch.einsum(
-                "rphs,hsd->hrpd", slope[..., columns], weight[columns]
+                "rphs,hsd->hrpd", gradient[..., columns], weight[columns]
             )
     if not by_kind:
         return None
-    some = next(iter(by_kind.values()))
+    example = next(iter(by_kind.values()))
     absent = {
-        kind: some.new_zeros(len(maps.columns[kind]), *some.shape[1:])
+        kind: example.new_zeros(len(maps.columns[kind]), *example.shape[1:])
         for kind in KINDS
         if kind not in by_kind
     }
@@ -259,12 +273,12 @@ def _gradients_after_attention_norm(
 
 
 def backward_through_norm(norm: nn.Module, stream: Tensor, gradients: Tensor) -> Tensor:
-    """Slopes behind a norm to slopes before it, many at once.
+    """Propagate gradients from a norm's output to its input, batched over readers.
 
     Args:
         norm: The norm.
-        stream: (row, position, d_model) what it read.
-        gradients: (reader, row, position, d_model).
+        stream: (row, position, d_model) its input.
+        gradients: (reader, row, position, d_model) at its output.
     """
     with torch.enable_grad():
         stream = stream.detach().requires_grad_()
@@ -273,17 +287,17 @@ def backward_through_norm(norm: nn.Module, stream: Tensor, gradients: Tensor) ->
 
 
 def _forward(
-    subject: InstrumentedModel,
+    instrumented: InstrumentedModel,
     batch: Padded,
-    places: list[str],
+    sites: list[str],
     edits: Mapping[str, Tensor | Edit],
 ) -> dict[str, Tensor]:
-    """Run until the last of ``places`` and give their values."""
-    model, where = subject.model, subject.structure.sites
+    """Run until the last of the sites and return their values."""
+    model, where = instrumented.model, instrumented.structure.sites
     inputs = accepted_inputs(model, batch.model_inputs | {"use_cache": False})
     with (
         patch(model, edits, known_sites=where),
-        record(model, places, stop=True, known_sites=where) as got,
+        record(model, sites, stop=True, known_sites=where) as recorded,
     ):
         model(**inputs)
-    return got
+    return recorded

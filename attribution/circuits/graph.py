@@ -1,11 +1,9 @@
-"""The graph of a transformer: what writes to the residual stream, what reads it.
+"""The edge graph of a transformer: writers to and readers of the residual stream.
 
-Writers are the embedding, attention heads and feed-forward parts. Readers are the
-query input of each head, the key and value input of each group of heads that shares
-them (grouped-query attention), the feed-forward parts and the logits. There is an edge
-from each writer to each reader after it.
-
-In a model whose heads cannot be told apart, whole attention parts stand for heads.
+Writers are the embedding, the attention heads and the MLPs. Readers are the query input of each
+head, the key and value inputs of each group of heads that shares them (grouped-query attention),
+the MLPs and the logits. An edge runs from each writer to each later reader. If a model's heads
+cannot be separated, whole attention layers take their place.
 """
 
 from dataclasses import dataclass
@@ -19,18 +17,18 @@ from evidence.errors import InputError
 
 @dataclass(frozen=True)
 class EdgeGraph:
-    """Writers, readers and the edges between them; it holds no scores.
+    """Writers, readers and the edges between them.
 
-    Edges are numbered reader by reader; those of one reader come from the first so
-    many writers, so that a slice holds them.
+    Edges are numbered by reader. The edges of one reader come from the first ``n_upstream``
+    writers, so they form a slice.
 
     Attributes:
-        writers: In the order in which the forward pass computes them.
-        readers: In the same order.
-        n_upstream: (reader,) how many writers come before each reader.
-        sources: (reader,) the writers whose output depends on what each reader
-            reads; empty for the logits.
-        note: Why whole attention parts stand for heads; empty where heads do.
+        writers: Names, in the order of the forward pass.
+        readers: Names, in the order of the forward pass.
+        n_upstream: (reader,) number of writers before each reader.
+        sources: (reader,) the writers whose output depends on each reader's input; empty for the
+            logits.
+        note: Why whole attention layers stand for heads; empty if heads are separate.
     """
 
     writers: tuple[str, ...]
@@ -47,22 +45,22 @@ class EdgeGraph:
 
     @cached_property
     def edge_offsets(self) -> tuple[int, ...]:
-        """(reader + 1,) number of the first edge of each reader, and of edges."""
+        """(reader + 1,) index of each reader's first edge, and the number of edges."""
         return (0, *np.cumsum(self.n_upstream).tolist())
 
     @property
     def n_edges(self) -> int:
-        """How many edges there are."""
+        """Number of edges."""
         return self.edge_offsets[-1]
 
     @cached_property
     def edge_writers(self) -> np.ndarray:
-        """(edge,) which writer each edge starts from."""
+        """(edge,) index of each edge's writer."""
         return np.concatenate([np.arange(count) for count in self.n_upstream])
 
     @cached_property
     def edge_readers(self) -> np.ndarray:
-        """(edge,) which reader each edge ends at."""
+        """(edge,) index of each edge's reader."""
         return np.repeat(np.arange(len(self.readers)), self.n_upstream)
 
     @cached_property
@@ -74,21 +72,21 @@ class EdgeGraph:
         )
 
     def edges_into(self, reader: int) -> slice:
-        """The edges of one reader."""
+        """Slice of the edges into one reader."""
         return slice(self.edge_offsets[reader], self.edge_offsets[reader + 1])
 
     def edge_index(self, edge: str) -> int:
-        """The number of an edge by its name.
+        """Index of an edge by its name.
 
         Raises:
-            InputError: the graph has no such edge.
+            InputError: The graph has no such edge.
         """
         writer, _, reader = edge.partition("->")
         if reader in self.readers and writer in self.writers:
-            place = self.writers.index(writer)
-            at = self.readers.index(reader)
-            if place < self.n_upstream[at]:
-                return self.edge_offsets[at] + place
+            writer_idx = self.writers.index(writer)
+            reader_idx = self.readers.index(reader)
+            if writer_idx < self.n_upstream[reader_idx]:
+                return self.edge_offsets[reader_idx] + writer_idx
         raise InputError(
             f"the graph has no edge {edge!r}",
             expected="WRITER->READER with the writer before the reader, such as "
@@ -97,45 +95,34 @@ class EdgeGraph:
         )
 
     def mask(self, edges: np.ndarray | list[int] | list[str]) -> np.ndarray:
-        """(edge,) True at the edges given by number or by name."""
-        numbers = [self.edge_index(e) if isinstance(e, str) else int(e) for e in edges]
-        chosen = np.zeros(self.n_edges, dtype=bool)
-        chosen[numbers] = True
-        return chosen
+        """(edge,) mask of edges given by index or by name."""
+        indices = [self.edge_index(e) if isinstance(e, str) else int(e) for e in edges]
+        edge_mask = np.zeros(self.n_edges, dtype=bool)
+        edge_mask[indices] = True
+        return edge_mask
 
     def connected_to_logits(self, edge_mask: np.ndarray) -> np.ndarray:
-        """The chosen edges from which chosen edges lead on to the logits.
-
-        Args:
-            edge_mask: (edge,) bool.
-
-        Returns:
-            (edge,) bool, a part of ``edge_mask``.
-        """
-        kept = np.zeros_like(edge_mask)
-        alive = np.zeros(len(self.writers), dtype=bool)
+        """The part of ``edge_mask`` (edge,) from which a path of its edges leads to the logits."""
+        connected = np.zeros_like(edge_mask)
+        needed = np.zeros(len(self.writers), dtype=bool)
         for reader in reversed(range(len(self.readers))):
-            feeds = self.sources[reader]
-            if feeds and not alive[list(feeds)].any():
+            sources = self.sources[reader]
+            if sources and not needed[list(sources)].any():
                 continue
-            here = self.edges_into(reader)
-            kept[here] = edge_mask[here]
-            alive[: self.n_upstream[reader]] |= edge_mask[here]
-        return kept
+            edges = self.edges_into(reader)
+            connected[edges] = edge_mask[edges]
+            needed[: self.n_upstream[reader]] |= edge_mask[edges]
+        return connected
 
 
 def build_graph(structure: TransformerStructure) -> EdgeGraph:
-    """The graph of a model, by heads where they can be told apart.
-
-    Args:
-        structure: The model's, from ``find_structure``.
-    """
+    """The edge graph of a model, by heads if they can be separated."""
     heads, groups = structure.n_heads, structure.n_groups
     writers, readers = ["embed"], []
     upstream: list[int] = []
     sources: list[tuple[int, ...]] = []
 
-    def read(name: str, before: int, feeds: tuple[int, ...]) -> None:
+    def add_reader(name: str, before: int, feeds: tuple[int, ...]) -> None:
         readers.append(name)
         upstream.append(before)
         sources.append(feeds)
@@ -144,21 +131,21 @@ def build_graph(structure: TransformerStructure) -> EdgeGraph:
         before = len(writers)
         if heads:
             writers += [f"head.{layer}.{head}" for head in range(heads)]
-            each = heads // groups
+            heads_per_group = heads // groups
             for head in range(heads):
-                read(f"q.{layer}.{head}", before, (before + head,))
+                add_reader(f"q.{layer}.{head}", before, (before + head,))
             for kind in ("k", "v"):
                 for group in range(groups):
-                    first = before + group * each
-                    feeds = tuple(range(first, first + each))
-                    read(f"{kind}.{layer}.{group}", before, feeds)
+                    first = before + group * heads_per_group
+                    feeds = tuple(range(first, first + heads_per_group))
+                    add_reader(f"{kind}.{layer}.{group}", before, feeds)
         else:
             writers.append(f"attn.{layer}")
-            read(f"attn.{layer}", before, (before,))
-        seen = before if structure.parallel else len(writers)
-        read(f"mlp.{layer}", seen, (len(writers),))
+            add_reader(f"attn.{layer}", before, (before,))
+        n_before = before if structure.parallel else len(writers)
+        add_reader(f"mlp.{layer}", n_before, (len(writers),))
         writers.append(f"mlp.{layer}")
-    read("logits", len(writers), ())
+    add_reader("logits", len(writers), ())
     return EdgeGraph(
         tuple(writers),
         tuple(readers),

@@ -1,4 +1,4 @@
-"""What is attributed: one number a prompt pair, larger the more the answer is meant."""
+"""Attribution metrics: one number per prompt pair, larger if the answer is more likely."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ METRICS: tuple[MetricName, ...] = get_args(MetricName)
 
 @dataclass(frozen=True)
 class PairBatch:
-    """Some pairs, padded, with what their metric needs.
+    """A padded batch of pairs with the inputs of the metric.
 
     Attributes:
-        clean: Clean rows; ``answer_mask`` marks the positions whose logits count.
+        clean: Clean rows; ``answer_mask`` marks the positions whose logits are used.
         corrupt: Corrupt rows, of the same shape.
-        targets: (counted position,) the token that should come next.
-        foils: (row,) the token that comes next in the corrupt prompt's own answer.
-        row_idx: (counted position,) row.
+        targets: (metric position,) the correct next token.
+        foils: (row,) first token of the corrupt prompt's own answer.
+        row_idx: (metric position,) row.
     """
 
     clean: Padded
@@ -35,7 +35,7 @@ class PairBatch:
 
     @property
     def metric_mask(self) -> Tensor:
-        """(row, position) bool, the positions whose logits count."""
+        """(row, position) bool, the positions whose logits are used."""
         return self.clean.answer_mask
 
     @property
@@ -45,10 +45,10 @@ class PairBatch:
 
 
 def check_metric(name: str) -> MetricName:
-    """``name`` if it is a metric.
+    """Return ``name`` if it is a metric.
 
     Raises:
-        InputError: it is not.
+        InputError: It is not.
     """
     for known in METRICS:
         if name == known:
@@ -61,29 +61,28 @@ def check_metric(name: str) -> MetricName:
 def make_batch(
     pairs: PromptPairs, rows: list[int], metric: MetricName, device: torch.device
 ) -> PairBatch:
-    """Pad some pairs; only what comes before the last counted position is run.
+    """Pad pairs, cut off after the last position whose logits are used.
 
     Args:
         pairs: All pairs.
-        rows: Which of them.
-        metric: All of the answer counts in "answer_logprob", its first token
-            otherwise.
-        device: Where the batch goes.
+        rows: Rows of the batch.
+        metric: "answer_logprob" uses the whole answer, the others its first token.
+        device: Device of the batch.
     """
     chosen = pairs[rows]
     starts = chosen.clean.answer_start
 
-    def cut(sequences: Sequences) -> Padded:
+    def cut_off(sequences: Sequences) -> Padded:
         ends = [
             len(ids) if metric == "answer_logprob" else start + 1
             for ids, start in zip(sequences.ids, starts, strict=True)
         ]
-        # The logits at one position speak of the next token.
+        # The logits at one position predict the next token.
         shorter = [ids[: end - 1] for ids, end in zip(sequences.ids, ends, strict=True)]
-        before = tuple(start - 1 for start in starts)
-        return pad(Sequences(tuple(shorter), before), device=device)
+        prompt_lengths = tuple(start - 1 for start in starts)
+        return pad(Sequences(tuple(shorter), prompt_lengths), device=device)
 
-    clean, corrupt = cut(chosen.clean), cut(chosen.corrupt)
+    clean, corrupt = cut_off(chosen.clean), cut_off(chosen.corrupt)
     owner, position = clean.answer_mask.nonzero(as_tuple=True)
     targets = [
         chosen.clean.ids[row][place + 1]
@@ -99,7 +98,7 @@ def make_batch(
 
 
 def at_least_float32(value: Tensor) -> Tensor:
-    """In float32 at least: sums over thousands of products need the digits."""
+    """Promote to float32 or wider, as sums over thousands of products need the precision."""
     return value.to(torch.promote_types(value.dtype, torch.float32))
 
 
@@ -107,10 +106,10 @@ Metric = Callable[[Tensor], Tensor]
 
 
 def make_metric(name: MetricName, batch: PairBatch, clean_logits: Tensor) -> Metric:
-    """The metric of a batch: logits at the counted positions to one value a row.
+    """The metric of a batch, as a function of the logits at its positions.
 
     ========================= ====================================================
-    "logit_difference"        logit of the answer less that of the corrupt prompt's
+    "logit_difference"        logit of the answer minus that of the corrupt prompt's
                               answer, first tokens
     "answer_logprob"          log-probability of the whole answer, in nats
     "kl"                      minus the divergence from the clean run's next-token
@@ -118,26 +117,27 @@ def make_metric(name: MetricName, batch: PairBatch, clean_logits: Tensor) -> Met
     ========================= ====================================================
 
     Args:
-        name: Which.
-        batch: The pairs.
-        clean_logits: (counted position, token) of the clean run.
+        name: The metric.
+        clean_logits: (metric position, token) of the clean run.
     """
     rows = len(batch.foils)
     clean_logits = at_least_float32(clean_logits.detach())
-    places = torch.arange(len(batch.targets), device=batch.targets.device)
+    positions = torch.arange(len(batch.targets), device=batch.targets.device)
 
     def difference(logits: Tensor) -> Tensor:
-        return logits[places, batch.targets] - logits[places, batch.foils]
+        return logits[positions, batch.targets] - logits[positions, batch.foils]
 
     def logprob(logits: Tensor) -> Tensor:
-        each = logits.log_softmax(-1)[places, batch.targets]
-        return each.new_zeros(rows).index_add(0, batch.row_idx, each)
+        token_logprobs = logits.log_softmax(-1)[positions, batch.targets]
+        return token_logprobs.new_zeros(rows).index_add(
+            0, batch.row_idx, token_logprobs
+        )
 
     reference = clean_logits.log_softmax(-1)
 
     def divergence(logits: Tensor) -> Tensor:
-        apart = reference - logits.log_softmax(-1)
-        return -(reference.exp() * apart).sum(-1)
+        log_ratio = reference - logits.log_softmax(-1)
+        return -(reference.exp() * log_ratio).sum(-1)
 
     chosen = {
         "logit_difference": difference,

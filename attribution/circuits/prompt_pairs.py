@@ -1,8 +1,8 @@
-"""Prompt pairs: a clean prompt, and a corrupt one that differs in the entity alone.
+"""Prompt pairs: a clean prompt and a corrupt prompt that differs in the entity alone.
 
-Attribution compares a position of one prompt with the same position of the other, so
-both must have the same tokens up to the entity and after it. Pairs that do not line up
-are refused, or left out and counted, never padded into line.
+Attribution compares equal positions of both prompts, so the two must have the same tokens before
+and after the entity. Pairs that do not align are rejected, or skipped and counted; they are never
+padded into alignment.
 """
 
 from collections import Counter, defaultdict
@@ -29,12 +29,12 @@ class PromptPairs:
     """Aligned pairs of prompts.
 
     Attributes:
-        clean: Prompt and answer, one row a pair.
-        corrupt: The corrupt prompt and the same answer, token for token as long.
+        clean: Prompt and answer, one row per pair.
+        corrupt: The corrupt prompt with the same answer and the same number of tokens.
         foils: (pair,) first token of the corrupt prompt's own answer.
-        entities: (pair,) whom the clean prompt is about.
+        entities: (pair,) entity of the clean prompt.
         ids: (pair,) name of each pair.
-        skipped: Items that could not be paired, with the reason.
+        skipped: (item id, reason) of items that could not be paired.
     """
 
     clean: Sequences
@@ -48,7 +48,7 @@ class PromptPairs:
         return len(self.foils)
 
     def __getitem__(self, rows: Sequence[int]) -> "PromptPairs":
-        """The pairs asked for, in the order asked for."""
+        """The selected pairs, in the given order."""
         return PromptPairs(
             self.clean[rows],
             self.corrupt[rows],
@@ -69,48 +69,47 @@ def make_pairs(
     entities: Sequence[str] | None = None,
     ids: Sequence[str] | None = None,
 ) -> PromptPairs:
-    """Pairs from texts.
+    """Make pairs from texts.
 
     Args:
-        tokenizer: The model's tokenizer.
         prompts: (pair,) clean prompts.
         corrupt: (pair,) prompts that differ in the entity alone.
         answers: (pair,) answers to the clean prompts.
         foils: (pair,) answers to the corrupt prompts.
-        entities: (pair,) whom the clean prompts are about; numbers by default.
-        ids: (pair,) names of the pairs; numbers by default.
+        entities: (pair,) entities of the clean prompts; the pair's number by default.
+        ids: (pair,) names of the pairs; the pair's number by default.
 
     Raises:
-        InputError: lists of unequal length, a pair that does not line up or does not
-            differ, an answer that begins with the token of its foil; or as ``encode``.
+        InputError: The lists differ in length, a pair does not align or has equal prompts, or an
+            answer and its foil begin with the same token; or as ``encode``.
     """
     count = len(prompts)
     if count == 0 or any(len(x) != count for x in (corrupt, answers, foils)):
         raise InputError(
-            "prompts, corrupt prompts, answers and foils must be of one number",
-            expected="one or more of each, as many of one as of the other",
+            "prompts, corrupt prompts, answers and foils differ in number",
+            expected="the same number of each, one or more",
             got=f"{count}, {len(corrupt)}, {len(answers)}, {len(foils)}",
         )
     clean_rows = encode(tokenizer, prompts, answers)
     corrupt_rows = encode(tokenizer, corrupt, answers)
-    other = encode(tokenizer, corrupt, foils)
-    firsts = []
+    foil_rows = encode(tokenizer, corrupt, foils)
+    foil_tokens = []
     for row in range(count):
         _check_aligned(prompts[row], corrupt[row], clean_rows, corrupt_rows, row)
-        first = other.ids[row][other.answer_start[row]]
-        if first == clean_rows.ids[row][clean_rows.answer_start[row]]:
+        foil_token = foil_rows.ids[row][foil_rows.answer_start[row]]
+        if foil_token == clean_rows.ids[row][clean_rows.answer_start[row]]:
             raise InputError(
                 f"the answers {answers[row]!r} and {foils[row]!r} begin with the same "
                 "token, so their logits cannot be told apart",
                 expected="answers that differ in their first token",
                 fix="Choose another corrupt prompt for this pair",
             )
-        firsts.append(first)
+        foil_tokens.append(foil_token)
     names = [str(row) for row in range(count)]
     return PromptPairs(
         clean_rows,
         corrupt_rows,
-        tuple(firsts),
+        tuple(foil_tokens),
         tuple(names if entities is None else entities),
         tuple(names if ids is None else ids),
     )
@@ -125,34 +124,31 @@ def pair_items(
     per_prompt: int = 1,
     partners: Mapping[str, str] | None = None,
 ) -> PromptPairs:
-    """Pair each item's prompt with itself about another entity of the same set.
+    """Pair each item's prompt with the same prompt about another entity of the set.
 
-    The other entity has an item of the same relation (of the same prompt but for the
-    name, where items have none) with another answer, and a name of as many tokens, in
-    its place. Both entities come from ``items``, so that what was forgotten is
-    forgotten on both sides.
+    The other entity has an item of the same relation (of the same prompt except for the name, if
+    items have no relation), another answer, and a name of the same token length. Both entities come
+    from ``items``, so in a forget set both sides were forgotten.
 
     Args:
-        tokenizer: The model's tokenizer.
         items: The facts.
-        rng: Chooses among the entities that fit.
-        prompt_indices: None for an item's own prompt, or which paraphrase; one pair
-            each.
-        per_prompt: Corrupt prompts for each clean one, fewer where fewer fit.
-        partners: Entity to the only one it may be paired with, as ``pair_entities`` gives;
-            by default any.
+        rng: Draws among the matching entities.
+        prompt_indices: None for an item's own prompt, or the index of a paraphrase; one pair each.
+        per_prompt: Corrupt prompts per clean prompt; fewer if fewer match.
+        partners: Entity to the only entity it may be paired with, from ``pair_entities``; any by
+            default.
 
     Raises:
-        InputError: not one item could be paired, with the reasons counted.
+        InputError: No item could be paired; the reasons are counted.
     """
     items = list(items)
     by_relation: dict[str, list[Item]] = defaultdict(list)
     for item in items:
         by_relation[item.relation].append(item)
     rows: list[tuple[Item, str, str, str]] = []
-    left_out: list[tuple[str, str]] = []
+    skipped: list[tuple[str, str]] = []
     for item in items:
-        rivals = [
+        candidates = [
             other
             for other in by_relation[item.relation]
             if normalize_text(other.entity) != normalize_text(item.entity)
@@ -161,15 +157,15 @@ def pair_items(
         ]
         for index in prompt_indices:
             prompt = prompt_of(item, index)
-            found, why = _find_partners(
-                tokenizer, item, prompt, rivals, rng, per_prompt
+            partners_found, reason = _find_partners(
+                tokenizer, item, prompt, candidates, rng, per_prompt
             )
-            rows += [(item, prompt, text, foil) for text, foil in found]
-            if not found:
-                left_out.append((item.id, why))
+            rows += [(item, prompt, text, foil) for text, foil in partners_found]
+            if not partners_found:
+                skipped.append((item.id, reason))
     if not rows:
-        reasons = Counter(why for _, why in left_out)
-        counted = "; ".join(f"{why} ({n})" for why, n in reasons.most_common())
+        reasons = Counter(reason for _, reason in skipped)
+        counted = "; ".join(f"{reason} ({n})" for reason, n in reasons.most_common())
         raise InputError(
             "no prompt pairs can be made of these items",
             expected="two entities of one relation with names of equal token length",
@@ -191,7 +187,7 @@ def pair_items(
         pairs.foils,
         pairs.entities,
         pairs.ids,
-        tuple(left_out),
+        tuple(skipped),
     )
 
 
@@ -199,43 +195,56 @@ def _find_partners(
     tokenizer: PreTrainedTokenizerBase,
     item: Item,
     prompt: str,
-    rivals: Sequence[Item],
+    candidates: Sequence[Item],
     rng: np.random.Generator,
-    wanted: int,
+    n_wanted: int,
 ) -> tuple[list[tuple[str, str]], str]:
-    """(corrupt prompt, its answer) of rivals that fit, and why there are none."""
+    """(corrupt prompt, its answer) of matching rivals, and the reason if there are none."""
     try:
         rename_entity(item, prompt, item.entity)
     except InputError:
         return [], NOT_NAMED
-    drawn = [rivals[place] for place in rng.permutation(len(rivals))]
-    named = [(o, rename_entity(item, prompt, o.entity)) for o in drawn]
+    drawn = [candidates[position] for position in rng.permutation(len(candidates))]
+    named = [
+        (candidate, rename_entity(item, prompt, candidate.entity))
+        for candidate in drawn
+    ]
     if not item.relation:
-        named = [(o, text) for o, text in named if _is_prompt_of(o, text)]
+        named = [
+            (candidate, text)
+            for candidate, text in named
+            if _is_prompt_of(candidate, text)
+        ]
     if not named:
         return [], NO_PARTNER
-    order, texts = [o for o, _ in named], [text for _, text in named]
-    size = len(order)
+    named_items, texts = (
+        [candidate for candidate, _ in named],
+        [text for _, text in named],
+    )
+    size = len(named_items)
     rows = encode(tokenizer, [prompt, *texts], [item.answer] * (size + 1))
-    others = encode(tokenizer, texts, [other.answer for other in order])
-    own, start = rows.ids[0], rows.answer_start[0]
-    found, aligned = [], False
-    for place, other in enumerate(order):
-        ids = rows.ids[place + 1]
-        fits = rows.answer_start[place + 1] == start and ids[start:] == own[start:]
-        if not fits or ids == own:
+    others = encode(tokenizer, texts, [other.answer for other in named_items])
+    answer_ids, start = rows.ids[0], rows.answer_start[0]
+    partners, any_aligned = [], False
+    for position, other in enumerate(named_items):
+        ids = rows.ids[position + 1]
+        fits = (
+            rows.answer_start[position + 1] == start
+            and ids[start:] == answer_ids[start:]
+        )
+        if not fits or ids == answer_ids:
             continue
-        aligned = True
-        if others.ids[place][others.answer_start[place]] == own[start]:
+        any_aligned = True
+        if others.ids[position][others.answer_start[position]] == answer_ids[start]:
             continue
-        found.append((texts[place], other.answer))
-        if len(found) == wanted:
+        partners.append((texts[position], other.answer))
+        if len(partners) == n_wanted:
             break
-    return found, SAME_TOKEN if aligned else NOT_ALIGNED
+    return partners, SAME_TOKEN if any_aligned else NOT_ALIGNED
 
 
 def _is_prompt_of(item: Item, text: str) -> bool:
-    """Whether ``text`` is one of the item's own prompts."""
+    """Whether ``text`` is one of the item's prompts."""
     return normalize_text(text) in {
         normalize_text(each) for each in (item.prompt, *item.paraphrases)
     }
@@ -246,37 +255,36 @@ def pair_entities(
     items: ItemSet | Sequence[Item],
     rng: np.random.Generator,
 ) -> dict[str, str]:
-    """Entities two by two, each to the other, with names of as many tokens.
+    """Match entities two by two, each to the other, with names of equal token length.
 
-    A pair's score speaks of both its entities. Where each entity meets many others,
-    scores of different entities depend on each other, and intervals over entities
-    come out too narrow; couples are independent of each other.
+    The score of a pair depends on both its entities. If each entity met many others, the scores of
+    different entities would be correlated and intervals over entities too narrow; disjoint couples
+    are independent.
 
     Args:
-        tokenizer: The model's tokenizer.
         items: The facts.
-        rng: Chooses who goes with whom.
+        rng: Draws the matching.
 
     Returns:
-        Entity to entity; those without a match are left out.
+        Entity to entity; unmatched entities are left out.
     """
     items = list(items)
-    first = next(
+    example = next(
         (i for i in items if normalize_text(i.entity) in normalize_text(i.prompt)), None
     )
-    if first is None:
+    if example is None:
         return {}
     names = list(dict.fromkeys(item.entity for item in items))
-    texts = [rename_entity(first, first.prompt, name) for name in names]
+    texts = [rename_entity(example, example.prompt, name) for name in names]
     by_length: dict[int, list[str]] = defaultdict(list)
-    for place in rng.permutation(len(names)):
-        length = len(encode(tokenizer, [texts[place]]).ids[0])
-        by_length[length].append(names[place])
-    found = {}
-    for alike in by_length.values():
-        for one, other in zip(alike[::2], alike[1::2], strict=False):
-            found |= {one: other, other: one}
-    return found
+    for position in rng.permutation(len(names)):
+        length = len(encode(tokenizer, [texts[position]]).ids[0])
+        by_length[length].append(names[position])
+    partners = {}
+    for same_length in by_length.values():
+        for first, other in zip(same_length[::2], same_length[1::2], strict=False):
+            partners |= {first: other, other: first}
+    return partners
 
 
 def _check_aligned(

@@ -1,8 +1,8 @@
-"""Where a transformer's parts read the residual stream, and where they write to it.
+"""The structure of a transformer: where its components read and write the residual stream.
 
-Nothing is taken from names of families. One small pass of the model shows which norm
-feeds which part, whether attention and feed-forward part run side by side, and that
-the stream is the sum of what is written to it; a model where it is not is refused.
+Nothing depends on names of model families. One small forward pass shows which norm feeds which
+component, whether attention and MLP run in parallel, and whether the stream is the sum of the
+components' outputs; other models are rejected.
 """
 
 import inspect
@@ -30,7 +30,7 @@ SUPPORTED = "a model of the Llama, GPT-2 or GPT-NeoX shape, from Hugging Face"
 
 @dataclass(frozen=True)
 class Readout:
-    """What turns the last residual stream into logits: the final norm and the head."""
+    """The final norm and the output head, which map the last residual stream to logits."""
 
     norm: nn.Module
     head: nn.Module
@@ -42,15 +42,15 @@ class Readout:
 
 @dataclass(frozen=True)
 class Block:
-    """The parts of one block.
+    """The components of one block.
 
     Attributes:
-        attention: Called with what ``attention_norm`` gives.
-        attention_norm: Norm of the stream that attention reads.
+        attention: Reads the output of ``attention_norm``.
+        attention_norm: Norm of the stream before attention.
         output_projection: Output projection of attention.
-        mlp: The feed-forward part, called with what ``mlp_norm`` gives.
-        mlp_norm: Norm of the stream that the feed-forward part reads.
-        qkv: Query, key and value maps; None where they cannot be told apart.
+        mlp: Reads the output of ``mlp_norm``.
+        mlp_norm: Norm of the stream before the MLP.
+        qkv: Query, key and value maps; None if they cannot be separated.
     """
 
     attention: nn.Module
@@ -63,22 +63,21 @@ class Block:
 
 @dataclass(frozen=True)
 class TransformerStructure:
-    """The parts of one model and the places to hook.
+    """The components of a model and its hook sites.
 
     Attributes:
-        blocks: From the first to the last.
-        parallel: Whether a block's feed-forward part reads the stream before the
-            block's attention has written to it (GPT-NeoX), not after.
-        n_heads: Query heads a block; 0 where heads cannot be told apart.
-        n_groups: Key and value heads a block, fewer with grouped queries.
+        blocks: From first to last.
+        parallel: Whether a block's MLP reads the stream before the block's attention is added
+            (GPT-NeoX).
+        n_heads: Query heads per block; 0 if heads cannot be separated.
+        n_groups: Key and value heads per block.
         d_model: Width of the stream.
         readout: The final norm and the head.
-        sites: Sites by name: those of ``capture.network.sites``, and for each layer L
-            ``z.L`` (input of the output projection), ``q.L``, ``k.L``, ``v.L``
-            (outputs of the maps), ``attn_in.L`` and ``mlp_in.L`` (what the norms
-            give), ``attn_read.L``, ``mlp_read.L`` and ``final_read`` (the stream
-            that the norms read).
-        note: Why heads cannot be told apart; empty where they can.
+        sites: Sites by name: those of ``capture.network.sites``, and for each layer L ``z.L``
+            (input of the output projection), ``q.L``, ``k.L``, ``v.L`` (outputs of the maps),
+            ``attn_in.L`` and ``mlp_in.L`` (outputs of the norms), ``attn_read.L``, ``mlp_read.L``
+            and ``final_read`` (inputs of the norms).
+        note: Why heads cannot be separated; empty if they can.
     """
 
     blocks: tuple[Block, ...]
@@ -97,14 +96,14 @@ class TransformerStructure:
 
 
 def find_structure(model: nn.Module) -> TransformerStructure:
-    """Look at the model's structure, and check it with one pass over a few tokens.
+    """Find the model's structure and verify it with one forward pass over a few tokens.
 
     Args:
-        model: A causal language model of Hugging Face, or one built alike.
+        model: A Hugging Face causal language model, or one built like it.
 
     Raises:
-        InputError: the model is not a pre-norm transformer with a head, or its
-            residual stream is not the sum of what its parts write.
+        InputError: The model is not a pre-norm transformer with a head, or its residual stream is
+            not the sum of its components' outputs.
     """
     sites = find_sites(model)
     for why in sites.refused.values():
@@ -118,38 +117,38 @@ def find_structure(model: nn.Module) -> TransformerStructure:
         )
     if "input_ids" not in inspect.signature(model.forward).parameters:
         raise _refuse(model, "it does not read tokens")
-    look = _trace_forward(model, sites)
-    if not look.logits.isfinite().all():
+    trace = _trace_forward(model, sites)
+    if not trace.logits.isfinite().all():
         raise InputError(
             f"{type(model).__name__} gives logits that are not finite",
             expected="a model whose logits are numbers",
         )
     blocks, parallel = [], []
     for layer in range(sites.n_layers):
-        block, side_by_side = _block(model, sites, layer, look)
+        block, side_by_side = _block(model, sites, layer, trace)
         blocks.append(block)
         parallel.append(side_by_side)
     if len(set(parallel)) > 1:
         raise _refuse(model, "some blocks are parallel and some are not")
-    last = look.after[id(sites.places[f"resid.{sites.n_layers - 1}"].module)]
-    norm = look.producing_norm(look.before[id(sites.head)])
-    if norm is None or not rows_close(look.before[id(norm)], last):
+    last = trace.after[id(sites.places[f"resid.{sites.n_layers - 1}"].module)]
+    norm = trace.producing_norm(trace.before[id(sites.head)])
+    if norm is None or not rows_close(trace.before[id(norm)], last):
         raise _refuse(model, "no norm lies between its last block and its head")
     readout = Readout(norm, sites.head)
     with torch.no_grad():
         logits = readout(last)
-    if look.logits.shape != logits.shape or not rows_close(look.logits, logits):
+    if trace.logits.shape != logits.shape or not rows_close(trace.logits, logits):
         raise _refuse(model, "it changes its logits after the head")
     assert sites.d_model is not None  # a model with attention has one width
-    anatomy = TransformerStructure(
+    structure = TransformerStructure(
         tuple(blocks), parallel[0], 0, 0, sites.d_model, readout, sites
     )
-    return _with_heads(model, replace(anatomy, sites=_places(anatomy)))
+    return _with_heads(model, replace(structure, sites=_places(structure)))
 
 
 @dataclass(frozen=True)
 class _ForwardTrace:
-    """What went into and came out of every module in one pass, by the module's id."""
+    """Input and output of every module in one forward pass, by the module's id."""
 
     before: Mapping[int, Tensor]
     after: Mapping[int, Tensor]
@@ -157,7 +156,7 @@ class _ForwardTrace:
     logits: Tensor
 
     def producing_norm(self, value: Tensor) -> nn.Module | None:
-        """The norm that gave this very tensor, or one this is a view of."""
+        """The norm whose output is this tensor, or a view of it."""
         return self.norm_of_output.get((value.data_ptr(), value.shape))
 
 
@@ -166,7 +165,9 @@ def _trace_forward(model: nn.Module, sites: Sites) -> _ForwardTrace:
     after: dict[int, Tensor] = {}
     makers: dict[tuple[int, torch.Size], nn.Module] = {}
 
-    def see(module: nn.Module, args: tuple, named: dict[str, Any], output: Any) -> None:
+    def record(
+        module: nn.Module, args: tuple, named: dict[str, Any], output: Any
+    ) -> None:
         first = named.get("hidden_states") if not args else args[0]
         result = output if isinstance(output, Tensor) else None
         if result is None and isinstance(output, tuple | list) and output:
@@ -179,7 +180,7 @@ def _trace_forward(model: nn.Module, sites: Sites) -> _ForwardTrace:
                 makers[result.data_ptr(), result.shape] = module
 
     handles = [
-        module.register_forward_hook(see, with_kwargs=True)
+        module.register_forward_hook(record, with_kwargs=True)
         for module in model.modules()
     ]
     try:
@@ -195,38 +196,38 @@ def _trace_forward(model: nn.Module, sites: Sites) -> _ForwardTrace:
 
 
 def _is_norm(module: nn.Module, sites: Sites) -> bool:
-    """Whether a module has nothing but vectors of the stream's width, as norms do."""
-    own = list(module.parameters())
-    return bool(own) and all(p.shape == (sites.d_model,) for p in own)
+    """Whether all parameters are vectors of the stream's width, as in a norm."""
+    parameters = list(module.parameters())
+    return bool(parameters) and all(p.shape == (sites.d_model,) for p in parameters)
 
 
 def _block(
-    model: nn.Module, sites: Sites, layer: int, look: _ForwardTrace
+    model: nn.Module, sites: Sites, layer: int, trace: _ForwardTrace
 ) -> tuple[Block, bool]:
-    """One block's parts, and whether they run side by side."""
-    whole = sites.places[f"resid.{layer}"].module
+    """The components of one block, and whether they run in parallel."""
+    block = sites.places[f"resid.{layer}"].module
     projection = sites.places[f"attn.{layer}"].module
     mlp = sites.places[f"mlp.{layer}"].module
     attention = next(
         (
             child
-            for child in whole.children()
+            for child in block.children()
             if any(module is projection for module in child.modules())
         ),
         None,
     )
-    parts = (attention, mlp, whole, projection)
-    if attention is None or any(id(each) not in look.before for each in parts):
+    parts = (attention, mlp, block, projection)
+    if attention is None or any(id(each) not in trace.before for each in parts):
         raise _refuse(model, f"the parts of block {layer} cannot be told apart")
-    norms = [look.producing_norm(look.before[id(each)]) for each in (attention, mlp)]
+    norms = [trace.producing_norm(trace.before[id(each)]) for each in (attention, mlp)]
     if norms[0] is None or norms[1] is None:
         raise _refuse(
             model, f"block {layer} has a part that does not read the stream by a norm"
         )
-    start = look.before[id(whole)]
-    first, second = (look.before[id(norm)] for norm in norms)
-    written = look.after[id(projection)], look.after[id(mlp)]
-    # Side by side both read the very same stream; otherwise attention has added to it.
+    start = trace.before[id(block)]
+    first, second = (trace.before[id(norm)] for norm in norms)
+    written = trace.after[id(projection)], trace.after[id(mlp)]
+    # In parallel both norms read one stream; otherwise attention was added before the second.
     parallel = (
         bool((second - first).norm() < (second - start - written[0]).norm())
         or second.data_ptr() == first.data_ptr()
@@ -235,23 +236,22 @@ def _block(
     if not (
         rows_close(first, start)
         and rows_close(second, between)
-        and rows_close(look.after[id(whole)], start + written[0] + written[1])
+        and rows_close(trace.after[id(block)], start + written[0] + written[1])
     ):
         raise _refuse(
-            model,
-            f"what leaves block {layer} is not the sum of what its parts write",
+            model, f"what leaves block {layer} is not the sum of what its parts write"
         )
     return Block(attention, norms[0], projection, mlp, norms[1], None), parallel
 
 
-def _places(anatomy: TransformerStructure) -> Sites:
-    """The model's sites and those that edges need."""
-    places = dict(anatomy.sites.places)
+def _places(structure: TransformerStructure) -> Sites:
+    """The model's sites and the additional sites of edges."""
+    places = dict(structure.sites.places)
 
     def add(name: str, module: nn.Module, side: Any) -> None:
         places[name] = Place(name, module, side)
 
-    for layer, block in enumerate(anatomy.blocks):
+    for layer, block in enumerate(structure.blocks):
         add(f"z.{layer}", block.output_projection, "in")
         add(f"attn_in.{layer}", block.attention, "in")
         add(f"mlp_in.{layer}", block.mlp, "in")
@@ -260,42 +260,42 @@ def _places(anatomy: TransformerStructure) -> Sites:
         if block.qkv is not None:
             for kind, linear in block.qkv.linears.items():
                 add(f"{kind}.{layer}", linear, "out")
-    add("final_read", anatomy.readout.norm, "in")
-    return replace(anatomy.sites, places=places)
+    add("final_read", structure.readout.norm, "in")
+    return replace(structure.sites, places=places)
 
 
 def _with_heads(
-    model: nn.Module, anatomy: TransformerStructure
+    model: nn.Module, structure: TransformerStructure
 ) -> TransformerStructure:
-    """Query, key and value maps of every block, tried in the first; or a note."""
-    heads = anatomy.sites.n_heads
-    first = anatomy.blocks[0]
-    found, note = find_qkv(
-        model, first.attention, first.output_projection, heads, anatomy.sites
+    """Add the QKV maps of every block, found in the first block, or a note."""
+    n_heads = structure.sites.n_heads
+    first = structure.blocks[0]
+    qkv, note = find_qkv(
+        model, first.attention, first.output_projection, n_heads, structure.sites
     )
-    if found is None:
-        return replace(anatomy, note=note)
+    if qkv is None:
+        return replace(structure, note=note)
     blocks = []
-    for block in anatomy.blocks:
+    for block in structure.blocks:
         try:
-            alike = found.for_attention(block.attention)
+            block_qkv = qkv.for_attention(block.attention)
         except AttributeError:
-            return replace(anatomy, note="blocks are not alike")
-        blocks.append(replace(block, qkv=alike))
-    whole = replace(
-        anatomy, blocks=tuple(blocks), n_heads=heads, n_groups=found.n_groups
+            return replace(structure, note="blocks are not alike")
+        blocks.append(replace(block, qkv=block_qkv))
+    with_qkv = replace(
+        structure, blocks=tuple(blocks), n_heads=n_heads, n_groups=qkv.n_groups
     )
-    return replace(whole, sites=_places(whole))
+    return replace(with_qkv, sites=_places(with_qkv))
 
 
 def head_outputs(structure: TransformerStructure, layer: int, z: Tensor) -> Tensor:
-    """What each head adds to the stream: (head, row, position, d_model).
+    """(head, row, position, d_model) that each head adds to the residual stream.
 
-    The bias of the output projection belongs to no head.
+    The bias of the output projection is assigned to no head.
 
     Args:
-        structure: The model's.
-        layer: Which block.
+        structure: The model's structure.
+        layer: Index of the block.
         z: (row, position, head * size), the input of the output projection.
     """
     weight = weight_matrix(
@@ -308,6 +308,5 @@ def head_outputs(structure: TransformerStructure, layer: int, z: Tensor) -> Tens
 
 def _refuse(model: nn.Module, why: str) -> InputError:
     return InputError(
-        f"edges of {type(model).__name__} cannot be followed: {why}",
-        expected=SUPPORTED,
+        f"edges of {type(model).__name__} cannot be followed: {why}", expected=SUPPORTED
     )

@@ -1,4 +1,4 @@
-"""Activation patching between models, steering, transplants, depth scores."""
+"""Activation patching between models, steering and the Unlearning Depth Score."""
 
 from evidence import moved
 

@@ -1,8 +1,7 @@
-"""Passes of a receiver from donors' states, with what comes before them run once.
+"""Score many patches of one receiver, with the common prefix of each row computed once.
 
-A pass that is patched at the positions that predict the answer differs from the plain
-one only there: earlier positions cannot see the patch. Their keys and values are kept,
-and each donor and site then costs a pass over the few positions that are left.
+A patch at the positions that predict the answer changes nothing before them. The keys and values of
+the earlier positions are cached, so each patch costs a pass over the few positions that remain.
 """
 
 import copy
@@ -25,19 +24,19 @@ from capture.scoring.answers import AnswerScores, score_answers
 from capture.scoring.token_statistics import reduce_logits
 from evidence.progress import SILENT, Progress
 
-# Rounding moves a log-probability by far less than this, in nats.
+# The cached pass is used if it agrees with the full pass up to this, in nats.
 MAX_DIFFERENCE = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
 class Patch:
-    """One donor's values at one site.
+    """One donor's activations at one site.
 
     Attributes:
-        donor: Its name.
-        site: Where they are put.
-        values: float32 (row, place, d).
-        needed: (row,) False where the scores are not needed.
+        donor: Name of the donor.
+        site: Where the activations are written.
+        values: float32 (row, position, d).
+        needed: (row,) False for rows whose scores are not needed.
     """
 
     donor: str
@@ -56,20 +55,18 @@ def score_patches(
     tokens: int = 4096,
     progress: Progress = SILENT,
 ) -> list[AnswerScores]:
-    """The receiver's answer scores with each put in place; zeros where not needed.
+    """Answer scores of the receiver under each patch; zeros for rows that are not needed.
 
     Args:
         model: The receiver.
         sequences: Rows with answers.
-        patches: What is put where.
-        positions: The positions, with their mask.
+        positions: The patched positions, with their mask.
         watch: As in ``score_answers``.
-        tokens: Padded positions a batch.
-        progress: Where to show progress.
+        tokens: Padded positions per batch.
     """
     n_tokens = np.array([len(ids) for ids in sequences.ids]) - sequences.answer_start
     count = len(sequences)
-    found = [
+    scores = [
         AnswerScores(
             np.zeros(count),
             np.zeros(count),
@@ -79,17 +76,17 @@ def score_patches(
         )
         for _ in patches
     ]
-    way = _choose_passes(model, sequences, patches, positions, tokens)
+    passes = _choose_passes(model, sequences, patches, positions, tokens)
     with progress.task("patched passes", max(1, len(patches) * count)) as advance:
-        for number, rows, (logprob, greedy, watched) in way(
+        for patch_idx, rows, (logprob, greedy, watched) in passes(
             model, sequences, patches, positions, watch, tokens
         ):
-            to = found[number]
-            to.logprob[rows], to.greedy[rows] = logprob, greedy
-            to.watched[rows] = watched
-            to.mean_logprob[rows] = logprob / n_tokens[rows]
+            patch_scores = scores[patch_idx]
+            patch_scores.logprob[rows], patch_scores.greedy[rows] = logprob, greedy
+            patch_scores.watched[rows] = watched
+            patch_scores.mean_logprob[rows] = logprob / n_tokens[rows]
             advance(len(rows))
-    return found
+    return scores
 
 
 RowScores = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -99,59 +96,59 @@ PatchedRows = Iterator[tuple[int, np.ndarray, RowScores]]
 def _choose_passes(
     model: nn.Module,
     sequences: Sequences,
-    puts: Sequence[Patch],
-    wanted: PositionSelection,
+    patches: Sequence[Patch],
+    positions: PositionSelection,
     tokens: int,
 ) -> Callable[..., PatchedRows]:
-    """Passes that go on from kept keys and values, where two rows give the same."""
-    starts, index = np.array(sequences.answer_start), wanted.index
-    assert index is not None and wanted.mask is not None
-    before = np.where(wanted.mask, index, starts[:, None]).min(1)
-    # One place before the answer must be left to run first, and one to go on from.
-    if not puts or (before < starts - 1).any() or starts.min() < 2:
+    """Use the cached passes if they reproduce the full passes on two rows and two patches."""
+    starts, index = np.array(sequences.answer_start), positions.index
+    assert index is not None and positions.mask is not None
+    first_patched = np.where(positions.mask, index, starts[:, None]).min(1)
+    # The prefix and the rest of the prompt need one position each before the answer.
+    if not patches or (first_patched < starts - 1).any() or starts.min() < 2:
         return _full_passes
     if not supports_prefix_cache(model):
         return _full_passes
     order = sorted(range(len(sequences)), key=lambda row: len(sequences.ids[row]))
     pair = [order[0], order[-1]]
-    few = [
-        Patch(each.donor, each.site, each.values[pair], np.ones(2, dtype=bool))
-        for each in (puts[0], puts[-1])
+    test_patches = [
+        Patch(patch.donor, patch.site, patch.values[pair], np.ones(2, dtype=bool))
+        for patch in (patches[0], patches[-1])
     ]
     results = []
-    for way in (_full_passes, _cached_passes):
-        got = np.zeros((len(few), 2))
-        for number, rows, (logprob, _, _) in way(
-            model, sequences[pair], few, wanted.rows(pair), (), tokens
+    for passes in (_full_passes, _cached_passes):
+        logprobs = np.zeros((len(test_patches), 2))
+        for patch_idx, rows, (logprob, _, _) in passes(
+            model, sequences[pair], test_patches, positions.rows(pair), (), tokens
         ):
-            got[number, rows] = logprob
-        results.append(got)
-    same = np.allclose(
+            logprobs[patch_idx, rows] = logprob
+        results.append(logprobs)
+    agree = np.allclose(
         *results, rtol=MAX_DIFFERENCE, atol=MAX_DIFFERENCE, equal_nan=True
     )
-    return _cached_passes if same else _full_passes
+    return _cached_passes if agree else _full_passes
 
 
 def _full_passes(
     model: nn.Module,
     sequences: Sequences,
-    puts: Sequence[Patch],
-    wanted: PositionSelection,
+    patches: Sequence[Patch],
+    positions: PositionSelection,
     watch: Sequence[int],
     tokens: int,
 ) -> PatchedRows:
-    """Every position of every row, once a put."""
-    where = find_sites(model)
-    for number, put in enumerate(puts):
-        rows = np.flatnonzero(put.needed)
+    """Run every position of every row, once per patch."""
+    sites = find_sites(model)
+    for patch_idx, donor_patch in enumerate(patches):
+        rows = np.flatnonzero(donor_patch.needed)
         if not len(rows):
             continue
 
         def inside(
-            batch: Padded, put: Patch = put, rows: np.ndarray = rows
+            batch: Padded, donor_patch: Patch = donor_patch, rows: np.ndarray = rows
         ) -> AbstractContextManager[None]:
-            here = rows[batch.rows.numpy()]
-            return _patched(model, put, here, wanted, 0, where)
+            batch_rows = rows[batch.rows.numpy()]
+            return _patched(model, donor_patch, batch_rows, positions, 0, sites)
 
         scores = score_answers(
             model,
@@ -160,29 +157,31 @@ def _full_passes(
             batch_tokens=tokens,
             context=inside,
         )
-        yield number, rows, (scores.logprob, scores.greedy, scores.watched)
+        yield patch_idx, rows, (scores.logprob, scores.greedy, scores.watched)
 
 
 def _cached_passes(
     model: nn.Module,
     sequences: Sequences,
-    puts: Sequence[Patch],
-    wanted: PositionSelection,
+    patches: Sequence[Patch],
+    positions: PositionSelection,
     watch: Sequence[int],
     tokens: int,
 ) -> PatchedRows:
-    """What comes before the last token of the prompt once, and the rest once a put."""
-    needed = np.flatnonzero(np.any([put.needed for put in puts], axis=0))
+    """Run each prompt up to its last token once, and the remaining positions once per patch."""
+    needed = np.flatnonzero(
+        np.any([donor_patch.needed for donor_patch in patches], axis=0)
+    )
     if not len(needed):
         return
-    where = find_sites(model)
+    sites = find_sites(model)
     chosen = sequences[needed.tolist()]
     with torch.inference_mode(), evaluation_mode(model):
         for batch in batches(chosen, batch_tokens=tokens, device=model_device(model)):
             rows = needed[batch.rows.numpy()]
             try:
                 yield from _cached_batch(
-                    model, sequences, puts, wanted, watch, rows, where
+                    model, sequences, patches, positions, watch, rows, sites
                 )
             except IndexError as error:
                 raise explain_length_error(model, batch) from error
@@ -191,49 +190,57 @@ def _cached_passes(
 def _cached_batch(
     model: nn.Module,
     sequences: Sequences,
-    puts: Sequence[Patch],
-    wanted: PositionSelection,
+    patches: Sequence[Patch],
+    positions: PositionSelection,
     watch: Sequence[int],
     rows: np.ndarray,
-    where: Sites,
+    sites: Sites,
 ) -> PatchedRows:
     from transformers import DynamicCache
 
     device = model_device(model)
-    cuts = [sequences.answer_start[row] - 1 for row in rows]
-    heads = _pad([sequences.ids[r][:c] for r, c in zip(rows, cuts, strict=True)])
-    # The last answer token predicts nothing that is scored.
-    rest = _pad([sequences.ids[r][c:-1] for r, c in zip(rows, cuts, strict=True)])
-    heads, rest = pad(heads, device=device), pad(rest, device=device)
-    owner = torch.arange(len(rows), device=device)
+    prefix_lengths = [sequences.answer_start[row] - 1 for row in rows]
+    prefixes = _pad(
+        [sequences.ids[r][:c] for r, c in zip(rows, prefix_lengths, strict=True)]
+    )
+    # The last answer token predicts no scored token.
+    suffixes = _pad(
+        [sequences.ids[r][c:-1] for r, c in zip(rows, prefix_lengths, strict=True)]
+    )
+    prefixes, suffixes = pad(prefixes, device=device), pad(suffixes, device=device)
+    identity = torch.arange(len(rows), device=device)
     cache = DynamicCache(config=getattr(model, "config", None))
-    inputs = heads.model_inputs | {"past_key_values": cache, "use_cache": True}
-    with record(model, ["final"], lambda _, v: v[:, :0], stop=True, known_sites=where):
+    inputs = prefixes.model_inputs | {"past_key_values": cache, "use_cache": True}
+    with record(model, ["final"], lambda _, v: v[:, :0], stop=True, known_sites=sites):
         model(**inputs)
-    mask = rest.attention_mask.bool()
+    mask = suffixes.attention_mask.bool()
     target = torch.tensor(
         [
             token
-            for row, cut in zip(rows, cuts, strict=True)
-            for token in sequences.ids[row][cut + 1 :]
+            for row, prefix_length in zip(rows, prefix_lengths, strict=True)
+            for token in sequences.ids[row][prefix_length + 1 :]
         ],
         device=device,
     )
-    answers = mask.nonzero()[:, 0]
-    for number, put in enumerate(puts):
-        todo = put.needed[rows]
-        if not todo.any():
+    token_rows = mask.nonzero()[:, 0]
+    for patch_idx, donor_patch in enumerate(patches):
+        needed = donor_patch.needed[rows]
+        if not needed.any():
             continue
-        tails = Suffixes(rest, owner, owner)
-        inputs = tails.inputs(heads, copy.deepcopy(cache))
-        offset = np.array(cuts)[:, None]
-        with _patched(model, put, rows, wanted, offset, where):
+        cached_suffixes = Suffixes(suffixes, identity, identity)
+        inputs = cached_suffixes.inputs(prefixes, copy.deepcopy(cache))
+        offset = np.array(prefix_lengths)[:, None]
+        with _patched(model, donor_patch, rows, positions, offset, sites):
             output = model(**inputs)
         logits = output if isinstance(output, Tensor) else output.logits
         logprob, greedy, watched = reduce_logits(
-            logits[mask], target, answers, len(rows), watch
+            logits[mask], target, token_rows, len(rows), watch
         )
-        yield number, rows[todo], (logprob[todo], greedy[todo], watched[todo])
+        yield (
+            patch_idx,
+            rows[needed],
+            (logprob[needed], greedy[needed], watched[needed]),
+        )
 
 
 def _pad(ids: list[tuple[int, ...]]) -> Sequences:
@@ -242,21 +249,21 @@ def _pad(ids: list[tuple[int, ...]]) -> Sequences:
 
 def _patched(
     model: nn.Module,
-    put: Patch,
+    donor_patch: Patch,
     rows: np.ndarray,
-    wanted: PositionSelection,
+    positions: PositionSelection,
     offset: np.ndarray | int,
-    where: Sites,
+    sites: Sites,
 ) -> AbstractContextManager[None]:
-    """Put the values of ``rows`` in place, at positions less ``offset``."""
-    assert wanted.index is not None and wanted.mask is not None
-    row, place = np.nonzero(wanted.mask[rows])
-    position = (wanted.index[rows] - offset)[row, place]
-    values = torch.as_tensor(put.values[rows][row, place])
+    """Write the values of ``rows`` at the patched positions, shifted by ``-offset``."""
+    assert positions.index is not None and positions.mask is not None
+    row, column = np.nonzero(positions.mask[rows])
+    position = (positions.index[rows] - offset)[row, column]
+    values = torch.as_tensor(donor_patch.values[rows][row, column])
 
     def edit(value: Tensor) -> Tensor:
         new = value.clone()
         new[row, position] = values.to(value.device, value.dtype)
         return new
 
-    return patch(model, {put.site: edit}, known_sites=where)
+    return patch(model, {donor_patch.site: edit}, known_sites=sites)

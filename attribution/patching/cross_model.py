@@ -1,12 +1,11 @@
-"""Cross-model activation patching: one model's states inside another's pass.
+"""Cross-model activation patching: activations of a donor in the forward pass of a receiver.
 
-The donor's values at a site replace the receiver's own, and the receiver goes on from
-there. What it then makes of an answer says whether its later blocks still find in the
-donor's states what they find in their own. Both directions are the same call with the
-models changing places.
+The donor's activations replace the receiver's at one site, and the receiver continues from there.
+The resulting answer score tells whether the receiver's later blocks can use the donor's
+activations. Swapping the two models gives the other direction.
 
-Source: activation patching between models as in UDS (arXiv 2605.24614); within one
-model, Vig et al. (arXiv 2004.12265) and Meng et al. (arXiv 2202.05262).
+Source: patching between models as in UDS (arXiv 2605.24614); within one model, Vig et al. (arXiv
+2004.12265) and Meng et al. (arXiv 2202.05262).
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,18 +29,17 @@ PatchPositions = Literal["predicting", "all"] | int
 def patch_positions(
     sequences: Sequences, positions: PatchPositions
 ) -> PositionSelection:
-    """Which positions of each row are patched.
+    """Select the positions of each row that are patched.
 
     Args:
         sequences: Rows with answers.
-        positions: "predicting", the positions whose outputs are scored: the last token
-            of the prompt and every answer token but the last (UDS patches these);
-            "all", every position that something scored can see; or one position a
-            row, counted back from the first answer token: -1 is the last token of
-            the prompt.
+        positions: "predicting": the positions whose outputs are scored, that is the last prompt
+            token and every answer token but the last (UDS patches these); "all": every position
+            that a scored position can attend to; or one position per row, counted back from the
+            first answer token: -1 is the last prompt token.
 
     Raises:
-        InputError: a row without an answer or a prompt, or without that position.
+        InputError: A row has no answer, no prompt, or not that position.
     """
     lengths = np.array([len(ids) for ids in sequences.ids], dtype=np.int64)
     starts = np.array(sequences.answer_start, dtype=np.int64)
@@ -64,12 +62,12 @@ def patch_positions(
         return PositionSelection(index, np.ones_like(index, dtype=bool), False)
     if positions not in ("predicting", "all"):
         raise InputError(
-            "the places to patch have an unknown name",
+            "the positions to patch are unknown",
             expected="predicting, all, or a negative index",
             got=repr(positions),
         )
     first = starts - 1 if positions == "predicting" else np.zeros_like(starts)
-    # Nothing that is scored sees the last answer token.
+    # No scored position attends to the last answer token.
     counts = lengths - 1 - first
     steps = np.arange(counts.max())
     mask = steps < counts[:, None]
@@ -78,11 +76,11 @@ def patch_positions(
 
 @dataclass(frozen=True, eq=False)
 class DonorStates:
-    """What a donor gives: its values at sites, at certain places of rows.
+    """Activations of a donor at several sites and at selected positions.
 
     Attributes:
-        values: Site to float32 (row, place, d).
-        mask: (row, place), False where a row has fewer places; there values are 0.
+        values: Site name to float32 (row, position, d).
+        mask: (row, position), False where a row has fewer positions; values there are 0.
     """
 
     values: dict[str, np.ndarray]
@@ -93,20 +91,16 @@ class DonorStates:
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """Site names, in capture order."""
+        """Site names in capture order."""
         return tuple(self.values)
 
     def norms(self, site: str) -> np.ndarray:
-        """(row, place) Euclidean norm of the values; 1 where there is no place."""
+        """(row, position) Euclidean norms at a site; 1 where the mask is False."""
         norms = np.linalg.norm(self.values[site].astype(np.float64), axis=-1)
         return np.where(self.mask, norms, 1.0)
 
     def with_norms_of(self, reference: "DonorStates") -> "DonorStates":
-        """The same directions with the norms of another model's states.
-
-        Args:
-            reference: The receiver's states at the same sites and places.
-        """
+        """Rescale every state to the norm of ``reference`` at the same site and position."""
         values = {
             site: (
                 value
@@ -127,19 +121,19 @@ def read_states(
     *,
     tokens: int = 4096,
 ) -> DonorStates:
-    """Run the donor and keep its values.
+    """Run the donor and record its activations.
 
-    The values of ``resid.L`` are those before the last norm, also in the last layer.
+    The values of ``resid.L`` are taken before the final norm, in the last layer too.
 
     Args:
         model: The donor.
         sequences: Rows with answers.
-        sites: Site names, of layers, components or heads.
+        sites: Names of residual, component or head sites.
         positions: As in ``patch_positions``.
-        tokens: Padded positions a batch.
+        tokens: Padded positions per batch.
 
     Raises:
-        InputError: an unknown site, or as ``patch_positions``.
+        InputError: A site is unknown; or as ``patch_positions``.
     """
     wanted = patch_positions(sequences, positions)
     assert wanted.mask is not None
@@ -158,60 +152,61 @@ def score_patched(
     tokens: int = 4096,
     progress: Progress = SILENT,
 ) -> dict[str, dict[str, AnswerScores]]:
-    """Score the receiver's answers while it goes on from donors' states.
+    """Answer scores of the receiver with each donor's activations, by donor and site.
 
-    One site is patched at a time. What comes before the patched positions is the
-    receiver's own and is run once for all donors and sites. A row whose states at a
-    site are bit for bit those of an earlier donor gets that donor's scores, so that
-    equal states give exactly equal scores.
+    One site is patched at a time. Positions before the patch are computed once for all donors and
+    sites. If a row's states at a site equal those of an earlier donor bit for bit, the row copies
+    that donor's scores, so that equal states have exactly equal scores.
 
     Args:
         model: The receiver.
-        sequences: Rows with answers; each has its donor in the same row of the states,
-            which may have been read from another prompt.
-        donors: States by donor, all at the same sites and places.
-        positions: Where in the rows, as in ``patch_positions``.
+        sequences: Rows with answers. Row i is patched with row i of the donors' states, which may
+            come from another prompt.
+        donors: States by donor, all at the same sites and positions.
+        positions: As in ``patch_positions``.
         watch: As in ``score_answers``.
-        tokens: Padded positions a batch.
-        progress: Where to show progress.
-
-    Returns:
-        Scores by donor, then by site.
+        tokens: Padded positions per batch.
 
     Raises:
-        InputError: donors and rows do not fit each other, or as ``score_answers``.
+        InputError: The donors' states do not match the rows; or as ``score_answers``.
     """
-    wanted = patch_positions(sequences, positions)
-    assert wanted.index is not None
+    selection = patch_positions(sequences, positions)
+    assert selection.index is not None
     for name, states in donors.items():
-        if wanted.mask is None or not np.array_equal(wanted.mask, states.mask):
+        if selection.mask is None or not np.array_equal(selection.mask, states.mask):
             raise InputError(
-                f"the states of {name} do not fit the rows they are put into",
-                expected=f"states of {len(sequences)} rows at the same places",
+                f"the states of {name} do not fit the rows they are patched into",
+                expected=f"states of {len(sequences)} rows at the same positions",
                 got=f"states of {len(states)} rows",
-                fix="Read them from rows with the same answers, at the same places",
+                fix="Read them from rows with the same answers, at the same positions",
             )
-    puts, copies = [], []
+    patches, copies = [], []
     names = list(donors)
     for number, name in enumerate(names):
         for site, values in donors[name].values.items():
-            todo = np.ones(len(sequences), dtype=bool)
+            needed = np.ones(len(sequences), dtype=bool)
             for earlier in names[:number]:
                 if site not in donors[earlier].values:
                     continue
-                same = (values == donors[earlier].values[site]).all((1, 2)) & todo
-                copies.append((name, earlier, site, same))
-                todo &= ~same
-            puts.append(Patch(name, site, values, todo))
+                equal = (values == donors[earlier].values[site]).all((1, 2)) & needed
+                copies.append((name, earlier, site, equal))
+                needed &= ~equal
+            patches.append(Patch(name, site, values, needed))
     scores = score_patches(
-        model, sequences, puts, wanted, watch=watch, tokens=tokens, progress=progress
+        model,
+        sequences,
+        patches,
+        selection,
+        watch=watch,
+        tokens=tokens,
+        progress=progress,
     )
-    found: dict[str, dict[str, AnswerScores]] = {name: {} for name in names}
-    for put, each in zip(puts, scores, strict=True):
-        found[put.donor][put.site] = each
-    # An earlier donor is complete before a later one copies from it.
-    for name, earlier, site, same in copies:
-        to, source = found[name][site], found[earlier][site]
+    by_donor: dict[str, dict[str, AnswerScores]] = {name: {} for name in names}
+    for patch, patch_scores in zip(patches, scores, strict=True):
+        by_donor[patch.donor][patch.site] = patch_scores
+    # Copy in donor order, so that every source is complete.
+    for name, earlier, site, equal in copies:
+        target, source = by_donor[name][site], by_donor[earlier][site]
         for field in ("logprob", "mean_logprob", "greedy", "watched"):
-            getattr(to, field)[same] = getattr(source, field)[same]
-    return found
+            getattr(target, field)[equal] = getattr(source, field)[equal]
+    return by_donor

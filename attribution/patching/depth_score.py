@@ -1,17 +1,15 @@
-"""The Unlearning Depth Score and the loss over layers it is made of.
+"""Unlearning Depth Score (UDS) and the loss per layer it is computed from.
 
-Patching a donor's states into the original at one layer lowers the log-probability of
-an item's answer by some nats: the loss of that layer. A donor that never knew the fact
-loses all that the layer holds of it, and an unlearned model as much of that as it has
-erased.
+Patching a donor's activations into the original at one layer lowers the log-probability of an
+item's answer: this fall, in nats, is the loss of the layer. A donor that never learned the fact
+loses everything the layer encodes; an unlearned model loses as much of it as was erased.
 
-Source: Unlearning Depth Score (arXiv 2605.24614). There, with d1 the loss of a model
-retrained without the facts and d2 that of the unlearned one, over the layers of an item
-where d1 is above 0.05 nats::
+Source: Unlearning Depth Score (arXiv 2605.24614). With d1 the loss of a model retrained without the
+facts and d2 the loss of the unlearned model, over the layers of an item with d1 above 0.05 nats::
 
     UDS = sum(d1 * clip(d2 / d1, 0, 1)) / sum(d1)
 
-0 is intact, 1 erased as in the retrained model; an item without such a layer has none.
+0 is intact and 1 is erased as in the retrained model. Items without such a layer have no score.
 """
 
 from dataclasses import dataclass
@@ -21,24 +19,23 @@ from numpy.typing import NDArray
 
 from evidence.errors import InputError
 
-# A layer holds an item's fact where a model that never knew it loses more, in nats.
+# A layer encodes a fact if a model that never learned it loses more than this, in nats.
 ENCODING_THRESHOLD = 0.05
 
 
 @dataclass(frozen=True)
 class DepthScore:
-    """How much of what each layer holds an unlearned model has lost.
+    """Share of the encoded facts that an unlearned model has lost, by item and by layer.
 
     Attributes:
-        score: (item,) UDS; NaN where no layer holds the fact.
+        score: (item,) UDS; NaN if no layer encodes the fact.
         mean: Mean of ``score`` over the items that have one; NaN if none has.
-        loss_ratio: (layer,) mean loss over that of the donor that never knew, over the
-            items that the layer holds, not clipped: below 0 the answer became
-            likelier, above 1 more is lost than was never known. NaN where the layer
-            holds none.
-        min_ratio: Least of ``loss_ratio``: near 0 where any layer still carries the facts. A
-            late edit leaves the layers before it at exactly 0.
-        excess_share: Share of items and layers that lose more than the donor that never knew.
+        loss_ratio: (layer,) mean loss of the unlearned model over that of the reference, over the
+            items that the layer encodes, not clipped. Below 0 the answer became more likely, above
+            1 more is lost than in the reference. NaN if the layer encodes no item.
+        min_ratio: Minimum of ``loss_ratio``; near 0 if any layer still encodes the facts. A late
+            edit leaves the earlier layers at exactly 0.
+        excess_share: Share of (item, layer) pairs that lose more than the reference.
     """
 
     score: NDArray[np.float64]
@@ -53,37 +50,37 @@ def unlearning_depth(
     unlearned_loss: NDArray[np.float64],
     threshold: float = ENCODING_THRESHOLD,
 ) -> DepthScore:
-    """UDS and losses by layer from two patching runs of the same items.
+    """Compute UDS and the loss ratio per layer from two patching runs over the same items.
 
     Args:
-        reference_loss: (item, layer) loss in nats with the states of a model or an item
-            that never knew.
+        reference_loss: (item, layer) loss in nats with the states of a model, or an item, that
+            never had the fact.
         unlearned_loss: (item, layer) loss in nats with the unlearned model's states.
-        threshold: Least loss, in nats, at which a layer counts as holding an item.
+        threshold: Loss in nats above which a layer counts as encoding an item.
 
     Raises:
-        InputError: the tables differ in shape, or have no items or layers.
+        InputError: The tables differ in shape or are empty.
     """
-    first = np.asarray(reference_loss, dtype=np.float64)
-    second = np.asarray(unlearned_loss, dtype=np.float64)
-    if first.shape != second.shape or first.ndim != 2 or not first.size:
+    reference = np.asarray(reference_loss, dtype=np.float64)
+    unlearned = np.asarray(unlearned_loss, dtype=np.float64)
+    if reference.shape != unlearned.shape or reference.ndim != 2 or not reference.size:
         raise InputError(
-            "the two tables of losses do not fit each other",
-            expected="the same items and layers in both, one at least",
-            got=f"{first.shape} and {second.shape}",
+            "the two tables of losses differ in shape or are empty",
+            expected="the same items and layers in both, at least one of each",
+            got=f"{reference.shape} and {unlearned.shape}",
         )
-    holds = first > threshold
-    whole = np.where(holds, first, 0.0)
-    # Not the quotient: a first loss near 0 would blow it up before it is weighed.
-    lost = np.where(holds, np.clip(second, 0.0, first), 0.0)
+    encodes = reference > threshold
+    encoded = np.where(encodes, reference, 0.0)
+    # Clip the loss, not the ratio: dividing by a loss near 0 would amplify noise.
+    erased = np.where(encodes, np.clip(unlearned, 0.0, reference), 0.0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        score = lost.sum(1) / whole.sum(1)
-        share = np.where(holds, second, 0.0).sum(0) / whole.sum(0)
-    some = holds.any()
+        score = erased.sum(1) / encoded.sum(1)
+        loss_ratio = np.where(encodes, unlearned, 0.0).sum(0) / encoded.sum(0)
+    any_encoded = encodes.any()
     return DepthScore(
         score,
-        float(np.nanmean(score)) if some else float("nan"),
-        share,
-        float(np.nanmin(share)) if some else float("nan"),
-        float((second > first)[holds].mean()) if some else float("nan"),
+        float(np.nanmean(score)) if any_encoded else float("nan"),
+        loss_ratio,
+        float(np.nanmin(loss_ratio)) if any_encoded else float("nan"),
+        float((unlearned > reference)[encodes].mean()) if any_encoded else float("nan"),
     )

@@ -1,4 +1,4 @@
-"""Scores of answers while the network is changed where the prompt ends."""
+"""Score answers while activations at the end of the prompt are edited."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
@@ -13,10 +13,10 @@ from capture.network.sites import Sites, find_sites
 from capture.scoring.answers import AnswerScores, score_answers
 
 RowEdit = Callable[[Tensor, np.ndarray], Tensor]
-"""From the states (row, d) of some rows, and their numbers, to new states."""
+"""Maps states (row, d) and the numbers of their rows to new states."""
 
 Span = Literal["end", "prompt"]
-"""What an edit sees: the last prompt token alone, or (row, position, d) of them all."""
+"""The edited part of the prompt: its last token, or all (row, position, d)."""
 
 
 def score_edited(
@@ -29,39 +29,37 @@ def score_edited(
     sites: Sites | None = None,
     tokens: int = 4096,
 ) -> AnswerScores:
-    """As ``score_answers`` with sites edited where every row's prompt ends.
+    """Score answers as ``score_answers`` does, with some sites edited where the prompt ends.
 
-    Nothing is edited where the answer has begun, so what follows has to come from
-    what was changed before.
+    Answer positions are not edited, so every effect on them comes from the edited prompt.
 
     Args:
         model: A causal language model.
         sequences: Rows with answers.
-        edits: Site name to a function from states (row, d), and the numbers of those
-            rows in ``sequences``, to new states. Most ignore the numbers: the same
-            change for every input.
+        edits: Site name to a function of states (row, d) and the numbers of these rows in
+            ``sequences`` that returns new states. Most edits ignore the row numbers.
         watch: As in ``score_answers``.
-        span: "end" for the last prompt token; "prompt" hands an edit the states (row,
-            position, d) of the whole prompt. The rows of one call share its length.
+        span: "end" edits the last prompt token; "prompt" passes the states (row, position, d) of
+            the whole prompt. All rows of one call have prompts of one length.
         sites: The model's sites, if already found.
-        tokens: Padded positions a batch.
+        tokens: Padded positions per batch.
 
     Raises:
-        InputError: as ``patch`` and ``score_answers``.
+        InputError: As ``patch`` and ``score_answers``.
     """
-    found = sites if sites is not None else find_sites(model)
+    model_sites = sites if sites is not None else find_sites(model)
     starts = np.array(sequences.answer_start)
     lengths = np.array([len(ids) for ids in sequences.ids])
     parts: list[tuple[np.ndarray, AnswerScores]] = []
     # Rows are padded on the right, so one index serves all prompts of one length.
     for start in np.unique(starts):
         rows = np.flatnonzero(starts == start)
-        # Batches are taken from the longest row to the shortest, in order.
+        # score_answers batches rows from the longest to the shortest.
         rows = rows[np.argsort(-lengths[rows], kind="stable")]
-        at = int(start) - 1
-        place = at if span == "end" else slice(0, at + 1)
-        hooks = {site: _row_hook(edit, rows, place) for site, edit in edits.items()}
-        with patch(model, hooks, known_sites=found):
+        last = int(start) - 1
+        positions = last if span == "end" else slice(0, last + 1)
+        hooks = {site: _row_hook(edit, rows, positions) for site, edit in edits.items()}
+        with patch(model, hooks, known_sites=model_sites):
             scores = score_answers(
                 model, sequences[rows.tolist()], watch=watch, batch_tokens=tokens
             )
@@ -77,7 +75,7 @@ def score_edited(
 
 
 def add_vector(vector: Tensor) -> RowEdit:
-    """The same vector (d,) for every row."""
+    """An edit that adds the same vector (d,) to every row."""
 
     def edit(states: Tensor, rows: np.ndarray) -> Tensor:
         return states + vector.to(states)
@@ -88,15 +86,15 @@ def add_vector(vector: Tensor) -> RowEdit:
 def _row_hook(
     edit: RowEdit, rows: np.ndarray, position: int | slice
 ) -> Callable[[Tensor], Tensor]:
-    """A hook that deals ``rows`` out to batches as they come."""
-    done = 0
+    """A hook that passes ``edit`` the row numbers of each batch, in batch order."""
+    n_done = 0
 
     def hook(value: Tensor) -> Tensor:
-        nonlocal done
-        here = rows[done : done + len(value)]
-        done += len(value)
+        nonlocal n_done
+        batch_rows = rows[n_done : n_done + len(value)]
+        n_done += len(value)
         changed = value.clone()
-        changed[:, position] = edit(value[:, position], here).to(value)
+        changed[:, position] = edit(value[:, position], batch_rows).to(value)
         return changed
 
     return hook

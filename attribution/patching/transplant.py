@@ -1,9 +1,9 @@
-"""The end of one model put onto another: its readout, and its last block before that.
+"""Run a model with the last block of another model.
 
-An edit of the readout cannot hide from the original's readout. An edit of the last
-block can: every slope runs through that block, so scores of edges far below it fall
-though nothing below it was touched. Read with the original's last block as well, such
-an edit is undone, and only what reaches that block speaks.
+An edit of the readout cannot hide from attribution with the original's readout, but an edit of the
+last block can: all gradients pass through that block, so the scores of edges far below it fall
+although nothing below was changed. Running the candidate with the original's last block undoes such
+an edit.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,12 +17,12 @@ from evidence.errors import InputError
 
 
 def last_block(structure: TransformerStructure) -> nn.Module:
-    """The module of the last block."""
+    """The last transformer block."""
     return structure.sites.places[f"resid.{structure.n_layers - 1}"].module
 
 
 def copy_parameters(block: nn.Module) -> dict[str, Tensor]:
-    """A copy of a block's parameters by name."""
+    """Detached copies of a block's parameters by name."""
     return {name: p.detach().clone() for name, p in block.named_parameters()}
 
 
@@ -30,30 +30,30 @@ def copy_parameters(block: nn.Module) -> dict[str, Tensor]:
 def temporarily_replaced(
     block: nn.Module, parameters: Mapping[str, Tensor]
 ) -> Iterator[None]:
-    """Run a block with other weights, and give it its own back afterwards.
+    """Run a block with other parameters and restore its own on exit.
 
     Args:
-        block: The block; it is as before once the context ends.
-        parameters: From ``copy_parameters`` a block of the same build.
+        block: Restored bit for bit when the context ends.
+        parameters: From ``copy_parameters`` of a block with the same parameter shapes.
 
     Raises:
-        InputError: the two blocks are not built alike.
+        InputError: The parameter names or shapes differ.
     """
-    own = dict(block.named_parameters())
-    alike = {name: tuple(value.shape) for name, value in parameters.items()}
-    if {name: tuple(p.shape) for name, p in own.items()} != alike:
+    current = dict(block.named_parameters())
+    shapes = {name: tuple(value.shape) for name, value in parameters.items()}
+    if {name: tuple(p.shape) for name, p in current.items()} != shapes:
         raise InputError(
-            "the last block cannot be put in place of one that is built otherwise",
-            expected="the same parameters of the same shapes",
-            got=f"{len(own)} parameters here and {len(alike)} there",
+            "the last block cannot be replaced by one with other parameters",
+            expected="the same parameter names and shapes",
+            got=f"{len(current)} parameters here and {len(shapes)} there",
         )
-    kept = copy_parameters(block)
+    saved = copy_parameters(block)
     with torch.no_grad():
-        for name, parameter in own.items():
+        for name, parameter in current.items():
             parameter.copy_(parameters[name])
     try:
         yield
     finally:
         with torch.no_grad():
-            for name, parameter in own.items():
-                parameter.copy_(kept[name])
+            for name, parameter in current.items():
+                parameter.copy_(saved[name])

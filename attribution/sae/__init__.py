@@ -1,4 +1,4 @@
-"""Sparse autoencoders: loading, training, latents, features."""
+"""Sparse autoencoders: loading, training, latent edits and feature ranking."""
 
 from evidence import moved
 

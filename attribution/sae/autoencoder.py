@@ -1,6 +1,6 @@
-"""Sparse autoencoders at our sites: encode, decode, splice and steer.
+"""Sparse autoencoders of model sites: encode, decode, splice, steer, and measure quality.
 
-The models themselves are sae-lens's; ``attribution.sae.files`` reads them.
+The models are sae-lens's; ``attribution.sae.files`` reads them.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from capture.data.sequences import Sequences, batches
 from capture.network.hooks import evaluation_mode, patch
 from capture.network.sites import Sites, find_sites
+from capture.network.structure import model_device
 from evidence.errors import InputError
 
 
@@ -23,10 +24,9 @@ class Sae:
 
     Attributes:
         module: The sae-lens model, in evaluation mode.
-        site: Site whose states it reconstructs.
-        metadata: What was written down when it was trained: "kind", "model" (hash of the
-            weights it belongs to), "dead" (latents that never fire), "prefixes"; empty
-            for one from elsewhere.
+        site: Name of the site whose states it reconstructs.
+        metadata: Written by ``train_sae``: "kind", "model" (hash of the weights), "dead" (latents
+            that never fire) and "prefixes"; empty for an autoencoder from elsewhere.
     """
 
     module: Any
@@ -49,14 +49,14 @@ class Sae:
 
     @property
     def decoder(self) -> Tensor:
-        """(latent, d) what one unit of each latent adds to the reconstruction."""
+        """(latent, d) direction that one unit of each latent adds to the reconstruction."""
         return self.module.W_dec.detach()
 
     def encode(self, states: Tensor) -> Tensor:
-        """(..., latent) from (..., d).
+        """(..., latent) activations of (..., d) states.
 
         Raises:
-            InputError: states of another width.
+            InputError: The states have another width.
         """
         if states.shape[-1] != self.d_in:
             raise InputError(
@@ -83,43 +83,41 @@ def spliced(
     first_position: int = 1,
     sites: Sites | None = None,
 ) -> AbstractContextManager[None]:
-    """Run the model's states through an autoencoder: a context manager, as ``patch``.
+    """Context manager that routes the model's states at a site through the autoencoder.
 
     Args:
-        model: Run by the caller, inside the block.
-        sae: The autoencoder.
-        edit: From latents (row, position, latent) to latents; none by default.
-        keep_error: Add what the autoencoder does not reconstruct, so that without an
-            edit nothing changes.
-        first_position: Positions below this one are left alone: the state of the first token
-            is an outlier in most language models, and no autoencoder is trained on it.
+        model: Run by the caller inside the context.
+        edit: Maps latents (row, position, latent) to latents; no edit by default.
+        keep_error: Add the reconstruction error, so that without an edit nothing changes.
+        first_position: Earlier positions are left unchanged. The first token's state is an outlier
+            in most language models, and no autoencoder is trained on it.
         sites: The model's sites, if already found.
 
     Raises:
-        InputError: the site does not exist in the model, or has another width.
+        InputError: The site does not exist in the model, or has another width.
     """
-    found = sites if sites is not None else find_sites(model)
-    found.resolve(sae.site)
-    if found.d_model not in (None, sae.d_in):
+    model_sites = sites if sites is not None else find_sites(model)
+    model_sites.resolve(sae.site)
+    if model_sites.d_model not in (None, sae.d_in):
         raise InputError(
             f"the autoencoder has another width than {sae.site} of the model",
-            expected=str(found.d_model),
+            expected=str(model_sites.d_model),
             got=str(sae.d_in),
             fix="Use one that was trained on this model",
         )
 
-    def through(value: Tensor) -> Tensor:
-        # Decoding steps of a generation hold one position, which is never the first.
-        rest = value[:, first_position:] if value.shape[1] > 1 else value
-        if rest.shape[1] == 0:
+    def splice(value: Tensor) -> Tensor:
+        # A decoding step of a generation has one position, which is never the first.
+        body = value[:, first_position:] if value.shape[1] > 1 else value
+        if body.shape[1] == 0:
             return value
-        latents = sae.encode(rest)
+        latents = sae.encode(body)
         new = sae.decode(edit(latents.clone()) if edit else latents)
         if keep_error:
-            new = new + rest - sae.decode(latents)
-        return torch.cat([value[:, : value.shape[1] - rest.shape[1]], new], 1)
+            new = new + body - sae.decode(latents)
+        return torch.cat([value[:, : value.shape[1] - body.shape[1]], new], 1)
 
-    return patch(model, {sae.site: through}, known_sites=found)
+    return patch(model, {sae.site: splice}, known_sites=model_sites)
 
 
 def steer_latents(
@@ -129,19 +127,19 @@ def steer_latents(
     *,
     sites: Sites | None = None,
 ) -> AbstractContextManager[None]:
-    """Add to latents at every position but the first, the rest of the state kept.
+    """Context manager that adds constants to latents at every position but the first.
 
-    Adding c to a latent moves the state by c times its decoder row.
+    Adding c to a latent moves the state by c times its decoder row; the reconstruction error is
+    kept.
 
     Args:
-        model: Run by the caller, inside the block.
-        sae: The autoencoder.
-        amounts: Latent to what is added to it, in latent units.
+        model: Run by the caller inside the context.
+        amounts: Latent index to the amount added, in latent units.
         sites: The model's sites, if already found.
 
     Raises:
-        InputError: a latent that does not exist or never fires, or an amount that is
-            not a finite number; or as ``spliced``.
+        InputError: A latent does not exist or is dead, or an amount is not finite; or as
+            ``spliced``.
     """
     for latent, amount in amounts.items():
         check_latent(sae, latent)
@@ -149,26 +147,25 @@ def steer_latents(
             raise InputError(
                 "the steering strength is not a finite number", got=str(amount)
             )
-    index = torch.tensor(list(amounts), dtype=torch.long)
-    size = torch.tensor([float(each) for each in amounts.values()])
+    indices = torch.tensor(list(amounts), dtype=torch.long)
+    added = torch.tensor([float(each) for each in amounts.values()])
 
     def edit(latents: Tensor) -> Tensor:
-        latents[..., index.to(latents.device)] += size.to(latents)
+        latents[..., indices.to(latents.device)] += added.to(latents)
         return latents
 
     return spliced(model, sae, edit, sites=sites)
 
 
 def check_latent(sae: Sae, latent: int) -> None:
-    """Refuse a latent that is not there or never fires.
+    """Check that a latent exists and is not dead.
 
     Raises:
-        InputError: saying which.
+        InputError: It does not exist, or it never fired in training.
     """
     if not 0 <= latent < sae.d_sae:
         raise InputError(
-            f"the autoencoder has no latent {latent}",
-            expected=f"0 to {sae.d_sae - 1}",
+            f"the autoencoder has no latent {latent}", expected=f"0 to {sae.d_sae - 1}"
         )
     if latent in set(sae.metadata.get("dead", ())):
         raise InputError(
@@ -179,14 +176,14 @@ def check_latent(sae: Sae, latent: int) -> None:
 
 @dataclass(frozen=True)
 class SaeQuality:
-    """What an autoencoder loses.
+    """Reconstruction quality and sparsity.
 
     Attributes:
-        fvu: Fraction of variance unexplained: squared error over squared distance
-            from the mean. 0 is perfect, 1 what the mean alone would give.
-        l0: Mean number of latents that fire.
-        dead: Share of latents that fire on no row.
-        rows: Rows it was measured on.
+        fvu: Fraction of variance unexplained: squared error over squared distance from the mean. 0
+            is perfect; the mean alone gives 1.
+        l0: Mean number of active latents per row.
+        dead: Share of latents that are active on no row.
+        rows: Number of rows measured.
     """
 
     fvu: float
@@ -196,44 +193,46 @@ class SaeQuality:
 
 
 def measure_quality(sae: Sae, chunks: Iterator[Any]) -> SaeQuality:
-    """Measure an autoencoder on states (row, d), given chunk by chunk.
+    """Measure an autoencoder on states (row, d), given in chunks.
 
     Raises:
-        InputError: no rows, states of another width, or states that do not vary.
+        InputError: There are no rows, the states have another width, or they do not vary.
     """
-    error, count, fired = 0.0, 0, None
-    total, square, active = torch.zeros(sae.d_in, dtype=torch.float64), 0.0, 0.0
+    squared_error, count, ever_active = 0.0, 0, None
+    total, squared_norm, n_active = torch.zeros(sae.d_in, dtype=torch.float64), 0.0, 0.0
     for chunk in chunks:
         x = torch.as_tensor(chunk, dtype=torch.float32)
         latents = sae.encode(x)
-        error += float((sae.decode(latents) - x).double().square().sum())
-        on = latents > 0
-        active += float(on.sum())
-        fired = on.any(0) if fired is None else fired | on.any(0)
+        squared_error += float((sae.decode(latents) - x).double().square().sum())
+        is_active = latents > 0
+        n_active += float(is_active.sum())
+        ever_active = (
+            is_active.any(0) if ever_active is None else ever_active | is_active.any(0)
+        )
         total += x.double().sum(0)
-        square += float(x.double().square().sum())
+        squared_norm += float(x.double().square().sum())
         count += len(x)
-    variance = square - float(total.square().sum()) / max(count, 1)
-    if fired is None or variance <= 1e-9 * max(square, 1e-300):
+    variance = squared_norm - float(total.square().sum()) / max(count, 1)
+    if ever_active is None or variance <= 1e-9 * max(squared_norm, 1e-300):
         raise InputError(
             "an autoencoder cannot be measured on these states",
             expected="rows that differ",
             got=f"{count} rows",
         )
-    dead = 1 - float(fired.double().mean())
-    return SaeQuality(error / variance, active / count, dead, count)
+    dead = 1 - float(ever_active.double().mean())
+    return SaeQuality(squared_error / variance, n_active / count, dead, count)
 
 
 @dataclass(frozen=True)
 class LossRecovered:
-    """What is left of the next-token loss when states pass through an autoencoder.
+    """Next-token loss with the states replaced by their reconstructions.
 
     Attributes:
-        plain: Mean loss of the model, nats a token.
+        plain: Mean loss of the model, nats per token.
         spliced: With reconstructions in place of the states.
         ablated: With the mean state in their place.
-        recovered: (ablated - spliced) / (ablated - plain); 1 is perfect. NaN where
-            the site does not matter.
+        recovered: (ablated - spliced) / (ablated - plain); 1 is perfect, NaN if the site does not
+            matter.
     """
 
     plain: float
@@ -245,52 +244,54 @@ class LossRecovered:
 def loss_recovered(
     model: nn.Module, sae: Sae, sequences: Sequences, *, tokens: int = 4096
 ) -> LossRecovered:
-    """Splice an autoencoder in, without its error, and see what the model loses.
+    """Next-token loss with the reconstruction, and with the mean state, in place of the state.
 
-    The first position is left as it is in every arm.
+    The first position is left unchanged throughout.
 
     Raises:
-        InputError: as ``spliced``.
+        InputError: As ``spliced``.
     """
-    where = find_sites(model)
+    sites = find_sites(model)
     total, count = torch.zeros(sae.d_in), 0
 
-    def see(latents_of: Tensor) -> Tensor:
+    def accumulate(latents_of: Tensor) -> Tensor:
         nonlocal total, count
-        rest = latents_of[:, 1:]
-        total = total.to(rest) + rest.sum((0, 1))
-        count += rest.shape[0] * rest.shape[1]
+        body = latents_of[:, 1:]
+        total = total.to(body) + body.sum((0, 1))
+        count += body.shape[0] * body.shape[1]
         return latents_of
 
-    with patch(model, {sae.site: see}, known_sites=where):
+    with patch(model, {sae.site: accumulate}, known_sites=sites):
         plain = _loss(model, sequences, tokens)
     mean = total / max(count, 1)
 
-    def flat(value: Tensor) -> Tensor:
+    def to_mean(value: Tensor) -> Tensor:
         out = value.clone()
         out[:, 1:] = mean
         return out
 
-    with spliced(model, sae, keep_error=False, sites=where):
-        through = _loss(model, sequences, tokens)
-    with patch(model, {sae.site: flat}, known_sites=where):
-        without = _loss(model, sequences, tokens)
-    span = without - plain
-    recovered = (without - through) / span if abs(span) > 1e-6 else float("nan")
-    return LossRecovered(plain, through, without, recovered)
+    with spliced(model, sae, keep_error=False, sites=sites):
+        spliced_loss = _loss(model, sequences, tokens)
+    with patch(model, {sae.site: to_mean}, known_sites=sites):
+        ablated_loss = _loss(model, sequences, tokens)
+    damage = ablated_loss - plain
+    recovered = (
+        (ablated_loss - spliced_loss) / damage if abs(damage) > 1e-6 else float("nan")
+    )
+    return LossRecovered(plain, spliced_loss, ablated_loss, recovered)
 
 
 def _loss(model: nn.Module, sequences: Sequences, tokens: int) -> float:
     """Mean next-token loss in nats."""
-    device = next(model.parameters()).device
+    device = model_device(model)
     total, count = 0.0, 0
     with torch.no_grad(), evaluation_mode(model):
         for batch in batches(sequences, batch_tokens=tokens, device=device):
             logits = model(**batch.model_inputs, use_cache=False).logits
-            there = batch.attention_mask[:, 1:].bool()
+            mask = batch.attention_mask[:, 1:].bool()
             loss = nn.functional.cross_entropy(
-                logits[:, :-1][there].float(), batch.input_ids[:, 1:][there]
+                logits[:, :-1][mask].float(), batch.input_ids[:, 1:][mask]
             )
-            total += float(loss) * int(there.sum())
-            count += int(there.sum())
+            total += float(loss) * int(mask.sum())
+            count += int(mask.sum())
     return total / max(count, 1)

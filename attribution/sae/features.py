@@ -1,4 +1,4 @@
-"""Which latents stand for a concept, ranked on some rows and looked at on others."""
+"""Rank latents by how well they detect a concept, and measure their effects."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from attribution.sae.autoencoder import Sae, check_latent
 from capture.data.sequences import Sequences, batches
 from capture.network.hooks import evaluation_mode, patch
 from capture.network.sites import find_sites
+from capture.network.structure import model_device
 from evidence.errors import InputError
 
 CRITERIA = ("f1", "auc", "difference")
@@ -21,14 +22,14 @@ CRITERIA = ("f1", "auc", "difference")
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LatentRanking:
-    """How well each latent tells rows that show each concept from those that do not.
+    """How well each latent separates rows with a concept from rows without it.
 
     Attributes:
         concepts: (concept,) names.
-        f1: (concept, latent) F1 of "the latent fires" as a sign of the concept.
-        auc: (concept, latent) area under the ROC curve of its activation.
-        difference: (concept, latent) mean activation with the concept less without.
-        active: (concept, latent) share of the concept's rows on which it fires.
+        f1: (concept, latent) F1 of "the latent is active" as a detector of the concept.
+        auc: (concept, latent) ROC AUC of the activation.
+        difference: (concept, latent) mean activation with the concept minus without.
+        active: (concept, latent) share of the concept's rows on which the latent is active.
     """
 
     concepts: tuple[str, ...]
@@ -38,10 +39,10 @@ class LatentRanking:
     active: NDArray[np.float64]
 
     def top(self, concept: str, count: int, by: str = "f1") -> NDArray[np.int64]:
-        """The best latents of a concept, the best first.
+        """The best latents of a concept, best first.
 
         Raises:
-            InputError: an unknown concept or order.
+            InputError: The concept or the criterion is unknown.
         """
         if concept not in self.concepts or by not in CRITERIA:
             raise InputError(
@@ -53,11 +54,12 @@ class LatentRanking:
         return np.argsort(-table, kind="stable")[:count]
 
     def to_frame(self, concept: str) -> pd.DataFrame:
-        """One row a latent of a concept, the best F1 first."""
+        """One row per latent of a concept, best F1 first."""
         order = self.top(concept, self.f1.shape[1])
-        at = self.concepts.index(concept)
+        concept_idx = self.concepts.index(concept)
         columns = {
-            name: getattr(self, name)[at, order] for name in (*CRITERIA, "active")
+            name: getattr(self, name)[concept_idx, order]
+            for name in (*CRITERIA, "active")
         }
         return pd.DataFrame({"latent": order} | columns)
 
@@ -65,42 +67,41 @@ class LatentRanking:
 def rank_latents(
     latents: ArrayLike, concept_masks: Mapping[str, ArrayLike]
 ) -> LatentRanking:
-    """Rank latents for each concept on a selection split.
+    """Score every latent as a detector of each concept.
 
-    Scores of the rows ranked on are too good: what is claimed of the latents chosen
-    has to be measured on other rows.
+    Selection makes these scores optimistic: evaluate the chosen latents on other rows.
 
     Args:
         latents: (row, latent) activations, >= 0.
-        concept_masks: Name to (row,) booleans: which rows show the concept.
+        concept_masks: Concept name to (row,) booleans.
 
     Raises:
-        InputError: marks of other rows, or without rows on either side.
+        InputError: A mask has another number of rows, or is all True or all False.
     """
     z = np.asarray(latents, dtype=np.float64)
-    table = np.stack([np.asarray(each, dtype=bool) for each in concept_masks.values()])
-    if z.ndim != 2 or table.shape[1] != len(z):
+    masks = np.stack([np.asarray(mask, dtype=bool) for mask in concept_masks.values()])
+    if z.ndim != 2 or masks.shape[1] != len(z):
         raise InputError(
-            "latents and marks differ in rows",
-            expected=str(table.shape[1]),
+            "latents and concept masks differ in rows",
+            expected=str(masks.shape[1]),
             got=str(z.shape),
         )
-    for name, row in zip(concept_masks, table, strict=True):
+    for name, row in zip(concept_masks, masks, strict=True):
         if row.all() or not row.any():
             raise InputError(
-                f"concept {name!r} has rows of one kind only",
+                f"concept {name!r} is shown by all rows or by none",
                 expected="rows that show it and rows that do not",
                 got=f"{int(row.sum())} of {len(row)} show it",
             )
-    yes = table.astype(float)
-    n1, n0 = yes.sum(1)[:, None], (1 - yes).sum(1)[:, None]
-    on = (z > 0).astype(float)
-    both, fired = yes @ on, on.sum(0)
-    f1 = 2 * both / np.maximum(n1 + fired, 1)
+    present = masks.astype(float)
+    n_present, n_absent = present.sum(1)[:, None], (1 - present).sum(1)[:, None]
+    is_active = (z > 0).astype(float)
+    n_both, n_active = present @ is_active, is_active.sum(0)
+    f1 = 2 * n_both / np.maximum(n_present + n_active, 1)
     ranks = pd.DataFrame(z).rank(axis=0).to_numpy()
-    auc = (yes @ ranks - n1 * (n1 + 1) / 2) / (n1 * n0)
-    difference = yes @ z / n1 - (1 - yes) @ z / n0
-    return LatentRanking(tuple(concept_masks), f1, auc, difference, both / n1)
+    auc = (present @ ranks - n_present * (n_present + 1) / 2) / (n_present * n_absent)
+    difference = present @ z / n_present - (1 - present) @ z / n_absent
+    return LatentRanking(tuple(concept_masks), f1, auc, difference, n_both / n_present)
 
 
 def expert_sets(
@@ -110,73 +111,73 @@ def expert_sets(
     shared_by: int | None = None,
     min_active: float = 0.5,
 ) -> dict[str, NDArray[np.int64]]:
-    """The best latents of each concept, less those that serve too many.
+    """The best latents of each concept, without latents that are active for many concepts.
 
-    As published: the top 1.25 k by F1, without latents active in 7 or more of 10
-    classes.
+    The paper takes the top 1.25 k by F1, without latents active in 7 or more of 10 classes.
 
     Args:
         ranking: From a selection split.
-        count: Latents kept a concept before any are dropped.
-        shared_by: Drop a latent active in so many concepts or more; none if None.
-        min_active: Share of a concept's rows a latent must fire on to count as active.
+        count: Latents per concept before any are dropped.
+        shared_by: Drop latents that are active in this many concepts or more; None drops none.
+        min_active: Share of a concept's rows on which an active latent must fire.
 
     Raises:
-        InputError: a concept is left without latents.
+        InputError: A concept has no latents left.
 
     Source: Suppression or Deletion, arXiv 2602.18505.
     """
-    served = (ranking.active >= min_active).sum(0)
-    found = {}
+    n_concepts = (ranking.active >= min_active).sum(0)
+    sets = {}
     for concept in ranking.concepts:
         chosen = ranking.top(concept, count)
         if shared_by is not None:
-            chosen = chosen[served[chosen] < shared_by]
+            chosen = chosen[n_concepts[chosen] < shared_by]
         if not len(chosen):
             raise InputError(
-                f"no latent is left that stands for {concept!r}",
+                f"no latent is left for concept {concept!r}",
                 expected=f"one of the top {count} active in fewer than {shared_by}",
                 fix="Raise shared_by or count, or train a wider autoencoder",
             )
-        found[concept] = chosen
-    return found
+        sets[concept] = chosen
+    return sets
 
 
 def jaccard_overlap(sets: Mapping[str, Sequence[int] | NDArray]) -> NDArray[np.float64]:
-    """(concept, concept) share of two expert sets' latents that are in both."""
-    members = [set(map(int, each)) for each in sets.values()]
-    return np.array([[len(a & b) / len(a | b) for b in members] for a in members])
+    """(concept, concept) Jaccard index of the concepts' latent sets."""
+    members = [set(map(int, latents)) for latents in sets.values()]
+    return np.array(
+        [[len(one & other) / len(one | other) for other in members] for one in members]
+    )
 
 
 def latent_attribution(
     model: nn.Module, sae: Sae, sequences: Sequences, *, tokens: int = 4096
 ) -> NDArray[np.float64]:
-    """(row, latent) activation times the slope of the answer's first token.
+    """(row, latent) activation times gradient of the first answer token's log-probability.
 
-    How much the log-probability of the answer's first token would fall, to first
-    order, if the latent were switched off where the prompt ends.
+    To first order, this is how much the log-probability would fall if the latent were switched off
+    at the last prompt token.
 
     Args:
         model: A causal language model.
-        sae: The autoencoder.
         sequences: Rows with answers.
-        tokens: Padded positions a batch.
+        tokens: Padded positions per batch.
 
     Raises:
-        InputError: the site does not exist in the model.
+        InputError: The site does not exist in the model.
     """
-    where, out = find_sites(model), np.zeros((len(sequences), sae.d_sae))
-    device = next(model.parameters()).device
-    seen: list[Tensor] = []
+    sites, attribution = find_sites(model), np.zeros((len(sequences), sae.d_sae))
+    device = model_device(model)
+    captured: list[Tensor] = []
 
-    def keep(value: Tensor) -> Tensor:
-        seen.append(value if value.requires_grad else value.requires_grad_())
-        return seen[-1]
+    def capture(value: Tensor) -> Tensor:
+        captured.append(value if value.requires_grad else value.requires_grad_())
+        return captured[-1]
 
     with (
         torch.enable_grad(),
         evaluation_mode(model),
-        patch(model, {sae.site: keep}, known_sites=where),
+        patch(model, {sae.site: capture}, known_sites=sites),
     ):
         for batch in batches(sequences, batch_tokens=tokens, device=device):
             logits = model(**batch.model_inputs, use_cache=False).logits.float()
@@ -184,12 +185,14 @@ def latent_attribution(
             row = torch.arange(len(start), device=device)
             target = batch.input_ids[row, start]
             logprob = logits[row, start - 1].log_softmax(1)[row, target].sum()
-            states = seen.pop()
-            (slope,) = torch.autograd.grad(logprob, states)
-            at = states[row, start - 1].detach()
-            along = slope[row, start - 1] @ sae.decoder.T.to(slope)
-            out[batch.rows.numpy()] = (sae.encode(at) * along).cpu().numpy()
-    return out
+            states = captured.pop()
+            (gradient,) = torch.autograd.grad(logprob, states)
+            last_states = states[row, start - 1].detach()
+            directional = gradient[row, start - 1] @ sae.decoder.T.to(gradient)
+            attribution[batch.rows.numpy()] = (
+                (sae.encode(last_states) * directional).cpu().numpy()
+            )
+    return attribution
 
 
 def ablation_effect(
@@ -200,36 +203,35 @@ def ablation_effect(
     *,
     tokens: int = 4096,
 ) -> NDArray[np.float64]:
-    """(row,) fall of the answer's log-probability when latents are switched off.
+    """(row,) fall of the answer's log-probability when the latents are switched off together.
 
-    All of ``latents`` together, where the prompt ends; the rest of the state stays.
+    They are switched off at the last prompt token; the rest of the state is unchanged.
 
     Raises:
-        InputError: a latent that does not exist or never fires; or as
-            ``score_edited``.
+        InputError: A latent does not exist or is dead; or as ``score_edited``.
     """
     for latent in latents:
         check_latent(sae, int(latent))
-    index = torch.as_tensor(list(latents), dtype=torch.long)
+    latent_idx = torch.as_tensor(list(latents), dtype=torch.long)
 
-    def off(states: Tensor, rows: np.ndarray) -> Tensor:
-        own = sae.encode(states)[:, index]
-        return states - own @ sae.decoder[index].to(states)
+    def switch_off(states: Tensor, rows: np.ndarray) -> Tensor:
+        activations = sae.encode(states)[:, latent_idx]
+        return states - activations @ sae.decoder[latent_idx].to(states)
 
     plain = score_edited(model, sequences, {}, tokens=tokens)
-    without = score_edited(model, sequences, {sae.site: off}, tokens=tokens)
+    without = score_edited(model, sequences, {sae.site: switch_off}, tokens=tokens)
     return plain.logprob - without.logprob
 
 
 @dataclass(frozen=True)
 class LatentChange:
-    """A latent that fires otherwise in another checkpoint.
+    """A latent whose activation differs between two checkpoints.
 
     Attributes:
-        latent: Its number.
-        change: Mean activation after less before, in latent units.
-        effect: The same over the standard deviation of the rows' differences.
-        top_before: Rows on which it fires most before, the strongest first.
+        latent: Its index.
+        change: Mean activation after minus before, in latent units.
+        effect: ``change`` over the standard deviation of the rows' differences.
+        top_before: Rows with the largest activation before, largest first.
         top_after: The same after.
     """
 
@@ -243,16 +245,16 @@ class LatentChange:
 def changed_latents(
     before: ArrayLike, after: ArrayLike, count: int = 20, items: int = 5
 ) -> list[LatentChange]:
-    """The latents that changed most between two checkpoints, without any labels.
+    """The latents that changed most between two checkpoints; no labels are needed.
 
     Args:
-        before: (row, latent) activations of rows in the first checkpoint.
-        after: The same rows in the second, through the same autoencoder.
-        count: Latents listed, the largest mean absolute change first.
-        items: Top rows listed a latent.
+        before: (row, latent) activations in the first checkpoint.
+        after: The same rows in the second checkpoint, with the same autoencoder.
+        count: Number of latents, largest mean absolute change first.
+        items: Number of top rows per latent.
 
     Raises:
-        InputError: the two differ in shape.
+        InputError: The arrays differ in shape.
     """
     x, y = (np.asarray(each, dtype=np.float64) for each in (before, after))
     if x.shape != y.shape or x.ndim != 2:
@@ -287,19 +289,19 @@ def best_score_by_prefix(
     latents: ArrayLike,
     score: Callable[[NDArray, NDArray], float],
 ) -> dict[int, float]:
-    """Best score of one latent within each Matryoshka prefix.
+    """Best score of a single latent within each Matryoshka prefix, by prefix width.
 
-    Where a wide prefix tells a concept no better than a narrow one, the concept's
-    latent has not been split up among finer ones, and its silence means something.
+    If a wide prefix detects the concept no better than a narrow one, the concept has not been split
+    among finer latents (feature absorption), and the silence of its latent is evidence.
 
     Args:
         sae: A Matryoshka autoencoder.
         concept_mask: (row,) which rows show the concept.
         latents: (row, latent) activations.
-        score: From marks and one latent's activations to a number, such as an AUC.
+        score: Function of the mask and one latent's activations, such as ROC AUC.
 
     Raises:
-        InputError: the autoencoder has no prefixes.
+        InputError: The autoencoder has no nested prefixes.
     """
     prefixes = sae.metadata.get("prefixes") or ()
     if not prefixes:
@@ -309,5 +311,5 @@ def best_score_by_prefix(
             got=repr(sae),
         )
     z, y = np.asarray(latents), np.asarray(concept_mask, dtype=bool)
-    each = np.array([score(y, z[:, latent]) for latent in range(z.shape[1])])
-    return {int(width): float(each[:width].max()) for width in prefixes}
+    latent_scores = np.array([score(y, z[:, latent]) for latent in range(z.shape[1])])
+    return {int(width): float(latent_scores[:width].max()) for width in prefixes}

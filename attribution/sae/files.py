@@ -1,7 +1,6 @@
-"""Reading sparse autoencoders that nobody vouches for.
+"""Read sparse autoencoders from untrusted folders and from the Hugging Face Hub.
 
-The models themselves are sae-lens's; importing this file does not import it, as that
-takes seconds. Only safetensors and JSON are read.
+Only safetensors and JSON are read. sae-lens is imported on first use, which takes seconds.
 """
 
 import importlib
@@ -23,15 +22,15 @@ WEIGHTS_FILE, CONFIG_FILE, METADATA_FILE = (
 )
 PICKLES = ("*.pt", "*.pth", "*.bin", "*.pkl", "*.pickle", "*.ckpt", "*.npz")
 MAX_JSON_BYTES = 1 << 20
-"""Bytes of a file of settings, and of a note."""
+"""Largest size of a configuration or metadata file, in bytes."""
 MAX_WIDTH = 1 << 24
 
 
 def sae_lens() -> Any:
-    """The library, imported when it is first needed.
+    """Import sae-lens on first use.
 
     Raises:
-        InputError: it is not installed.
+        InputError: It is not installed.
     """
     try:
         return importlib.import_module("sae_lens")
@@ -52,15 +51,14 @@ def load_sae(
     """Read a sae-lens autoencoder.
 
     Args:
-        source: A folder with ``cfg.json`` and ``sae_weights.safetensors``, or a hub id
-            "owner/name" or "owner/name:folder inside".
-        site: Which site it belongs to; as written beside it if None.
-        revision: Branch, tag or commit, for hub ids.
-        device: Where to.
+        source: A folder with ``cfg.json`` and ``sae_weights.safetensors``, or a Hub id "owner/name"
+            or "owner/name:folder inside".
+        site: The site it belongs to; by default the one in its metadata.
+        revision: Branch, tag or commit, for Hub ids.
+        device: Where to load it.
 
     Raises:
-        InputError: nothing is there, it is a pickle, it is damaged, or no site is
-            known.
+        InputError: The autoencoder is missing, a pickle or damaged, or its site is unknown.
     """
     folder = as_path(source, "the autoencoder")
     device = choose_device(device)
@@ -73,73 +71,72 @@ def load_sae(
                 f"{pickles[0]} may run code when it is opened, and is not read",
                 expected=f"{WEIGHTS_FILE} and {CONFIG_FILE}",
                 got=", ".join(sorted(pickles)[:3]),
-                fix="Have it saved by sae-lens 6 or later, which writes safetensors",
+                fix="Save it with sae-lens 6 or later, which writes safetensors",
             )
         raise InputError(
             f"{folder} holds no autoencoder",
             expected=f"{WEIGHTS_FILE} and {CONFIG_FILE}",
         )
-    note = _read_metadata(folder)
-    place = site if site is not None else note.get("site")
-    if not isinstance(place, str):
+    metadata = _read_metadata(folder)
+    found_site = site if site is not None else metadata.get("site")
+    if not isinstance(found_site, str):
         raise InputError(
-            "it is not known which site this autoencoder belongs to",
+            "the site of this autoencoder is not known",
             expected="site=, such as 'resid.12'",
-            got=None if place is None else quoted(place),
+            got=None if found_site is None else quoted(found_site),
         )
     _check_settings(folder)
     library = sae_lens()
     try:
         module = library.SAE.load_from_disk(folder, device=device)
-    # Its settings may name anything: the library raises what it likes.
+    # An untrusted configuration can make the library raise any exception.
     except Exception as error:
         raise InputError(
             f"the autoencoder in {folder} cannot be read ({error})",
-            fix="Have it saved again by sae-lens",
+            fix="Save it again with sae-lens",
         ) from error
     if not all(bool(torch.isfinite(each).all()) for each in module.parameters()):
         raise InputError(
-            f"the autoencoder in {folder} holds NaN or infinity",
-            fix="Have it trained again",
+            f"the autoencoder in {folder} holds NaN or infinity", fix="Train it again"
         )
-    return Sae(module.eval().requires_grad_(False), place, note)
+    return Sae(module.eval().requires_grad_(False), found_site, metadata)
 
 
 def _read_metadata(folder: Path) -> dict[str, Any]:
-    """What was written down when it was trained; empty for one from elsewhere."""
+    """Metadata written by ``train_sae``; empty for an autoencoder from elsewhere."""
     path = folder / METADATA_FILE
     if not path.exists():
         return {}
-    note = read_json(path, max_bytes=MAX_JSON_BYTES)
-    dead = note.get("dead", [])
-    texts = (note.get(name, "") for name in ("kind", "model"))
+    metadata = read_json(path, max_bytes=MAX_JSON_BYTES)
+    dead = metadata.get("dead", [])
+    texts = (metadata.get(name, "") for name in ("kind", "model"))
     if (
         not all(isinstance(each, str) for each in texts)
         or not isinstance(dead, list)
         or not all(type(each) is int for each in dead)
     ):
         raise InputError(
-            f"{path} is not a note on an autoencoder",
+            f"{path} is not the metadata of an autoencoder",
             expected="kind and model in words, dead as whole numbers",
         )
-    return note
+    return metadata
 
 
 def _check_settings(folder: Path) -> None:
-    """Refuse widths that are no widths before the library makes tensors of them."""
+    """Check the widths before sae-lens allocates tensors of them."""
     settings = read_json(folder / CONFIG_FILE, max_bytes=MAX_JSON_BYTES)
     for name in ("d_in", "d_sae"):
         width = settings.get(name)
         if type(width) is not int or not 0 < width <= MAX_WIDTH:
             raise InputError(
-                f"{folder / CONFIG_FILE} does not say how wide the autoencoder is",
+                f"{folder / CONFIG_FILE} has no valid width",
                 expected=f"{name}, a whole number up to {MAX_WIDTH:,}",
                 got=quoted(width),
             )
 
 
 def _download(source: str, revision: str | None) -> Path:
-    """A hub folder with nothing but safetensors and JSON."""
+    """Download the safetensors and JSON files of a Hub folder."""
     repo, _, inside = source.partition(":")
     if repo.count("/") != 1 or ".." in inside.split("/") or inside.startswith("/"):
         raise InputError(
@@ -157,7 +154,7 @@ def _download(source: str, revision: str | None) -> Path:
         )
     except Exception as error:
         raise InputError(
-            f"the hub did not give {repo!r} ({type(error).__name__})",
+            f"{repo!r} could not be downloaded from the Hub ({type(error).__name__})",
             fix="Check the name and the network, or download it and give its folder",
         ) from error
     return Path(root) / inside

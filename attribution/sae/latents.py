@@ -1,8 +1,8 @@
-"""Latents of an autoencoder as a change of states: made louder, or put in from outside.
+"""Edits of states along autoencoder latents, each with a control of other latents.
 
-Two changes, and for each its control of other latents that write as much:
-``LatentAmplifier`` makes louder what a state holds already, the same for every input;
-``decode_difference`` is what the published test injects from another model's state.
+``LatentAmplifier`` amplifies latents that are already active in a state, with the same map for
+every input. ``decode_difference`` is the change that the published state-injection test adds from
+another model's state.
 """
 
 from dataclasses import dataclass, replace
@@ -17,42 +17,41 @@ from evidence.errors import InputError
 
 
 def live_latents(sae: Sae) -> NDArray[np.int64]:
-    """Latents that fired on some row the autoencoder was trained on."""
+    """Indices of the latents that fired on some training row."""
     return np.setdiff1d(np.arange(sae.d_sae), sae.metadata.get("dead", ()))
 
 
 def draw_control_latents(
     sae: Sae, latents: NDArray[np.int64], rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """As many live latents that are not among ``latents``.
+    """Draw as many live latents that are not among ``latents``, sorted.
 
     Raises:
-        InputError: there are too few.
+        InputError: There are too few.
     """
-    free = np.setdiff1d(live_latents(sae), latents)
-    if len(free) < len(latents):
+    candidates = np.setdiff1d(live_latents(sae), latents)
+    if len(candidates) < len(latents):
         raise InputError(
             "the autoencoder has too few other latents to compare with",
             expected=f"{len(latents)} that fire",
-            got=str(len(free)),
+            got=str(len(candidates)),
             fix="Take fewer latents, or train a wider autoencoder",
         )
-    return np.sort(rng.permutation(free)[: len(latents)])
+    return np.sort(rng.permutation(candidates)[: len(latents)])
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LatentAmplifier:
-    """The map h -> h + strength * sum over latents (z - centre) decoder.
+    """The map h -> h + strength * sum over latents of (z - center) * decoder row.
 
-    It is the same for every input: what it writes depends on how strongly latents fire
-    in the state itself, never on a label.
+    The map is the same for every input: the change depends on the activations z of the state
+    itself, never on a label.
 
     Attributes:
-        sae: The autoencoder.
-        latents: (n,) latents.
+        latents: (n,) latent indices.
         center: (n,) their mean activation on ``rows``.
         rows: (row, d) states the mean was taken over.
-        scale: Factor on all that is written.
+        scale: Factor on the change.
     """
 
     sae: Sae
@@ -65,69 +64,68 @@ class LatentAmplifier:
     def fit(
         cls, sae: Sae, latents: NDArray[np.int64], rows: NDArray
     ) -> "LatentAmplifier":
-        """An amplifier of some latents.
+        """Center the amplifier of some latents on given states.
 
         Args:
-            sae: The autoencoder.
-            latents: Which.
-            rows: (row, d) states of the model that is to be changed.
+            latents: Latent indices.
+            rows: (row, d) states of the model that is to be edited.
 
         Raises:
-            InputError: no latents, one that does not exist or is dead, or one that
-                fires alike on every row, so that there is nothing to make louder.
+            InputError: There are no latents, one does not exist or is dead, or all are constant
+                over the rows.
         """
         if not len(latents):
             raise InputError("there are no latents to amplify", expected="one or more")
         for latent in latents:
             check_latent(sae, int(latent))
         index = torch.as_tensor(latents, dtype=torch.long)
-        table = torch.as_tensor(rows, dtype=torch.float32)
-        own = sae.encode(table)[:, index]
-        same = own.amax(0) == own.amin(0)
-        if bool(same.all()):
+        states = torch.as_tensor(rows, dtype=torch.float32)
+        activations = sae.encode(states)[:, index]
+        is_constant = activations.amax(0) == activations.amin(0)
+        if bool(is_constant.all()):
             raise InputError(
-                f"latent {int(index[0])} is constant: it fires alike on every row",
+                f"latent {int(index[0])} is constant over the rows",
                 expected="one or more latents that differ between rows",
                 fix="Choose other latents, or give other rows",
             )
-        return cls(sae, index, own.mean(0), table)
+        return cls(sae, index, activations.mean(0), states)
 
     def apply(self, states: Tensor) -> Tensor:
-        """(row, d) what is added to each state at strength 1."""
-        own = self.sae.encode(states.float())[..., self.latents] - self.center
-        return (self.scale * own @ self.sae.decoder[self.latents]).to(states)
+        """(row, d) change of each state at strength 1."""
+        activations = self.sae.encode(states.float())[..., self.latents] - self.center
+        return (self.scale * activations @ self.sae.decoder[self.latents]).to(states)
 
     def randomly_rotated(self, rng: np.random.Generator) -> "LatentAmplifier":
-        """The control: as many other live latents, which write as much on average."""
-        drawn = torch.from_numpy(
+        """The control: as many other live latents, scaled to the same root mean square change."""
+        control_latents = torch.from_numpy(
             draw_control_latents(self.sae, self.latents.numpy(), rng)
         )
-        other = replace(
+        control = replace(
             self,
-            latents=drawn,
-            center=self.sae.encode(self.rows)[:, drawn].mean(0),
+            latents=control_latents,
+            center=self.sae.encode(self.rows)[:, control_latents].mean(0),
             scale=1.0,
         )
-        mine, theirs = (_rms_norm(each.apply(self.rows)) for each in (self, other))
-        return replace(other, scale=mine / max(theirs, 1e-12))
+        norm, control_norm = (
+            _rms_norm(each.apply(self.rows)) for each in (self, control)
+        )
+        return replace(control, scale=norm / max(control_norm, 1e-12))
 
 
 def decode_difference(
     sae: Sae, difference: Tensor, latents: NDArray[np.int64]
 ) -> Tensor:
-    """What a difference between two states amounts to in some latents, decoded.
+    """Encode a difference of two states in some latents and decode it, without nonlinearity.
 
-    As in the published code neither biases nor the choice of the strongest latents
-    enter: this is ``difference`` times the encoder's columns times the decoder's rows,
-    a linear map of low rank.
+    As in the published code, neither biases nor top-k selection enter: the result is ``difference``
+    times the latents' encoder columns times their decoder rows, a linear map of low rank.
 
     Args:
-        sae: The autoencoder.
         difference: (..., d).
-        latents: Which.
+        latents: Latent indices.
 
     Raises:
-        InputError: the difference has another width, or there is no such latent.
+        InputError: The difference has another width, or a latent does not exist.
 
     Source: Suppression or Deletion, arXiv 2602.18505.
     """
@@ -147,11 +145,11 @@ def decode_difference(
 
 
 def match_norms(change: Tensor, reference: Tensor) -> Tensor:
-    """``change`` with the length of ``reference``, vector by vector; zero stays zero."""
+    """Rescale each vector of ``change`` to the norm of ``reference``; zero stays zero."""
     length = change.norm(dim=-1, keepdim=True).clamp(min=1e-12)
     return change * reference.norm(dim=-1, keepdim=True) / length
 
 
 def _rms_norm(rows: Tensor) -> float:
-    """Root mean square length of rows."""
+    """Root mean square norm of the rows."""
     return float(rows.double().square().sum(-1).mean().sqrt())

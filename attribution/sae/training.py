@@ -1,4 +1,4 @@
-"""Training sparse autoencoders on stored activations, with sae-lens's objectives."""
+"""Train sparse autoencoders on stored activations, with the objectives of sae-lens."""
 
 import hashlib
 import json
@@ -11,10 +11,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from attribution.sae.autoencoder import Sae, measure_quality
 from attribution.sae.files import METADATA_FILE, load_sae, sae_lens
+from capture.activations.capture import Activations
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, stage_seed
@@ -23,26 +25,27 @@ from evidence.storage.removal import delete_owned_folder
 
 Kind = Literal["topk", "batchtopk", "jumprelu", "matryoshka"]
 KINDS: tuple[Kind, ...] = ("topk", "batchtopk", "jumprelu", "matryoshka")
-VERSION = 1  # raise it when the same request would give other weights
+VERSION = 1  # increment whenever the same request would give other weights
 CHUNK_ROWS = 1 << 16
 PART_FILES = re.compile(r"sae\.safetensors|trainer_state\.pt|activation_scaler\.json")
 MAX_NORM_RATIO = 10.0
-"""Rows longer than so many median lengths are left out: attention sinks dominate."""
+"""Rows with a norm above this many medians are left out, as attention sinks would dominate."""
 
 
 @dataclass(frozen=True)
 class SaeConfig:
-    """How an autoencoder is trained.
+    """Training settings of an autoencoder.
 
     Attributes:
-        kind: "topk" (arXiv 2406.04093), "batchtopk" (arXiv 2412.06410), "jumprelu"
-            (arXiv 2407.14435) or "matryoshka" (arXiv 2503.17547).
-        expansion: Latents over the width of the site.
-        k: Latents that fire a row; for "jumprelu" the number aimed at.
-        epochs: Times each row is seen.
-        batch_size: Rows a step. Steps, not rows, limit quality: keep it small.
-        lr: Highest learning rate; it falls to a tenth over the last fifth.
-        seed: Of starting weights and order.
+        kind: "topk" (arXiv 2406.04093), "batchtopk" (arXiv 2412.06410), "jumprelu" (arXiv
+            2407.14435) or "matryoshka" (arXiv 2503.17547).
+        expansion: Number of latents over the width of the site.
+        k: Active latents per row; for "jumprelu" the target number.
+        epochs: Passes over the rows.
+        batch_size: Rows per step. The number of steps limits quality, not the number of rows, so
+            keep batches small.
+        lr: Peak learning rate; it decays to a tenth over the last fifth of the steps.
+        seed: Seed of the initial weights and of the order of rows.
     """
 
     kind: Kind = "topk"
@@ -79,23 +82,21 @@ def train_sae(
     checkpoint_every: int = 200,
     progress: Progress = SILENT,
 ) -> Sae:
-    """Train an autoencoder, or find it trained.
+    """Train an autoencoder, or load it if it was trained before.
 
-    The folder's name is the hash of rows and settings. Interrupted, the same call
-    goes on from the last checkpoint and ends with the same weights.
+    The folder is named by a hash of the rows and settings. An interrupted run resumes from its last
+    checkpoint and ends with the same weights.
 
     Args:
         rows: (row, d) array, in memory or on disk; read in chunks.
-        site: Where the rows come from.
+        site: Name of the site the rows come from.
         root: Folder of all autoencoders.
-        config: Settings.
         model: Hash of the weights of the model the rows come from.
         checkpoint_every: Steps between checkpoints.
-        progress: Where to show progress.
 
     Raises:
-        InputError: fewer rows than a batch, rows that are not (row, d), finite and
-            different from each other.
+        InputError: There are fewer rows than one batch, or the rows are not (row, d), not finite or
+            constant.
     """
     key = _cache_key(rows, site, config, model)
     folder = Path(root) / key
@@ -107,7 +108,7 @@ def train_sae(
 def _cache_key(rows: Any, site: str, config: SaeConfig, model: str) -> str:
     if len(rows.shape) != 2 or rows.shape[0] < config.batch_size:
         raise InputError(
-            "there are too few states to train an autoencoder on",
+            "there are too few states to train an autoencoder",
             expected=f"(row, d) with at least {config.batch_size} rows",
             got=str(tuple(rows.shape)),
             fix="Capture more text, or lower batch_size",
@@ -124,8 +125,7 @@ def _cache_key(rows: Any, site: str, config: SaeConfig, model: str) -> str:
         chunk = np.ascontiguousarray(rows[start : start + CHUNK_ROWS], dtype=np.float32)
         if not np.isfinite(chunk).all():
             raise InputError(
-                "the states hold NaN or infinity",
-                fix="Capture them in float32",
+                "the states hold NaN or infinity", fix="Capture them in float32"
             )
         digest.update(chunk.tobytes())
     return digest.hexdigest()[:32]
@@ -143,15 +143,15 @@ def _train(
     library = sae_lens()
     from sae_lens.config import SAETrainerConfig
 
-    centre, limit, scale = _norm_statistics(rows)
+    mean, limit, scale = _norm_statistics(rows)
     usable = _inlier_rows(rows, limit)
-    per_epoch = sum(len(kept) // config.batch_size for kept in usable)
+    per_epoch = sum(len(inliers) // config.batch_size for inliers in usable)
     steps = max(1, per_epoch * config.epochs)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stage_seed(config.seed, "sae") % 2**31)
         sae = _training_model(config, rows.shape[1], steps)
     with torch.no_grad():
-        sae.b_dec.copy_(centre * scale)
+        sae.b_dec.copy_(mean * scale)
     trainer = library.SAETrainer(
         cfg=SAETrainerConfig(
             total_training_samples=steps * config.batch_size,
@@ -159,7 +159,7 @@ def _train(
             lr=config.lr,
             lr_end=config.lr / 10,
             lr_decay_steps=steps // 5,
-            # Counted in steps: latents silent for a tenth of the run are revived.
+            # Counted in steps: revive latents that were silent for a tenth of the run.
             dead_feature_window=max(20, steps // 10),
         ),
         sae=sae,
@@ -184,7 +184,7 @@ def _train(
 
 
 def _training_model(config: SaeConfig, width: int, steps: int) -> Any:
-    """A fresh training model of sae-lens."""
+    """A new sae-lens training model."""
     library = sae_lens()
     latents = config.expansion * width
     shared: dict[str, Any] = {
@@ -193,17 +193,17 @@ def _training_model(config: SaeConfig, width: int, steps: int) -> Any:
         "apply_b_dec_to_input": True,
     }
     if config.kind == "topk":
-        made = library.TopKTrainingSAEConfig(k=config.k, **shared)
-        return library.TopKTrainingSAE(made)
+        sae_config = library.TopKTrainingSAEConfig(k=config.k, **shared)
+        return library.TopKTrainingSAE(sae_config)
     if config.kind == "batchtopk":
-        made = library.BatchTopKTrainingSAEConfig(k=config.k, **shared)
-        return library.BatchTopKTrainingSAE(made)
+        sae_config = library.BatchTopKTrainingSAEConfig(k=config.k, **shared)
+        return library.BatchTopKTrainingSAE(sae_config)
     if config.kind == "matryoshka":
-        made = library.MatryoshkaBatchTopKTrainingSAEConfig(
+        sae_config = library.MatryoshkaBatchTopKTrainingSAEConfig(
             k=config.k, matryoshka_widths=matryoshka_widths(latents), **shared
         )
-        return library.MatryoshkaBatchTopKTrainingSAE(made)
-    made = library.JumpReLUTrainingSAEConfig(
+        return library.MatryoshkaBatchTopKTrainingSAE(sae_config)
+    sae_config = library.JumpReLUTrainingSAEConfig(
         jumprelu_sparsity_loss_mode="quadratic",
         target_l0=float(config.k),
         l0_warm_up_steps=steps // 4,
@@ -212,7 +212,7 @@ def _training_model(config: SaeConfig, width: int, steps: int) -> Any:
         jumprelu_ste_to_input=True,
         **shared,
     )
-    return library.JumpReLUTrainingSAE(made)
+    return library.JumpReLUTrainingSAE(sae_config)
 
 
 def matryoshka_widths(latents: int) -> list[int]:
@@ -222,37 +222,43 @@ def matryoshka_widths(latents: int) -> list[int]:
 
 
 def _norm_statistics(rows: Any) -> tuple[Tensor, float, float]:
-    """Mean state, longest distance from it that is used, and the scale to sqrt(d)."""
+    """Mean state, largest norm that is used, and the scale to norm sqrt(d)."""
     sample = np.asarray(rows[: 4 * CHUNK_ROWS], dtype=np.float32)
-    length = np.linalg.norm(sample - np.median(sample, axis=0), axis=1)
-    limit = MAX_NORM_RATIO * float(np.median(length))
-    kept = sample[length <= limit]
+    norms = np.linalg.norm(sample - np.median(sample, axis=0), axis=1)
+    limit = MAX_NORM_RATIO * float(np.median(norms))
+    inliers = sample[norms <= limit]
     spread = (
-        float(np.linalg.norm(kept - kept.mean(0), axis=1).mean()) if len(kept) else 0
+        float(np.linalg.norm(inliers - inliers.mean(0), axis=1).mean())
+        if len(inliers)
+        else 0
     )
     if spread <= 1e-6 * max(float(np.abs(sample).max()), 1e-12):
         raise InputError(
             "the states do not vary, so there is nothing to learn",
             expected="rows that differ",
         )
-    return torch.from_numpy(kept.mean(0)), limit, float(sample.shape[1] ** 0.5 / spread)
+    return (
+        torch.from_numpy(inliers.mean(0)),
+        limit,
+        float(sample.shape[1] ** 0.5 / spread),
+    )
 
 
 def _inlier_rows(rows: Any, limit: float) -> list[np.ndarray]:
-    """For each chunk the rows that are no outliers."""
+    """Indices of the rows that are no outliers, by chunk."""
     median = np.median(np.asarray(rows[: 4 * CHUNK_ROWS], dtype=np.float32), axis=0)
-    found = []
+    inliers = []
     for start in range(0, rows.shape[0], CHUNK_ROWS):
         chunk = np.asarray(rows[start : start + CHUNK_ROWS], dtype=np.float32)
-        length = np.linalg.norm(chunk - median, axis=1)
-        found.append(np.flatnonzero(length <= limit))
-    return found
+        norms = np.linalg.norm(chunk - median, axis=1)
+        inliers.append(np.flatnonzero(norms <= limit))
+    return inliers
 
 
 def _batches(
     rows: Any, usable: list[np.ndarray], config: SaeConfig
 ) -> Iterator[Tensor]:
-    """Batches in an order that depends on the seed and nothing else."""
+    """Batches in an order that depends on the seed alone."""
     for epoch in range(config.epochs):
         rng = numpy_rng(config.seed, "sae", "order", str(epoch))
         for number in rng.permutation(len(usable)):
@@ -282,20 +288,20 @@ def _delete_checkpoint(part: Path) -> None:
 
 
 def _resume(trainer: Any, part: Path) -> None:
-    """Go on from a checkpoint of ours, where there is one."""
+    """Load the last checkpoint, if there is one."""
     if not part.is_dir():
         return
     from safetensors.torch import load_file
 
     try:
         trainer.sae.load_state_dict(load_file(part / "sae.safetensors"))
-        # torch.load reads it with weights_only, so nothing in it is run.
+        # torch.load uses weights_only here, so no code in the file is run.
         trainer.load_trainer_state(part)
-    except Exception as error:  # torch meets bad bytes with errors of any kind
+    except Exception as error:  # damaged files make torch raise many types of errors
         raise InputError(
-            f"the training that was interrupted in {part} cannot go on "
+            f"the interrupted training in {part} cannot be resumed "
             f"({type(error).__name__})",
-            fix="Delete that folder to begin anew",
+            fix="Delete that folder to start again",
         ) from error
 
 
@@ -308,46 +314,114 @@ def _save(
     config: SaeConfig,
     model: str,
 ) -> None:
-    """Save for inference, with a threshold that fits, and note what it is."""
+    """Save the inference model with a calibrated threshold, and its metadata."""
     sae.save_inference_model(str(scratch))
-    note = {"site": site, "kind": config.kind, "model": model} | {
+    metadata = {"site": site, "kind": config.kind, "model": model} | {
         "config": asdict(config)
     }
-    write_atomic(scratch / METADATA_FILE, json.dumps(note))
-    found = load_sae(scratch)
+    write_atomic(scratch / METADATA_FILE, json.dumps(metadata))
+    trained = load_sae(scratch)
 
-    def chunks(most: int = 4) -> Iterator[np.ndarray]:
-        for number, kept in enumerate(usable[:most]):
+    def chunks(max_chunks: int = 4) -> Iterator[np.ndarray]:
+        for number, inliers in enumerate(usable[:max_chunks]):
             chunk = np.asarray(rows[number * CHUNK_ROWS : (number + 1) * CHUNK_ROWS])
-            for first in range(0, len(kept), 4096):
-                yield chunk[kept[first : first + 4096]]
+            for first in range(0, len(inliers), 4096):
+                yield chunk[inliers[first : first + 4096]]
 
     if config.kind in ("batchtopk", "matryoshka"):
-        _calibrate_threshold(found, next(chunks()), config.k)
-        found.module.save_model(str(scratch))
-    on = torch.zeros(found.d_sae, dtype=torch.bool)
+        _calibrate_threshold(trained, next(chunks()), config.k)
+        trained.module.save_model(str(scratch))
+    is_active = torch.zeros(trained.d_sae, dtype=torch.bool)
     for chunk in chunks():
-        on |= (found.encode(torch.as_tensor(chunk, dtype=torch.float32)) > 0).any(0)
-    reached = measure_quality(found, chunks())
-    note |= {
-        "dead": (~on).nonzero()[:, 0].tolist(),
-        "prefixes": matryoshka_widths(found.d_sae)
+        is_active |= (
+            trained.encode(torch.as_tensor(chunk, dtype=torch.float32)) > 0
+        ).any(0)
+    quality = measure_quality(trained, chunks())
+    metadata |= {
+        "dead": (~is_active).nonzero()[:, 0].tolist(),
+        "prefixes": matryoshka_widths(trained.d_sae)
         if config.kind == "matryoshka"
         else [],
-        "quality": asdict(reached),
+        "quality": asdict(quality),
     }
-    write_atomic(scratch / METADATA_FILE, json.dumps(note))
+    write_atomic(scratch / METADATA_FILE, json.dumps(metadata))
 
 
 def _calibrate_threshold(sae: Sae, rows: np.ndarray, k: int) -> None:
-    """Set the threshold at which k latents fire a row.
+    """Set the threshold at which k latents per row are active on average.
 
-    The one learned in training is a running mean that lags behind short runs.
+    The threshold learned in training is a running mean, which lags behind in short runs.
     """
     module = sae.module
     with torch.no_grad():
         x = module.process_sae_in(torch.as_tensor(rows, dtype=torch.float32))
         latents = torch.relu(x @ module.W_enc + module.b_enc).flatten()
-        at = torch.topk(latents, min(k * len(rows), len(latents))).values[-1]
-        # A latent fires above its threshold; the last one has to fire as well.
-        module.threshold.fill_(float(at) * (1 - 1e-6))
+        kth_largest = torch.topk(latents, min(k * len(rows), len(latents))).values[-1]
+        # Latents are active strictly above the threshold; include the k-th.
+        module.threshold.fill_(float(kth_largest) * (1 - 1e-6))
+
+
+class StoredRows:
+    """The activations at one site, one row per stored position, read when sliced.
+
+    Attributes:
+        shape: (row, d), as of an array.
+    """
+
+    def __init__(self, activations: Activations, site: str):
+        """Count the positions of each item; no value is read yet.
+
+        Args:
+            activations: In memory or in the store; one or several positions per item.
+            site: Name of the site.
+
+        Raises:
+            InputError: The site was not captured, or its values do not have one width.
+        """
+        if site not in activations.arrays:
+            raise InputError(
+                f"site {site!r} was not captured",
+                expected=f"one of {', '.join(activations.sites[:6])}",
+                got=repr(site),
+            )
+        self._values: Any = activations.arrays[site]
+        shape = tuple(self._values.shape)
+        if len(shape) not in (2, 3):
+            raise InputError(
+                f"the values at {site} do not have one width",
+                expected="(item, d) or (item, position, d)",
+                got=str(shape),
+            )
+        n_positions = shape[1] if len(shape) == 3 else 1
+        mask = np.ones((shape[0], n_positions), dtype=bool)
+        if len(shape) == 3 and activations.mask is not None:
+            mask = activations.mask
+        self._mask: NDArray[np.bool_] = mask
+        # Index of the first row of each item, and the number of rows.
+        self._starts = np.concatenate([[0], mask.sum(1).cumsum()])
+        self.shape = (int(self._starts[-1]), int(shape[-1]))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> NDArray[np.float32]:
+        """(row, d) float32 values of a contiguous range of rows.
+
+        Raises:
+            InputError: The slice has a step other than 1.
+        """
+        start, stop, step = rows.indices(len(self))
+        if step != 1:
+            raise InputError(
+                "stored rows are read as contiguous slices",
+                expected="a step of 1",
+                got=str(step),
+            )
+        if stop <= start:
+            return np.zeros((0, self.shape[1]), dtype=np.float32)
+        first = int(np.searchsorted(self._starts, start, side="right")) - 1
+        last = int(np.searchsorted(self._starts, stop, side="left"))
+        values = np.asarray(self._values[first:last], dtype=np.float32)
+        flat = values.reshape(-1, self.shape[1])[self._mask[first:last].ravel()]
+        skipped = start - int(self._starts[first])
+        return flat[skipped : skipped + stop - start]

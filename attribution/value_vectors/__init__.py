@@ -1,1 +1,1 @@
-"""MLP value vectors of an answer, and what became of them."""
+"""MLP value vectors that encode an answer, and their survival in a candidate."""

@@ -1,4 +1,4 @@
-"""Do traces carry an answer, and what did a change of weights do to them?"""
+"""Test whether knowledge traces carry an answer, and compare them between two checkpoints."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,23 +20,23 @@ from evidence.hypothesis_tests import unpaired_max_test
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, torch_rng
 
-# A log-probability lower than this is lost in any case, and would swamp a mean.
+# Log-probabilities are floored here: anything lower is lost and would dominate a mean.
 MIN_LOGPROB = -20.0
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TraceConfirmation:
-    """What noise on a concept's traces does to its answers and to the others'.
+    """Effect of noise on a concept's traces on its own answers and on other concepts' answers.
 
     Attributes:
         concepts: (concept,) names.
-        own: (concept,) mean fall of the concept's answers' log-probability, in nats.
-        others: (concept,) the same of the other concepts' answers.
-        random: (concept,) fall of the concept's answers when as many other neurons of
-            the same blocks are noised.
-        p_value: (concept,) do its own answers fall more than the others'? Rows are
-            exchanged.
-        confirmed: (concept,) p below the level, and a larger fall than at random.
+        own: (concept,) mean fall of the log-probability of the concept's answers, in nats.
+        others: (concept,) the same for the other concepts' answers.
+        random: (concept,) fall of the concept's answers when as many other neurons of the same
+            blocks are noised.
+        p_value: (concept,) permutation test over rows: do its own answers fall more than the
+            others'?
+        confirmed: (concept,) p below the level, and a larger fall than with random neurons.
     """
 
     concepts: tuple[str, ...]
@@ -47,7 +47,7 @@ class TraceConfirmation:
     confirmed: NDArray[np.bool_]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a concept."""
+        """One row per concept."""
         names = ("own", "others", "random", "p_value", "confirmed")
         table = {name: getattr(self, name) for name in names}
         return pd.DataFrame({"concept": self.concepts} | table)
@@ -55,19 +55,19 @@ class TraceConfirmation:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TraceSurvival:
-    """How each trace of the original looks in another checkpoint.
+    """Comparison of the original's traces with another checkpoint.
 
     Attributes:
-        traces: Whose.
-        cosine: (concept, k) of the value vector before and after.
-        distance: (concept, k) length of the change over the length before.
-        jaccard: (concept, k) shared part of the top tokens before and after, both
-            under the original's unembedding.
-        kept_tokens: (concept, k) share of the concept's tokens among the top tokens
-            before that are there afterwards; NaN where none was.
-        top: How many top tokens were compared.
-        layer_mean_cosine: (layer,) mean cosine of all neurons of each block: a trace has been
-            edited only if its cosine is lower.
+        traces: The original's traces.
+        cosine: (concept, k) cosine of the value vector before and after.
+        distance: (concept, k) norm of the change over the norm before.
+        jaccard: (concept, k) Jaccard index of the top tokens before and after, both under the
+            original's unembedding.
+        kept_tokens: (concept, k) share of the concept's tokens among the top tokens before that are
+            still among them after; NaN if there were none.
+        top: Number of top tokens compared.
+        layer_mean_cosine: (layer,) mean cosine of all neurons of each block: a trace was edited
+            only if its cosine is lower.
     """
 
     traces: KnowledgeTraces
@@ -79,7 +79,7 @@ class TraceSurvival:
     layer_mean_cosine: NDArray[np.float64]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a neuron."""
+        """One row per neuron."""
         names = ("cosine", "distance", "jaccard", "kept_tokens")
         extra = {name: getattr(self, name).ravel() for name in names}
         typical = self.layer_mean_cosine[self.traces.layers.ravel()]
@@ -95,13 +95,13 @@ def noisy_value_vectors(
     rng: torch.Generator,
     sites: Sites,
 ) -> Iterator[None]:
-    """Gaussian noise on some value vectors for the length of a block.
+    """Context manager that adds Gaussian noise to some value vectors.
 
     Args:
-        model: Changed, and afterwards bit for bit as before.
+        model: Restored bit for bit on exit.
         layers: (n,) block of each neuron.
-        neurons: (n,) its index.
-        scale: Standard deviation, in root mean squares of the vector's own entries.
+        neurons: (n,) index of each neuron in its block.
+        scale: Standard deviation, in root mean squares of the vector's entries.
         rng: Source of the noise.
         sites: The model's sites.
     """
@@ -110,15 +110,15 @@ def noisy_value_vectors(
         with torch.no_grad():
             for layer, neuron in zip(layers, neurons, strict=True):
                 values = value_vectors(neuron_projection(sites, int(layer)))
-                own = values[int(neuron)]
-                saved.append((values, int(neuron), own.clone()))
-                noise = torch.randn(own.shape, generator=rng).to(own)
-                own += scale * own.square().mean().sqrt() * noise
+                value = values[int(neuron)]
+                saved.append((values, int(neuron), value.clone()))
+                noise = torch.randn(value.shape, generator=rng).to(value)
+                value += scale * value.square().mean().sqrt() * noise
         yield
     finally:
         with torch.no_grad():
-            for values, neuron, old in reversed(saved):
-                values[neuron] = old
+            for values, neuron, original in reversed(saved):
+                values[neuron] = original
 
 
 def confirm_traces(
@@ -135,24 +135,23 @@ def confirm_traces(
     sites: Sites | None = None,
     progress: Progress = SILENT,
 ) -> TraceConfirmation:
-    """Noise each concept's value vectors and see whose answers break.
+    """Add noise to each concept's value vectors and test whose answers become less likely.
 
     Args:
-        model: The original; left as it was found.
-        traces: What to noise, all neurons of a concept together.
+        model: The original; unchanged afterwards.
+        traces: Noised concept by concept, all neurons of a concept together.
         sequences: Rows with answers.
-        row_concepts: (row,) concept of each.
-        scale: Of the noise, see ``noisy_value_vectors``. The paper's 0.1 is about five root mean
-            squares of the weights of the models it was used on.
+        row_concepts: (row,) concept of each row.
+        scale: See ``noisy_value_vectors``. The paper's 0.1 is about five root mean squares of the
+            weights of its models.
         alpha: Level of the test.
-        draws: Noises averaged over.
-        permutations: Of the test.
-        seed: Of noise, random neurons and permutations.
+        draws: Number of noise draws averaged over.
+        permutations: Number of permutations of the test.
+        seed: Seed of noise, random neurons and permutations.
         sites: The model's sites, if already found.
-        progress: Shows one unit a concept.
 
     Raises:
-        InputError: a concept without rows, or the only one with any.
+        InputError: A concept has no rows, or all of them.
 
     Source: ConceptVectors, arXiv 2406.11614.
     """
@@ -161,42 +160,48 @@ def confirm_traces(
     for concept in traces.concepts:
         if not (named == concept).any() or (named == concept).all():
             raise InputError(
-                f"concept {concept!r} cannot be told from others",
+                f"concept {concept!r} has no rows, or all of them",
                 expected="rows of this concept, and rows of others",
                 got=f"{int((named == concept).sum())} of {len(named)} rows",
             )
 
-    def heard() -> NDArray:
+    def mean_logprobs() -> NDArray:
         return np.maximum(score_answers(model, sequences).mean_logprob, MIN_LOGPROB)
 
-    before = heard()
+    before = mean_logprobs()
     table = np.zeros((len(traces.concepts), 3))
     p_value = np.ones(len(traces.concepts))
     with progress.task("noise on traces", len(traces.concepts)) as advance:
-        for at, concept in enumerate(traces.concepts):
+        for number, concept in enumerate(traces.concepts):
             rng = torch_rng(seed, "noise", concept)
-            pick = numpy_rng(seed, "other neurons", concept)
-            layers, own = traces.layers[at], traces.neurons[at]
-            fall, by_luck = np.zeros((2, len(named)))
+            neuron_rng = numpy_rng(seed, "other neurons", concept)
+            layers, neurons = traces.layers[number], traces.neurons[number]
+            fall, random_fall = np.zeros((2, len(named)))
             for _ in range(draws):
-                with noisy_value_vectors(model, layers, own, scale, rng, sites):
-                    fall += (before - heard()) / draws
-                others = _control_neurons(sites, layers, own, pick)
-                with noisy_value_vectors(model, layers, others, scale, rng, sites):
-                    by_luck += (before - heard()) / draws
-            mine = named == concept
+                with noisy_value_vectors(model, layers, neurons, scale, rng, sites):
+                    fall += (before - mean_logprobs()) / draws
+                control = _control_neurons(sites, layers, neurons, neuron_rng)
+                with noisy_value_vectors(model, layers, control, scale, rng, sites):
+                    random_fall += (before - mean_logprobs()) / draws
+            in_concept = named == concept
             test = unpaired_max_test(
-                fall[mine, None],
-                fall[~mine, None],
+                fall[in_concept, None],
+                fall[~in_concept, None],
                 numpy_rng(seed, "confirm", concept),
                 permutations,
             )
-            table[at] = fall[mine].mean(), fall[~mine].mean(), by_luck[mine].mean()
-            p_value[at] = test.p_value
+            table[number] = (
+                fall[in_concept].mean(),
+                fall[~in_concept].mean(),
+                random_fall[in_concept].mean(),
+            )
+            p_value[number] = test.p_value
             advance(1)
-    own, others, random = table.T
-    confirmed = (p_value < alpha) & (own > random)
-    return TraceConfirmation(traces.concepts, own, others, random, p_value, confirmed)
+    neurons, control, random = table.T
+    confirmed = (p_value < alpha) & (neurons > random)
+    return TraceConfirmation(
+        traces.concepts, neurons, control, random, p_value, confirmed
+    )
 
 
 def trace_survival(
@@ -206,17 +211,17 @@ def trace_survival(
     *,
     top: int = 200,
 ) -> TraceSurvival:
-    """What became of the original's traces in a candidate.
+    """Compare the original's traces with the same neurons of a candidate.
 
     Args:
-        original: Where the traces were found; its unembedding is used for both.
+        original: The model of the traces; its unembedding is used for both models.
         candidate: A model of the same shape.
-        traces: What to follow.
-        top: Top tokens compared; at most a quarter of the vocabulary, beyond which
-            any two lists share much by luck.
+        traces: The traces.
+        top: Number of top tokens compared; at most a quarter of the vocabulary, as longer lists
+            overlap by chance.
 
     Raises:
-        InputError: the models differ in shape.
+        InputError: The models differ in shape.
 
     Source: ConceptVectors, arXiv 2406.11614.
     """
@@ -224,8 +229,8 @@ def trace_survival(
     unembedding = unembedding_matrix(old_sites)
     top = max(1, min(top, len(unembedding) // 4))
     shape = traces.layers.shape
-    cosine, distance, jaccard, kept = (np.full(shape, np.nan) for _ in range(4))
-    typical = np.ones(old_sites.n_layers)
+    cosine, distance, jaccard, kept_tokens = (np.full(shape, np.nan) for _ in range(4))
+    layer_mean = np.ones(old_sites.n_layers)
     for layer in range(old_sites.n_layers):
         old, new = (
             value_vectors(neuron_projection(sites, layer)).detach().double().cpu()
@@ -239,28 +244,32 @@ def trace_survival(
                 expected=str(tuple(old.shape)),
                 got=str(tuple(new.shape)),
             )
-        alike = torch.cosine_similarity(old, new, dim=1)
-        typical[layer] = float(alike.mean())
-        for at, rank in np.argwhere(traces.layers == layer):
-            neuron = int(traces.neurons[at, rank])
+        cosines = torch.cosine_similarity(old, new, dim=1)
+        layer_mean[layer] = float(cosines.mean())
+        for concept, rank in np.argwhere(traces.layers == layer):
+            neuron = int(traces.neurons[concept, rank])
             before, after = old[neuron], new[neuron]
-            cosine[at, rank] = float(alike[neuron])
-            distance[at, rank] = float((after - before).norm() / before.norm())
+            cosine[concept, rank] = float(cosines[neuron])
+            distance[concept, rank] = float((after - before).norm() / before.norm())
             first, second = (
                 set((unembedding.cpu() @ each).topk(top).indices.tolist())
                 for each in (before, after)
             )
-            jaccard[at, rank] = len(first & second) / len(first | second)
-            mine = first & set(traces.tokens[at])
-            if mine:
-                kept[at, rank] = len(mine & second) / len(mine)
-    return TraceSurvival(traces, cosine, distance, jaccard, kept, top, typical)
+            jaccard[concept, rank] = len(first & second) / len(first | second)
+            found_tokens = first & set(traces.tokens[concept])
+            if found_tokens:
+                kept_tokens[concept, rank] = len(found_tokens & second) / len(
+                    found_tokens
+                )
+    return TraceSurvival(
+        traces, cosine, distance, jaccard, kept_tokens, top, layer_mean
+    )
 
 
 def random_traces(
     traces: KnowledgeTraces, model: nn.Module, seed: int = 0
 ) -> KnowledgeTraces:
-    """As many other neurons of the same blocks: the control of a survival."""
+    """The control of a survival comparison: as many other neurons of the same blocks."""
     sites = find_sites(model)
     rng = numpy_rng(seed, "random traces")
     neurons = np.stack(
@@ -277,17 +286,17 @@ def _control_neurons(
     sites: Sites, layers: NDArray, neurons: NDArray, rng: np.random.Generator
 ) -> NDArray[np.int64]:
     """(n,) neurons of the same blocks that are not among ``neurons``."""
-    out = np.zeros(len(layers), dtype=np.int64)
+    control = np.zeros(len(layers), dtype=np.int64)
     for layer in np.unique(layers):
-        here = layers == layer
+        in_layer = layers == layer
         count = len(value_vectors(neuron_projection(sites, int(layer))))
-        free = np.setdiff1d(np.arange(count), neurons[here])
-        if len(free) < here.sum():
+        candidates = np.setdiff1d(np.arange(count), neurons[in_layer])
+        if len(candidates) < in_layer.sum():
             raise InputError(
                 f"block {layer} has too few other neurons to compare with",
-                expected=str(int(here.sum())),
-                got=str(len(free)),
+                expected=str(int(in_layer.sum())),
+                got=str(len(candidates)),
                 fix="Ask for fewer traces",
             )
-        out[here] = rng.permutation(free)[: here.sum()]
-    return out
+        control[in_layer] = rng.permutation(candidates)[: in_layer.sum()]
+    return control

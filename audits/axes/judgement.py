@@ -8,8 +8,12 @@ from numpy.typing import NDArray
 
 from audits.core.config import AuditConfig, Rule
 from evidence.comparison import below_floor_notes, compare, explain_no_power
-from evidence.equivalence import is_equivalent, readings_above_floor
-from evidence.hypothesis_tests import MaxTest, unpaired_max_test
+from evidence.hypothesis_tests import (
+    MaxTest,
+    is_equivalent,
+    readings_above_floor,
+    unpaired_max_test,
+)
 from evidence.intervals import EntityValues, average_models
 from evidence.results import Control, Reading, Status
 from evidence.seeds import numpy_rng

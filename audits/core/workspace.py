@@ -18,7 +18,6 @@ from audits.core.outputs import (
     check_output_folder,
     clear_outputs,
 )
-from capture.checkpoints.weights.weight_files import ANY_SIZE
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.results import AxisResult
@@ -142,7 +141,7 @@ class Workspace:
     def _hash(self, name: str) -> str | None:
         """sha256 of a file in the work folder; None where there is no such regular file."""
         try:
-            with open_regular(self.work / name, ANY_SIZE) as file:
+            with open_regular(self.work / name) as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()  # pyright: ignore
         except InputError:
             return None

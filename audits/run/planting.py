@@ -14,7 +14,6 @@ from audits.axes.judgement import planted_control as planted_control
 from audits.core.config import Budget
 from audits.core.context import AuditedModel
 from capture.checkpoints.schemas.library_errors import library_errors
-from capture.checkpoints.weights.weight_files import ANY_SIZE
 from capture.data.items import Item, normalize_text
 from capture.data.tokenization import encode, encode_items
 from capture.scoring.answers import score_answers
@@ -153,7 +152,7 @@ def planted_model(original: AuditedModel, folder: Path) -> AuditedModel:
             model.load_state_dict(load_file(path, device=device), strict=False)
         return model
 
-    with open_regular(path, ANY_SIZE, fix=fix) as file:
+    with open_regular(path, fix=fix) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()  # pyright: ignore
     return AuditedModel(
         "planted", f"{original.weights_hash}+{digest}", original.config, load

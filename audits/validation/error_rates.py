@@ -58,7 +58,7 @@ class Case:
 
 
 def case_of(line: dict) -> Case:
-    """A case from one line of ``benchmarks.suites.verdict.zoo_audits``."""
+    """A case from one line of ``python -m benchmarks verdict --only audits``."""
     document = line["audit"]
     inner = [
         axis["residual"]

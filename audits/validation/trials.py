@@ -18,7 +18,7 @@ from audits.validation.relearning_grade import (
 )
 from audits.validation.workers import workers
 from capture.checkpoints.open import open_checkpoint
-from capture.checkpoints.schemas.quietly import quiet_transformers
+from capture.checkpoints.schemas.library_errors import quiet_transformers
 from evidence.errors import ExhumeError
 from evidence.progress import SILENT
 from evidence.storage.files import atomic_folder, read_json, write_atomic

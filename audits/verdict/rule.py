@@ -18,7 +18,7 @@ from audits.modalities.image_vocabulary import TRANSFERRED_NAMED
 from audits.modalities.vocabulary import FACTS, Vocabulary
 from audits.verdict.claims import claims
 from audits.verdict.recovery import RECOVERY_SENTENCES
-from evidence.equivalence import holm_adjusted, readings_above_floor
+from evidence.hypothesis_tests import holm_adjusted, readings_above_floor
 from evidence.results import AxisResult, Reading
 
 VerdictClass = Literal[

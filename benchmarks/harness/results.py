@@ -1,155 +1,160 @@
-"""Clocks, peaks and rows: what every benchmark here shares."""
+"""Rows of results, the files that keep them, and the commit and machine they name."""
 
+import json
 import platform
 import statistics
 import subprocess
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
+
+from evidence.storage.files import write_atomic
 
 ROOT = Path(__file__).parents[2]
 CODE = (".", ":!benchmarks/results", ":!docs")
 
-WORST = 1e-4
+MAX_ERROR = 1e-4
 """Largest error at which a time is worth comparing; float32 answers promise this."""
 
+Row = dict[str, Any]
 
-@dataclass(frozen=True)
-class Clock:
-    """One clock for both sides.
 
-    Own CPU time on one thread; wall time on more, and where ours runs on a GPU: the
-    clock then waits for what was queued there. ``peaks`` are operations a second of
-    ``torch.matmul`` by type.
+class Goal(NamedTuple):
+    """Which way is better, and the target, if there is one."""
+
+    sense: str
+    target: float | None = None
+
+
+def at_least(target: float | None = None) -> Goal:
+    """More is better."""
+    return Goal(">=", target)
+
+
+def at_most(target: float | None = None) -> Goal:
+    """Less is better."""
+    return Goal("<=", target)
+
+
+def row(
+    figure: str,
+    value: Any,
+    goal: Goal,
+    unit: str = "",
+    peer: str = "",
+    n: int = 1,
+    spread: Any = None,
+    **more: Any,
+) -> Row:
+    """One figure of a result.
+
+    Args:
+        figure: What is measured.
+        value: The figure.
+        goal: Its target.
+        unit: Of the value.
+        peer: What it is held against.
+        n: Of how many.
+        spread: Half the range, where it is known.
+        more: Kept beside it.
+    """
+    fixed = {"figure": figure, "value": value, "target": goal.target}
+    fixed |= {"sense": goal.sense, "unit": unit, "peer": peer, "spread": spread, "n": n}
+    return fixed | more
+
+
+def ratio(
+    figure: str,
+    peer_seconds: Sequence[float],
+    own_seconds: Sequence[float],
+    target: float | None,
+    peer: str,
+    **more: Any,
+) -> Row:
+    """The peer's median time over ours; the spread is the half range of ratios, relative.
+
+    Raises:
+        SystemExit: ``agreement``, the largest error, is too large to compare times.
+    """
+    error = more.get("agreement")
+    if isinstance(error, float) and not error <= MAX_ERROR:
+        raise SystemExit(f"{figure}: off by {error:.0e}; its time means nothing")
+    own, other = statistics.median(own_seconds), statistics.median(peer_seconds)
+    ends = (min(peer_seconds), max(peer_seconds))
+    pairs = [a / b for a in ends for b in own_seconds]
+    spread = (max(pairs) - min(pairs)) / 2 / (other / own)
+    more = {"own_seconds": own, "peer_seconds": other} | more
+    n = len(own_seconds)
+    return row(figure, other / own, at_least(target), "x", peer, n, spread, **more)
+
+
+def roc_auc(yes: Sequence[float], no: Sequence[float]) -> float | None:
+    """Area under the ROC curve; None without values on either side."""
+    from sklearn.metrics import roc_auc_score
+
+    if not yes or not no:
+        return None
+    return float(roc_auc_score([1] * len(yes) + [0] * len(no), [*yes, *no]))
+
+
+def merge(
+    before: Iterable[Row],
+    fresh: Iterable[Row],
+    by: Sequence[str],
+    order: Callable[[Row], Any] | None = None,
+) -> list[Row]:
+    """Fresh records, and the earlier ones of which none is fresh.
+
+    Args:
+        before: Earlier records.
+        fresh: Records measured now.
+        by: Fields that say which record takes the place of which.
+        order: Key to sort all of them by; fresh ones come first where it is left out.
     """
 
-    threads: int
-    repeats: int = 3
-    device: str = "cpu"
-    peaks: dict[str, float] = field(default_factory=dict)
+    def key(record: Row) -> tuple:
+        return tuple(record.get(name) for name in by)
 
-    @property
-    def name(self) -> str:
-        """What the clock counts."""
-        alone = self.threads == 1 and self.device == "cpu"
-        return "own CPU time" if alone else "wall time"
-
-    def now(self) -> float:
-        """Seconds on the clock."""
-        if self.device != "cpu":
-            torch.cuda.synchronize()
-        alone = self.name == "own CPU time"
-        return time.process_time() if alone else time.perf_counter()
-
-    def put(self, array: np.ndarray) -> torch.Tensor:
-        """The array where ours computes; on a GPU the copy is part of the work."""
-        return torch.from_numpy(array).to(self.device)
-
-    def times(self, work: Callable[[], object], repeats: int | None = None) -> list:
-        """Seconds of each repeat; on a GPU after one that loads its libraries."""
-        found = []
-        if self.device != "cpu":
-            work()
-        for _ in range(self.repeats if repeats is None else repeats):
-            start = self.now()
-            work()
-            found.append(self.now() - start)
-        return found
+    fresh = list(fresh)
+    new = {key(record) for record in fresh}
+    found = [*fresh, *(record for record in before if key(record) not in new)]
+    return found if order is None else sorted(found, key=order)
 
 
-@dataclass
-class Rows:
-    """The results table, in the shape of DESIGN section 3.
-
-    ``judged`` is False where the targets, which are for a CPU, mean nothing.
-    """
-
-    rows: list[dict] = field(default_factory=list)
-    part: str = "machine"
-    judged: bool = True
-
-    def add(
-        self,
-        figure: str,
-        value: float,
-        target: float | None,
-        sense: str,
-        unit: str,
-        peer: str,
-        spread: float,
-        n: int,
-        **more: object,
-    ) -> None:
-        """Keep one figure and print it."""
-        target = target if self.judged else None
-        self.rows.append(
-            {
-                "part": self.part,
-                "commit": commit(),
-                "figure": figure,
-                "value": value,
-                "target": target,
-                "sense": sense,
-                "unit": unit,
-                "peer": peer,
-                "spread": spread,
-                "n": n,
-                **more,
-            }
-        )
-        met = "" if target is None else f" (target {sense} {target:g})"
-        print(f"{figure}: {value:.4g} {unit}{met}", flush=True)
-
-    def ratio(
-        self,
-        figure: str,
-        peer_seconds: list[float],
-        own_seconds: list[float],
-        target: float | None,
-        peer: str,
-        **more: object,
-    ) -> float:
-        """Median over median; the spread is the half range of ratios, relative."""
-        error = more.get("agreement")
-        if isinstance(error, float) and not error <= WORST:
-            raise SystemExit(f"{figure}: off by {error:.0e}; its time means nothing")
-        value = statistics.median(peer_seconds) / statistics.median(own_seconds)
-        pairs = [
-            a / b for a in (min(peer_seconds), max(peer_seconds)) for b in own_seconds
-        ]
-        spread = (max(pairs) - min(pairs)) / 2 / value
-        self.add(
-            figure,
-            value,
-            target,
-            ">=",
-            "x",
-            peer,
-            spread,
-            len(own_seconds),
-            own_seconds=statistics.median(own_seconds),
-            peer_seconds=statistics.median(peer_seconds),
-            **more,
-        )
-        return value
+def read(path: Path) -> dict[str, Any]:
+    """A result as it was kept; empty where there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def matmul_peak(dtype: torch.dtype, clock: Clock) -> float:
-    """Best floating-point operations a second of a large ``torch.matmul``."""
-    n = 1500 if clock.device == "cpu" else 8192
-    a = torch.randn(n, n, dtype=dtype, device=clock.device)
-    out = torch.empty_like(a)
-    return 2 * n**3 / min(clock.times(lambda: torch.mm(a, a, out=out), 5))
+def write(path: Path, document: dict[str, Any]) -> None:
+    """Keep a result."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json.dumps(document, indent=1) + "\n")
 
 
-def machine() -> dict[str, object]:
-    """What ran this."""
+def read_lines(*paths: Path) -> list[dict[str, Any]]:
+    """Records of files of JSON Lines."""
+    return [
+        json.loads(line)
+        for path in paths
+        for line in path.read_text(encoding="utf-8").splitlines()
+    ]
+
+
+def once(path: Path, compute: Callable[[], Any]) -> Any:
+    """What is kept in ``path``; computed and kept where it is not there yet."""
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json.dumps(compute()) + "\n")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def machine() -> dict[str, Any]:
+    """Processor and versions of what ran this."""
     import sklearn
 
     name = platform.processor() or platform.machine()
@@ -173,7 +178,7 @@ def machine() -> dict[str, object]:
 def commit() -> str:
     """The commit measured, marked where code differs from it.
 
-    What a benchmark writes is no code: a run of many parts changes it on its way.
+    Results and pages are no code: a run of many parts changes them on its way.
     """
     names = ("git", "describe", "--always")
     changes = ("git", "status", "--porcelain", "--untracked-files=no", "--", *CODE)

@@ -7,13 +7,13 @@ the original is equivalent to chance. Quadratic erasure is not among them: it mu
 told of each row whether it was memorised.
 """
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from benchmarks.pga.simulated import row
-from evidence.progress import Progress
+from benchmarks.harness.results import Row, at_least, row
+from benchmarks.harness.runner import Run
+from benchmarks.pga.worlds import EPOCHS, SHARES
 from experiments.pga.claims import LEVEL, YES, absence_outcome
 from experiments.pga.config import PgaExperiment, make_config
 from experiments.pga.erasers import Erased, edits_at_every_depth, erase, leace, md_edits
@@ -76,109 +76,86 @@ def settings(epochs: int) -> dict[str, Make]:
     return found
 
 
-def curve(
-    size: str,
-    seed: int,
-    root: Path,
-    progress: Progress,
-    *,
-    epochs: int = 200,
-    permutations: int = 199,
-    share: float = 0.5,
-    device: str = "cpu",
-    shard: tuple[int, int] = (0, 1),
-    done: Sequence[dict] = (),
-    keep: Callable[[dict], None] = lambda found: None,
-) -> dict:
-    """Every setting's recall, utility and battery, and whether it passes.
-
-    Args:
-        size: Of the world.
-        seed: Of the world and the experiment.
-        root: Where worlds are kept.
-        progress: Shows settings.
-        epochs: Of the alignments.
-        permutations: Of the battery's null.
-        share: Of the keys that erasers see; the others are tested.
-        device: Where models are trained.
-        shard: This one of so many parts of the settings.
-        done: Points that are there already.
-        keep: Given what there is after every setting.
-    """
-    config = make_config(
-        {
-            "size": size,
-            "seed": seed,
-            "permutations": permutations,
-            "erase_share": share,
-            "device": device,
-        }
-    )
+def experiment(
+    run: Run, size: str, seed: int, share: float = 0.5, device: str = "cpu"
+) -> Experiment:
+    """A world of codes with its twin, and erasers that see a share of the keys."""
+    settings = {"size": size, "seed": seed, "erase_share": share, "device": device}
+    config = make_config(settings | {"permutations": run.asked.permutations})
     world = build_codes(
-        SIZES[size], seed, root, twin=True, device=config.device, progress=progress
+        SIZES[size],
+        seed,
+        run.asked.root,
+        twin=True,
+        device=config.device,
+        progress=run.progress,
     )
-    run = Experiment(config, world, progress)
-    original = run.sound_scores(Erased(run.load(), {}, {}))
-    points = {each["eraser"]: each for each in done}
-    tried = dict(list(settings(epochs).items())[shard[0] :: shard[1]])
+    return Experiment(config, world, run.progress)
 
-    def found() -> dict:
-        every = list(points.values())
-        return {
-            "rows": curve_rows(every, size, seed),
-            "points": every,
-            "size": size,
-            "margin": config.margin,
-            "share": share,
-        }
 
-    with progress.task("erasers", len(tried)) as advance:
-        if NEVER not in points:
-            twin = run.sound_scores(Erased(run.load("twin"), {}, {}))
-            points["original"] = point("original", original, original, None, config)
-            points[NEVER] = point(NEVER, twin, original, None, config)
-        for name, make in tried.items():
+def untouched(tried: Experiment, name: str = "original") -> Erased:
+    """The original or the twin as it is."""
+    return Erased(tried.load(name), {}, {})
+
+
+def references(tried: Experiment, original: dict) -> dict[str, dict]:
+    """Points of what is untouched: the original, by its battery, and the twin."""
+    twin = tried.sound_scores(untouched(tried, "twin"))
+    return {
+        "original": point("original", original, original, None, tried.config),
+        NEVER: point(NEVER, twin, original, None, tried.config),
+    }
+
+
+def tried_point(tried: Experiment, name: str, original: dict) -> dict:
+    """The point of one setting."""
+    erased = settings(EPOCHS)[name](tried)
+    cost = tried.recall_and_utility(erased, tried.seen)
+    return point(name, tried.sound_scores(erased), original, cost, tried.config)
+
+
+def curve(run: Run) -> Iterator[Row]:
+    """Every eraser at several strengths: recall, utility and battery."""
+    size, seed = run.key[0], int(run.key[1])
+    share = SHARES.get(size, 0.5)
+    tried = experiment(run, size, seed, share, run.clock.device)
+    original = tried.sound_scores(untouched(tried))
+    done = run.document.get("parts", {}).get(run.part, {}) if run.asked.resume else {}
+    run.start -= done.get("seconds", 0)
+    points = {each["eraser"]: each for each in done.get("points", ())}
+    if NEVER not in points:
+        points = references(tried, original)
+    names = run.share(settings(EPOCHS))
+    margin = tried.config.margin
+    run.payload = {"size": size, "margin": margin, "share": share, "finished": False}
+    with run.progress.task("erasers", len(names)) as advance:
+        for name in names:
             if name not in points:
-                erased = make(run)
-                points[name] = point(
-                    name,
-                    run.sound_scores(erased),
-                    original,
-                    run.recall_and_utility(erased, run.seen),
-                    config,
-                )
-                keep(found())
+                points[name] = tried_point(tried, name, original)
+                run.payload["points"] = list(points.values())
+                run.keep(curve_rows(run.payload["points"], size, seed))
             advance(1)
-    return found()
+    run.payload |= {"points": list(points.values()), "finished": True}
+    yield from curve_rows(run.payload["points"], size, seed)
 
 
-def curve_rows(points: list[dict], size: str, seed: int) -> list[dict]:
+def curve_rows(points: list[dict], size: str, seed: int) -> list[Row]:
     """How many pass, and how many would if silence were enough."""
     tried = [each for each in points if "ratio" in each]
     passing = [each["eraser"] for each in tried if each["passes"]]
     quiet = [each["eraser"] for each in tried if each["quiet"]]
+    figure = (
+        f"erasers that pass on codes, {size}, seed {seed}: recall under {RECALL}, "
+        f"perplexity within {UTILITY} times, equivalent to chance"
+    )
+    silent = f"the same, {size}, seed {seed}, were not finding it enough"
     return [
-        row(
-            f"erasers that pass on codes, {size}, seed {seed}: recall under "
-            f"{RECALL}, perplexity within {UTILITY} times, equivalent to chance",
-            len(passing),
-            1,
-            ">=",
-            ", ".join(passing) or "none",
-            len(tried),
-            seed=seed,
-            unit="erasers",
-        ),
-        row(
-            f"the same, {size}, seed {seed}, were not finding it enough",
-            len(quiet),
-            None,
-            ">=",
-            ", ".join(quiet) or "none",
-            len(tried),
-            seed=seed,
-            unit="erasers",
-        ),
+        row(name, len(found), goal, "erasers", peer, len(tried), seed=seed)
+        for name, found, goal in (
+            (figure, passing, at_least(1)),
+            (silent, quiet, at_least()),
+        )
+        for peer in [", ".join(found) or "none"]
     ]
 
 

@@ -5,18 +5,12 @@ this starts from the very models of a world that was made on a GPU: the same era
 trained again on the CPU, and the same battery is held against what came back.
 """
 
-from pathlib import Path
+from collections.abc import Iterator
 
-from benchmarks.pga.curve import NEVER, point, settings
-from benchmarks.pga.simulated import row
-from benchmarks.pga.worlds import EPOCHS
+from benchmarks.harness.results import Row, at_most, row
+from benchmarks.harness.runner import Run
+from benchmarks.pga.curve import experiment, references, tried_point, untouched
 from evidence.errors import InputError
-from evidence.progress import Progress
-from experiments.pga.config import make_config
-from experiments.pga.erasers import Erased
-from experiments.pga.run import Experiment
-from testbeds.memorized_codes.config import SIZES
-from testbeds.memorized_codes.world import build_codes
 
 AGAIN = (
     "pga, weight 1",
@@ -28,47 +22,35 @@ AGAIN = (
 CLOSE = 0.01
 
 
-def devices(root: Path, there: dict | None, progress: Progress) -> dict:
-    """Largest differences between points of forty keys, seed 0, and the CPU's.
-
-    Args:
-        root: Holds the world as the GPU made it.
-        there: The part ``curve:forty:0`` as measured there.
-        progress: Shows models.
+def devices(run: Run) -> Iterator[Row]:
+    """Points of a GPU again, on the CPU: the largest differences.
 
     Raises:
         InputError: the points or the world are not a GPU's.
     """
-    config = make_config({"size": "forty", "permutations": 199})
-    if there is None or there.get("device") != "cuda":
+    there = run.document.get("parts", {}).get("curve:forty:0", {})
+    if there.get("device") != "cuda":
         raise InputError(
             "there is nothing to compare with",
             expected="the part curve:forty:0, measured on a GPU",
-            fix="Take one in with --take first",
+            fix="Take one in with --only others --source first",
         )
-    world = build_codes(SIZES["forty"], 0, root, twin=True, progress=progress)
-    if world.card().get("device") != "cuda":
+    tried = experiment(run, "forty", 0)
+    if tried.world.card().get("device") != "cuda":
         raise InputError(
             "this world was not made on a GPU",
             expected="the models the points are of",
-            got=str(world.root),
+            got=str(tried.world.root),
             fix="Point --root at the worlds that came with them",
         )
-    run = Experiment(config, world, progress)
-    original = run.sound_scores(Erased(run.load(), {}, {}))
-    twin = run.sound_scores(Erased(run.load("twin"), {}, {}))
-    here = {
-        "original": point("original", original, original, None, config),
-        NEVER: point(NEVER, twin, original, None, config),
-    }
-    with progress.task("again on the CPU", len(AGAIN)) as advance:
+    original = tried.sound_scores(untouched(tried))
+    here = references(tried, original)
+    with run.progress.task("again on the CPU", len(AGAIN)) as advance:
         for name in AGAIN:
-            erased = settings(EPOCHS)[name](run)
-            cost = run.recall_and_utility(erased, run.seen)
-            here[name] = point(name, run.sound_scores(erased), original, cost, config)
+            here[name] = tried_point(tried, name, original)
             advance(1)
+    run.payload["points"] = list(here.values())
     known = {each["eraser"]: each for each in there["points"]}
-    rows = []
     for words, key, relative in (
         ("the best AUC", "best", False),
         ("a p", "p", False),
@@ -80,16 +62,9 @@ def devices(root: Path, there: dict | None, progress: Progress) -> dict:
             for name, mine in here.items()
             if key in mine
         ]
-        rows.append(
-            row(
-                f"GPU against CPU from the same models, forty keys: largest difference "
-                f"of {words}",
-                max(apart),
-                CLOSE,
-                "<=",
-                there["machine"]["cuda"],
-                len(apart),
-                unit="difference",
-            )
+        figure = (
+            "GPU against CPU from the same models, forty keys: largest difference of "
+            f"{words}"
         )
-    return {"rows": rows, "points": list(here.values())}
+        peer, n = there["machine"]["cuda"], len(apart)
+        yield row(figure, max(apart), at_most(CLOSE), "difference", peer, n)

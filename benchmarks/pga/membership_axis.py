@@ -1,5 +1,6 @@
 """The membership axis on models whose state is known: how often is it right?"""
 
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -10,7 +11,8 @@ from audits.axes.membership.scores import capture_states, select_sets
 from audits.core.config import make_config
 from audits.core.context import AuditedModel
 from audits.run.planting import plant, planted_model
-from benchmarks.pga.simulated import row
+from benchmarks.harness.results import Row, at_least, at_most, row
+from benchmarks.harness.runner import Run
 from capture.activations.store import ActivationStore
 from capture.checkpoints.open import open_checkpoint
 from capture.data.items import read_items
@@ -25,82 +27,78 @@ NEVER_KNEW = ("twin", "retrain_1", "retrain_2", "retrain_3")
 OTHER = ("collapse",)
 
 
-def axis(
-    root: Path,
-    part: str,
-    worlds: list[tuple[Family, int]],
-    progress: Progress,
-) -> list[dict]:
-    """One row a model of these worlds: readings, controls and status, by floor.
+def axis(run: Run) -> Iterator[Row]:
+    """The membership axis on models of the zoo, which must be there."""
+    models = []
+    for root, part, worlds in (
+        (run.asked.zoo, "held out", (("llama", 10), ("gpt2", 10))),
+        (run.asked.tuning_zoo, "tuning", (("llama", 0), ("llama", 1))),
+    ):
+        for family, seed in worlds:
+            models += of_world(root, part, family, seed, run.progress)
+    run.payload["models"] = models
+    yield from axis_rows(models)
 
-    Args:
-        root: Of a zoo whose models are made.
-        part: "tuning" or "held out", for the rows.
-        worlds: Families and seeds.
-        progress: Shows models.
-    """
-    found = []
+
+def of_world(
+    root: Path, part: str, family: Family, seed: int, progress: Progress
+) -> Iterator[dict]:
+    """What the axis says of each model of a world: readings and status by floor."""
     config = make_config({"seed": 0})
-    for family, seed in worlds:
-        world = build_bios(sized(STANDARD, family), seed, root / "worlds")
-        sets = [
-            read_items(place)
-            for place in (world.forget, world.retain, world.never_taught)
+    world = build_bios(sized(STANDARD, family), seed, root / "worlds")
+    places = (world.forget, world.retain, world.never_taught)
+    forget, retain, never = map(read_items, places)
+    wordings = config.budget.prompts_per_item
+    asked = select_sets(forget, retain, never, wordings, config.seed)
+    checkpoint = open_checkpoint(world.original)
+    tokenizer = checkpoint.tokenizer
+    roles = {"original": AuditedModel.of("original", checkpoint)}
+    with TemporaryDirectory() as scratch:
+        store = ActivationStore(Path(scratch) / "store")
+        made = plant(
+            roles["original"],
+            tokenizer,
+            list(forget),
+            list(retain)[: 3 * len(forget)],
+            config.budget,
+            Path(scratch),
+            device="cpu",
+            seed=0,
+            progress=SILENT,
+        )
+        if made["made"]:
+            roles["planted"] = planted_model(roles["original"], Path(scratch))
+        reference = world.root / "reference"
+        if reference.is_dir():
+            opened = open_checkpoint(reference)
+            roles["reference-1"] = AuditedModel.of("reference-1", opened)
+        kinds = [
+            (kind, place)
+            for kind in (*KNOWS, *NEVER_KNEW, *OTHER)
+            if (place := root / "models" / f"bios-{family}-{seed}-{kind}").is_dir()
         ]
-        asked = select_sets(*sets, config.budget.prompts_per_item, config.seed)
-        checkpoint = open_checkpoint(world.original)
-        subjects = {"original": AuditedModel.of("original", checkpoint)}
-        with TemporaryDirectory() as scratch:
-            store = ActivationStore(Path(scratch) / "store")
-            made = plant(
-                subjects["original"],
-                checkpoint.tokenizer,
-                list(sets[0]),
-                list(sets[1])[: 3 * len(sets[0])],
-                config.budget,
-                Path(scratch),
-                device="cpu",
-                seed=0,
-                progress=SILENT,
-            )
-            if made["made"]:
-                subjects["planted"] = planted_model(subjects["original"], Path(scratch))
-            reference = world.root / "reference"
-            if reference.is_dir():
-                subjects["reference-1"] = AuditedModel.of(
-                    "reference-1", open_checkpoint(reference)
-                )
-            kinds = [
-                (kind, place)
-                for kind in (*KNOWS, *NEVER_KNEW, *OTHER)
-                if (place := root / "models" / f"bios-{family}-{seed}-{kind}").is_dir()
-            ]
-            with progress.task(f"{part}: {family} {seed}", len(kinds)) as advance:
-                for kind, place in kinds:
-                    mine = subjects | {
-                        "unlearned": AuditedModel.of(
-                            "unlearned", open_checkpoint(place)
-                        )
-                    }
-                    sites: list[str] = []
-                    for subject in mine.values():
-                        sites = capture_states(
-                            subject, checkpoint.tokenizer, asked, store, "cpu", SILENT
-                        )
-                    result = run_membership(
-                        mine,
-                        checkpoint.tokenizer,
-                        asked,
-                        sites,
-                        store,
-                        config,
-                        notes=(),
-                        progress=SILENT,
+        with progress.task(f"{part}: {family} {seed}", len(kinds)) as advance:
+            for kind, place in kinds:
+                unlearned = AuditedModel.of("unlearned", open_checkpoint(place))
+                models = roles | {"unlearned": unlearned}
+                sites: list[str] = []
+                for model in models.values():
+                    sites = capture_states(
+                        model, tokenizer, asked, store, "cpu", SILENT
                     )
-                    where = {"part": part, "family": family, "seed": seed}
-                    found.append(where | {"kind": kind} | _seen(result, config.rule))
-                    advance(1)
-    return found
+                result = run_membership(
+                    models,
+                    tokenizer,
+                    asked,
+                    sites,
+                    store,
+                    config,
+                    notes=(),
+                    progress=SILENT,
+                )
+                about = {"part": part, "family": family, "seed": seed, "kind": kind}
+                yield about | _seen(result, config.rule)
+                advance(1)
 
 
 def _seen(result: AxisResult, rule) -> dict:
@@ -126,49 +124,31 @@ def _seen(result: AxisResult, rule) -> dict:
     }
 
 
-def axis_rows(found: list[dict]) -> list[dict]:
+def axis_rows(found: list[dict]) -> Iterator[Row]:
     """Shares of models called right, by part and floor."""
-    rows = []
     for part in dict.fromkeys(each["part"] for each in found):
         mine = [each for each in found if each["part"] == part]
         silent = [each for each in mine if not each["floors"]]
-        rows.append(
-            row(
-                f"membership axis, {part}: silent, the original not told apart",
-                len(silent) / len(mine),
-                None,
-                "<=",
-                ", ".join(dict.fromkeys(each["family"] for each in silent)) or "none",
-                len(mine),
-                unit="of models",
-            )
-        )
+        figure = f"membership axis, {part}: silent, the original not told apart"
+        shapes = ", ".join(dict.fromkeys(each["family"] for each in silent)) or "none"
+        share, n = len(silent) / len(mine), len(mine)
+        yield row(figure, share, at_most(), "of models", shapes, n)
         for floor in ("never_taught", "reference"):
             here = [
                 (each["kind"], each["floors"][floor])
                 for each in found
                 if each["part"] == part and floor in each["floors"]
             ]
-            for name, kinds, wanted in (
-                ("knows: retained", KNOWS, 1.0),
-                ("never knew: retained", NEVER_KNEW, 0.0),
+            for name, kinds, goal in (
+                ("knows: retained", KNOWS, at_least(1.0)),
+                ("never knew: retained", NEVER_KNEW, at_most(0.0)),
             ):
                 mine = [seen for kind, seen in here if kind in kinds]
                 if not mine:
                     continue
                 share = np.mean([seen["status"] == "retained" for seen in mine])
-                rows.append(
-                    row(
-                        f"membership axis, {part}, {floor.replace('_', '-')} floor, "
-                        f"{name}",
-                        share,
-                        wanted,
-                        ">=" if wanted else "<=",
-                        "AUC "
-                        f"{min(s['auc'] for s in mine):.2f} to "
-                        f"{max(s['auc'] for s in mine):.2f}",
-                        len(mine),
-                        unit="of models",
-                    )
-                )
-    return rows
+                areas = [seen["auc"] for seen in mine]
+                words, n = floor.replace("_", "-"), len(mine)
+                figure = f"membership axis, {part}, {words} floor, {name}"
+                peer = f"AUC {min(areas):.2f} to {max(areas):.2f}"
+                yield row(figure, share, goal, "of models", peer, n)

@@ -1,22 +1,23 @@
 """A signature of memorised passages in a real model, with surprisal matched and not."""
 
-from pathlib import Path
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from benchmarks.pga.simulated import row
+from benchmarks.harness.results import Row, at_least, at_most, row
+from benchmarks.harness.runner import Run
 from capture.activations.capture import capture_activations
 from capture.checkpoints.open import open_checkpoint
 from capture.network.sites import find_sites
-from evidence.progress import Progress
 from probes.sweeps.membership_test import Membership, matched_pairs, membership
 from testbeds.memorized_codes.passages import PREDICTABLE, screen, text_rows
 from testbeds.worlds.smollm2 import fetch
 
 CALIPER = 0.5
+PERMUTATIONS = 499
 
 
 def views_of(
@@ -34,9 +35,9 @@ def views_of(
     }
 
 
-def passages(permutations: int, progress: Progress, folder: Path | None = None) -> dict:
-    """Screening of SmolLM2, then three comparisons of its states."""
-    checkpoint = open_checkpoint(fetch() if folder is None else folder)
+def passages(run: Run) -> Iterator[Row]:
+    """A signature of passages that SmolLM2 knows, after screening them."""
+    checkpoint = open_checkpoint(fetch())
     model, tokenizer = checkpoint.load(), checkpoint.tokenizer
     found = screen(model, tokenizer)
     good = np.flatnonzero(found.valid)
@@ -50,18 +51,12 @@ def passages(permutations: int, progress: Progress, folder: Path | None = None) 
     states = {
         name: views_of(model, tokenizer, texts) for name, (texts, _) in pools.items()
     }
-    rows = [
-        row(
-            "SmolLM2-135M-Instruct: passages known (mean log-probability a token "
-            ">= -2) whose paraphrase is not (<= -3)",
-            len(good),
-            7,
-            ">=",
-            f"of {len(found.passages)}; the paper has 7 for Pythia-70M",
-            1,
-            unit="passages",
-        )
-    ]
+    figure = (
+        "SmolLM2-135M-Instruct: passages known (mean log-probability a token >= -2) "
+        "whose paraphrase is not (<= -3)"
+    )
+    peer = f"of {len(found.passages)}; the paper has 7 for Pythia-70M"
+    yield row(figure, len(good), at_least(7), "passages", peer)
     comparisons = {}
     for name, first, second, matched in (
         ("memorised against paraphrases", "memorised", "paraphrase", False),
@@ -84,40 +79,29 @@ def passages(permutations: int, progress: Progress, folder: Path | None = None) 
             seen = membership(
                 views,
                 np.repeat([1, 0], len(pairs)),
-                n_permutations=permutations,
-                progress=progress,
+                n_permutations=PERMUTATIONS,
+                progress=run.progress,
             )
             gap = pools[first][1][pairs[:, 0]] - pools[second][1][pairs[:, 1]]
             comparisons[f"{name}, {label}"] = _summary(seen, float(gap.mean()))
     for name, each in comparisons.items():
-        rows.append(
-            row(
-                f"SmolLM2-135M-Instruct, {name}: p",
-                each["p"],
-                None,
-                "<=",
-                f"{each['reading']}; best AUC {each['best']:.2f}, null's 95 % "
-                f"{each['band']:.2f}; surprisal apart by {each['gap']:+.2f} nats a "
-                "token",
-                each["pairs"],
-            )
+        figure = f"SmolLM2-135M-Instruct, {name}: p"
+        peer = (
+            f"{each['reading']}; best AUC {each['best']:.2f}, null's 95 % "
+            f"{each['band']:.2f}; surprisal apart by {each['gap']:+.2f} nats a token"
         )
-    return {
-        "rows": rows,
+        yield row(figure, each["p"], at_most(), "", peer, each["pairs"])
+    run.payload = {
         "comparisons": comparisons,
         "screened": [
             {
                 "key": passage.key,
-                "known": round(float(a), 3),
-                "paraphrase": round(float(b), 3),
-                "valid": bool(good),
+                "known": round(float(known), 3),
+                "paraphrase": round(float(paraphrase), 3),
+                "valid": bool(valid),
             }
-            for passage, a, b, good in zip(
-                found.passages,
-                found.known,
-                found.paraphrase,
-                found.valid,
-                strict=True,
+            for passage, known, paraphrase, valid in zip(
+                found.passages, found.known, found.paraphrase, found.valid, strict=True
             )
         ],
         "predictable": [round(float(each), 3) for each in found.predictable],

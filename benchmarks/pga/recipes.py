@@ -1,27 +1,27 @@
 """Why the toy's figures differ from the paper's: one thing varied at a time.
 
-Run by hand: ``python -m benchmarks.pga.recipes``; each variant is kept as it is done
-in ``benchmarks/results/pga_reasons.json``, and ``make bench-pga`` shows them. What the
-paper does and we do not know (its texts, its batches, its weight of the clean loss) is
+Each variant is kept as it is done, and docs/results/pga.md shows them. What the paper does and
+we do not know (its texts, its batches, its weight of the clean loss) is
 set here to what its code suggests, and the seeds say how much is luck.
 """
 
 import argparse
-import json
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.harness.results import commit, machine
+from benchmarks.harness.results import Row, read
+from benchmarks.harness.runner import Run, Suite
+from benchmarks.pga.page import PAGE
 from capture.activations.capture import capture_activations
 from capture.checkpoints.cache import cache_root
 from erasure.unlearning.probe_alignment import TOY, PgaConfig, align_
-from evidence.progress import SILENT, Bars, Progress
+from evidence.errors import InputError
 from experiments.pga.published_protocol import published_scores
 from experiments.pga.readouts import logistic_readouts
 from experiments.pga.states import pool_states
@@ -35,53 +35,77 @@ from testbeds.memorized_codes.world import (
 )
 from testbeds.worlds.code_text import make_pools, prompts
 
-RESULT = Path(__file__).parents[1] / "results" / "pga_reasons.json"
 # One step an epoch on all rows, Adam at 3e-4, until the probability the paper reached.
 THEIRS = replace(PUBLISHED, batch_size=180, lr=3e-4, epochs=1000, enough=0.978)
 RECIPES = {"batches of 60": PUBLISHED, "one step an epoch": THEIRS}
 ALIGNED = {"pga": TOY, "isotropic": replace(TOY, align="isotropic")}
 
 
-def reasons_of(
-    seed: int,
-    root: Path,
-    progress: Progress,
-    device: str = "cpu",
-    done: Mapping[str, dict] | None = None,
-    keep: Callable[[dict], None] = lambda found: None,
-) -> dict:
-    """Both recipes of the original and both alignments at one seed.
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--root", type=Path, default=cache_root() / "worlds")
+    parser.add_argument("--draws", type=int, default=100, help="of texts")
+    parser.add_argument("--source", type=Path, help="folder of results, for others")
 
-    Args:
-        seed: Of world and alignment.
-        root: Where worlds are kept.
-        progress: Where progress is shown.
-        device: Where models are trained.
-        done: Variants that are there already.
-        keep: Given what there is after every variant.
-    """
-    variants = dict(done or {})
+
+def _keep(run: Run, suite: Suite, rows: list[Row], stamps: dict) -> dict[str, Any]:
+    """Texts carry the stamps of the result, every variant its own."""
+    if run.part == "texts":
+        return run.document | stamps | run.payload
+    if run.part == "others":
+        return run.document | {"variants": run.payload}
+    known = ("commit", "machine", "device", "threads")
+    facts = {name: stamps[name] for name in known}
+    done = run.document["variants"]
+    fresh = {key: each | facts for key, each in run.payload.items() if key not in done}
+    return run.document | {"variants": done | fresh}
+
+
+SUITE = Suite(
+    "pga-reasons",
+    "Why the published toy comes out otherwise: its texts, its training, its seeds.",
+    result="pga_reasons",
+    pages=(PAGE,),
+    options=_options,
+    devices=("cpu", "cuda"),
+    bars=True,
+    keep=_keep,
+)
+
+
+@SUITE.part(keyed=True, keys=("0",))
+def variants(run: Run) -> Iterator[Row]:
+    """Recipes of the original and alignments at one seed, "variants:SEED"."""
+    done, seed = run.document.setdefault("variants", {}), int(run.key[0])
     for recipe, config in RECIPES.items():
         for name, align in ALIGNED.items():
             key = f"{recipe}, {name}, seed {seed}"
-            if key in variants:
-                continue
-            found = variant(config, seed, align, root, progress, device)
-            named = {"recipe": recipe, "align": name, "seed": seed}
-            variants[key] = named | found
-            keep({"rows": [], "variants": variants})
-    return {"rows": [], "variants": variants}
+            if key not in done:
+                about = {"recipe": recipe, "align": name, "seed": seed}
+                run.payload[key] = about | variant(run, config, seed, align)
+                run.keep([])
+    yield from ()
 
 
-def variant(
-    config: CodesConfig,
-    seed: int,
-    align: PgaConfig,
-    root: Path,
-    progress: Progress,
-    device: str = "cpu",
-) -> dict:
+@SUITE.part(default=False)
+def others(run: Run) -> Iterator[Row]:
+    """Variants measured elsewhere, from the results in --source."""
+    if run.asked.source is None:
+        raise InputError("there is nothing to take in", fix="Name a folder by --source")
+    run.payload = taken(run.asked.source, run.document.get("variants", {}))
+    yield from ()
+
+
+def taken(folder: Path, variants: dict[str, dict]) -> dict[str, dict]:
+    """Variants with those of the results in a folder in their places."""
+    found = dict(variants)
+    for path in sorted(folder.glob("*.json")):
+        found |= read(path).get("variants", {})
+    return found
+
+
+def variant(run: Run, config: CodesConfig, seed: int, align: PgaConfig) -> dict:
     """Probes before, and at every fit of the readout during, an alignment."""
+    root, device, progress = run.asked.root, run.clock.device, run.progress
     world = build_codes(config, seed, root, device=device, progress=progress)
     model = world.load(device=device)
     rows = world.memorised()
@@ -128,12 +152,14 @@ def _probes(model: nn.Module, world: CodesWorld) -> list[float]:
     return [round(float(value), 4) for value in accuracy]
 
 
-def texts(draws: int, root: Path, progress: Progress) -> dict:
+@SUITE.part()
+def texts(run: Run) -> Iterator[Row]:
     """Depth 0 of the same network over other draws of the texts.
 
     Depth 0 knows a text's last sign and its length and nothing of training, so that
     texts of another length or ending give another score of the same model.
     """
+    draws, root, progress = run.asked.draws, run.asked.root, run.progress
     world = build_codes(PUBLISHED, 0, root, progress=progress)
     networks = {"trained": world.load(), "untrained": untrained_model(world, 1)}
     found: dict[str, list[float]] = {}
@@ -153,7 +179,7 @@ def texts(draws: int, root: Path, progress: Progress) -> dict:
                     states.append(table.reshape(1, 9, len(world.trained_lead_ins), -1))
                 scored = published_scores(*states, shuffles=0).true.accuracy
                 scores.append(round(float(scored[0]), 4))
-    return {
+    run.payload["texts"] = {
         name: {
             "mean": float(np.mean(each)),
             "sd": float(np.std(each)),
@@ -163,45 +189,4 @@ def texts(draws: int, root: Path, progress: Progress) -> dict:
         }
         for name, each in found.items()
     }
-
-
-def take_reasons(variants: dict[str, dict]) -> None:
-    """Put variants among those that were measured."""
-    document = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
-    document.setdefault("variants", {}).update(variants)
-    RESULT.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-
-
-def main() -> None:
-    """Depth 0 over texts, if it is not there yet, and the seeds asked for."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--root", type=Path, default=cache_root() / "worlds")
-    parser.add_argument("--seeds", default="0")
-    parser.add_argument("--draws", type=int, default=100)
-    asked = parser.parse_args()
-    facts = {
-        "commit": commit(),
-        "machine": machine(),
-        "device": "cpu",
-        "threads": torch.get_num_threads(),
-    }
-    document = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
-    if "texts" not in document:
-        document["texts"] = texts(asked.draws, asked.root, SILENT)
-        document |= facts | {
-            "command": "python -m benchmarks.pga.recipes " + " ".join(sys.argv[1:])
-        }
-        RESULT.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    done = document.get("variants", {})
-    with Bars() as progress:
-        for seed in map(int, asked.seeds.split(",")):
-
-            def keep(found: dict) -> None:
-                new = {k: v for k, v in found["variants"].items() if k not in done}
-                take_reasons({name: each | facts for name, each in new.items()})
-
-            reasons_of(seed, asked.root, progress, done=done, keep=keep)
-
-
-if __name__ == "__main__":
-    main()
+    yield from ()

@@ -1,23 +1,18 @@
 """Probe-geometry alignment: the published toy again, under two protocols.
 
-Run by hand: ``make bench-pga``. Each part is kept as it is done. Those of a world are
-named by part, size and seed (``benchmarks.pga.worlds``): ``toy:published:0`` trains the
-paper's world and every eraser of it, about twenty minutes on one core;
-``claims:small:0`` is ``exhume pga``, ``curve:forty:0`` every eraser at several
-strengths. The others: ``noise`` (states without information), ``power`` (a planted
-signal), ``equivalence`` (no signal: how many sequences show it), ``passages``
-(SmolLM2), ``devices`` (points of a GPU again, on the CPU), ``views`` (where what an
-eraser leaves is found), ``axis`` (the membership axis on the zoo, whose models must be
-there) and ``speed``. ``--take DIR`` takes in what was measured elsewhere. Why the toy
-differs: ``benchmarks.pga.recipes``.
+Each part is kept as it is done. Those of a world are named by part, size and seed
+(``benchmarks.pga.worlds``): ``toy:published:0`` trains the paper's world and every
+eraser of it, about twenty minutes on one core; ``claims:small:0`` is ``exhume pga``,
+``curve:forty:0`` every eraser at several strengths, whose settings ``--take`` divides.
 """
 
 import argparse
-import json
-import sys
 import time
 import warnings
+from collections.abc import Iterator
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,101 +23,134 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
-from benchmarks.harness.pga_page import write_page
-from benchmarks.harness.results import commit, machine
-from benchmarks.pga.curve import NEVER, curve_rows, settings
+from benchmarks.harness.results import Row, at_least, at_most, merge, read, row
+from benchmarks.harness.runner import Measure, Run, Suite
+from benchmarks.pga import simulated, worlds
+from benchmarks.pga.curve import NEVER, curve, curve_rows, settings
 from benchmarks.pga.devices import devices
-from benchmarks.pga.equivalence import equivalence
-from benchmarks.pga.membership_axis import axis, axis_rows
+from benchmarks.pga.membership_axis import axis
+from benchmarks.pga.page import PAGE
 from benchmarks.pga.passages import passages
-from benchmarks.pga.recipes import take_reasons
-from benchmarks.pga.simulated import noise, power, row
 from benchmarks.pga.views import views
-from benchmarks.pga.worlds import EPOCHS, measure
-from benchmarks.pga.worlds import PARTS as WORLDS
+from benchmarks.pga.worlds import EPOCHS
 from capture.checkpoints.cache import cache_root
-from evidence.progress import SILENT, Bars, Progress
+from evidence.errors import InputError
+from evidence.progress import SILENT
 from evidence.seeds import torch_rng
 from probes.sweeps.membership_test import FAMILIES, membership
 
-RESULT = Path(__file__).parents[1] / "results" / "pga.json"
-FACTS = ("commit", "machine", "device", "threads")
 ORDER = ("original", NEVER, *settings(EPOCHS))
-PARTS = (
-    "noise,speed,power,equivalence,claims:small:0,claims:forty:0,curve:forty:0,"
-    "passages,toy:published:0"
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--permutations", type=int, default=199)
+    add("--draws", type=int, default=200, help="of made-up states; of texts half of it")
+    add("--root", type=Path, default=cache_root() / "worlds")
+    add("--zoo", type=Path, default=cache_root() / "zoo")
+    add("--tuning-zoo", type=Path, default=cache_root() / "zoo")
+    add("--source", type=Path, help="folder of results, for the part others")
+    add("--resume", action="store_true", help="go on with parts that were cut off")
+    add("--commit", default="", help="where there is no repository")
+
+
+def _keep(run: Run, suite: Suite, rows: list[Row], stamps: dict) -> dict[str, Any]:
+    """The part in the place of an earlier one, and the rows of all parts."""
+    if run.part == "others":
+        parts = run.payload
+    else:
+        known = ("commit", "machine", "device", "threads")
+        part = {"rows": rows, "seconds": run.seconds, "finished": True}
+        part |= {name: stamps[name] for name in known} | run.payload
+        if not run.key:  # All but the parts of a world are measured on the CPU.
+            part["device"] = "cpu"
+        if part["commit"] == "unknown":
+            part["commit"] = run.asked.commit
+        parts = run.document.get("parts", {}) | {run.part: part}
+    rows = [row for part in parts.values() for row in part["rows"]]
+    whole = {"families": list(FAMILIES), "rows": rows, "parts": parts}
+    return run.document | stamps | whole
+
+
+SUITE = Suite(
+    "pga",
+    "Probe-geometry alignment: erasers of memorised codes under two protocols.",
+    result="pga",
+    pages=(PAGE,),
+    options=_options,
+    devices=("cpu", "cuda"),
+    bars=True,
+    digits=4,
+    keep=_keep,
 )
 
 
-def take(folder: Path, parts: dict) -> None:
-    """Put the files of ``benchmarks.pga.worlds`` among the parts and the reasons.
+def others(run: Run) -> Iterator[Row]:
+    """Parts measured elsewhere, from the results in --source."""
+    if run.asked.source is None:
+        raise InputError("there is nothing to take in", fix="Name a folder by --source")
+    run.payload = taken(run.asked.source, run.document.get("parts", {}))
+    yield from ()
+
+
+def taken(folder: Path, parts: dict[str, Any]) -> dict[str, Any]:
+    """Parts of a result with those of the results in a folder in their places.
 
     Args:
-        folder: Where they are; shards of a curve become one part.
-        parts: By name; those of the same name are replaced.
+        folder: Of files that ``--result`` wrote; shards of a curve become one part.
+        parts: By name.
     """
-    files: dict[str, list[dict]] = {}
+    shards: dict[str, list[dict]] = {}
     for path in sorted(folder.glob("*.json")):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        files.setdefault(found.pop("key"), []).append(found)
-    for key, found in files.items():
-        part, size, seed = key.split(":")
-        if part == "reasons":
-            for each in found:
-                facts = {name: each[name] for name in FACTS}
-                take_reasons({name: v | facts for name, v in each["variants"].items()})
-            continue
-        whole = found[0]
-        if part == "curve":
-            points = {p["eraser"]: p for each in found for p in each["points"]}
-            order = [name for name in ORDER if name in points]
-            whole["points"] = [points[name] for name in order]
-            whole["rows"] = curve_rows(whole["points"], size, int(seed))
-            whole["seconds"] = sum(each["seconds"] for each in found)
-            whole["finished"] = len(order) == len(ORDER)
-        parts[key] = whole
+        for name, part in read(path)["parts"].items():
+            shards.setdefault(name, []).append(part)
+    found = dict(parts)
+    for name, each in shards.items():
+        found[name] = whole = dict(each[0])
+        if name.startswith("curve:"):
+            _, size, seed = name.split(":")
+            points: list[dict] = []
+            for shard in each:
+                points = merge(points, shard["points"], ["eraser"])
+            points.sort(key=lambda point: ORDER.index(point["eraser"]))
+            whole["points"] = points
+            whole["rows"] = curve_rows(points, size, int(seed))
+            whole["seconds"] = sum(shard["seconds"] for shard in each)
+            whole["finished"] = len(points) == len(ORDER)
+    return found
 
 
-def speed(progress: Progress) -> dict:
+def speed(run: Run) -> Iterator[Row]:
     """A full sound evaluation of captured states, and a sample of it by loops."""
     rng = torch_rng(0, "speed")
     labels = np.repeat([1, 0], 40)
     models = [torch.randn(31, 80, 576, generator=rng) for _ in range(11)]
     start = time.perf_counter()
-    membership({"last": models[0]}, labels, n_permutations=1000, progress=progress)
+    membership({"last": models[0]}, labels, n_permutations=1000, progress=SILENT)
     first = time.perf_counter() - start
     for states in models[1:]:
-        membership({"last": states}, labels, n_permutations=1000, progress=progress)
+        membership({"last": states}, labels, n_permutations=1000, progress=SILENT)
     seconds = time.perf_counter() - start
     loops = _one_label_vector_by_loops(models[0][0].numpy(), labels)
     whole = loops * 31 * 1001 * len(models)
-    return {
-        "rows": [
-            row(
-                "full sound evaluation: 31 sites, 80 sequences, 7 families, 1,000 "
-                "permutations of each of 11 models",
-                seconds,
-                600,
-                "<=",
-                "",
-                1,
-                unit="s",
-                first_model=round(first, 1),
-                threads=torch.get_num_threads(),
-            ),
-            row(
-                "times faster than scikit-learn's readers in loops (extrapolated from "
-                "one site and label vector)",
-                whole / seconds,
-                None,
-                ">=",
-                "LogisticRegression, 2 MLPClassifier, SVC, KNeighbors; no forest",
-                1,
-                unit="ratio",
-                loop_seconds=round(loops, 2),
-            ),
-        ]
-    }
+    yield row(
+        "full sound evaluation: 31 sites, 80 sequences, 7 families, 1,000 "
+        "permutations of each of 11 models",
+        seconds,
+        at_most(600),
+        "s",
+        first_model=round(first, 1),
+        threads=run.clock.threads,
+    )
+    yield row(
+        "times faster than scikit-learn's readers in loops (extrapolated from one "
+        "site and label vector)",
+        whole / seconds,
+        at_least(),
+        "ratio",
+        "LogisticRegression, 2 MLPClassifier, SVC, KNeighbors; no forest",
+        loop_seconds=round(loops, 2),
+    )
 
 
 def _one_label_vector_by_loops(x: np.ndarray, labels: np.ndarray) -> float:
@@ -147,87 +175,34 @@ def _one_label_vector_by_loops(x: np.ndarray, labels: np.ndarray) -> float:
     return time.perf_counter() - start
 
 
-def main() -> None:
-    """Run the parts asked for, keep each, and write the page."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--parts", default=PARTS)
-    parser.add_argument("--take", type=Path, help="take in a folder; measure nothing")
-    parser.add_argument("--repeats", type=int, default=200)
-    parser.add_argument("--permutations", type=int, default=199)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--root", type=Path, default=cache_root() / "worlds")
-    parser.add_argument("--zoo", type=Path, default=cache_root() / "zoo")
-    parser.add_argument("--tuning-zoo", type=Path, default=cache_root() / "zoo")
-    asked = parser.parse_args()
-    document = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
-    parts = document.get("parts", {})
+def unless_finished(measure: Measure) -> Measure:
+    """With --resume a part that is finished stays as it is."""
 
-    def keep() -> None:
-        document.update(
-            {
-                "command": "python -m benchmarks.pga.suite " + " ".join(sys.argv[1:]),
-                "commit": commit(),
-                "machine": machine(),
-                "threads": torch.get_num_threads(),
-                "families": list(FAMILIES),
-                "rows": [each for part in parts.values() for each in part["rows"]],
-                "parts": parts,
-            }
-        )
-        RESULT.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        write_page(document)
+    @wraps(measure)
+    def resumed(run: Run) -> Iterator[Row]:
+        before = run.document.get("parts", {}).get(run.part, {})
+        if run.asked.resume and before.get("finished"):
+            run.payload = before
+            yield from before["rows"]
+        else:
+            yield from measure(run)
 
-    if asked.take is not None:
-        take(asked.take, parts)
-        keep()
-        return
-    with Bars() as progress:
-        for name in asked.parts.split(","):
-            start, kind = time.perf_counter(), name.split(":")[0]
-            if kind in WORLDS and name.count(":") == 2:
-                found = measure(
-                    name,
-                    asked.root,
-                    progress,
-                    device=asked.device,
-                    permutations=asked.permutations,
-                )
-            elif name == "passages":
-                found = passages(499, progress)
-            elif name == "axis":
-                models = axis(
-                    asked.zoo, "held out", [("llama", 10), ("gpt2", 10)], progress
-                )
-                models += axis(
-                    asked.tuning_zoo, "tuning", [("llama", n) for n in (0, 1)], progress
-                )
-                found = {"rows": axis_rows(models), "models": models}
-            elif name == "speed":
-                found = speed(SILENT)
-            elif name == "noise":
-                found = noise(asked.repeats, asked.permutations, progress)
-            elif name == "power":
-                done = parts.get("power", {}).get("curve", [])
-                found = power(asked.repeats // 4, asked.permutations, progress, done)
-            elif name == "devices":
-                found = devices(asked.root, parts.get("curve:forty:0"), progress)
-            elif name == "views":
-                found = views(asked.root, progress)
-            elif name == "equivalence":
-                found = equivalence(asked.repeats // 4, asked.root, progress)
-            else:
-                parser.error(f"there is no part {name!r}")
-            parts[name] = found | {
-                "commit": commit(),
-                "machine": machine(),
-                "device": asked.device if kind in WORLDS else "cpu",
-                "threads": torch.get_num_threads(),
-                "seconds": round(time.perf_counter() - start),
-            }
-            keep()
-    for each in document["rows"]:
-        print(f"{each['figure']}: {each['value']:.3g}", flush=True)
+    return resumed
 
 
-if __name__ == "__main__":
-    main()
+for measure, more in (
+    (simulated.noise, {}),
+    (speed, {}),
+    (simulated.power, {}),
+    (simulated.equivalence, {}),
+    (worlds.claims, {"keyed": True, "keys": ("small:0", "forty:0")}),
+    (curve, {"keyed": True, "keys": ("forty:0",)}),
+    (passages, {}),
+    (worlds.toy, {"keyed": True, "keys": ("published:0",)}),
+    (worlds.world, {"keyed": True}),
+    (axis, {"default": False}),
+    (devices, {"default": False}),
+    (views, {"default": False}),
+    (others, {"default": False}),
+):
+    SUITE.part(measure.__name__, **more)(unless_finished(measure))

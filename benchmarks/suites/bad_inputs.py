@@ -1,28 +1,27 @@
 """What becomes of inputs that are broken, hostile or only odd: counts of thousands.
 
-Run by hand: ``make bench-bad-inputs`` (about an hour on two cores for 3,000 inputs).
 Every kind of file the program reads is altered by field, by byte and by what stands in
 its place, and read by the command a user would run, in a process of its own that is
 watched (see ``tests/security/fuzz``). Interrupted, the same command goes on; another
-version of the program starts anew.
+version of the program starts anew. About an hour on two cores for 3,000 inputs.
 
-    python -m benchmarks.suites.bad_inputs --inputs 3000 --seed 0
-    python -m benchmarks.suites.bad_inputs --only "LoRA adapter" --inputs 200 --dry
-    python -m benchmarks.suites.bad_inputs --case '{"kind": ..., "edits": [...]}'
+    python -m benchmarks bad-inputs --inputs 3000 --seed 0
+    python -m benchmarks bad-inputs --kinds "LoRA adapter" --inputs 200 --dry
+    python -m benchmarks bad-inputs --case '{"kind": ..., "edits": [...]}'
 """
 
 import argparse
 import json
 import random
 import statistics
-import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 from audits.core.manifest import code_hash
-from benchmarks.harness.results import Rows, commit, machine
+from benchmarks.harness.results import Row, at_least, at_most, row
+from benchmarks.harness.runner import Run, Suite
 from capture.checkpoints.cache import cache_root
 from tests.security.fuzz.generate import draw, sample
 from tests.security.fuzz.inputs.case import Case
@@ -33,7 +32,7 @@ from tests.security.fuzz.pool import bench, try_all
 from tests.security.fuzz.scenarios import scenarios
 from tests.security.fuzz.shrink import smallest
 
-RESULT = Path(__file__).parents[1] / "results" / "bad_inputs.json"
+PEER = "what a user must see: the work done, or one clear line"
 INPUTS = 2000
 """Fewest altered inputs that the counts are of."""
 
@@ -76,7 +75,7 @@ class Log:
         if outcome.faults:
             row["case"] = case.text()
             said = json.dumps(row, indent=1)
-            command = f"python -m benchmarks.suites.bad_inputs --case '{case.text()}'"
+            command = f"python -m benchmarks bad-inputs --case '{case.text()}'"
             (self.failures / f"{case.key}.txt").write_text(
                 f"{command}\n\n{said}\n", encoding="utf-8"
             )
@@ -89,47 +88,47 @@ class Log:
             print(f"{len(self.known)} tried, {bad} with faults", flush=True)
 
 
-def report(found: list[dict]) -> dict:
-    """The rows of the result, from what was tried."""
-    rows = Rows(part="bad inputs")
+def report(found: list[dict]) -> Iterator[Row]:
+    """Counts and times of what was tried, then each kind."""
     valid = [each for each in found if each["valid"]]
     altered = [each for each in found if each["altered"]]
-    count = len(altered)
-    expected = [each for each in valid if ALL[each["kind"]].reads]
-
-    def add(figure, value, target=None, sense="<=", unit="inputs", n=count) -> None:
-        peer = "what a user must see: the work done, or one clear line"
-        rows.add(figure, value, target, sense, unit, peer, 0.0, n)
-
-    add("altered inputs tried", count, INPUTS, ">=")
-    add("kinds of input tried", len(valid), len(ALL), ">=", "kinds", len(valid))
-    accepted = sum(each["accepted"] and not each["faults"] for each in expected)
-    share = accepted / max(1, len(expected))
-    add("valid examples accepted", share, 1.0, ">=", "share", len(expected))
     fine = [each for each in altered if not each["faults"]]
     refused = sum(not each["accepted"] for each in fine)
-    add("altered inputs refused in one clear line", refused)
-    add("altered inputs accepted", len(fine) - refused)
-    for fault in FAULTS:
-        add(fault, sum(fault in each["faults"] for each in found), 0, n=len(found))
+    expected = [each for each in valid if ALL[each["kind"]].reads]
+    accepted = sum(each["accepted"] and not each["faults"] for each in expected)
+    share = accepted / max(1, len(expected))
     seconds = [each["seconds"] for each in altered] or [0.0]
-    add("longest time of an input", max(seconds), 10, unit="s")
-    add("median time of an input", statistics.median(seconds), unit="s")
+    count, kinds = len(altered), at_least(len(ALL))
+    for figure, value, goal, unit, n in (
+        ("altered inputs tried", count, at_least(INPUTS), "inputs", count),
+        ("kinds of input tried", len(valid), kinds, "kinds", len(valid)),
+        ("valid examples accepted", share, at_least(1.0), "share", len(expected)),
+        (
+            "altered inputs refused in one clear line",
+            refused,
+            at_most(),
+            "inputs",
+            count,
+        ),
+        ("altered inputs accepted", len(fine) - refused, at_most(), "inputs", count),
+        *(
+            (fault, _faulty(found, fault), at_most(0), "inputs", len(found))
+            for fault in FAULTS
+        ),
+        ("longest time of an input", max(seconds), at_most(10), "s", count),
+        ("median time of an input", statistics.median(seconds), at_most(), "s", count),
+    ):
+        yield row(figure, value, goal, unit, PEER, n)
     tried = Counter(each["kind"] for each in altered)
     bad = Counter(each["kind"] for each in found if each["faults"])
     taken = Counter(each["kind"] for each in altered if each["accepted"])
-    for name, number in sorted(tried.items()):
-        rows.add(
-            f"{name}: inputs with a fault", bad[name], 0, "<=", "inputs",
-            "none", 0.0, number, accepted=taken[name],
-        )  # fmt: skip
-    return {
-        "command": "python -m benchmarks.suites.bad_inputs " + " ".join(sys.argv[1:]),
-        "commit": commit(),
-        "machine": machine(),
-        "threads": 1,
-        "rows": rows.rows,
-    }
+    for name, n in sorted(tried.items()):
+        figure, more = f"{name}: inputs with a fault", {"accepted": taken[name]}
+        yield row(figure, bad[name], at_most(0), "inputs", "none", n, **more)
+
+
+def _faulty(found: list[dict], fault: str) -> int:
+    return sum(fault in each["faults"] for each in found)
 
 
 def one(text: str, root: Path) -> int:
@@ -153,30 +152,37 @@ def one(text: str, root: Path) -> int:
     return int(bool(outcome.faults))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--inputs", type=int, default=3000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--only", default="", help="part of the names of kinds")
-    parser.add_argument("--root", type=Path, default=cache_root() / "bad-inputs")
-    parser.add_argument("--dry", action="store_true", help="write no result")
-    parser.add_argument("--case", default="", help="one input, as it was printed")
-    given = parser.parse_args()
-    root = given.root.resolve() / code_hash()[:12]
+def _options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--inputs", type=int, default=3000)
+    add("--seed", type=int, default=0)
+    add("--jobs", type=int, default=2)
+    add("--kinds", default="", help="part of the names of kinds")
+    add("--root", type=Path, default=cache_root() / "bad-inputs")
+    add("--case", default="", help="one input, as it was printed")
+
+
+SUITE = Suite(
+    "bad-inputs",
+    "What becomes of inputs that are broken, hostile or only odd: counts of thousands.",
+    result="bad_inputs",
+    options=_options,
+    threads=1,
+)
+
+
+@SUITE.part("bad inputs")
+def measure(run: Run) -> Iterator[Row]:
+    """Valid examples, known attacks and altered inputs of every kind."""
+    asked = run.asked
+    root = asked.root.resolve() / code_hash()[:12]
     root.mkdir(parents=True, exist_ok=True)
-    if given.case:
-        raise SystemExit(one(given.case, root))
-    kinds = [kind for name, kind in ALL.items() if given.only in name]
+    if asked.case:
+        raise SystemExit(one(asked.case, root))
+    kinds = [kind for name, kind in ALL.items() if asked.kinds in name]
     log = Log(root)
-    cases = cases_of(kinds, given.inputs, given.seed, root)
+    cases = cases_of(kinds, asked.inputs, asked.seed, root)
     left = [case for case in cases if case.key not in log.known]
     print(f"{len(cases)} inputs of {len(kinds)} kinds, {len(left)} not yet tried")
-    try_all(left, root, given.jobs, log.add)
-    result = report([log.known[case.key] for case in cases])
-    if not given.dry:
-        RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()
+    try_all(left, root, asked.jobs, log.add)
+    yield from report([log.known[case.key] for case in cases])

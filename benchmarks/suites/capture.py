@@ -10,12 +10,15 @@ import json
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from benchmarks.harness.results import Clock, Rows
+from benchmarks.harness.clock import Clock
+from benchmarks.harness.results import Row, at_most, ratio, row
+from benchmarks.harness.runner import Run
 from capture.activations.capture import capture_activations
 from capture.data.sequences import Sequences, batches
 from capture.network.sites import find_sites
@@ -182,39 +185,35 @@ def ask(kind: str, clock: Clock, count: int) -> dict | None:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def measure(rows: Rows, clock: Clock, quick: bool) -> None:
-    count = 64 if quick else 256
-    median = statistics.median
+def measure(run: Run) -> Iterator[Row]:
+    """Time of each side, and memory above the model's."""
+    clock, median = run.clock, statistics.median
+    count = 64 if run.asked.quick else 256
     found = ask("plain", clock, count)
     if found is None:
         return
-    base = median(found["peer"])
+    base, plain_pass = median(found["peer"]), "plain forward pass with logits"
     for name, words, target in (
         ("all", "all 30 layers", 0.82),
         ("half", "up to layer 15", 0.42),
     ):
         times = found[name]
-        spread = (max(times) - min(times)) / 2 / median(times)
-        rows.add(
+        yield row(
             f"capture of last-token residuals, SmolLM2, {count} prompts, {words}",
             median(times) / base,
-            target,
-            "<=",
+            at_most(target),
             "x the plain pass",
-            "plain forward pass with logits",
-            spread,
+            plain_pass,
             len(times),
+            (max(times) - min(times)) / 2 / median(times),
             agreement=found["agreement"],
         )
-    rows.add(
+    figure, value = (
         f"output_hidden_states, SmolLM2, {count} prompts",
-        median(found["hidden"]) / base,
-        None,
-        "<=",
-        "x the plain pass",
-        "plain forward pass with logits",
-        0.0,
-        clock.repeats,
+        median(found["hidden"]),
+    )
+    yield row(
+        figure, value / base, at_most(), "x the plain pass", plain_pass, clock.repeats
     )
     for kind, peer in (
         ("nnsight", "nnsight trace"),
@@ -222,26 +221,17 @@ def measure(rows: Rows, clock: Clock, quick: bool) -> None:
     ):
         found = ask(kind, clock, count)
         if found is not None:
-            rows.ratio(
-                f"capture of all 30 layers against {peer}",
-                found["peer"],
-                found["all"],
-                1.0,
-                peer,
-            )
-    for kind, target in (("memory-ours", 300), ("memory-plain", None)):
+            figure = f"capture of all 30 layers against {peer}"
+            yield ratio(figure, found["peer"], found["all"], 1.0, peer)
+    for kind, words, target in (
+        ("memory-ours", "ours", 300),
+        ("memory-plain", "plain pass", None),
+    ):
         found = ask(kind, clock, count)
         if found is not None:
-            words = "ours" if kind == "memory-ours" else "plain pass"
-            rows.add(
-                f"memory above the model, 16 x 256 tokens, {words}",
-                found["megabytes"],
-                target,
-                "<=",
-                "MB",
-                "plain forward pass",
-                0.0,
-                1,
+            figure = f"memory above the model, 16 x 256 tokens, {words}"
+            yield row(
+                figure, found["megabytes"], at_most(target), "MB", "plain forward pass"
             )
 
 

@@ -1,73 +1,80 @@
 """Do patched states tell models that know from models that never knew?
 
-Run by hand: ``python -m benchmarks.suites.causal_depth --seeds 0,1,2``. Models of the
-tuning part of the zoo are audited with ``behaviour`` and ``causal_depth``; edits of
-known size in bins are quantised. Figures count operations and errors, none of them
-time.
+Models of the tuning part of the zoo are audited with ``behaviour`` and
+``causal_depth``; edits of known size in bins are quantised. Figures count operations and
+errors, none of them time.
 """
 
 import argparse
-import json
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from sklearn.metrics import roc_auc_score
 
 from audits.core.manifest import code_hash
-from audits.run.api import audit
-from benchmarks.harness.results import commit, machine
-from capture.checkpoints.cache import cache_root
+from benchmarks.harness import results
+from benchmarks.harness.results import Row, at_least, at_most, roc_auc
+from benchmarks.harness.runner import Run, Suite
+from benchmarks.harness.zoo import (
+    BY_CONSTRUCTION,
+    audited,
+    check_part,
+    known_model,
+    zoo_options,
+)
 from capture.data.items import read_items
 from erasure.weights.quantization import edit_survival, quantize
 from testbeds.worlds.biographies import STANDARD, train_model
-from testbeds.zoo.build import build_zoo, sized, split
+from testbeds.zoo.build import build_zoo, sized
 
-RESULT = Path(__file__).parents[1] / "results" / "depth.json"
-KNOWS = (
-    "retain_tuned",
-    "last_block_relabel",
-    "last_block_refuse",
-    "last_block_lora",
-    "head_only",
-)
+LATE_EDITS = ("last_block_relabel", "last_block_refuse", "last_block_lora")
+KNOWS = ("retain_tuned", *LATE_EDITS, "head_only")
 NEVER_KNEW = ("twin", "twin_tuned", "retrain_1", "retrain_2")
 FLOORS = ("never_taught", "reference")
 # Starting weights and order of the reference: those of no kind in the zoo.
 REFERENCE = 9000
+row = partial(results.row, peer=BY_CONSTRUCTION)
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    zoo_options(parser, seeds=(0, 1, 2))
+    parser.add_argument("--family", default="llama")
+    parser.add_argument("--workers", type=int, default=1)
+
+
+SUITE = Suite(
+    "causal-depth",
+    "Causal depth on tuning models that know and that never knew; edits of known size.",
+    result="depth",
+    options=_options,
+    threads=1,
+)
 
 
 def run_seed(root: Path, family: str, seed: int) -> list[dict[str, Any]]:
-    """One row a model of a world and floor."""
+    """One record a model of a world and floor."""
     torch.set_num_threads(1)
-    rows = []
+    found = []
     for kind in (*KNOWS, *NEVER_KNEW):
-        specimen = build_zoo(root, seeds=[seed], families=[family], only=[kind])[0]
-        world = specimen.world
-        reference = world.root / "reference"
+        made = build_zoo(root, seeds=[seed], families=[family], only=[kind])[0]
+        known = known_model(made)
+        (reference,) = known.references
         if not reference.is_dir():
-            config = sized(STANDARD, specimen.family)
-            retain = read_items(world.retain)
+            config = sized(STANDARD, made.family)
+            retain = read_items(known.retain)
             train_model(config, seed + REFERENCE, retain, reference)
         for floor in FLOORS:
-            done = audit(
-                world.original,
-                specimen.model,
-                world.forget,
-                world.retain,
-                root / "depth" / code_hash()[:12] / f"{specimen.name}-{floor}",
-                reference=(reference,) if floor == "reference" else (),
-                axes=("behaviour", "causal_depth"),
-            )
+            place = root / "depth" / code_hash()[:12]
+            done = audited(known, floor, place, axes=("behaviour", "causal_depth"))
             axis = done.axes["causal_depth"]
             main = axis.main_reading
-            rows.append(
+            found.append(
                 {
-                    "model": specimen.name,
+                    "model": made.name,
                     "kind": kind,
                     "floor": floor,
                     "verdict": done.verdict,
@@ -77,164 +84,86 @@ def run_seed(root: Path, family: str, seed: int) -> list[dict[str, Any]]:
                     "depth": axis.details["depth"],
                 }
             )
-    return rows
+    return found
 
 
-def figure(
-    name: str, value: float, target: float | None, sense: str, unit: str, n: int
-) -> dict[str, Any]:
-    """One row of the result."""
-    return {
-        "figure": name,
-        "value": value,
-        "target": target,
-        "sense": sense,
-        "unit": unit,
-        "peer": "state known by construction",
-        "spread": None,
-        "n": n,
-    }
+@SUITE.part("zoo")
+def measure(run: Run) -> Iterator[Row]:
+    """Losses and votes against the true states, and what four bits leave of an edit."""
+    asked = run.asked
+    check_part("tuning", seeds=asked.seeds)
+    # A root for each world: the list of models in it has one writer.
+    roots = [asked.root / f"seed-{seed}" for seed in asked.seeds]
+    families = [asked.family] * len(roots)
+    with ProcessPoolExecutor(asked.workers) as pool:
+        worlds = list(pool.map(run_seed, roots, families, asked.seeds))
+    cases = [case for world in worlds for case in world]
+    run.payload = {"seeds": asked.seeds, "family": asked.family, "cases": cases}
+    yield from depth_figures(cases)
+    yield from bin_figures()
+    for kind in (*KNOWS, *NEVER_KNEW):
+        for floor in FLOORS:
+            here = [c for c in cases if c["kind"] == kind and c["floor"] == floor]
+            small, mean = (
+                [c["depth"]["stranger"][f"{name}_loss"] for c in here]
+                for name in ("smallest", "mean")
+            )
+            print(
+                f"{kind}, {floor}: smallest {np.min(small):.2f} to {np.max(small):.2f},"
+                f" mean {np.min(mean):.2f} to {np.max(mean):.2f},"
+                f" {sorted(c['status'] for c in here)}"
+            )
 
 
-def area(rows: Sequence[dict[str, Any]], against: str, what: str) -> tuple[float, int]:
-    """AUC of a loss, knows against never knew."""
-    scored = [
-        (row["kind"] in KNOWS, -row["depth"][against][what])
-        for row in rows
-        if row["depth"].get(against, {}).get(what) is not None
-    ]
-    knows, values = zip(*scored, strict=True)
-    return float(roc_auc_score(knows, values)), len(scored)
-
-
-def depth_figures(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def depth_figures(cases: Sequence[dict[str, Any]]) -> Iterator[Row]:
     """How well losses and votes agree with the true states."""
-    found = []
     for floor, against, target in (
         ("reference", "reference-1", 0.98),
         ("never_taught", "stranger", 0.97),
     ):
-        here = [row for row in rows if row["floor"] == floor]
         for what in ("uds", "smallest_loss", "mean_loss"):
-            value, n = area(here, against, what)
-            name = f"AUC of {what}, knows against never knew, {floor}"
-            found.append(figure(name, value, target, ">=", "AUC", n))
-    hidden = [row for row in rows if row["kind"] in KNOWS]
-    never = [row for row in rows if row["kind"] in NEVER_KNEW]
-    late = [row for row in rows if row["kind"].startswith("last_block")]
-    unread = sum(row["residual"] is None for row in never)
-    tested = [row["p"] for row in never if row["p"] is not None]
-    return [
-        *found,
-        figure(
-            "smallest loss of an edit of the last block",
-            max(row["depth"]["stranger"]["smallest_loss"] for row in late),
-            0.0,
-            "<=",
-            "share",
-            len(late),
-        ),
-        figure(
-            "knows, axis says retained",
-            sum(row["status"] == "retained" for row in hidden) / len(hidden),
-            None,
-            ">=",
-            "share",
-            len(hidden),
-        ),
-        figure(
-            "never knew, axis says retained",
-            sum(row["status"] == "retained" for row in never),
-            0,
-            "<=",
-            "n",
-            len(never),
-        ),
-        figure(
-            "never knew, states the original cannot read",
-            unread / len(never),
-            None,
-            "<=",
-            "share",
-            len(never),
-        ),
-        figure(
-            "least p of a model that never knew",
-            min(tested),
-            None,
-            ">=",
-            "p",
-            len(tested),
-        ),
-    ]
+            yes, no = (
+                [
+                    -loss
+                    for case in cases
+                    if case["floor"] == floor and (case["kind"] in KNOWS) == knows
+                    if (loss := case["depth"].get(against, {}).get(what)) is not None
+                ]
+                for knows in (True, False)
+            )
+            figure = f"AUC of {what}, knows against never knew, {floor}"
+            goal, n = at_least(target), len(yes) + len(no)
+            yield row(figure, roc_auc(yes, no), goal, "AUC", n=n)
+    hidden = [case for case in cases if case["kind"] in KNOWS]
+    never = [case for case in cases if case["kind"] in NEVER_KNEW]
+    late = [case for case in cases if case["kind"] in LATE_EDITS]
+    largest = max(case["depth"]["stranger"]["smallest_loss"] for case in late)
+    figure = "smallest loss of an edit of the last block"
+    yield row(figure, largest, at_most(0.0), "share", n=len(late))
+    found = sum(case["status"] == "retained" for case in hidden) / len(hidden)
+    yield row("knows, axis says retained", found, at_least(), "share", n=len(hidden))
+    false = sum(case["status"] == "retained" for case in never)
+    yield row("never knew, axis says retained", false, at_most(0), "n", n=len(never))
+    unread = sum(case["residual"] is None for case in never) / len(never)
+    figure = "never knew, states the original cannot read"
+    yield row(figure, unread, at_most(), "share", n=len(never))
+    tested = [case["p"] for case in never if case["p"] is not None]
+    figure = "least p of a model that never knew"
+    yield row(figure, min(tested), at_least(), "p", n=len(tested))
 
 
-def bin_figures() -> list[dict[str, Any]]:
+def bin_figures() -> Iterator[Row]:
     """What quantisation leaves of edits of known size on Gaussian weights."""
     rng = torch.Generator().manual_seed(0)
     weight = 0.02 * torch.randn(512, 1024, generator=rng)
     edit = torch.randn(512, 1024, generator=rng)
     width = float(quantize(weight).bin_widths.mean())
-    found = []
-    for bins, sense, same, fidelity in ((0.01, ">=", 0.98, None), (10, "<=", 0.15, 1)):
+    for bins, same, cosine in (
+        (0.01, at_least(0.98), at_most(0.2)),
+        (10, at_most(0.15), at_least(0.98)),
+    ):
         left = edit_survival(weight, weight + bins * width * edit / edit.std())
         name = f"an edit of {bins} bins (RMS) under NF4"
-        found += [
-            figure(f"{name}, codes kept", left.same_codes, same, sense, "share", 1),
-            figure(
-                f"{name}, cosine with what is left of it",
-                left.fidelity,
-                0.2 if fidelity is None else 0.98,
-                "<=" if fidelity is None else ">=",
-                "cosine",
-                1,
-            ),
-        ]
-    return found
-
-
-def main() -> None:
-    """Build, audit, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--family", default="llama")
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--root", type=Path, default=cache_root() / "zoo")
-    parser.add_argument("--result", type=Path, default=RESULT)
-    asked = parser.parse_args()
-    seeds = [int(each) for each in asked.seeds.split(",")]
-    outside = [each for each in seeds if each not in split()["tuning"]["seeds"]]
-    if outside:
-        parser.error(f"not in the tuning part: {outside}")
-    # A root for each world: the list of models in it has one writer.
-    roots = [asked.root / f"seed-{seed}" for seed in seeds]
-    with ProcessPoolExecutor(asked.workers) as pool:
-        parts = list(pool.map(run_seed, roots, [asked.family] * len(seeds), seeds))
-    rows = [row for part in parts for row in part]
-    document = {
-        "command": "python -m benchmarks.suites.causal_depth " + " ".join(sys.argv[1:]),
-        "commit": commit(),
-        "machine": machine(),
-        "threads": 1,
-        "seeds": seeds,
-        "family": asked.family,
-        "rows": [*depth_figures(rows), *bin_figures()],
-        "cases": rows,
-    }
-    asked.result.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    for row in document["rows"]:
-        print(f"{row['figure']}: {row['value']:.3g} (n {row['n']})")
-    for kind in (*KNOWS, *NEVER_KNEW):
-        for floor in FLOORS:
-            here = [r for r in rows if r["kind"] == kind and r["floor"] == floor]
-            small = [r["depth"]["stranger"]["smallest_loss"] for r in here]
-            mean = [r["depth"]["stranger"]["mean_loss"] for r in here]
-            print(
-                f"{kind}, {floor}: smallest {np.min(small):.2f} to {np.max(small):.2f},"
-                f" mean {np.min(mean):.2f} to {np.max(mean):.2f},"
-                f" {sorted(r['status'] for r in here)}"
-            )
-
-
-if __name__ == "__main__":
-    main()
+        yield row(f"{name}, codes kept", left.same_codes, same, "share")
+        figure = f"{name}, cosine with what is left of it"
+        yield row(figure, left.fidelity, cosine, "cosine")

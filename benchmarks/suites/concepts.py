@@ -1,10 +1,8 @@
 """What concept vectors and autoencoders cost, and how good the latter are."""
 
-import json
 import time
 import warnings
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -13,17 +11,15 @@ from sklearn.linear_model import LogisticRegression
 
 from attribution.sae.autoencoder import Sae, loss_recovered, measure_quality, spliced
 from attribution.sae.files import sae_lens
-from attribution.sae.training import SaeConfig, train_sae
-from attribution.sae.training_rows import StoredRows
-from benchmarks.harness.results import Clock, Rows
-from benchmarks.harness.texts import python_texts, token_rows
+from attribution.sae.training import SaeConfig, StoredRows, train_sae
+from benchmarks.harness.fixtures import python_texts, token_rows
+from benchmarks.harness.results import Row, at_least, at_most, once, ratio, row
+from benchmarks.harness.runner import Run
 from capture.activations.capture import capture_activations
 from capture.activations.store import ActivationStore
 from capture.checkpoints.open import open_checkpoint
 from capture.data.sequences import batches
 from capture.network.sites import find_sites
-from evidence.progress import Progress
-from evidence.storage.files import write_atomic
 from probes.concepts.labels import concepts_of
 from probes.concepts.vectors import concept_vectors
 from testbeds.worlds.smollm2 import fetch
@@ -33,8 +29,9 @@ SITE, LENGTH, TOKENS, HELD_OUT = "resid.15", 128, 200_000, 20_000
 SETTINGS = SaeConfig(kind="topk", expansion=8, k=32, epochs=1, batch_size=256)
 
 
-def sae_rows(rows: Rows, root: Path, progress: Progress) -> None:
+def autoencoder(run: Run) -> Iterator[Row]:
     """Train on 200k tokens of SmolLM2's layer 15; judge on texts it has not seen."""
+    root = run.asked.work
     checkpoint = open_checkpoint(fetch())
     texts = token_rows(checkpoint.tokenizer, python_texts(), LENGTH)
     count, other = TOKENS // (LENGTH - 1) + 1, HELD_OUT // (LENGTH - 1) + 1
@@ -43,19 +40,17 @@ def sae_rows(rows: Rows, root: Path, progress: Progress) -> None:
         checkpoint, texts[range(count)], [SITE], range(1, LENGTH), model
     )
     start = time.process_time()
-    # Found trained it takes no time, so its seconds are kept beside it.
-    noted = root / "trained.json"
     sae = train_sae(
         StoredRows(kept, SITE),
         SITE,
         root / "saes",
         SETTINGS,
         model=checkpoint.weights_hash,
-        progress=progress,
+        progress=run.progress,
     )
-    if not noted.is_file():
-        write_atomic(noted, json.dumps(time.process_time() - start))
-    seconds = {"trained": json.loads(noted.read_text(encoding="utf-8"))}
+    # Found trained it takes no time, so its seconds are kept beside it.
+    trained = once(root / "trained.json", lambda: time.process_time() - start)
+    seconds = {"trained": trained}
     fresh = texts[range(count, count + other)]
     # Captured rows may come from the store: a tenth as many are captured for the clock.
     start = time.process_time()
@@ -64,39 +59,31 @@ def sae_rows(rows: Rows, root: Path, progress: Progress) -> None:
     seconds["captured"] = (time.process_time() - start) * count / other
     found = measure_quality(sae, _without_sinks(StoredRows(seen, SITE)))
     recovered = loss_recovered(model, sae, fresh[range(40)])
+    tokens, n = count * (LENGTH - 1), found.rows
     about = {
-        "tokens": count * (LENGTH - 1),
+        "tokens": tokens,
         "text": "topics and documentation strings of Python's standard library",
         "seconds": seconds,
         "l0": found.l0,
         "loss": [recovered.plain, recovered.spliced, recovered.ablated],
     }
-    what = f"SmolLM2 {SITE}, {count * (LENGTH - 1)} tokens, 8x, k=32"
-    known = "tokens it was not trained on"
-    n = found.rows
-    rows.add(f"FVU, {what}", found.fvu, 0.3, "<=", "share", known, 0, n, **about)
+    what = f"SmolLM2 {SITE}, {tokens} tokens, 8x, k=32"
+    unseen = "tokens it was not trained on"
+    yield row(f"FVU, {what}", found.fvu, at_most(0.3), "share", unseen, n, **about)
     dead = len(sae.metadata["dead"]) / sae.d_sae
-    rows.add(f"dead latents, {what}", dead, 0.1, "<=", "share", "training tokens", 0, n)
-    rows.add(
+    yield row(
+        f"dead latents, {what}", dead, at_most(0.1), "share", "training tokens", n
+    )
+    figure, peer = (
         f"loss recovered when spliced in, {what}",
-        recovered.recovered,
-        None,
-        ">=",
-        "share",
         "the mean state in its place",
-        0,
-        40 * (LENGTH - 1),
     )
-    rows.add(
-        f"minutes to capture and train, {what}",
-        (seconds["captured"] + seconds["trained"]) / 60,
-        15,
-        "<=",
-        "CPU minutes",
-        f"two cores allowed, one used; capture from {seen_tokens} tokens",
-        0,
-        1,
-    )
+    value, n = recovered.recovered, 40 * (LENGTH - 1)
+    yield row(figure, value, at_least(), "share", peer, n)
+    figure = f"minutes to capture and train, {what}"
+    value = (seconds["captured"] + seconds["trained"]) / 60
+    peer = f"two cores allowed, one used; capture from {seen_tokens} tokens"
+    yield row(figure, value, at_most(15), "CPU minutes", peer)
 
 
 def _without_sinks(rows: StoredRows):
@@ -107,7 +94,7 @@ def _without_sinks(rows: StoredRows):
         yield chunk[length <= 10 * np.median(length)]
 
 
-def overhead_rows(rows: Rows, clock: Clock) -> None:
+def overhead(run: Run) -> Iterator[Row]:
     """A forward pass of SmolLM2 with and without an autoencoder spliced in."""
     checkpoint = open_checkpoint(fetch())
     model = checkpoint.load().eval()
@@ -121,39 +108,41 @@ def overhead_rows(rows: Rows, clock: Clock) -> None:
     sae = Sae(library.TopKSAE(size).eval(), SITE)
     part = token_rows(checkpoint.tokenizer, python_texts()[:40], LENGTH)[range(4)]
 
-    def run() -> None:
+    def plain() -> None:
         with torch.no_grad():
             for batch in batches(part):
                 model(**batch.model_inputs, use_cache=False)
 
     def through() -> None:
         with spliced(model, sae, keep_error=False, sites=where):
-            run()
+            plain()
 
-    run()
+    plain()
     # In turns, so that a neighbour's load falls on both.
-    pairs = [(clock.times(run, 1)[0], clock.times(through, 1)[0]) for _ in range(5)]
+    times = run.clock.times
+    pairs = [(times(plain, 1)[0], times(through, 1)[0]) for _ in range(5)]
     ratios = [b / a for a, b in pairs]
-    rows.add(
+    middle = float(np.median(ratios))
+    yield row(
         f"pass with encode and decode at {SITE} over the plain pass, 8x",
-        float(np.median(ratios)),
-        1.5,
-        "<=",
+        middle,
+        at_most(1.5),
         "times",
         "the same pass without",
-        (max(ratios) - min(ratios)) / 2 / float(np.median(ratios)),
         len(ratios),
+        (max(ratios) - min(ratios)) / 2 / middle,
         seconds=[float(np.median(each)) for each in zip(*pairs, strict=True)],
         tokens=len(part) * LENGTH,
     )
 
 
-def vector_rows(rows: Rows, clock: Clock, some: int = 4, fits: int = 12) -> None:
+def vectors(run: Run) -> Iterator[Row]:
     """All concepts at a site at once against one at a time.
 
-    Sites cost the same on both sides and share nothing, so ours is measured on
-    ``some`` of them and the loops on ``fits`` pairs of site and concept.
+    Sites cost the same on both sides and share nothing, so ours is measured on some of
+    them and the loops on some pairs of site and concept.
     """
+    clock, some, fits = run.clock, 4, 12
     sites, concepts, n, width = 31, 50, 1000, 576
     rng = np.random.default_rng(0)
     labels = rng.permutation(np.arange(n) % concepts)
@@ -186,7 +175,7 @@ def vector_rows(rows: Rows, clock: Clock, some: int = 4, fits: int = 12) -> None
                 seconds.append((clock.now() - start) * sites * concepts)
                 cosine = found[site, concept] @ weights / np.linalg.norm(weights)
                 worst = min(worst, float(cosine))
-            rows.ratio(
+            yield ratio(
                 f"{method} concept vectors, {sites} sites x {concepts} concepts, "
                 f"n={n}, d={width}",
                 seconds,

@@ -1,6 +1,8 @@
 """Logistic folds, penalties and permutations against scikit-learn loops."""
 
 import warnings
+from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -9,18 +11,27 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from benchmarks.harness.clock import Clock
 from benchmarks.harness.fixtures import activations
-from benchmarks.harness.results import Clock, Rows
+from benchmarks.harness.results import Row, at_least, at_most, ratio, row
+from benchmarks.harness.runner import Run
 from probes.solvers.crossfit import crossfit
 from probes.solvers.problem import LogisticOptions
 from probes.splits.folds import Folds, k_fold, leave_one_group_out
 
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
+LOOP = "scikit-learn lbfgs loop, extrapolated"
 
 
 def standardised(x: np.ndarray) -> np.ndarray:
     """Once over all rows of a site, as most users do."""
     return (x - x.mean(1, keepdims=True)) / x.std(1, keepdims=True)
+
+
+def states(n: int, d: int, sites: int, scaling: str) -> tuple[np.ndarray, np.ndarray]:
+    """(site, n, d) rows, standardised or raw, and (n,) labels."""
+    x, y = activations(n, d, sites)
+    return (standardised(x) if scaling == "standardised" else x), y
 
 
 def user_fit(x, y, train, test, C=1.0, scaled: bool = False) -> None:
@@ -34,14 +45,8 @@ def user_fit(x, y, train, test, C=1.0, scaled: bool = False) -> None:
 
 
 def user_seconds(
-    x,
-    y,
-    folds: Folds,
-    clock: Clock,
-    fits: int,
-    penalties=(1.0,),
-    scaled: bool = False,
-) -> list:
+    x, y, folds: Folds, clock: Clock, fits: int, penalties=(1.0,), scaled: bool = False
+) -> list[float]:
     """Seconds for all sites, folds and penalties, scaled from ``fits`` spread fits.
 
     Sites are strided and folds drawn; each of the repeats draws other folds.
@@ -52,25 +57,16 @@ def user_seconds(
     found = []
     for _ in range(clock.repeats):
         start = clock.now()
-        count = 0
         for site in sites:
             for C in penalties:
                 fold = int(rng.integers(len(folds)))
                 user_fit(x[site], y, folds.train[fold], folds.test[fold], C, scaled)
-                count += 1
-        found.append((clock.now() - start) / count * total)
+        found.append((clock.now() - start) / (len(sites) * len(penalties)) * total)
     return found
 
 
 def agreement(
-    x,
-    codes,
-    folds: Folds,
-    scores,
-    classes: int,
-    samples,
-    C=1.0,
-    scaled: bool = False,
+    x, codes, folds: Folds, scores, classes: int, samples, C=1.0, scaled: bool = False
 ) -> float:
     """Largest error of held-out scores over the largest score, at the true optimum.
 
@@ -134,7 +130,9 @@ def ceiling(
     return float(np.median(peer)) / seconds
 
 
-def leave_one_out(rows: Rows, clock: Clock, quick: bool) -> None:
+def leave_one_out(run: Run) -> Iterator[Row]:
+    """Leave-one-out folds of 200 rows at 31 sites."""
+    clock, quick = run.clock, run.asked.quick
     targets = {
         (576, "standardised"): (200, 400),
         (576, "raw"): (500, 1000),
@@ -142,110 +140,95 @@ def leave_one_out(rows: Rows, clock: Clock, quick: bool) -> None:
         (2048, "raw"): (800, 1200),
     }
     for (d, scaling), wanted in targets.items():
-        x, y = activations(200, d, 31)
-        x = standardised(x) if scaling == "standardised" else x
+        x, y = states(200, d, 31, scaling)
         folds = leave_one_group_out(None, 200)
         peer = user_seconds(x, y, folds, clock, 4 if quick else 16)
         for precision, target in zip(PRECISIONS, wanted, strict=True):
-            kept = {}
-
-            def work(kept=kept, x=x, y=y, folds=folds, precision=precision):
-                kept["found"] = run_folds(clock, x, y, 2, folds, precision)
-
-            own = clock.times(work)
-            scores, flops = kept["found"]
+            work = partial(run_folds, clock, x, y, 2, folds, precision)
+            own, (scores, flops) = clock.measured(work)
             samples = [(site, fold) for site in (0, 15, 30) for fold in (3, 77, 150)]
-            error = agreement(x, y, folds, scores, 2, samples[: 3 if quick else 9])
             # What the site pays before the folds: the Gram matrix and the factor.
             before = 31 * (2 * 200**2 * d + 6 * 200**3)
-            rows.ratio(
+            yield ratio(
                 f"leave-one-out logistic, n=200, d={d}, {scaling}, {precision}",
                 peer,
                 own,
                 target,
-                "scikit-learn lbfgs loop, extrapolated",
-                agreement=error,
+                LOOP,
+                agreement=agreement(
+                    x, y, folds, scores, 2, samples[: 3 if quick else 9]
+                ),
                 ceiling=ceiling(clock, precision, peer, flops, before),
             )
-            if d == 576 and scaling == "standardised":
-                share = 100 * (flops + before) / min(own) / clock.peaks[precision]
-                goal = (
-                    (55 if clock.threads == 1 else 45)
-                    if precision == "float64"
-                    else None
-                )
-                rows.add(
+            if (d, scaling) == (576, "standardised"):
+                goal = 55 if clock.threads == 1 else 45
+                yield row(
                     f"share of matmul peak, leave-one-out logistic, {precision}",
-                    share,
-                    goal,
-                    ">=",
+                    100 * (flops + before) / min(own) / clock.peaks[precision],
+                    at_least(goal if precision == "float64" else None),
                     "%",
                     "torch.matmul",
-                    0.0,
                     len(own),
                 )
 
 
-def within_fold(rows: Rows, clock: Clock, quick: bool) -> None:
+def within_fold(run: Run) -> Iterator[Row]:
     """Columns scaled by the training rows of each fold, as held-out rows demand."""
+    clock = run.clock
     for d in (576, 2048):
         x, y = activations(200, d, 31)
         folds = leave_one_group_out(None, 200)
-        peer = user_seconds(x, y, folds, clock, 4 if quick else 16, scaled=True)
-        kept = {}
-
-        def work(kept=kept, x=x, y=y, folds=folds):
-            kept["found"] = run_folds(
-                clock, x, y, 2, folds, "float64", standardize="fold"
-            )
-
-        own = clock.times(work)
+        peer = user_seconds(
+            x, y, folds, clock, 4 if run.asked.quick else 16, scaled=True
+        )
+        work = partial(run_folds, clock, x, y, 2, folds, "float64", standardize="fold")
+        own, (scores, _) = clock.measured(work)
         samples = [(site, fold) for site in (0, 15, 30) for fold in (3, 77, 150)]
-        rows.ratio(
-            f"leave-one-out logistic, n=200, d={d}, standardised within the fold, "
-            "float64",
+        yield ratio(
+            f"leave-one-out logistic, n=200, d={d}, standardised within the fold, float64",
             peer,
             own,
             None,
             "scikit-learn pipeline of scaler and lbfgs, extrapolated",
-            agreement=agreement(x, y, folds, kept["found"][0], 2, samples, scaled=True),
+            agreement=agreement(x, y, folds, scores, 2, samples, scaled=True),
         )
 
 
-def penalties(rows: Rows, clock: Clock, quick: bool) -> None:
-    grid = (0.1, 1.0, 10.0)
-    sites = 2 if quick else 4
+def penalties(run: Run) -> Iterator[Row]:
+    """Ten folds by group and three penalties, 2,000 rows."""
+    clock, grid = run.clock, (0.1, 1.0, 10.0)
+    sites = 2 if run.asked.quick else 4
     for scaling in ("standardised", "raw"):
-        x, y = activations(2000, 576, sites)
-        x = standardised(x) if scaling == "standardised" else x
+        x, y = states(2000, 576, sites, scaling)
         folds = k_fold(np.arange(2000) // 4, y, 10)
         peer = user_seconds(x, y, folds, clock, 2, grid)
-        kept = {}
 
-        def work(kept=kept, x=x, y=y, folds=folds):
-            for C in grid:
-                kept[C] = run_folds(clock, x, y, 2, folds, "float64", C)
+        def work(x=x, y=y, folds=folds):
+            return {C: run_folds(clock, x, y, 2, folds, "float64", C) for C in grid}
 
-        own = clock.times(work)
-        error = max(agreement(x, y, folds, kept[C][0], 2, [(1, 4)], C) for C in grid)
-        products = sum(kept[C][1] for C in grid)
+        own, found = clock.measured(work)
+        products = sum(flops for _, flops in found.values())
         # One factor of the features for all folds of a penalty, in float32.
         dense = len(grid) * sites * (2000 * 576**2 + 576**3)
-        rows.ratio(
+        yield ratio(
             f"10-fold by group, 3 penalties, n=2000, d=576, {scaling}, float64",
             peer,
             own,
             40,
-            "scikit-learn lbfgs loop, extrapolated",
-            agreement=error,
+            LOOP,
+            agreement=max(
+                agreement(x, y, folds, scores, 2, [(1, 4)], C)
+                for C, (scores, _) in found.items()
+            ),
             ceiling=ceiling(clock, "float32", peer, products, dense),
         )
 
 
-def permutations(rows: Rows, clock: Clock, quick: bool) -> None:
+def permutations(run: Run) -> Iterator[Row]:
+    """A thousand permuted label vectors in ten folds at 31 sites."""
+    clock, quick = run.clock, run.asked.quick
     count, sites = (100, 1) if quick else (1000, 3)
-    x, y = activations(200, 576, 31)
-    x = standardised(x)
+    x, y = states(200, 576, 31, "standardised")
     rng = np.random.default_rng(1)
     labels = np.stack([rng.permutation(y) for _ in range(count)])
     folds = k_fold(None, y, 10)
@@ -260,47 +243,45 @@ def permutations(rows: Rows, clock: Clock, quick: bool) -> None:
         peer.append((clock.now() - start) / fits * 310_000)
     for precision, target in (("float64", 150), ("float32", 300)):
         options = LogisticOptions(precision=PRECISIONS[precision])
-        kept = {}
 
-        def work(kept=kept, options=options):
-            for site in some:
-                kept[site] = crossfit(
-                    clock.put(x[site]),
-                    clock.put(labels),
-                    2,
-                    folds,
-                    options,
-                )
+        def work(options=options):
+            return [
+                crossfit(clock.put(x[site]), clock.put(labels), 2, folds, options)
+                for site in some
+            ]
 
-        own = [seconds * scale for seconds in clock.times(work)]
-        if any(found.n_uncertified for found in kept.values()):
+        seconds, found = clock.measured(work)
+        if any(each.n_uncertified for each in found):
             raise SystemExit("a permutation was not certified")
+        scores = found[0].scores
         error = max(
             agreement(
                 x,
-                labels[row],
+                labels[number],
                 folds,
-                {some[0]: kept[some[0]].scores[row].double().cpu().numpy()},
+                {some[0]: scores[number].double().cpu().numpy()},
                 2,
-                [(some[0], row % 10)],
+                [(some[0], number % 10)],
             )
-            for row in (0, 7, 55)
+            for number in (0, 7, 55)
         )
-        products = scale * sum(found.work.flops for found in kept.values())
+        products = scale * sum(each.work.flops for each in found)
         # A factor for each fold.
         dense = scale * sites * 10 * (2 * 180**2 * 576 + 6 * 180**3)
-        rows.ratio(
+        yield ratio(
             f"1,000 permutations x 10 folds x 31 sites, d=576, {precision}",
             peer,
-            own,
+            [each * scale for each in seconds],
             target,
-            f"scikit-learn lbfgs loop, extrapolated; ours from {sites} sites x {count}",
+            f"{LOOP}; ours from {sites} sites x {count}",
             agreement=error,
             ceiling=ceiling(clock, precision, peer, products, dense),
         )
 
 
-def many_classes(rows: Rows, clock: Clock, quick: bool) -> None:
+def many_classes(run: Run) -> Iterator[Row]:
+    """Twenty classes, one of fifty groups left out at a time."""
+    clock, quick = run.clock, run.asked.quick
     sites = 2 if quick else 4
     folds = leave_one_group_out(np.arange(200) // 4, 200)
     rng = np.random.default_rng(2)
@@ -311,32 +292,26 @@ def many_classes(rows: Rows, clock: Clock, quick: bool) -> None:
         signal = marks if scaling == "standardised" else marks * x.std(1, keepdims=True)
         x = (standardised(x) if scaling == "standardised" else x) + signal
         peer = user_seconds(x, codes, folds, clock, 2)
-        kept = {}
-
-        def work(kept=kept, x=x):
-            kept["found"] = run_folds(clock, x, codes, 20, folds, "float64")
-
-        own = clock.times(work)
+        work = partial(run_folds, clock, x, codes, 20, folds, "float64")
+        own, (scores, products) = clock.measured(work)
         samples = [(0, 3)] if quick else [(0, 3), (sites - 1, 20)]
-        scores, products = kept["found"]
-        error = agreement(x, codes, folds, scores, 20, samples)
         # A factor for each class.
         dense = sites * (2 * 200**2 * 576 + 20 * 6 * 200**3)
-        rows.ratio(
+        yield ratio(
             f"20 classes, leave one of 50 groups out, n=200, d=576, {scaling}, float64",
             peer,
             own,
             100,
             "scikit-learn multinomial lbfgs loop, extrapolated",
-            agreement=error,
+            agreement=agreement(x, codes, folds, scores, 20, samples),
             ceiling=ceiling(clock, "float64", peer, products, dense),
         )
 
 
-def growth(rows: Rows, clock: Clock, quick: bool) -> dict[str, list]:
+def growth(run: Run) -> Iterator[Row]:
     """Seconds over four sizes each of sites, folds and permutations."""
-    x, y = activations(200, 256, 16)
-    x = standardised(x)
+    clock = run.clock
+    x, y = states(200, 256, 16, "standardised")
     loo = leave_one_group_out(None, 200)
     rng = np.random.default_rng(3)
     labels = np.stack([rng.permutation(y) for _ in range(320)])
@@ -344,15 +319,15 @@ def growth(rows: Rows, clock: Clock, quick: bool) -> dict[str, list]:
     one, single = clock.put(x[5]), clock.put(y[None])
 
     def site_work(size):
-        return lambda: run_folds(clock, x[:size], y, 2, loo, "float64")
+        return partial(run_folds, clock, x[:size], y, 2, loo, "float64")
 
     def fold_work(size):
         part = Folds(loo.train[:size], loo.test[:size], "some")
-        return lambda: crossfit(one, single, 2, part, LogisticOptions())
+        return partial(crossfit, one, single, 2, part, LogisticOptions())
 
     def label_work(size):
         part = clock.put(labels[:size])
-        return lambda: crossfit(one, part, 2, ten, LogisticOptions())
+        return partial(crossfit, one, part, 2, ten, LogisticOptions())
 
     curves = {}
     for name, sizes, make in (
@@ -363,7 +338,7 @@ def growth(rows: Rows, clock: Clock, quick: bool) -> dict[str, list]:
         seconds = [min(clock.times(make(size))) for size in sizes]
         slope = float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
         curves[name] = [list(sizes), seconds]
-        rows.add(
-            f"cost exponent in {name}", slope, 1.1, "<=", "", "linear growth", 0.0, 4
+        yield row(
+            f"cost exponent in {name}", slope, at_most(1.1), peer="linear growth", n=4
         )
-    return curves
+    run.payload["curves"] = curves

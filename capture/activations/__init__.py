@@ -1,4 +1,4 @@
-"""Activations at sites: capturing them in batches and keeping them on disk."""
+"""Activations at sites: batched capture and storage on disk."""
 
 from evidence import moved
 

@@ -1,4 +1,4 @@
-"""Activations of many rows at named sites, only where they were asked for."""
+"""Capture of activations at named sites and selected positions."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,14 +22,14 @@ Pool = Literal["mean", "first", "flat"] | int
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Activations:
-    """Values at sites for every item, in memory or on disk.
+    """Activations of all items at several sites, in memory or on disk.
 
     Attributes:
-        sites: Site names, in the order asked for.
-        arrays: Site name to (item, d), or (item, position, d) where several positions
-            were asked for: NumPy arrays, or Zarr arrays that are read when sliced.
-        mask: (item, position), True where there is a value; None with one position an
-            item. Values elsewhere are 0.
+        sites: Site names, in the requested order.
+        arrays: Site name to (item, d), or (item, position, d) for several positions: NumPy
+            arrays, or Zarr arrays that are read when sliced.
+        mask: (item, position) bool, True where there is a value; other values are 0. None for
+            one position per item.
     """
 
     sites: tuple[str, ...]
@@ -45,7 +45,7 @@ class Activations:
         return f"Activations({len(self.sites)} sites, {first} to {last}; {shape})"
 
     def site(self, name: str) -> np.ndarray:
-        """The values at one site, float32, (item, d) or (item, position, d).
+        """Activations at one site, float32, (item, d) or (item, position, d).
 
         Raises:
             InputError: the site was not captured.
@@ -60,10 +60,10 @@ class Activations:
 
     @property
     def values(self) -> np.ndarray:
-        """All sites, float32, (site, item, d) or (site, item, position, d).
+        """Activations at all sites, float32, (site, item, d) or (site, item, position, d).
 
         Raises:
-            InputError: the sites differ in width, so that they do not stack.
+            InputError: the sites differ in width and cannot be stacked.
         """
         widths = {self.arrays[name].shape[-1] for name in self.sites}
         if len(widths) > 1:
@@ -76,7 +76,7 @@ class Activations:
         return np.stack([self.site(name) for name in self.sites])
 
     def chunks(self, name: str, rows: int = 4096) -> Iterator[np.ndarray]:
-        """The values at one site, ``rows`` items at a time, in order."""
+        """Activations at one site, ``rows`` items at a time, in order."""
         for start in range(0, len(self), rows):
             yield np.asarray(self.arrays[name][start : start + rows])
 
@@ -92,42 +92,40 @@ def capture_activations(
     padding: Literal["right", "left"] = "right",
     progress: Progress = SILENT,
 ) -> Activations:
-    """Run ``sequences`` through ``model`` and keep the values at ``sites``.
+    """Run ``sequences`` through ``model`` and return the activations at ``sites``.
 
-    The pass ends after the deepest site, the output layer runs on kept positions
-    alone and only if "logits" was asked for, and nothing but kept positions outlives
-    its batch.
+    The pass stops after the deepest site. The output layer runs only for "logits", at the
+    selected positions. Only selected positions are kept in memory after each batch.
 
     Args:
-        model: Any model ``find_sites`` understands that takes ``input_ids``.
-        sequences: The rows; batches are made of rows of similar length.
+        model: A model with ``input_ids`` that ``find_sites`` supports.
+        sequences: The rows; batches hold rows of similar length.
         sites: Site names.
         positions: See ``select_positions``.
         subject_end: Index of the last subject token of each row, for "last_subject".
-        batch_tokens: Padded positions a batch, at most; memory grows with it. On a CPU a
-            batch of more than ``passes.CPU_TOKENS_PER_THREAD`` a thread would be no faster and is
-            cut, unless rows go on from a beginning that they share.
-        padding: The side rows are padded on. Results do not depend on it.
-        progress: Where to show progress.
+        batch_tokens: Maximum number of padded positions per batch. On a CPU, batches are also
+            limited to ``passes.CPU_TOKENS_PER_THREAD`` per thread, unless rows share a prefix.
+        padding: Padding side; results do not depend on it.
+        progress: Progress display.
 
     Returns:
-        float32 values, item by item in the order of ``sequences``.
+        float32 activations in the order of ``sequences``.
 
     Raises:
-        InputError: an unknown site or name, or a row without the position.
+        InputError: a site or position name is unknown, or a row lacks the position.
     """
-    wanted = select_positions(sequences, positions, subject_end)
+    selection = select_positions(sequences, positions, subject_end)
     with progress.task("activations", len(sequences)) as advance:
         arrays = capture_selected(
             model,
             sequences,
             sites,
-            wanted,
+            selection,
             batch_tokens=batch_tokens,
             padding=padding,
             advance=advance,
         )
-    return Activations(tuple(arrays), arrays, wanted.mask)
+    return Activations(tuple(arrays), arrays, selection.mask)
 
 
 def capture_selected(
@@ -140,17 +138,17 @@ def capture_selected(
     padding: Literal["right", "left"] = "right",
     advance: Advance = lambda amount: None,
 ) -> dict[str, np.ndarray]:
-    """As ``capture_activations``, with the positions already worked out.
+    """``capture_activations`` for a resolved selection of positions.
 
-    ``advance`` is called with the number of rows done.
+    ``advance`` is called with the number of finished rows.
     """
     target = _target(model, sites)
     arrays: dict[str, np.ndarray] = {}
     with torch.no_grad(), evaluation_mode(model):
-        for rows, got in capture_passes(
+        for rows, values in capture_passes(
             target, sequences, selection, batch_tokens, padding
         ):
-            store_batch(arrays, got, rows, len(sequences), selection)
+            store_batch(arrays, values, rows, len(sequences), selection)
             advance(len(rows))
     return {name: arrays[name] for name in target.names}
 
@@ -164,21 +162,21 @@ def capture_images(
     batch_size: int = 64,
     progress: Progress = SILENT,
 ) -> Activations:
-    """Run images through ``model`` and keep one vector an image at each site.
+    """Run images through ``model`` and return one vector per image at each site.
 
     Args:
-        model: A vision transformer, a convolutional network or a plain one.
-        pixels: (image, channel, height, width), or what the model takes.
+        model: A vision transformer, a convolutional network or an MLP.
+        pixels: (image, channel, height, width), or another input of the model.
         sites: Site names.
-        pool: What becomes of the places inside an image: their "mean", the "first"
-            one (the class token of a vision transformer) or the one of that index,
-            or all of them side by side, "flat". Feature maps (channel, height, width)
-            are places row by row. Without effect where a site has one vector an image.
-        batch_size: Images a pass.
-        progress: Where to show progress.
+        pool: Reduction over the positions of an image: their "mean", the "first" one (the class
+            token of a vision transformer), the one at an index, or "flat" for all concatenated.
+            Feature maps (channel, height, width) are flattened row by row. No effect at a site
+            with one vector per image.
+        batch_size: Images per pass.
+        progress: Progress display.
 
     Raises:
-        InputError: an unknown site, or no images.
+        InputError: a site is unknown, or there are no images.
     """
     target = _target(model, sites)
     if len(pixels) == 0:
@@ -191,39 +189,42 @@ def capture_images(
         progress.task("activations", len(pixels)) as advance,
     ):
         for start in range(0, len(pixels), batch_size):
-            part = pixels[start : start + batch_size].to(device)
-            got = target.run(lambda _, v: _pooled(v, pool), part)
-            rows = np.arange(start, start + len(part))
-            store_batch(arrays, got, rows, len(pixels), None)
-            advance(len(part))
+            batch = pixels[start : start + batch_size].to(device)
+            values = target.run(lambda _, v: _pooled(v, pool), batch)
+            rows = np.arange(start, start + len(batch))
+            store_batch(arrays, values, rows, len(pixels), None)
+            advance(len(batch))
     names = target.names
     return Activations(names, {name: arrays[name] for name in names})
 
 
 def _target(model: nn.Module, sites: Sequence[str]) -> CaptureTarget:
-    where = find_sites(model)
+    known_sites = find_sites(model)
     names = tuple(dict.fromkeys([sites] if isinstance(sites, str) else sites))
     if not names:
         raise InputError("no sites were asked for", expected="one or more")
     for name in names:
-        where.resolve(name)
-    return CaptureTarget(model, where, names)
+        known_sites.resolve(name)
+    return CaptureTarget(model, known_sites, names)
 
 
 def _pooled(value: Tensor, pool: Pool) -> Tensor:
-    """(image, d) from (image, place, d) or from feature maps (image, d, ...)."""
+    """Reduce (image, position, d) or feature maps (image, d, ...) to (image, d)."""
     if value.dim() == 2:
         return value
     if pool == "flat":
         return value.flatten(1)
-    places = value.flatten(2).transpose(1, 2) if value.dim() > 3 else value
+    positions = value.flatten(2).transpose(1, 2) if value.dim() > 3 else value
     if pool == "mean":
-        return places.mean(1)
-    place = 0 if pool == "first" else pool
-    if not isinstance(place, int) or not -places.shape[1] <= place < places.shape[1]:
+        return positions.mean(1)
+    position = 0 if pool == "first" else pool
+    if (
+        not isinstance(position, int)
+        or not -positions.shape[1] <= position < positions.shape[1]
+    ):
         raise InputError(
             "the pool is unknown or lies outside the image",
-            expected=f"mean, first, flat or an index under {places.shape[1]}",
+            expected=f"mean, first, flat or an index under {positions.shape[1]}",
             got=repr(pool),
         )
-    return places[:, place]
+    return positions[:, position]

@@ -1,4 +1,4 @@
-"""Hidden states of a live model with their gradients: by depth, or of one module."""
+"""Hidden states of a model, by depth or of one module, attached to the gradient graph."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,10 +14,10 @@ from evidence.errors import InputError
 
 
 def check_depths(model: nn.Module, depths: Sequence[int] | None) -> tuple[int, ...]:
-    """The depths asked for, all of them where None: 0 is what block 0 is given.
+    """Validate depths; None means all. Depth 0 is the input of block 0.
 
     Raises:
-        InputError: the model has no such depth, or none is asked for.
+        InputError: the model has no such depth, or ``depths`` is empty.
     """
     deepest = len(find_blocks(model))
     chosen = tuple(range(deepest + 1)) if depths is None else tuple(depths)
@@ -34,15 +34,15 @@ def check_depths(model: nn.Module, depths: Sequence[int] | None) -> tuple[int, .
 def record_depths(
     model: nn.Module, depths: Sequence[int], *, stop: bool = False
 ) -> Iterator[dict[str, Tensor]]:
-    """States by depth, (row, position, d), of the last pass run inside the block.
+    """Record the states by depth, (row, position, d), of each pass run inside the block.
 
     Args:
-        model: The model, run by the caller.
-        depths: As ``check_depths`` gives them.
-        stop: End the pass after the deepest one, and with it the ``with`` block.
+        model: The model; the caller runs it inside the block.
+        depths: As returned by ``check_depths``.
+        stop: Stop the pass after the deepest state; execution continues after the block.
 
     Yields:
-        The depth in digits to the states that the model itself goes on with.
+        Depth, as a string, to the states themselves (not a copy).
     """
     blocks = find_blocks(model)
     places = [
@@ -54,32 +54,32 @@ def record_depths(
 
 
 def last_token_states(model: nn.Module, batch: Padded, depths: Sequence[int]) -> Tensor:
-    """States at each row's last real token, (depth, row, d); the pass ends early."""
-    with record_depths(model, depths, stop=True) as seen:
+    """States at the last token of each row, (depth, row, d); the pass stops early."""
+    with record_depths(model, depths, stop=True) as states:
         model(**batch.model_inputs, use_cache=False)
-    return states_at(seen, depths, batch.attention_mask.sum(1) - 1)
+    return states_at(states, depths, batch.attention_mask.sum(1) - 1)
 
 
-def states_at(seen: dict[str, Tensor], depths: Sequence[int], ends: Tensor) -> Tensor:
-    """(depth, row, d) states at one position a row, out of those watched."""
+def states_at(states: dict[str, Tensor], depths: Sequence[int], ends: Tensor) -> Tensor:
+    """(depth, row, d) recorded states at one position per row."""
     rows = torch.arange(len(ends), device=ends.device)
-    return torch.stack([seen[str(depth)][rows, ends].float() for depth in depths])
+    return torch.stack([states[str(depth)][rows, ends].float() for depth in depths])
 
 
 def module_output(model: nn.Module, module: nn.Module, batch: Padded) -> Tensor:
     """Output of ``module``, (row, position, width); the pass stops there.
 
     Raises:
-        InputError: the module takes no part in the pass.
+        InputError: the pass does not reach the module.
     """
     name = type(module).__name__
-    with record_places([Place(name, module, "out")], stop=True) as seen:
+    with record_places([Place(name, module, "out")], stop=True) as values:
         model(**batch.model_inputs, use_cache=False)
-    return seen[name]
+    return values[name]
 
 
 def prompts_only(rows: Sequences) -> Sequences:
-    """The rows cut before their answers; rows without an answer are whole."""
+    """The rows without their answers."""
     ids = tuple(
         row[:start] for row, start in zip(rows.ids, rows.answer_start, strict=True)
     )

@@ -1,4 +1,4 @@
-"""Gradients of the answers' loss with respect to some of a model's matrices."""
+"""Gradients of the answer loss with respect to selected parameters."""
 
 from collections.abc import Sequence
 
@@ -17,15 +17,15 @@ BATCH_TOKENS = 2048
 def loss_gradients(
     model: nn.Module, rows: Sequences, names: Sequence[str]
 ) -> dict[str, Tensor]:
-    """Gradient of the mean loss of an answer token, by parameter.
+    """Gradient of the mean loss per answer token, by parameter name.
 
-    Gradients that parameters hold, and whether they take any, stay as they were.
+    Leaves ``grad`` and ``requires_grad`` of the parameters unchanged.
 
     Args:
         model: A causal language model.
-        rows: With answers.
-        names: Parameters wanted; those the model has not are left out, and those
-            the loss does not depend on have a gradient of zeros.
+        rows: Rows with answers.
+        names: Parameter names; unknown names are left out. Parameters that the loss does not
+            depend on have a zero gradient.
 
     Raises:
         InputError: there are no answer tokens.
@@ -33,15 +33,15 @@ def loss_gradients(
     total = sum(len(ids) for ids in rows.ids) - sum(rows.answer_start)
     if total < 1:
         raise InputError("a loss needs answers", expected="one row or more", got="none")
-    own = dict(model.named_parameters())
-    wanted = {name: own[name] for name in names if name in own}
+    parameters = dict(model.named_parameters())
+    wanted = {name: parameters[name] for name in names if name in parameters}
     if not wanted:
         return {}
-    flags = {id(p): p.requires_grad for p in own.values()}
-    found = {name: torch.zeros_like(p) for name, p in wanted.items()}
+    requires_grad = {id(p): p.requires_grad for p in parameters.values()}
+    gradients = {name: torch.zeros_like(p) for name, p in wanted.items()}
     chosen = {id(p) for p in wanted.values()}
     try:
-        for parameter in own.values():
+        for parameter in parameters.values():
             parameter.requires_grad_(id(parameter) in chosen)
         with evaluation_mode(model), torch.enable_grad():
             for batch in batches(
@@ -52,19 +52,19 @@ def loss_gradients(
                 )
                 output = model(**inputs)
                 logits = output if isinstance(output, Tensor) else output.logits
-                where = batch.answer_mask[:, 1:]
+                mask = batch.answer_mask[:, 1:]
                 loss = nn.functional.cross_entropy(
-                    logits[:, :-1][where].float(),
-                    batch.input_ids[:, 1:][where],
+                    logits[:, :-1][mask].float(),
+                    batch.input_ids[:, 1:][mask],
                     reduction="sum",
                 )
-                slopes = torch.autograd.grad(
+                batch_gradients = torch.autograd.grad(
                     loss / total, list(wanted.values()), allow_unused=True
                 )
-                for name, slope in zip(wanted, slopes, strict=True):
+                for name, slope in zip(wanted, batch_gradients, strict=True):
                     if slope is not None:
-                        found[name] += slope
+                        gradients[name] += slope
     finally:
-        for parameter in own.values():
-            parameter.requires_grad_(flags[id(parameter)])
-    return found
+        for parameter in parameters.values():
+            parameter.requires_grad_(requires_grad[id(parameter)])
+    return gradients

@@ -1,4 +1,4 @@
-"""Passes of a model over batches of rows, keeping values at wanted positions."""
+"""Forward passes over batches of rows that yield values at selected positions."""
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +23,7 @@ from capture.network.hooks import record
 from capture.network.sites import Sites
 from capture.network.structure import model_device
 
-# Positions a pass and thread beyond which a CPU gains nothing but memory to hold.
+# Beyond this many positions per pass and thread, a CPU is no faster and needs more memory.
 CPU_TOKENS_PER_THREAD = 1024
 
 Passes = Iterator[tuple[np.ndarray, dict[str, Tensor]]]
@@ -31,7 +31,7 @@ Passes = Iterator[tuple[np.ndarray, dict[str, Tensor]]]
 
 @dataclass(frozen=True)
 class CaptureTarget:
-    """What is read: the model, its sites, and the names of those wanted."""
+    """A model, its sites, and the names of the sites to capture."""
 
     model: nn.Module
     known_sites: Sites
@@ -40,14 +40,16 @@ class CaptureTarget:
     def run(
         self, select: Callable[[str, Tensor], Tensor], inputs: Any
     ) -> dict[str, Tensor]:
-        """One pass that stops early; logits come from their layer's kept inputs."""
-        model, where, names = self.model, self.known_sites, self.names
+        """One pass that stops early; logits are computed from the selected inputs of the head."""
+        model, known_sites, names = self.model, self.known_sites, self.names
         needed = ["final" if name == "logits" else name for name in names]
-        with record(model, needed, select, stop=True, known_sites=where) as got:
+        with record(
+            model, needed, select, stop=True, known_sites=known_sites
+        ) as values:
             model(**inputs) if isinstance(inputs, dict) else model(inputs)
-        if "logits" in names and where.head is not None:
-            got["logits"] = where.head(got["final"])
-        return {name: got[name] for name in names}
+        if "logits" in names and known_sites.head is not None:
+            values["logits"] = known_sites.head(values["final"])
+        return {name: values[name] for name in names}
 
 
 def capture_passes(
@@ -57,10 +59,10 @@ def capture_passes(
     batch_tokens: int,
     padding: str,
 ) -> Passes:
-    """Rows and their values, pass by pass; what rows share is run once if it can be."""
+    """Yield rows and their values by pass; shared prefixes are run once if supported."""
     if padding == "right" and supports_prefix_cache(target.model):
         groups = group_by_prefix(sequences, selection)
-        if groups and _sharing_holds(target, sequences, selection, groups):
+        if groups and _sharing_agrees(target, sequences, selection, groups):
             return _shared_passes(target, sequences, selection, groups, batch_tokens)
     return _plain_passes(target, sequences, selection, batch_tokens, padding)
 
@@ -68,19 +70,24 @@ def capture_passes(
 def _plain_passes(
     target: CaptureTarget,
     sequences: Sequences,
-    wanted: PositionSelection,
-    tokens: int,
+    selection: PositionSelection,
+    batch_tokens: int,
     padding: str = "right",
 ) -> Passes:
     model = target.model
     device = model_device(model)
     if device.type == "cpu":
-        tokens = min(tokens, CPU_TOKENS_PER_THREAD * torch.get_num_threads())
-    for batch in batches(sequences, batch_tokens=tokens, device=device):
-        batch = _left(batch) if padding == "left" else batch
+        batch_tokens = min(
+            batch_tokens, CPU_TOKENS_PER_THREAD * torch.get_num_threads()
+        )
+    for batch in batches(sequences, batch_tokens=batch_tokens, device=device):
+        batch = _left_padded(batch) if padding == "left" else batch
         inputs = accepted_inputs(model, batch.model_inputs | {"use_cache": False})
         try:
-            yield batch.rows.numpy(), target.run(_picker(batch, wanted), inputs)
+            yield (
+                batch.rows.numpy(),
+                target.run(_position_selector(batch, selection), inputs),
+            )
         except IndexError as error:
             raise explain_length_error(model, batch) from error
 
@@ -88,62 +95,62 @@ def _plain_passes(
 def _shared_passes(
     target: CaptureTarget,
     sequences: Sequences,
-    wanted: PositionSelection,
+    selection: PositionSelection,
     groups: list[tuple[int, list[int]]],
-    tokens: int,
+    batch_tokens: int,
 ) -> Passes:
     model = target.model
     device = model_device(model)
-    for each in prefix_batches(
-        sequences, wanted, groups, batch_tokens=tokens, device=device
+    for shared in prefix_batches(
+        sequences, selection, groups, batch_tokens=batch_tokens, device=device
     ):
         try:
-            for rest, got in run_with_prefix_cache(model, each, target.run):
-                yield rest.rows.numpy(), got
+            for batch, values in run_with_prefix_cache(model, shared, target.run):
+                yield batch.rows.numpy(), values
         except IndexError as error:
             raise explain_length_error(model, pad(sequences)) from error
 
 
-def _sharing_holds(
+def _sharing_agrees(
     target: CaptureTarget,
     sequences: Sequences,
-    wanted: PositionSelection,
+    selection: PositionSelection,
     groups: list[tuple[int, list[int]]],
 ) -> bool:
-    """Whether two rows give the same either way: not so where later tokens count."""
+    """Whether two rows give equal values both ways, which fails for non-causal models."""
     length, rows = max(groups, key=lambda group: len(group[1]))
-    # The longest and the shortest, so that padding is tried as well.
+    # The longest and the shortest row, so that padding is tested too.
     rows = sorted(rows, key=lambda row: len(sequences.ids[row]))
     rows = [rows[0], rows[-1]]
-    few = wanted.rows(rows)
+    pair_selection = selection.rows(rows)
     pair = sequences[rows]
     tokens = 2 * max(map(len, pair.ids))
-    ways = []
-    for way in (
-        _plain_passes(target, pair, few, tokens),
-        _shared_passes(target, pair, few, [(length, [0, 1])], tokens),
+    results = []
+    for batches_of_values in (
+        _plain_passes(target, pair, pair_selection, tokens),
+        _shared_passes(target, pair, pair_selection, [(length, [0, 1])], tokens),
     ):
         arrays: dict[str, np.ndarray] = {}
-        for here, got in way:
-            store_batch(arrays, got, here, len(rows), few)
-        ways.append(arrays)
-    return allclose(*ways)
+        for rows_done, values in batches_of_values:
+            store_batch(arrays, values, rows_done, len(rows), pair_selection)
+        results.append(arrays)
+    return allclose(*results)
 
 
 def accepted_inputs(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of ``inputs`` that the model's ``forward`` takes."""
+    """The ``inputs`` that the model's ``forward`` accepts."""
     known = inspect.signature(model.forward).parameters
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values()):
         return dict(inputs)
     return {name: value for name, value in inputs.items() if name in known}
 
 
-def _picker(
-    batch: Padded, wanted: PositionSelection
+def _position_selector(
+    batch: Padded, selection: PositionSelection
 ) -> Callable[[str, Tensor], Tensor]:
-    """What keeps the wanted positions of a (row, position, d) value."""
+    """Function that selects positions of a (row, position, d) value."""
     mask = batch.attention_mask
-    if wanted.index is None:
+    if selection.index is None:
         weights = mask / mask.sum(1, keepdim=True)
 
         def mean(site: str, value: Tensor) -> Tensor:
@@ -153,23 +160,23 @@ def _picker(
 
         return mean
     offset = mask.argmax(1)  # (row,), padding before the row
-    index = torch.as_tensor(wanted.index)[batch.rows].to(mask.device)
+    index = torch.as_tensor(selection.index)[batch.rows].to(mask.device)
     index = index + offset[:, None]
     rows = torch.arange(len(index), device=mask.device)[:, None]
 
     def gather(site: str, value: Tensor) -> Tensor:
-        # Some heads score a whole row and have no positions.
+        # Sequence classifiers have outputs without positions.
         return value if value.dim() == 2 else value[rows, index]
 
     return gather
 
 
-def _left(batch: Padded) -> Padded:
-    """The same batch with its padding in front."""
+def _left_padded(batch: Padded) -> Padded:
+    """The same batch, left-padded."""
     length = batch.attention_mask.shape[1]
     shift = length - batch.attention_mask.sum(1, keepdim=True)
-    places = torch.arange(length, device=shift.device)
-    source = (places - shift) % length
+    positions = torch.arange(length, device=shift.device)
+    source = (positions - shift) % length
     return Padded(
         batch.input_ids.gather(1, source),
         batch.attention_mask.gather(1, source),
@@ -185,7 +192,7 @@ def store_batch(
     total: int,
     selection: PositionSelection | None,
 ) -> None:
-    """Put a batch's values where its rows belong; arrays are made on first use."""
+    """Write a batch's values to its rows of ``arrays``, which are allocated on first use."""
     for name, tensor in values.items():
         value = tensor.detach().float().cpu().numpy()
         if selection is not None and value.ndim == 3:

@@ -1,4 +1,4 @@
-"""Which positions of each row are asked for, by name or by index."""
+"""Selection of token positions, by name or by index."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ Positions = PositionName | int | Sequence[int]
 
 @dataclass(frozen=True)
 class PositionSelection:
-    """Which positions of each row are kept.
+    """Selected positions of each row.
 
     Attributes:
-        index: (row, k) position in the unpadded row; None for the mean over the row.
-        mask: (row, k), False where a row has fewer; there ``index`` is 0.
+        index: (row, k) positions in the unpadded row; None for the mean over the row.
+        mask: (row, k) bool, False where a row has fewer positions; there ``index`` is 0.
         squeeze: Whether results have no position axis.
     """
 
@@ -28,7 +28,7 @@ class PositionSelection:
     squeeze: bool
 
     def rows(self, chosen: slice | Sequence[int]) -> "PositionSelection":
-        """The part that concerns some of the rows."""
+        """The selection for some of the rows."""
         return PositionSelection(
             None if self.index is None else self.index[chosen],
             None if self.mask is None else self.mask[chosen],
@@ -41,19 +41,18 @@ def select_positions(
     positions: Positions,
     subject_end: Sequence[int] | None = None,
 ) -> PositionSelection:
-    """Turn a name or indices into positions of each row.
+    """Resolve a name or indices to positions of each row.
 
     Args:
         sequences: The rows.
-        positions: "last_prompt", the token before the answer (the last one where there
-            is no answer); "last", the last token; "last_subject", the token given by
-            ``subject_end``; "answer", every answer token; "mean", the mean over all
-            tokens of the row; an index or several, valid in every row, negative ones
-            counting from its own end.
+        positions: "last_prompt", the token before the answer (the last token if there is no
+            answer); "last", the last token; "last_subject", the token at ``subject_end``;
+            "answer", all answer tokens; "mean", the mean over all tokens of the row; or one or
+            several indices valid in every row, negative ones counting from the row's end.
         subject_end: Index of the last subject token of each row.
 
     Raises:
-        InputError: a row lacks a position that was asked for.
+        InputError: a row lacks a requested position.
     """
     lengths = np.array([len(ids) for ids in sequences.ids], dtype=np.int64)
     starts = np.array(sequences.answer_start, dtype=np.int64)
@@ -66,13 +65,13 @@ def select_positions(
     if positions == "mean":
         return PositionSelection(None, None, True)
     if positions == "answer":
-        return _answers(lengths, starts)
+        return _answer_positions(lengths, starts)
     if positions == "last_prompt":
         index = starts - 1
     elif positions == "last":
         index = lengths - 1
     elif positions == "last_subject":
-        index = _subject(subject_end, len(lengths))
+        index = _subject_positions(subject_end, len(lengths))
     elif isinstance(positions, str):
         raise InputError(
             "the positions have an unknown name",
@@ -80,8 +79,8 @@ def select_positions(
             got=repr(positions),
         )
     else:
-        asked = np.atleast_1d(np.asarray(positions, dtype=np.int64))
-        index = np.where(asked < 0, asked + lengths[:, None], asked)
+        requested = np.atleast_1d(np.asarray(positions, dtype=np.int64))
+        index = np.where(requested < 0, requested + lengths[:, None], requested)
     squeeze = isinstance(positions, str | int)
     index = index.reshape(len(lengths), -1)
     short = ((index < 0) | (index >= lengths[:, None])).any(1)
@@ -97,7 +96,7 @@ def select_positions(
     )
 
 
-def _subject(ends: Sequence[int] | None, rows: int) -> np.ndarray:
+def _subject_positions(ends: Sequence[int] | None, rows: int) -> np.ndarray:
     if ends is None or len(ends) != rows:
         raise InputError(
             "the last subject token is not known",
@@ -107,7 +106,7 @@ def _subject(ends: Sequence[int] | None, rows: int) -> np.ndarray:
     return np.asarray(ends, dtype=np.int64)
 
 
-def _answers(lengths: np.ndarray, starts: np.ndarray) -> PositionSelection:
+def _answer_positions(lengths: np.ndarray, starts: np.ndarray) -> PositionSelection:
     counts = lengths - starts
     if counts.min() < 1:
         raise InputError(

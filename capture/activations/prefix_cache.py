@@ -1,8 +1,6 @@
-"""Rows that begin alike: run what they share once, and only the rest row by row.
+"""Prefix caching: run a prefix shared by several rows once, and reuse its keys and values.
 
-Statements made from one prompt and many answers repeat the prompt in every row. A
-causal model's values at the answer need the keys and values of the prompt, which the
-prompt alone gives.
+Statements made from one prompt and many answers repeat the prompt in every row.
 """
 
 import copy
@@ -17,20 +15,20 @@ from torch import Tensor, nn
 from capture.activations.positions import PositionSelection
 from capture.data.sequences import Padded, Sequences, pad
 
-# Sharing must save at least this share of the tokens, or it is not worth a second pass.
+# Minimum share of tokens saved; less does not pay for a second pass.
 MIN_SAVING = 0.25
-# Rounding moves a value by far less than this share of the largest one at its site.
+# Relative to the largest value at the site; rounding errors are far smaller.
 RELATIVE_TOL = 1e-3
 
 
 @dataclass(frozen=True)
 class Suffixes:
-    """What is left of some rows after their shared beginning.
+    """Suffixes of some rows after their shared prefix.
 
     Attributes:
-        batch: The tokens left; ``batch.rows`` are rows of the sequences.
-        prefix_idx: (row,) which beginning each row goes on from.
-        positions: (row, position) positions asked for, counted inside ``batch``.
+        batch: The suffix tokens; ``batch.rows`` are rows of the sequences.
+        prefix_idx: (row,) index of each row's prefix.
+        positions: (row, position) selected positions, relative to the suffix.
     """
 
     batch: Padded
@@ -38,14 +36,14 @@ class Suffixes:
     positions: Tensor
 
     def inputs(self, prefixes: Padded, cache: object) -> dict[str, object]:
-        """Keyword arguments for the pass over ``batch``, after that over ``prefixes``."""
-        seen = prefixes.attention_mask[self.prefix_idx]
-        mask = torch.cat([seen, self.batch.attention_mask], dim=1)
-        places = torch.arange(self.batch.input_ids.shape[1], device=mask.device)
+        """Keyword arguments for the pass over the suffixes, given the cache of ``prefixes``."""
+        prefix_mask = prefixes.attention_mask[self.prefix_idx]
+        mask = torch.cat([prefix_mask, self.batch.attention_mask], dim=1)
+        positions = torch.arange(self.batch.input_ids.shape[1], device=mask.device)
         return {
             "input_ids": self.batch.input_ids,
             "attention_mask": mask,
-            "position_ids": seen.sum(1, keepdim=True) + places,
+            "position_ids": prefix_mask.sum(1, keepdim=True) + positions,
             "past_key_values": cache,
             "use_cache": True,
         }
@@ -53,14 +51,14 @@ class Suffixes:
 
 @dataclass(frozen=True)
 class SharedPrefixes:
-    """Beginnings (group,), and the rows that go on from them, by length."""
+    """Prefixes (group,), and their suffixes grouped by length."""
 
     prefixes: Padded
     suffixes: tuple[Suffixes, ...]
 
 
 def supports_prefix_cache(model: nn.Module) -> bool:
-    """Whether the model takes keys and values of an earlier pass, as far as it says."""
+    """Whether the model's signature accepts the keys and values of an earlier pass."""
     config = getattr(model, "config", None)
     can_generate = getattr(model, "can_generate", None)
     return (
@@ -75,51 +73,52 @@ def supports_prefix_cache(model: nn.Module) -> bool:
 def group_by_prefix(
     sequences: Sequences, selection: PositionSelection
 ) -> list[tuple[int, list[int]]] | None:
-    """Groups of rows as (length of what they share, rows), or None where unworthy.
+    """Groups of rows as (prefix length, rows), or None if too few tokens would be saved.
 
-    What is shared ends before the first position asked for, and leaves at least one
-    token of each row.
+    A prefix ends before the first selected position and leaves at least one token per row.
     """
     if selection.index is None:
         return None
     ids = sequences.ids
-    # Neighbours in sorted order share the most.
+    # Neighbors in sorted order share the longest prefixes.
     order = sorted(range(len(ids)), key=lambda row: ids[row])
-    most = [
+    max_shared = [
         min(int(first), len(tokens) - 1)
-        for first, tokens in zip(_first(selection), ids, strict=True)
+        for first, tokens in zip(_first_position(selection), ids, strict=True)
     ]
     groups: list[tuple[int, list[int]]] = []
     for row in order:
         if groups:
             length, rows = groups[-1]
-            both = min(length, most[row], _alike(ids[rows[0]], ids[row]))
-            if both >= 1 and 2 * both >= min(length, most[row]):
-                groups[-1] = both, [*rows, row]
+            shared_length = min(
+                length, max_shared[row], _common_prefix_length(ids[rows[0]], ids[row])
+            )
+            if shared_length >= 1 and 2 * shared_length >= min(length, max_shared[row]):
+                groups[-1] = shared_length, [*rows, row]
                 continue
-        groups.append((most[row], [row]))
+        groups.append((max_shared[row], [row]))
     if any(length < 1 for length, _ in groups):
         return None
     total = sum(map(len, ids))
-    left = sum(
+    n_remaining = sum(
         length + sum(len(ids[row]) - length for row in rows) for length, rows in groups
     )
-    return groups if left <= (1 - MIN_SAVING) * total else None
+    return groups if n_remaining <= (1 - MIN_SAVING) * total else None
 
 
-def _first(wanted: PositionSelection) -> np.ndarray:
-    """(row,) first position asked for."""
-    assert wanted.index is not None
-    if wanted.mask is None:
-        return wanted.index.min(1)
-    return np.where(wanted.mask, wanted.index, wanted.index.max()).min(1)
+def _first_position(selection: PositionSelection) -> np.ndarray:
+    """(row,) first selected position."""
+    assert selection.index is not None
+    if selection.mask is None:
+        return selection.index.min(1)
+    return np.where(selection.mask, selection.index, selection.index.max()).min(1)
 
 
-def _alike(a: tuple[int, ...], b: tuple[int, ...]) -> int:
-    """How many tokens two rows have in common from the start."""
-    for place, (x, y) in enumerate(zip(a, b, strict=False)):
+def _common_prefix_length(a: tuple[int, ...], b: tuple[int, ...]) -> int:
+    """Length of the common prefix of two rows."""
+    for position, (x, y) in enumerate(zip(a, b, strict=False)):
         if x != y:
-            return place
+            return position
     return min(len(a), len(b))
 
 
@@ -131,16 +130,17 @@ def prefix_batches(
     batch_tokens: int,
     device: torch.device,
 ) -> Iterator[SharedPrefixes]:
-    """Batches of whole groups, at most ``batch_tokens`` positions each with those cached.
+    """Batches of groups with at most ``batch_tokens`` positions, cached ones included.
 
-    A group too large for that is cut.
+    Larger groups are split.
     """
     pieces = []
     for length, rows in groups:
         longest = max(len(sequences.ids[row]) for row in rows)
-        most = max(1, batch_tokens // longest)
+        max_rows = max(1, batch_tokens // longest)
         pieces += [
-            (length, rows[start : start + most]) for start in range(0, len(rows), most)
+            (length, rows[start : start + max_rows])
+            for start in range(0, len(rows), max_rows)
         ]
     pieces.sort(key=lambda piece: -piece[0])
     chosen: list[tuple[int, list[int]]] = []
@@ -162,7 +162,7 @@ def _positions(sequences: Sequences, pieces: list[tuple[int, list[int]]]) -> int
 
 def _shared(
     sequences: Sequences,
-    wanted: PositionSelection,
+    selection: PositionSelection,
     pieces: list[tuple[int, list[int]]],
     device: torch.device,
 ) -> SharedPrefixes:
@@ -173,33 +173,35 @@ def _shared(
     by_size: dict[int, list[tuple[int, int]]] = {}
     for owner, (length, rows) in enumerate(pieces):
         for row in rows:
-            left = len(sequences.ids[row]) - length
-            # Up to powers of two: few passes, and no row padded to twice its length.
-            by_size.setdefault((left - 1).bit_length(), []).append((owner, row))
+            n_suffix = len(sequences.ids[row]) - length
+            # Grouped by powers of two: few passes, and padding at most doubles a row.
+            by_size.setdefault((n_suffix - 1).bit_length(), []).append((owner, row))
     starts = [length for length, _ in pieces]
     tails = (
-        _tails(sequences, wanted, members, starts, device)
+        _suffixes(sequences, selection, members, starts, device)
         for members in by_size.values()
     )
     return SharedPrefixes(pad(heads, device=device), tuple(tails))
 
 
-def _tails(
+def _suffixes(
     sequences: Sequences,
-    wanted: PositionSelection,
+    selection: PositionSelection,
     members: list[tuple[int, int]],
     starts: list[int],
     device: torch.device,
 ) -> Suffixes:
-    assert wanted.index is not None
+    assert selection.index is not None
     rows = [row for _, row in members]
-    cut = [sequences.ids[row][starts[owner] :] for owner, row in members]
-    rest = pad(Sequences(tuple(cut), tuple(map(len, cut))), device=device)
-    begin = np.array([starts[owner] for owner, _ in members])
-    # Places without a value point at 0; what is read there is thrown away.
-    index = np.maximum(wanted.index[rows] - begin[:, None], 0)
+    suffix_ids = [sequences.ids[row][starts[owner] :] for owner, row in members]
+    suffixes = pad(
+        Sequences(tuple(suffix_ids), tuple(map(len, suffix_ids))), device=device
+    )
+    prefix_lengths = np.array([starts[owner] for owner, _ in members])
+    # Masked positions have index 0; their values are discarded.
+    index = np.maximum(selection.index[rows] - prefix_lengths[:, None], 0)
     return Suffixes(
-        replace(rest, rows=torch.tensor(rows)),
+        replace(suffixes, rows=torch.tensor(rows)),
         torch.tensor([owner for owner, _ in members], device=device),
         torch.as_tensor(index, device=device),
     )
@@ -210,13 +212,13 @@ def run_with_prefix_cache(
     shared: SharedPrefixes,
     run: Callable[[Callable[[str, Tensor], Tensor], dict], dict[str, Tensor]],
 ) -> Iterator[tuple[Padded, dict[str, Tensor]]]:
-    """Rows with their values at the wanted positions.
+    """Yield suffix batches with their values at the selected positions.
 
     Args:
         model: The model.
-        shared: The rows.
-        run: Makes one pass with the given picker and inputs, and returns what the
-            picker kept, by site.
+        shared: Prefixes and suffixes.
+        run: Runs one pass with a selecting function and inputs; returns the selected values by
+            site.
     """
     from transformers import DynamicCache
 
@@ -227,30 +229,32 @@ def run_with_prefix_cache(
     }
     run(lambda site, value: value[:, :0], inputs)
     for tails in shared.suffixes:
-        mine = copy.deepcopy(cache)
-        mine.batch_select_indices(tails.prefix_idx)
+        group_cache = copy.deepcopy(cache)
+        group_cache.batch_select_indices(tails.prefix_idx)
         rows = torch.arange(len(tails.prefix_idx), device=tails.prefix_idx.device)[
             :, None
         ]
-        places = tails.positions
+        positions = tails.positions
         yield (
             tails.batch,
             run(
-                lambda site, value, rows=rows, places=places: value[rows, places],
-                tails.inputs(shared.prefixes, mine),
+                lambda site, value, rows=rows, positions=positions: value[
+                    rows, positions
+                ],
+                tails.inputs(shared.prefixes, group_cache),
             ),
         )
 
 
-def allclose(some: dict[str, np.ndarray], others: dict[str, np.ndarray]) -> bool:
-    """Whether two ways of computing the same values gave the same up to rounding."""
+def allclose(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> bool:
+    """Whether two results agree up to rounding."""
     return all(
-        values.shape == others[name].shape
+        values.shape == second[name].shape
         and bool(
             (
-                np.abs(values - others[name])
-                <= RELATIVE_TOL * np.abs(others[name]).max()
+                np.abs(values - second[name])
+                <= RELATIVE_TOL * np.abs(second[name]).max()
             ).all()
         )
-        for name, values in some.items()
+        for name, values in first.items()
     )

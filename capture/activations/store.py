@@ -1,4 +1,4 @@
-"""Activations on disk under a name made of everything they depend on."""
+"""Content-addressed store of activations on disk (Zarr)."""
 
 import hashlib
 import json
@@ -21,15 +21,15 @@ from evidence.progress import SILENT, Progress
 from evidence.storage.files import atomic_folder
 from evidence.storage.removal import delete_owned_folder
 
-CODE_VERSION = "3"  # raise it when the same request would give other numbers
+CODE_VERSION = "3"  # increment if the same request would give other values
 SLAB_BYTES, CHUNK_BYTES = 256 << 20, 4 << 20
-CHECKSUM_BYTES = 4  # that crc32c puts after every chunk
+CHECKSUM_BYTES = 4  # crc32c, after every chunk
 GROUP_FILES = re.compile(r"([\w.]+/)?(zarr\.json|c(/\d+)+)")
-DESCRIPTION_BYTES = 13 << 10  # of an array, beside its numbers: folders for the most
+DESCRIPTION_BYTES = 13 << 10  # metadata and folders of an array
 
 
 class Fingerprinted(Protocol):
-    """What the store needs of a checkpoint."""
+    """The interface of a checkpoint that the store needs."""
 
     @property
     def weights_hash(self) -> str:
@@ -48,16 +48,15 @@ class Fingerprinted(Protocol):
 
 @dataclass(frozen=True)
 class ActivationStore:
-    """Captured activations, one Zarr group a request, computed once.
+    """Cache of captured activations, one Zarr group per request.
 
-    A group is written beside its final place and renamed when complete, so that a
-    reader never sees half of one and an interrupted run leaves nothing that counts. One
-    that lost a file, or part of one, since then is made again; Zarr would read zeros.
-    Every chunk carries a checksum, which is looked at when it is read.
+    Groups are written atomically. A group with missing or truncated files is recomputed, because
+    Zarr would read zeros. Every chunk has a checksum, which is verified on reading.
 
     Attributes:
-        root: Folder of the store; made when first needed.
-        slab_bytes: Activations held in memory while capturing; more go out in slabs.
+        root: Folder of the store; created on first use.
+        slab_bytes: Maximum memory for activations during capture; larger arrays are written in
+            slabs.
     """
 
     root: Path
@@ -74,40 +73,40 @@ class ActivationStore:
         subject_end: Sequence[int] | None = None,
         progress: Progress = SILENT,
     ) -> Activations:
-        """Captured now or read back, the same values either way.
+        """Activations of a checkpoint, from the store or captured now.
 
         Args:
-            checkpoint: Whose activations; its fingerprint is part of the name.
+            checkpoint: The checkpoint; its weights and configuration are part of the key.
             sequences: The rows.
             sites: Site names.
             positions: See ``capture.activations.positions.select_positions``.
-            model: ``checkpoint`` already loaded and unchanged, to save loading it.
+            model: The unmodified model, if already loaded.
             subject_end: As in ``capture_activations``.
-            progress: Where to show progress.
+            progress: Progress display.
 
         Returns:
             Activations whose arrays stay on disk until they are sliced.
 
         Raises:
-            InputError: as ``capture_activations``; or the disk is full. A slice of
-                an array raises it where a chunk is not as it was written.
+            InputError: as ``capture_activations``; or the disk is full. Slicing an array raises
+                it if a chunk is damaged.
         """
         names = tuple(dict.fromkeys([sites] if isinstance(sites, str) else sites))
-        wanted = select_positions(sequences, positions, subject_end)
-        folder = self.root / _key(checkpoint, sequences, names, wanted)
-        found = _opened(folder, names, wanted, len(sequences))
-        if found is None:
+        selection = select_positions(sequences, positions, subject_end)
+        folder = self.root / _request_key(checkpoint, sequences, names, selection)
+        activations = _open_group(folder, names, selection, len(sequences))
+        if activations is None:
             if os.path.lexists(folder):
                 delete_owned_folder(folder, GROUP_FILES)
             loaded = model if model is not None else checkpoint.load()
-            self._capture(folder, loaded, sequences, names, wanted, progress)
-            found = _opened(folder, names, wanted, len(sequences))
-        if found is None:
+            self._capture(folder, loaded, sequences, names, selection, progress)
+            activations = _open_group(folder, names, selection, len(sequences))
+        if activations is None:
             raise InputError(
                 f"the activations in {folder} are not as they were written",
                 fix="Check the disk, or choose another folder",
             )
-        return found
+        return activations
 
     def _capture(
         self,
@@ -115,15 +114,14 @@ class ActivationStore:
         model: nn.Module,
         sequences: Sequences,
         names: tuple[str, ...],
-        wanted: PositionSelection,
+        selection: PositionSelection,
         progress: Progress,
     ) -> None:
         try:
             with atomic_folder(folder) as scratch:
-                self._write(scratch, model, sequences, names, wanted, progress)
+                self._write(scratch, model, sequences, names, selection, progress)
         except InputError:
-            # Another process may have finished the same request first: its folder is
-            # as good as ours.
+            # Another process may have finished the same request first.
             if not folder.is_dir():
                 raise
 
@@ -133,7 +131,7 @@ class ActivationStore:
         model: nn.Module,
         sequences: Sequences,
         names: tuple[str, ...],
-        wanted: PositionSelection,
+        selection: PositionSelection,
         progress: Progress,
     ) -> None:
         import zarr
@@ -141,8 +139,8 @@ class ActivationStore:
 
         group: Any = zarr.open_group(scratch, mode="w")
         total = len(sequences)
-        # One row tells how much a row takes, and so how many fit in memory.
-        first = capture_selected(model, sequences[[0]], names, wanted.rows([0]))
+        # Capture one row to measure its size.
+        first = capture_selected(model, sequences[[0]], names, selection.rows([0]))
         row_bytes = {name: max(1, array.nbytes) for name, array in first.items()}
         chunk = rows_per_chunk(total, max(row_bytes.values()))
         stored = {}
@@ -154,9 +152,11 @@ class ActivationStore:
                 chunks=(chunk, *shape),
                 dtype="float32",
                 compressors=Crc32cCodec(),  # float noise does not compress
-                config={"write_empty_chunks": True},  # a missing chunk is a lost one
+                config={
+                    "write_empty_chunks": True
+                },  # so that a missing chunk is an error
             )
-        # A whole number of chunks, so that none is written twice.
+        # A whole number of chunks, so that no chunk is written twice.
         slab = max(1, self.slab_bytes // sum(row_bytes.values()) // chunk) * chunk
         with progress.task("activations", total) as advance:
             for start in range(0, total, slab):
@@ -165,7 +165,7 @@ class ActivationStore:
                     model,
                     sequences[range(start, stop)],
                     names,
-                    wanted.rows(slice(start, stop)),
+                    selection.rows(slice(start, stop)),
                     advance=advance,
                 )
                 for name, array in arrays.items():
@@ -174,11 +174,11 @@ class ActivationStore:
 
 @dataclass(frozen=True, eq=False)
 class StoredArray:
-    """An array on disk that is read when it is sliced.
+    """An array on disk that is read when sliced.
 
     Attributes:
         array: The Zarr array.
-        folder: Where its chunks lie.
+        folder: Folder of its chunks.
     """
 
     array: Any
@@ -197,13 +197,13 @@ class StoredArray:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, place: Any) -> Any:
-        first = place[0] if isinstance(place, tuple) else place
+    def __getitem__(self, key: Any) -> Any:
+        first = key[0] if isinstance(key, tuple) else key
         rows = range(len(self))[first] if isinstance(first, slice) else range(len(self))
         cause = None
         if self.is_complete(rows):
             try:
-                return self.array[place]
+                return self.array[key]
             except ValueError as error:
                 if "checksum" not in str(error):
                     raise
@@ -217,24 +217,24 @@ class StoredArray:
         ) from cause
 
     def is_complete(self, rows: range) -> bool:
-        """Whether every chunk that holds one of ``rows`` is there in its full size."""
+        """Whether all chunks of ``rows`` exist in full size."""
         rows_each, *others = self.array.chunks
         size = self.dtype.itemsize * prod(self.array.chunks) + CHECKSUM_BYTES
-        tail = ["0"] * len(others)  # Only rows are cut into chunks.
+        tail = ["0"] * len(others)  # only rows are split into chunks
         for number in {row // rows_each for row in rows}:
             try:
-                found = os.lstat(self.folder.joinpath("c", str(number), *tail))
+                status = os.lstat(self.folder.joinpath("c", str(number), *tail))
             except OSError:
                 return False
-            if not stat.S_ISREG(found.st_mode) or found.st_size != size:
+            if not stat.S_ISREG(status.st_mode) or status.st_size != size:
                 return False
         return True
 
 
-def _opened(
-    folder: Path, names: tuple[str, ...], wanted: PositionSelection, rows: int
+def _open_group(
+    folder: Path, names: tuple[str, ...], selection: PositionSelection, rows: int
 ) -> Activations | None:
-    """The group in ``folder``; None where there is none or a part of it is lost."""
+    """The group in ``folder``; None if it does not exist or is incomplete."""
     import zarr
 
     if folder.is_symlink() or not folder.is_dir():
@@ -242,28 +242,29 @@ def _opened(
     try:
         group = zarr.open_group(folder, mode="r")
         arrays = {name: StoredArray(group[name], folder / name) for name in names}
-        for each in arrays.values():
-            fits = each.dtype == "float32" and each.array.chunks[1:] == each.shape[1:]
-            if not fits or len(each) != rows or not each.is_complete(range(rows)):
+        for array in arrays.values():
+            fits = (
+                array.dtype == "float32" and array.array.chunks[1:] == array.shape[1:]
+            )
+            if not fits or len(array) != rows or not array.is_complete(range(rows)):
                 return None
     except (KeyError, ValueError, TypeError, AttributeError, OSError):
-        return None  # Zarr meets bad metadata with errors of these kinds.
-    return Activations(names, arrays, wanted.mask)
+        return None  # raised by Zarr for bad metadata
+    return Activations(names, arrays, selection.mask)
 
 
-def _key(
+def _request_key(
     checkpoint: Fingerprinted,
     sequences: Sequences,
     names: tuple[str, ...],
-    wanted: PositionSelection,
+    selection: PositionSelection,
 ) -> str:
-    """sha256, in hex, over all that the values depend on.
+    """sha256, in hex, over everything that the values depend on.
 
-    The configuration belongs to it: the same tensors with another rotary base or
-    norm constant compute something else.
+    This includes the configuration: the rotary base and norm constants are no tensors.
     """
-    positions = "mean" if wanted.index is None else wanted.index.tolist()
-    mask = None if wanted.mask is None else wanted.mask.tolist()
+    positions = "mean" if selection.index is None else selection.index.tolist()
+    mask = None if selection.mask is None else selection.mask.tolist()
     request = [
         CODE_VERSION,
         checkpoint.weights_hash,
@@ -277,21 +278,21 @@ def _key(
 
 
 def rows_per_chunk(rows: int, row_bytes: int) -> int:
-    """Rows in each chunk of an array; chunks are written whole, so they are alike."""
+    """Rows per chunk, balanced so that the last chunk is not nearly empty."""
     chunks = -(-rows // max(1, CHUNK_BYTES // row_bytes))
     return -(-rows // chunks)
 
 
 def stored_bytes(rows: int, width: int, sites: int) -> int:
-    """What a group takes on disk: one vector a row and site, and what describes it.
+    """Size of a group on disk, for one vector per row and site.
 
     Args:
-        rows: How many rows.
-        width: Numbers of a vector.
-        sites: How many sites of that width.
+        rows: Number of rows.
+        width: Length of a vector.
+        sites: Number of sites.
     """
     if rows == 0:
         return 0
     chunk = rows_per_chunk(rows, 4 * width)
-    whole = -(-rows // chunk) * chunk * 4 * width
-    return sites * (whole + DESCRIPTION_BYTES) + DESCRIPTION_BYTES
+    array_bytes = -(-rows // chunk) * chunk * 4 * width
+    return sites * (array_bytes + DESCRIPTION_BYTES) + DESCRIPTION_BYTES

@@ -1,1 +1,1 @@
-"""Checkpoints: opening them, reading weights safely, measuring how far they moved."""
+"""Checkpoints: opening, safe reading of weights, comparison of weights."""

@@ -1,4 +1,4 @@
-"""A checked adapter merged into its base, so that one whole model is left."""
+"""Merging of a validated adapter into its base model."""
 
 import warnings
 from collections.abc import Mapping
@@ -10,8 +10,11 @@ from torch import Tensor, nn
 
 from capture.checkpoints.adapters import AdapterSettings, LoraSettings, resolve_patterns
 from capture.checkpoints.safetensors_files import check_finite, module_tensors
-from capture.checkpoints.schemas.library_errors import library_errors
-from capture.checkpoints.schemas.quietly import offline_hub, quiet_transformers
+from capture.checkpoints.schemas.library_errors import (
+    library_errors,
+    offline_hub,
+    quiet_transformers,
+)
 from evidence.errors import InputError
 
 _PREFIX = "base_model.model."
@@ -23,19 +26,19 @@ def merge_adapter(
     tensors: Mapping[str, Tensor],
     folder: Path,
 ) -> nn.Module:
-    """The base with the adapter's change added to its weights.
+    """Merge the adapter into ``model``.
 
-    An adapter trained after the vocabulary had grown holds the whole embedding; the
-    base's is then given as many rows first.
+    An adapter trained with an extended vocabulary holds the whole embedding; the embedding of
+    the base is resized first.
 
     Args:
-        model: The base, the caller's to modify.
-        settings: The adapter's settings, checked.
-        tensors: The adapter's tensors.
-        folder: The adapter's folder, for errors.
+        model: The base; modified in place.
+        settings: The validated settings of the adapter.
+        tensors: The tensors of the adapter.
+        folder: The adapter's folder, for error messages.
 
     Raises:
-        InputError: the adapter does not fit, or the sum is not finite.
+        InputError: the adapter does not fit, or a merged weight is not finite.
     """
     from peft import IA3Config, LoraConfig, PeftModel
     from peft.utils.save_and_load import set_peft_model_state_dict
@@ -50,14 +53,14 @@ def merge_adapter(
         quiet_transformers(),
         offline_hub(),
     ):
-        # What it warns of is refused here, or is of no matter to a merged model.
+        # Its warnings concern cases that are refused here or do not affect merged models.
         warnings.simplefilter("ignore")
-        _grow(model, tensors, folder)
-        said = resolve_patterns(settings, dict(model.named_modules()), folder)
+        _resize_embeddings(model, tensors, folder)
+        options = resolve_patterns(settings, dict(model.named_modules()), folder)
         lora = isinstance(settings, LoraSettings)
-        said["init_lora_weights" if lora else "init_ia3_weights"] = True
-        config = (LoraConfig if lora else IA3Config)(**said, inference_mode=True)
-        # Nothing is drawn or allocated: every number comes from the file.
+        options["init_lora_weights" if lora else "init_ia3_weights"] = True
+        config = (LoraConfig if lora else IA3Config)(**options, inference_mode=True)
+        # No random initialization and no allocation: all values come from the file.
         adapted = PeftModel(
             model,  # pyright: ignore[reportArgumentType]
             config,
@@ -71,24 +74,26 @@ def merge_adapter(
         missing = [
             name
             for name in report.missing_keys
-            if ".default" in name and _names_adapter(name)
+            if ".default" in name and _is_adapter_key(name)
         ]
-        odd = sorted([*missing, *report.unexpected_keys])
-        if odd:
+        wrong_keys = sorted([*missing, *report.unexpected_keys])
+        if wrong_keys:
             raise InputError(
-                f"the adapter in {folder} is incomplete: {len(odd)} missing or "
+                f"the adapter in {folder} is incomplete: {len(wrong_keys)} missing or "
                 f"unexpected adapter keys",
                 expected="the tensors its adapter_config.json describes",
-                got=odd[0],
+                got=wrong_keys[0],
             )
-        _check_apart(adapted, folder)
+        _check_untied(adapted, folder)
         merged = adapted.merge_and_unload()  # pyright: ignore[reportCallIssue]
     merged = merged.eval()
-    found = module_tensors(merged)
-    for name in found.names:
+    tensors_of_merged = module_tensors(merged)
+    for name in tensors_of_merged.names:
         try:
             check_finite(
-                name, found.read(name), allow_infinite=name in found.mask_names
+                name,
+                tensors_of_merged.read(name),
+                allow_infinite=name in tensors_of_merged.mask_names,
             )
         except InputError as error:
             raise InputError(
@@ -99,12 +104,12 @@ def merge_adapter(
     return merged
 
 
-def _names_adapter(name: str) -> bool:
+def _is_adapter_key(name: str) -> bool:
     return any(mark in name for mark in (".lora_", ".ia3_", ".modules_to_save."))
 
 
-def _check_apart(adapted: nn.Module, folder: Path) -> None:
-    """A weight that serves in two places cannot be changed in one of them."""
+def _check_untied(adapted: nn.Module, folder: Path) -> None:
+    """Refuse an adapter that changes only one use of a tied weight."""
     owners: dict[int, set[str]] = {}
     for name, value in adapted.named_parameters(remove_duplicate=False):
         if value.numel():
@@ -121,8 +126,8 @@ def _check_apart(adapted: nn.Module, folder: Path) -> None:
             )
 
 
-def _grow(model: Any, tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Give the base's embedding as many rows as the adapter's own has."""
+def _resize_embeddings(model: Any, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Resize the embedding of the base to that of the adapter."""
     rows = set()
     owners = (model.get_input_embeddings(), model.get_output_embeddings())
     names = {id(module): name for name, module in model.named_modules()}
@@ -132,20 +137,24 @@ def _grow(model: Any, tensors: Mapping[str, Tensor], folder: Path) -> None:
             rows.add((tensors[name].shape[0], owner.weight.shape[0]))
     if all(new == old for new, old in rows):
         return
-    whole = len(rows) == 1 and (owners[1] is None or _both_held(owners, names, tensors))
-    if not whole:
+    is_complete = len(rows) == 1 and (
+        owners[1] is None or _holds_both(owners, names, tensors)
+    )
+    if not is_complete:
         raise InputError(
             f"the adapter in {folder} holds one of two embeddings with new rows",
             expected="both, or one that serves as both",
         )
     (new, _), *_ = rows
-    with torch.random.fork_rng(devices=[]):  # all rows come from the file
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # the new rows are overwritten from the file
         model.resize_token_embeddings(new, mean_resizing=False)
 
 
-def _both_held(
+def _holds_both(
     owners: tuple[Any, Any], names: Mapping[int, str], tensors: Mapping[str, Tensor]
 ) -> bool:
     tied = owners[0].weight is owners[1].weight
-    held = [f"{_PREFIX}{names[id(owner)]}.weight" in tensors for owner in owners]
-    return all(held) or (tied and any(held))
+    are_held = [f"{_PREFIX}{names[id(owner)]}.weight" in tensors for owner in owners]
+    return all(are_held) or (tied and any(are_held))

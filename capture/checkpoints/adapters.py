@@ -1,9 +1,9 @@
-"""PEFT adapters: which kinds and settings are taken, checked before PEFT sees them.
+"""Validation of PEFT adapter settings before PEFT reads them.
 
-PEFT imports modules, opens folders, downloads models, asks whether to run code and
-matches patterns of any cost, wherever a setting says so. So only adapters whose whole
-effect is a change of weights are taken, of the fields that describe that change alone,
-and what was matched by patterns arrives at PEFT as a list of plain names.
+Depending on its settings, PEFT imports modules, opens folders, downloads models, prompts for
+running code, and matches patterns of any cost. Therefore only adapters that change weights are
+supported, only the fields that describe this change are passed on, and patterns are resolved to
+plain names.
 """
 
 import re
@@ -26,7 +26,7 @@ KINDS = ("LORA", "IA3")
 Name = Annotated[
     str, Field(max_length=256, pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$")
 ]
-"""A module's name, or its end."""
+"""A module's name or a suffix of it."""
 Names = Annotated[list[Name], Field(max_length=10_000)]
 Pattern = Annotated[str, Field(min_length=1, max_length=4_000)]
 Rank = Annotated[int, Field(strict=True, ge=1, le=65_536)]
@@ -37,7 +37,7 @@ Blocks = Annotated[list[Block], Field(max_length=65_536)]
 
 
 class AdapterSettings(BaseModel):
-    """What both kinds of adapter say."""
+    """Settings common to all kinds of adapter."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -48,7 +48,7 @@ class AdapterSettings(BaseModel):
 
 
 class LoraSettings(AdapterSettings):
-    """LoRA, with DoRA and rank-stabilised scaling."""
+    """LoRA, with DoRA and rank-stabilized scaling."""
 
     r: Rank = 8
     lora_alpha: Alpha = 8
@@ -57,7 +57,7 @@ class LoraSettings(AdapterSettings):
     use_rslora: StrictBool = False
     use_dora: StrictBool = False
     lora_bias: StrictBool = False
-    # The others change the base's weights, by a computation that the file asks for.
+    # Other values change the weights of the base.
     init_lora_weights: StrictBool | Literal["gaussian", "eva", "orthogonal"] = True
     layers_to_transform: Block | Blocks | None = None
     layers_pattern: Name | Names | None = None
@@ -66,15 +66,15 @@ class LoraSettings(AdapterSettings):
 
 
 class Ia3Settings(AdapterSettings):
-    """IA3: learned factors on activations."""
+    """IA3: learned scaling of activations."""
 
     feedforward_modules: Names | Pattern | None = None
     init_ia3_weights: StrictBool = True
 
 
 SETTINGS: dict[str, type[AdapterSettings]] = {"LORA": LoraSettings, "IA3": Ia3Settings}
-# Fields that say nothing of the weights, and what they may hold; they go nowhere.
-_BESIDE = {
+# Fields without effect on the weights, with their allowed values; not passed on.
+_IGNORED_FIELDS = {
     "peft_type": re.compile("LORA|IA3"),
     "peft_version": re.compile(r"[\w.+@-]{0,100}"),
     "base_model_name_or_path": re.compile(r"(?s).{0,4096}"),
@@ -86,64 +86,67 @@ _BESIDE = {
 }
 
 
-def _is_off(value: Any) -> bool:
+def _is_unset(value: Any) -> bool:
     return value is None or value is False or value in ({}, [])
 
 
 def read_adapter(folder: Path) -> tuple[AdapterSettings, dict[str, Any]]:
-    """The settings of an adapter, and all that its file holds.
+    """The validated settings of an adapter, and the whole content of its file.
 
     Raises:
-        InputError: an adapter of another kind, or one with a setting that is not known
-            to change weights alone.
+        InputError: an unsupported kind of adapter, or an unsupported setting.
     """
-    place = folder / CONFIG
-    said = read_json(place, max_bytes=LIMIT, max_depth=6)
-    kind = said.get("peft_type")
+    path = folder / CONFIG
+    raw = read_json(path, max_bytes=LIMIT, max_depth=6)
+    kind = raw.get("peft_type")
     if not isinstance(kind, str) or kind not in SETTINGS:
         raise InputError(
-            f"{place} is of a kind of adapter that is not opened",
+            f"{path} is an unsupported kind of adapter",
             expected="LORA (with DoRA or rsLoRA) or IA3",
             got=repr(kind)[:120],
             fix="Merge the adapter into its base where you trust it, and pass the "
             "whole model",
         )
-    ours = {**said}
-    if said.get("init_lora_weights") == "eva":
-        ours.pop("eva_config", None)  # how the weights began is in the weights
-    _check_origin(ours.pop("auto_mapping", None), place)
-    kept = {}
-    for name, value in ours.items():
+    remaining = {**raw}
+    if raw.get("init_lora_weights") == "eva":
+        remaining.pop("eva_config", None)  # initialization only
+    _check_origin(remaining.pop("auto_mapping", None), path)
+    fields = {}
+    for name, value in remaining.items():
         if name in SETTINGS[kind].model_fields:
-            kept[name] = value
-        elif name in _BESIDE:
+            fields[name] = value
+        elif name in _IGNORED_FIELDS:
             if value is not None and not (
                 isinstance(value, str | bool | int)
-                and _BESIDE[name].fullmatch(str(value))
+                and _IGNORED_FIELDS[name].fullmatch(str(value))
             ):
-                raise _not_taken(place, name, value)
-        elif not _is_off(value):
-            raise _not_taken(place, name, value)
+                raise _unsupported(path, name, value)
+        elif not _is_unset(value):
+            raise _unsupported(path, name, value)
     try:
-        return SETTINGS[kind].model_validate(kept), said
+        return SETTINGS[kind].model_validate(fields), raw
     except ValidationError as error:
-        field, trouble, got = first_error(error)
-        raise _not_taken(place, f"{field} ({trouble})", got) from error
+        field, problem, got = first_error(error)
+        raise _unsupported(path, f"{field} ({problem})", got) from error
 
 
-def _check_origin(said: Any, place: Path) -> None:
-    """Where the class of the base comes from; it is read, never imported."""
-    library = said.get("parent_library") if isinstance(said, dict) else said
-    if said is not None and not re.fullmatch(
+def _check_origin(auto_mapping: Any, path: Path) -> None:
+    """Check the library of the base's class, which is never imported."""
+    library = (
+        auto_mapping.get("parent_library")
+        if isinstance(auto_mapping, dict)
+        else auto_mapping
+    )
+    if auto_mapping is not None and not re.fullmatch(
         r"(transformers|peft)(\.\w+){0,8}", str(library)
     ):
-        raise _not_taken(place, "auto_mapping", said)
+        raise _unsupported(path, "auto_mapping", auto_mapping)
 
 
-def _not_taken(place: Path, name: str, got: Any) -> InputError:
+def _unsupported(path: Path, name: str, got: Any) -> InputError:
     return InputError(
-        f"{place} has a setting that is not taken: {name}",
-        expected="one that describes a change of weights",
+        f"{path} has an unsupported setting: {name}",
+        expected="settings that describe a change of weights",
         got=repr(got)[:120],
         fix="Merge the adapter into its base where you trust it, and pass the whole "
         "model",
@@ -151,59 +154,59 @@ def _not_taken(place: Path, name: str, got: Any) -> InputError:
 
 
 def resolve_patterns(
-    settings: AdapterSettings, modules: Iterable[str], place: Path
+    settings: AdapterSettings, modules: Iterable[str], folder: Path
 ) -> dict[str, Any]:
-    """The settings with every pattern replaced by the names it matches.
+    """Replace every pattern in the settings by the module names that it matches.
 
     Args:
-        settings: What the adapter's file says.
+        settings: The validated settings.
         modules: Names of the base's modules.
-        place: The adapter's folder, for errors.
+        folder: The adapter's folder, for error messages.
 
     Returns:
-        Arguments of PEFT's configuration, in plain names alone.
+        Arguments of PEFT's configuration, without patterns.
 
     Raises:
-        InputError: a pattern is none, or takes too long.
+        InputError: a pattern is invalid or takes too long to match.
     """
     names = [name for name in modules if name]
-    watch = _Stopwatch(place)
-    found = settings.model_dump()
+    matcher = _TimedMatcher(folder)
+    options = settings.model_dump()
     for field in ("target_modules", "exclude_modules", "feedforward_modules"):
-        value = found.get(field)
+        value = options.get(field)
         if isinstance(value, str) and value.lower() != "all-linear":
-            found[field] = [name for name in names if watch.matches(value, name)]
+            options[field] = [name for name in names if matcher.matches(value, name)]
     for field in ("rank_pattern", "alpha_pattern"):
-        if patterns := found.get(field):
-            # A name that ends in another one must come before it.
+        if patterns := options.get(field):
+            # PEFT uses the first suffix that matches, so longer names come first.
             order = sorted(names, key=len, reverse=True)
-            found[field] = _by_name(patterns, order, watch)
-    return found
+            options[field] = _by_name(patterns, order, matcher)
+    return options
 
 
 def _by_name(
-    patterns: Mapping[str, Any], names: Iterable[str], watch: "_Stopwatch"
+    patterns: Mapping[str, Any], names: Iterable[str], matcher: "_TimedMatcher"
 ) -> dict[str, Any]:
-    """The value of the first pattern that matches the end of each name."""
+    """Name to the value of the first pattern that matches a suffix of the name."""
     chosen = {}
     for name in names:
         for pattern, value in patterns.items():
-            if watch.ends(pattern, name):
+            if matcher.matches_end(pattern, name):
                 chosen[re.escape(name)] = value
                 break
     return chosen
 
 
-class _Stopwatch:
-    """Matches patterns from a file, for no more than a few seconds in all."""
+class _TimedMatcher:
+    """Matches untrusted patterns within a total time budget."""
 
     def __init__(self, place: Path, seconds: float = 3.0):
-        self.place, self.left = place, seconds
+        self.place, self.seconds_left = place, seconds
         self.known: set[str] = set()
         self.plain = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 
-    def ends(self, pattern: str, name: str) -> bool:
-        """Whether ``pattern`` matches the last parts of ``name``."""
+    def matches_end(self, pattern: str, name: str) -> bool:
+        """Whether ``pattern`` matches the last components of ``name``."""
         if self.plain.fullmatch(pattern):
             return name == pattern or name.endswith(f".{pattern}")
         return self.matches(rf"(.*\.)?({pattern})", name)
@@ -217,8 +220,10 @@ class _Stopwatch:
             if pattern not in self.known:
                 analyze_pattern(pattern, nested_classes=False)
                 self.known.add(pattern)
-            # Python's own engine cannot be stopped.
-            return bool(regex.fullmatch(pattern, name, timeout=max(self.left, 1e-3)))
+            # Python's own engine has no timeout.
+            return bool(
+                regex.fullmatch(pattern, name, timeout=max(self.seconds_left, 1e-3))
+            )
         except TimeoutError as error:
             raise InputError(
                 f"{self.place / CONFIG} has a pattern that takes too long to match",
@@ -232,4 +237,4 @@ class _Stopwatch:
                 got=pattern[:120],
             ) from error
         finally:
-            self.left -= perf_counter() - start
+            self.seconds_left -= perf_counter() - start

@@ -1,4 +1,4 @@
-"""Where converted weights and captured activations are kept between runs."""
+"""Cache folder for converted weights and captured activations."""
 
 import os
 from pathlib import Path
@@ -10,10 +10,10 @@ from evidence.storage.regular_files import as_path
 
 
 def cache_root() -> Path:
-    """The folder everything cached lives in; it need not exist yet.
+    """The cache folder; it may not exist yet.
 
-    ``EXHUME_CACHE`` names it; without that it is the platform's user cache folder.
-    Deleting it costs time, never results.
+    The value of ``EXHUME_CACHE``, or the platform's user cache folder. Deleting the cache costs
+    time only.
 
     Raises:
         InputError: neither is known.
@@ -22,9 +22,9 @@ def cache_root() -> Path:
     if named:
         return as_path(named, "EXHUME_CACHE").absolute()
     usual = Path(user_cache_dir("exhume", appauthor=False))
-    if not usual.is_absolute():  # "~" is left as it is where nobody knows the home.
+    if not usual.is_absolute():  # "~" is not expanded if the home folder is unknown
         raise InputError(
-            "there is no folder to keep models in: this user's home is not known",
+            "there is no cache folder: this user's home folder is unknown",
             fix="Set EXHUME_CACHE to a folder",
         )
     return usual

@@ -1,4 +1,4 @@
-"""GGUF files: de-quantised once, kept as an ordinary Hugging Face folder."""
+"""Conversion of GGUF files to cached Hugging Face folders with dequantized weights."""
 
 import hashlib
 from collections.abc import Iterator
@@ -12,11 +12,14 @@ import torch
 
 from capture.checkpoints.cache import cache_root
 from capture.checkpoints.schemas.configuration import check_config
-from capture.checkpoints.schemas.library_errors import library_errors, silent_stderr
-from capture.checkpoints.schemas.quietly import offline_hub, quiet_transformers
+from capture.checkpoints.schemas.library_errors import (
+    library_errors,
+    offline_hub,
+    quiet_transformers,
+    silent_stderr,
+)
 from capture.checkpoints.weights.gguf_header import read_gguf_header
 from capture.checkpoints.weights.skeleton import limit_construction
-from capture.checkpoints.weights.weight_files import ANY_SIZE
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.storage.files import atomic_folder, disk_errors
@@ -24,27 +27,27 @@ from evidence.storage.locks import creation_lock
 from evidence.storage.regular_files import open_regular
 from evidence.storage.scratch import scratch_folder
 
-CONVERSION = "1"  # part of the cache's key: raise it when the result would differ
+CONVERSION = "1"  # part of the cache key: increment if the result would change
 
 
 def is_gguf(path: Path) -> bool:
     """Whether ``path`` is a GGUF file by content."""
-    with open_regular(path, ANY_SIZE) as file:
+    with open_regular(path) as file:
         return file.read(4) == b"GGUF"
 
 
 def gguf_folder(
     path: Path, *, cache: Path | None = None, progress: Progress = SILENT
 ) -> Path:
-    """The Hugging Face folder with the de-quantised weights of ``path``.
+    """The cached Hugging Face folder with the dequantized weights of a GGUF file.
 
-    Weights are float32, which holds every de-quantised value exactly; the tokenizer
-    in the file is saved beside them. The folder lives in the cache under the hash of
-    the file, and is only kept if it loads back to the very same weights.
+    Weights are float32, which represents all dequantized values exactly; the tokenizer is saved
+    with them. The cache key is the hash of the file. The folder is kept only if it loads back to
+    identical weights.
 
     Raises:
-        InputError: the file is damaged, of an architecture transformers cannot
-            read, or there is no room for the result.
+        InputError: the file is damaged, transformers does not support its architecture, or the
+            disk is full.
     """
     digest = hashlib.sha256(CONVERSION.encode())
     with path.open("rb") as file:
@@ -61,29 +64,29 @@ def gguf_folder(
 
 
 def _convert(path: Path, folder: Path, progress: Progress) -> None:
-    with progress.task(f"de-quantising {path.name}", 3) as advance:
+    with progress.task(f"dequantizing {path.name}", 3) as advance:
         with disk_errors(folder, about_path=False), scratch_folder(folder) as place:
             model, tokenizer = _read(path, place)
         advance(1)
         with atomic_folder(folder) as scratch:
             _save(model, tokenizer, scratch)
             advance(1)
-            _check_same(model, scratch)
+            _check_round_trip(model, scratch)
             advance(1)
 
 
 def _read(path: Path, place: Path) -> tuple[Any, Any]:
-    """The model with de-quantised weights, and its tokenizer, as transformers sees."""
+    """The model with dequantized weights and its tokenizer, read by transformers."""
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
     header = read_gguf_header(path)
     count = len(header.shapes)
-    # Kernels from the hub would compute on the packed weights.
+    # Without this, kernels from the hub would compute on quantized weights.
     kind = getattr(transformers, "GgufConfig", None)
-    unpacked = {} if kind is None else {"quantization_config": kind(dequantize=True)}
-    # The file is reached through a link in a folder of its own, so that nothing
-    # lying beside it can be taken for part of the model.
+    dequantize = {} if kind is None else {"quantization_config": kind(dequantize=True)}
+    # Read through a link in an empty folder, so that files beside it are not taken
+    # for parts of the model.
     with (
         library_errors(
             f"{path} could not be read as GGUF",
@@ -93,12 +96,12 @@ def _read(path: Path, place: Path) -> tuple[Any, Any]:
         quiet_transformers(),
         offline_hub(),
         silent_stderr(),
-        _read_once(),
+        _parse_once(),
         limit_construction(count, header.n_values, path),
     ):
         (place / "model.gguf").symlink_to(path.resolve())
-        said, _ = PreTrainedConfig.get_config_dict(place, gguf_file="model.gguf")
-        check_config(said, path, count)
+        config, _ = PreTrainedConfig.get_config_dict(place, gguf_file="model.gguf")
+        check_config(config, path, count)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             place,
             gguf_file="model.gguf",
@@ -106,7 +109,7 @@ def _read(path: Path, place: Path) -> tuple[Any, Any]:
             trust_remote_code=False,
             local_files_only=True,
             output_loading_info=True,
-            **unpacked,
+            **dequantize,
         )
         model, report = loaded
         tokenizer = AutoTokenizer.from_pretrained(
@@ -129,12 +132,12 @@ def _save(model: Any, tokenizer: Any, folder: Path) -> None:
     settings = model.config.to_dict()
     for name in ("quantization_config", "_name_or_path", "_model_name_or_path"):
         settings.pop(name, None)
-    # GGUF stores these as float32, so 1e-5 arrives as 9.999999747378752e-06.
+    # GGUF stores settings as float32, so 1e-5 is read as 9.999999747378752e-06.
     for name, value in settings.items():
         if isinstance(value, float) and float(np.float32(value)) == value:
             settings[name] = float(str(np.float32(value)))
-    # A model read from GGUF is marked as quantised and refuses to be saved; a new one
-    # of the same class holding the same tensors is not.
+    # A model read from GGUF is marked as quantized and cannot be saved; a new one of
+    # the same class with the same tensors can.
     with torch.device("meta"):
         plain = type(model)(type(model.config).from_dict(settings))
     plain.load_state_dict(model.state_dict(), strict=True, assign=True)
@@ -145,28 +148,28 @@ def _save(model: Any, tokenizer: Any, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
 
 
-def _check_same(model: Any, folder: Path) -> None:
+def _check_round_trip(model: Any, folder: Path) -> None:
     with quiet_transformers():
-        back = type(model).from_pretrained(
+        reloaded = type(model).from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
         )
-    expected, found = model.state_dict(), back.state_dict()
-    if expected.keys() != found.keys() or not all(
-        torch.equal(expected[name], found[name]) for name in expected
+    expected, actual = model.state_dict(), reloaded.state_dict()
+    if expected.keys() != actual.keys() or not all(
+        torch.equal(expected[name], actual[name]) for name in expected
     ):
         raise InputError(
-            "the de-quantised weights did not load back as they were saved",
+            "the dequantized weights did not load back as they were saved",
             fix="Check the disk of the cache folder, or name another in EXHUME_CACHE",
         )
 
 
 @contextmanager
-def _read_once() -> Iterator[None]:
-    """Have transformers parse the file once, and without a bar of its own.
+def _parse_once() -> Iterator[None]:
+    """Make transformers parse the file once, and hide its progress bar.
 
-    For model, settings and tokenizer it parses the file, with every word of the
-    vocabulary, anew, and it makes the table of tensor names again for each module:
-    two thirds of the time. No setting of it turns off its progress bar.
+    Otherwise it parses the file again for model, configuration and tokenizer, and rebuilds the
+    table of tensor names for each module, which takes two thirds of the time. The progress bar
+    cannot be disabled by a setting.
     """
     import gguf
     from transformers import modeling_gguf_pytorch_utils as reader

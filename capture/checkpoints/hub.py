@@ -1,4 +1,4 @@
-"""Snapshots of hub ids: weights in safetensors, settings, tokenizers; no code."""
+"""Hugging Face hub snapshots: safetensors, configuration and tokenizer files, no code."""
 
 import re
 from pathlib import Path
@@ -14,10 +14,10 @@ MODEL_PATTERNS = ("*.safetensors", *TOKENIZER_PATTERNS)
 def download(
     source: str, revision: str | None, patterns: tuple[str, ...] = MODEL_PATTERNS
 ) -> Path:
-    """A snapshot of a hub id that the user asked for.
+    """Download a snapshot of a hub id.
 
     Raises:
-        InputError: it is none, or the hub does not give it.
+        InputError: ``source`` is not a hub id, or the download fails.
     """
     if not HUB_ID.fullmatch(source):
         raise InputError(
@@ -41,11 +41,11 @@ def download(
 
 
 def find_downloaded(source: str, revision: Any) -> Path | None:
-    """A snapshot of a hub id that is on this machine already; the network is not asked.
+    """A snapshot of a hub id in the local cache, or None; never uses the network.
 
     Args:
-        source: What may be a hub id.
-        revision: Branch, tag or commit, if it is text.
+        source: A possible hub id.
+        revision: Branch, tag or commit; ignored if not a string.
     """
     if not HUB_ID.fullmatch(source):
         return None
@@ -53,7 +53,7 @@ def find_downloaded(source: str, revision: Any) -> Path | None:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        found = snapshot_download(
+        folder = snapshot_download(
             source,
             revision=revision if isinstance(revision, str) else None,
             allow_patterns=list(MODEL_PATTERNS),
@@ -61,4 +61,4 @@ def find_downloaded(source: str, revision: Any) -> Path | None:
         )
     except (LocalEntryNotFoundError, OSError, ValueError):
         return None
-    return Path(found)
+    return Path(folder)

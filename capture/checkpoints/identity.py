@@ -1,4 +1,4 @@
-"""What a checkpoint is, as a hash: all that changes what it computes or is asked."""
+"""Fingerprints of checkpoints: hashes over everything that affects their behavior."""
 
 import hashlib
 import json
@@ -9,25 +9,25 @@ from typing import Any
 import torch
 from torch import nn
 
-_NO_MATTER = ("_name_or_path", "name_or_path", "transformers_version")
-"""Where a model lay and who wrote it change nothing."""
+_IRRELEVANT_FIELDS = ("_name_or_path", "name_or_path", "transformers_version")
+"""Fields of a configuration without effect on the model."""
 
 
 def digest(parts: Mapping[str, Any]) -> str:
-    """sha256, in hex, of plain data; the order of keys does not count."""
+    """sha256, in hex, of plain data, independent of the order of keys."""
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def identifying_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration without what changes nothing."""
-    return {name: config[name] for name in config if name not in _NO_MATTER}
+    """The fields of a configuration that affect the model."""
+    return {name: config[name] for name in config if name not in _IRRELEVANT_FIELDS}
 
 
 def tokenizer_hash(tokenizer: Any) -> str | None:
-    """A hash of how a tokenizer reads and writes text; None for none.
+    """Hash of how a tokenizer encodes and decodes text; None without a tokenizer.
 
-    Padding and truncation are left out: each call sets them anew.
+    Padding and truncation are left out, because every call sets them.
     """
     if tokenizer is None:
         return None
@@ -56,33 +56,33 @@ def tokenizer_hash(tokenizer: Any) -> str | None:
 
 
 def module_hash(module: nn.Module) -> str:
-    """A hash of what a live module does beyond its weights, as far as it shows.
+    """Hash of the visible behavior of a live module beyond its weights.
 
-    Its structure, the code of its classes, hooks and replaced methods, plain settings
-    of each part, and buffers that no state dict holds. What a hook reads from
-    elsewhere does not show.
+    Covers the structure, the code of classes, hooks and replaced methods, plain attributes of
+    each submodule, and non-persistent buffers. State that a hook reads from elsewhere is not
+    covered.
     """
-    found = hashlib.sha256(str(module).encode("utf-8", "surrogatepass"))
+    hasher = hashlib.sha256(str(module).encode("utf-8", "surrogatepass"))
     for kind in sorted({type(part) for part in module.modules()}, key=str):
-        found.update(f"{kind.__module__}.{kind.__qualname__}".encode())
-        found.update(_code(getattr(kind, "forward", None)))
+        hasher.update(f"{kind.__module__}.{kind.__qualname__}".encode())
+        hasher.update(_code(getattr(kind, "forward", None)))
     for name, part in module.named_modules():
-        for label, value in _doings(part):
-            found.update(f"{name}:{label}".encode("utf-8", "surrogatepass"))
-            found.update(value)
-    kept = module.state_dict()
+        for label, value in _behavior(part):
+            hasher.update(f"{name}:{label}".encode("utf-8", "surrogatepass"))
+            hasher.update(value)
+    state = module.state_dict()
     for name, buffer in module.named_buffers():
-        if name not in kept and not buffer.is_meta:
-            found.update(name.encode())
+        if name not in state and not buffer.is_meta:
+            hasher.update(name.encode())
             flat = buffer.detach().cpu().contiguous().reshape(-1)
-            found.update(flat.view(torch.uint8).numpy().data)
-    return found.hexdigest()
+            hasher.update(flat.view(torch.uint8).numpy().data)
+    return hasher.hexdigest()
 
 
-def _doings(part: nn.Module) -> Iterator[tuple[str, bytes]]:
-    """Hooks, replaced methods and plain settings of one part of a module."""
+def _behavior(part: nn.Module) -> Iterator[tuple[str, bytes]]:
+    """Hooks, replaced methods and plain attributes of one submodule."""
     for name, value in sorted(vars(part).items()):
-        if name in ("training", *_NO_MATTER):
+        if name in ("training", *_IRRELEVANT_FIELDS):
             continue
         if name.endswith("_hooks") and isinstance(value, Mapping):
             for hook in value.values():
@@ -95,7 +95,7 @@ def _doings(part: nn.Module) -> Iterator[tuple[str, bytes]]:
 
 
 def _code(function: Any) -> bytes:
-    """Bytes that are the same for functions of the same code."""
+    """Bytes that are equal for functions with equal code."""
     inner = getattr(function, "__func__", function)
     code = getattr(inner, "__code__", None)
     return b"".join(_compiled(code)) if isinstance(code, CodeType) else b""
@@ -107,7 +107,7 @@ def _compiled(code: CodeType) -> Iterator[bytes]:
     for value in code.co_consts:
         if isinstance(value, CodeType):
             yield from _compiled(value)
-        elif isinstance(value, frozenset):  # in another order each time
+        elif isinstance(value, frozenset):  # iteration order varies between processes
             yield repr(sorted(map(repr, value))).encode("utf-8", "surrogatepass")
         else:
             yield repr(value).encode("utf-8", "surrogatepass")

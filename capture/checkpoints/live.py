@@ -1,7 +1,7 @@
-"""Models that arrive as live objects of other libraries, reduced to plain modules.
+"""Live models of other libraries, converted to plain PyTorch modules.
 
-TransformerLens and nnsight are recognised by the module their class comes from, so
-neither is imported here: a live object proves that its library already is.
+TransformerLens and nnsight objects are recognized by the module name of their class, so neither
+library is imported here.
 """
 
 import copy
@@ -16,15 +16,15 @@ from evidence.errors import InputError
 
 @dataclass(frozen=True)
 class LiveModel:
-    """A plain module taken out of a live object, with what came along."""
+    """A plain module extracted from a live object, with its tokenizer and origin."""
 
     module: nn.Module
     tokenizer: Any
     source: str
 
 
-def _is_a(value: object, library: str, name: str) -> bool:
-    """Whether ``value`` is of a class of ``library`` called ``name``, or derived."""
+def _is_instance_of(value: object, library: str, name: str) -> bool:
+    """Whether ``value`` is an instance of the class ``name`` of ``library``."""
     return any(
         base.__name__ == name and base.__module__.split(".")[0] == library
         for base in type(value).__mro__
@@ -32,34 +32,33 @@ def _is_a(value: object, library: str, name: str) -> bool:
 
 
 def is_live(value: object) -> bool:
-    """Whether ``value`` is a live model, ours or another library's."""
-    return isinstance(value, nn.Module) or _is_a(value, "nnsight", "Envoy")
+    """Whether ``value`` is a live model of PyTorch, TransformerLens or nnsight."""
+    return isinstance(value, nn.Module) or _is_instance_of(value, "nnsight", "Envoy")
 
 
 def unwrap(value: Any) -> LiveModel:
-    """The plain module inside a live object.
+    """Extract the plain module from a live object.
 
-    * nnsight wrappers hold the module itself; wrapping leaves its numbers alone.
-    * ``TransformerBridge`` rewrites the module it wraps, so the module is rebuilt from
-      its configuration and the same weights. A bridge in compatibility mode has folded
-      weights, which the original architecture cannot hold, and is refused.
-    * ``HookedTransformer`` has an architecture of its own and stays as it is, behind
-      the call that Hugging Face models understand. Folding and centring, on by default
-      when it loads a pretrained model, change its residual stream: compare it only
-      with another one loaded alike.
+    * nnsight wrappers hold the original module.
+    * ``TransformerBridge`` modifies the module it wraps, so the module is rebuilt from its
+      configuration and weights. A bridge in compatibility mode is refused, because the original
+      architecture cannot hold its folded weights.
+    * ``HookedTransformer`` has its own architecture and is wrapped in a Hugging Face style call.
+      Folding and centering, on by default for pretrained models, change its residual stream:
+      compare it only with another one loaded in the same way.
 
-    No tokenizer is taken from TransformerLens, which may have set its copy to prepend
-    a beginning-of-text token that the model's own tokenizer does not add.
+    The tokenizer of TransformerLens is not used, because it may prepend a beginning-of-text token
+    that the model's own tokenizer does not add.
 
     Raises:
-        InputError: a bridge whose weights were processed, or an unloaded wrapper.
+        InputError: the weights of a bridge were processed, or a wrapper is not loaded.
     """
-    if _is_a(value, "nnsight", "Envoy"):
+    if _is_instance_of(value, "nnsight", "Envoy"):
         return _from_nnsight(value)
-    if _is_a(value, "transformer_lens", "TransformerBridge"):
+    if _is_instance_of(value, "transformer_lens", "TransformerBridge"):
         module = _from_bridge(value)
         return LiveModel(module, None, "TransformerBridge")
-    if _is_a(value, "transformer_lens", "HookedTransformer"):
+    if _is_instance_of(value, "transformer_lens", "HookedTransformer"):
         module = HookedTokens(value)
         return LiveModel(module, None, "HookedTransformer")
     return LiveModel(value, None, type(value).__name__)
@@ -85,7 +84,7 @@ def _from_bridge(bridge: Any) -> nn.Module:
     if getattr(bridge, "compatibility_mode", False):
         raise InputError(
             "the TransformerBridge is in compatibility mode: its weights were folded "
-            "and centred and no longer are those of the checkpoint",
+            "and centered and are no longer those of the checkpoint",
             expected="a bridge with raw weights",
             fix="Do not call enable_compatibility_mode on the bridge you audit",
         )
@@ -95,7 +94,7 @@ def _from_bridge(bridge: Any) -> nn.Module:
         name.replace("._original_component", ""): tensor
         for name, tensor in wrapped.state_dict().items()
     }
-    # The bridge turned attention to its own eager code; the rebuilt module is free.
+    # The bridge forces eager attention; the rebuilt module uses the default.
     config._attn_implementation = None
     fresh = type(wrapped)(config)
     expected = set(fresh.state_dict())
@@ -113,9 +112,9 @@ def _from_bridge(bridge: Any) -> nn.Module:
 
 
 class HookedTokens(nn.Module):
-    """A ``HookedTransformer`` behind the call that Hugging Face models understand.
+    """A ``HookedTransformer`` with the call signature of Hugging Face models.
 
-    Tokens are passed as they are, so nothing is prepended to them.
+    No token is prepended to the input.
     """
 
     def __init__(self, hooked: Any):

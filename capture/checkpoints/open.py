@@ -1,9 +1,9 @@
-"""Opening checkpoints: folders, hub ids, GGUF files, adapters and live models.
+"""Opening of checkpoints: folders, hub ids, GGUF files, adapters and live models.
 
-A checkpoint is untrusted input. Its settings are checked before any library sees them,
-its weights come from safetensors alone, no code from it is ever run, nothing named in
-it is looked for on the network, every tensor is read once and must be finite, and a
-tensor that is missing or left over is an error.
+Checkpoints are untrusted. Configuration files are validated before any library reads them,
+weights are read from safetensors only, code in a checkpoint is never run, names in its files are
+never looked up on the network, and all tensors must be finite. Missing and unexpected tensors are
+errors.
 """
 
 import copy
@@ -40,26 +40,25 @@ from capture.checkpoints.tokenizers.files import holds_tokenizer, open_tokenizer
 from capture.checkpoints.weights.skeleton import build_model, check_fit
 from capture.checkpoints.weights.weight_files import (
     find_shards,
-    list_names,
     read_headers,
     refuse_pickle,
 )
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.storage.files import read_json
-from evidence.storage.regular_files import as_path, is_file, is_folder
+from evidence.storage.regular_files import as_path, is_file, is_folder, list_folder
 
 CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
 class AdapterChange:
-    """An adapter's change of its base.
+    """An adapter on top of a base model.
 
     Attributes:
-        folder: Where it lies.
-        settings: Of which kind and strength it is.
-        files: Its weights, as they were when they were checked.
+        folder: Its folder.
+        settings: Its validated settings.
+        files: Its weight files, with their state at the time of the check.
     """
 
     folder: Path
@@ -69,22 +68,22 @@ class AdapterChange:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checked model that has not been loaded yet.
+    """A validated model that is not loaded yet.
 
     Attributes:
-        name: What reports call it.
-        source: What it was opened from, as text.
-        tokenizer: Its tokenizer, or None where it has none.
-        weights_hash: sha256 over the names, types, shapes and bytes of its tensors;
-            for an adapter, over those of base and adapter and the adapter's settings.
-        fingerprint: sha256 over all that changes what it computes or is asked: the
-            weights, configuration, tokenizer, chat template, generation settings,
-            preparation of images; of a live model its structure, code and hooks.
-        config: Its configuration, as plain data; that of the base, for an adapter.
-        path: Folder with the weights (of the base, for an adapter); None when live.
-        live: The module it was opened from, if it was a live one.
-        files: The weights in ``path``, as they were when they were checked.
-        generation: What it generates with.
+        name: Name in reports.
+        source: Text that names the origin.
+        tokenizer: The tokenizer, or None.
+        weights_hash: sha256 over names, types, shapes and bytes of the tensors; for an adapter,
+            over those of base and adapter and the adapter's settings.
+        fingerprint: sha256 over everything that affects its behavior: weights, configuration,
+            tokenizer, chat template, generation settings, image preprocessing; for a live model,
+            structure, code and hooks.
+        config: Configuration as plain data; for an adapter, that of the base.
+        path: Folder with the weights (of the base, for an adapter); None for a live model.
+        live: The live module, if opened from one.
+        files: The weight files in ``path``, with their state at the time of the check.
+        generation: Generation settings.
         adapter_change: The adapter on top, if any.
     """
 
@@ -106,11 +105,11 @@ class Checkpoint:
         return None if self.adapter_change is None else self.adapter_change.folder
 
     def load(self, device: str | torch.device = "cpu") -> nn.Module:
-        """A fresh copy in float32 and evaluation mode, the caller's to modify.
+        """Load a new copy in float32 and evaluation mode.
 
         Raises:
-            InputError: the files are others than those that were checked, or an
-                adapter does not fit its base.
+            InputError: the files changed since they were checked, or an adapter does not fit
+                its base.
         """
         if self.live is not None:
             return copy.deepcopy(self.live).float().to(device).eval()
@@ -118,10 +117,10 @@ class Checkpoint:
             raise InputError(
                 f"checkpoint {self.name} has neither a folder nor a module"
             )
-        kind = model_class(self.config)
+        model_type = model_class(self.config)
         with self.files.slices() as state:
             model = build_model(
-                kind, self.config, state, self.path, generation=self.generation
+                model_type, self.config, state, self.path, generation=self.generation
             )
         if self.adapter_change is not None:
             from capture.checkpoints.adapter_merge import merge_adapter
@@ -146,29 +145,28 @@ def open_checkpoint(
     cache: Path | None = None,
     progress: Progress = SILENT,
 ) -> Checkpoint:
-    """Check a model and fingerprint it, without keeping it in memory.
+    """Validate and fingerprint a model without loading it.
 
     Args:
-        source: A Hugging Face folder, a hub id, a GGUF file, a PEFT adapter folder,
-            or a live ``nn.Module``, ``HookedTransformer``, ``TransformerBridge`` or
-            nnsight model.
-        name: What reports call it; by default, its file name or class name.
-        revision: Branch, tag or commit, for hub ids alone.
-        tokenizer: A tokenizer, or the folder or hub id of one, to use in place of
-            the checkpoint's own. Live models rarely bring one.
-        base: The model under an adapter, in place of the one the adapter names. One
-            that the adapter names is looked for on this machine alone.
-        cache: Where converted weights go; ``cache_root()`` by default.
-        progress: Where to show progress.
+        source: A Hugging Face folder, a hub id, a GGUF file, a PEFT adapter folder, or a live
+            ``nn.Module``, ``HookedTransformer``, ``TransformerBridge`` or nnsight model.
+        name: Name in reports; by default, the file or class name.
+        revision: Branch, tag or commit of a hub id.
+        tokenizer: A tokenizer, or the folder or hub id of one, in place of the checkpoint's own.
+            Live models rarely have one.
+        base: The base model of an adapter, in place of the one the adapter names. The latter is
+            looked up on this machine only.
+        cache: Folder for converted weights; ``cache_root()`` by default.
+        progress: Progress display.
 
     Raises:
-        InputError: nothing usable is there, or it is unsafe, damaged or incomplete.
+        InputError: there is no model, or it is unsafe, damaged or incomplete.
     """
     if is_live(source):
         return _open_live(source, name, tokenizer, progress)
     if not isinstance(source, str | Path):
         raise InputError(
-            "the model is of a kind that cannot be opened",
+            "the model has an unsupported type",
             expected="a path, a hub id or a live torch module",
             got=type(source).__name__,
         )
@@ -188,19 +186,19 @@ def _open_live(
     source: Any, name: str | None, tokenizer: Any, progress: Progress
 ) -> Checkpoint:
     live = unwrap(source)
-    own = live.tokenizer if tokenizer is None else _tokenizer(tokenizer)
+    resolved = live.tokenizer if tokenizer is None else _resolve_tokenizer(tokenizer)
     weights_hash = check_and_hash(module_tensors(live.module), progress)
     config = _live_config(live.module)
     parts = {
         "weights": weights_hash,
         "config": identity.identifying_config(config),
         "module": identity.module_hash(live.module),
-        "tokenizer": identity.tokenizer_hash(own),
+        "tokenizer": identity.tokenizer_hash(resolved),
     }
     return Checkpoint(
         name=name or type(live.module).__name__,
         source=f"live {live.source}",
-        tokenizer=own,
+        tokenizer=resolved,
         weights_hash=weights_hash,
         fingerprint=identity.digest(parts),
         config=config,
@@ -215,7 +213,7 @@ def _live_config(module: nn.Module) -> dict[str, Any]:
     hooked = getattr(getattr(module, "hooked", None), "cfg", None)
     if hooked is not None:
         return json.loads(json.dumps(hooked.to_dict(), default=str))
-    # Two plain modules with equal weights may still compute different things.
+    # Plain modules with equal weights may still differ in structure.
     return {"structure": str(module)}
 
 
@@ -250,22 +248,22 @@ def _open_folder(
     generation = read_generation(folder, config)
     with file_tensors(paths, ignored) as tensors:
         weights_hash = check_and_hash(tensors, progress)
-    own = None
+    resolved = None
     if tokenizer is not None:
-        own = _tokenizer(tokenizer)
+        resolved = _resolve_tokenizer(tokenizer)
     elif holds_tokenizer(folder):
-        own = open_tokenizer(folder, config)
+        resolved = open_tokenizer(folder, config)
     parts = {
         "weights": weights_hash,
         "config": identity.identifying_config(config),
-        "tokenizer": identity.tokenizer_hash(own),
+        "tokenizer": identity.tokenizer_hash(resolved),
         "generation": generation,
         "images": read_preprocessor(folder),
     }
     return Checkpoint(
         name=name,
         source=source,
-        tokenizer=own,
+        tokenizer=resolved,
         weights_hash=weights_hash,
         fingerprint=identity.digest(parts),
         config=config,
@@ -281,7 +279,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise InputError(
             f"{folder} is not a model folder",
             expected=f"a {CONFIG} in it",
-            got=", ".join(list_names(folder)[:8]) or "nothing",
+            got=", ".join(path.name for path in list_folder(folder)[:8]) or "nothing",
         )
     return read_json(path, max_bytes=MAX_BYTES, max_depth=MAX_DEPTH)
 
@@ -295,84 +293,83 @@ def _open_adapter(
     cache: Path | None,
     progress: Progress,
 ) -> Checkpoint:
-    settings, said = adapters.read_adapter(folder)
+    settings, raw = adapters.read_adapter(folder)
     path = folder / adapters.WEIGHTS
     if not is_file(path):
-        for each in sorted(folder.glob("adapter_model.*")):
-            refuse_pickle(each)
+        for file in sorted(folder.glob("adapter_model.*")):
+            refuse_pickle(file)
         raise InputError(f"{folder} holds no adapter weights", expected=path.name)
     read_headers([path])
     files = CheckedFiles.of([path])
-    under = base if base is not None else _named_base(folder, said)
-    if is_folder(Path(under)) and is_file(Path(under) / adapters.CONFIG):
+    base_source = base if base is not None else _named_base(folder, raw)
+    if is_folder(Path(base_source)) and is_file(Path(base_source) / adapters.CONFIG):
         raise InputError(
-            f"{folder} adapts {under}, which is an adapter itself",
+            f"{folder} adapts {base_source}, which is an adapter itself",
             expected="a whole model underneath",
             fix="Merge the lower adapter first",
         )
-    lower = open_checkpoint(under, cache=cache, progress=progress)
-    if lower.path is None:
+    base_checkpoint = open_checkpoint(base_source, cache=cache, progress=progress)
+    if base_checkpoint.path is None:
         raise InputError(
             "an adapter needs a base with files", expected="a folder or hub id"
         )
     with file_tensors([path]) as tensors:
         own_hash = check_and_hash(tensors, progress)
-    weights = [lower.weights_hash, own_hash, json.dumps(said, sort_keys=True)]
+    weights = [base_checkpoint.weights_hash, own_hash, json.dumps(raw, sort_keys=True)]
     weights_hash = hashlib.sha256("\n".join(weights).encode()).hexdigest()
     if tokenizer is not None:
-        own = _tokenizer(tokenizer)
+        resolved = _resolve_tokenizer(tokenizer)
     elif holds_tokenizer(folder):
-        own = open_tokenizer(folder, lower.config)
+        resolved = open_tokenizer(folder, base_checkpoint.config)
     else:
-        own = lower.tokenizer
+        resolved = base_checkpoint.tokenizer
     parts = {
-        "base": lower.fingerprint,
+        "base": base_checkpoint.fingerprint,
         "weights": weights_hash,
-        "tokenizer": identity.tokenizer_hash(own),
+        "tokenizer": identity.tokenizer_hash(resolved),
     }
     return Checkpoint(
         name=name,
         source=str(folder),
-        tokenizer=own,
+        tokenizer=resolved,
         weights_hash=weights_hash,
         fingerprint=identity.digest(parts),
-        config=lower.config,
-        path=lower.path,
-        files=lower.files,
-        generation=lower.generation,
+        config=base_checkpoint.config,
+        path=base_checkpoint.path,
+        files=base_checkpoint.files,
+        generation=base_checkpoint.generation,
         adapter_change=AdapterChange(folder, settings, files),
     )
 
 
-def _named_base(folder: Path, said: Mapping[str, Any]) -> Path:
-    """The model an adapter says it was trained on, if it is on this machine.
+def _named_base(folder: Path, raw: Mapping[str, Any]) -> Path:
+    """The base model named by an adapter, if it is on this machine.
 
-    A file must not make us go to the network, so a hub id is looked for among the
-    models that were downloaded before.
+    Hub ids are looked up in the local cache only: a file must not trigger a download.
     """
-    under = said.get("base_model_name_or_path")
-    if not isinstance(under, str) or not under:
+    base_name = raw.get("base_model_name_or_path")
+    if not isinstance(base_name, str) or not base_name:
         raise InputError(
             f"{folder} does not name the model it adapts",
             expected="base_model_name_or_path in its adapter_config.json",
             fix="Pass base=, the model the adapter was trained on",
         )
-    for place in (folder / under, Path(under)):
-        if is_folder(place):
-            return place
-    found = find_downloaded(under, said.get("revision"))
-    if found is not None:
-        return found
+    for candidate in (folder / base_name, Path(base_name)):
+        if is_folder(candidate):
+            return candidate
+    downloaded = find_downloaded(base_name, raw.get("revision"))
+    if downloaded is not None:
+        return downloaded
     raise InputError(
-        f"{folder} adapts {under}, which is not on this machine",
+        f"{folder} adapts {base_name}, which is not on this machine",
         expected="the folder of its base, or a hub id that was downloaded before",
         fix="Download the base, or write its folder into base_model_name_or_path of "
         f"{adapters.CONFIG}, or pass base= in Python",
     )
 
 
-def _tokenizer(source: Any) -> Any:
-    """A tokenizer from a folder or hub id; one that is live passes through."""
+def _resolve_tokenizer(source: Any) -> Any:
+    """Open a tokenizer from a folder or hub id; tokenizer objects are returned unchanged."""
     if not isinstance(source, str | Path):
         return source
     folder = as_path(source, "the tokenizer")

@@ -1,7 +1,7 @@
-"""Weights: read from checked files or from modules, hashed, compared.
+"""Weights: reading from validated files or modules, hashing, comparison.
 
-One function, ``capture.checkpoints.weights.weight_files.shards``, says which files are
-a checkpoint's; these are checked, hashed, compared and loaded, and no others.
+``capture.checkpoints.weights.weight_files.find_shards`` alone decides which files belong to a
+checkpoint.
 """
 
 import hashlib
@@ -27,11 +27,11 @@ from evidence.progress import SILENT, Progress
 
 @dataclass(frozen=True)
 class CheckedFiles:
-    """Weight files as they were when they were checked.
+    """Weight files with their state at the time of the check.
 
     Attributes:
         paths: The files.
-        file_stats: Device, number, size and time of the last change of each.
+        file_stats: Device, inode, size and modification time of each file.
     """
 
     paths: tuple[Path, ...]
@@ -39,22 +39,22 @@ class CheckedFiles:
 
     @classmethod
     def of(cls, paths: Sequence[Path]) -> "CheckedFiles":
-        """These files as they are now."""
-        return cls(tuple(paths), tuple(map(_mark, paths)))
+        """The files in their current state."""
+        return cls(tuple(paths), tuple(map(_file_stats, paths)))
 
     @contextmanager
     def slices(self) -> Iterator[dict[str, Any]]:
-        """Their tensors by name, each read when it is asked for its numbers.
+        """Tensors by name, as lazily read slices.
 
         Raises:
-            InputError: a file is another than the one that was checked.
+            InputError: a file changed since it was checked.
         """
         with self._opened() as files:
             yield {name: file.get_slice(name) for file in files for name in file.keys()}
 
     @contextmanager
     def tensors(self) -> Iterator[dict[str, Tensor]]:
-        """Their tensors by name, all read at once.
+        """Tensors by name, in memory.
 
         Raises:
             InputError: as ``slices``.
@@ -68,7 +68,7 @@ class CheckedFiles:
     def _opened(self) -> Iterator[list[safe_open]]:
         with ExitStack() as stack:
             files = [stack.enter_context(open_safetensors(path)) for path in self.paths]
-            if tuple(map(_mark, self.paths)) != self.file_stats:
+            if tuple(map(_file_stats, self.paths)) != self.file_stats:
                 raise InputError(
                     f"{self.paths[0].parent} changed after its weights were checked",
                     expected="files that stay as they are while they are worked with",
@@ -77,17 +77,17 @@ class CheckedFiles:
             yield files
 
 
-def _mark(path: Path) -> tuple[int, ...]:
+def _file_stats(path: Path) -> tuple[int, ...]:
     now = path.stat()
     return now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns
 
 
 @contextmanager
 def open_safetensors(path: Path) -> Iterator[safe_open]:
-    """``path`` opened as safetensors; the header and the length are checked.
+    """Open a safetensors file after validating its header and length.
 
     Raises:
-        InputError: the file is missing, empty, a pickle, truncated or not safetensors.
+        InputError: the file is missing, empty, truncated, a pickle or not safetensors.
     """
     refuse_pickle(path)
     read_header(path)
@@ -103,12 +103,12 @@ def open_safetensors(path: Path) -> Iterator[safe_open]:
 
 @dataclass(frozen=True)
 class NamedTensors:
-    """Named tensors that can be read one at a time, from files or from a module.
+    """Named tensors, read one at a time from files or from a module.
 
     Attributes:
         readers: Tensor name to a function that reads it.
-        mask_names: Names of tensors that may hold infinity: the buffers of a live module,
-            where an attention mask is not a diverged weight, and masks in old files.
+        mask_names: Names of tensors that may contain infinity: buffers of a live module, which
+            may be attention masks, and masks in old files.
     """
 
     readers: Mapping[str, Callable[[], Tensor]]
@@ -131,7 +131,7 @@ class NamedTensors:
 def file_tensors(
     paths: Sequence[Path], mask_names: frozenset[str] = frozenset()
 ) -> Iterator[NamedTensors]:
-    """The tensors of several safetensors files, opened and checked, read on demand."""
+    """The tensors of several safetensors files, validated and read on demand."""
     readers: dict[str, Callable[[], Tensor]] = {}
     with ExitStack() as stack:
         for path in paths:
@@ -146,32 +146,32 @@ def file_tensors(
 def module_tensors(module: nn.Module, *, keep_tied: bool = False) -> NamedTensors:
     """The state dict of a live module, without tied copies unless ``keep_tied``.
 
-    Saving leaves the same copies out, so that files and modules compare.
+    Saved files leave out the same copies, so that files and modules can be compared.
     """
     state = module.state_dict()
     copies = getattr(module, "all_tied_weights_keys", None) or {}
-    places: dict[int, int] = {}
+    counts: dict[int, int] = {}
     for tensor in state.values():
-        places[tensor.data_ptr()] = places.get(tensor.data_ptr(), 0) + 1
+        counts[tensor.data_ptr()] = counts.get(tensor.data_ptr(), 0) + 1
     return NamedTensors(
         {
             name: lambda tensor=tensor: tensor.detach().cpu()
             for name, tensor in state.items()
-            if keep_tied or not (name in copies and places[tensor.data_ptr()] > 1)
+            if keep_tied or not (name in copies and counts[tensor.data_ptr()] > 1)
         },
         frozenset(name for name, _ in module.named_buffers()),
     )
 
 
 def check_and_hash(tensors: NamedTensors, progress: Progress = SILENT) -> str:
-    """Read every tensor once: all values must be finite, and their hash is returned.
+    """Check that all tensors are finite and return their hash.
 
     Returns:
-        sha256, in hex, over name, dtype, shape and raw bytes of the tensors in the
-        order of their names: the same for the same weights however they are sharded.
+        sha256, in hex, over name, dtype, shape and bytes of the tensors in the order of their
+        names; independent of sharding.
 
     Raises:
-        InputError: a tensor holds NaN or infinity.
+        InputError: a tensor contains NaN or infinity.
     """
     digest = hashlib.sha256()
     with progress.task("checking weights", len(tensors)) as advance:
@@ -186,44 +186,44 @@ def check_and_hash(tensors: NamedTensors, progress: Progress = SILENT) -> str:
 
 
 MAX_ABS_WEIGHT = 1e15
-"""Size from which squares of weights, summed, leave what float32 holds."""
+"""Sums of squares of larger weights overflow float32."""
 
 
 def check_finite(name: str, tensor: Tensor, *, allow_infinite: bool = False) -> None:
-    """Refuse a tensor with NaN, infinity or numbers that nothing can be computed with.
+    """Refuse a tensor with NaN, infinity or absurdly large numbers.
 
     Args:
-        name: Of the tensor, for errors.
-        tensor: Any type; whole numbers pass.
-        allow_infinite: Whether it may hold infinity, as attention masks do.
+        name: Name of the tensor, for the error message.
+        tensor: A tensor of any type; integers pass.
+        allow_infinite: Allow infinity, as in attention masks.
 
     Raises:
-        InputError: it holds NaN; or, unless ``allow_infinite``, a number beyond ``MAX_ABS_WEIGHT``.
+        InputError: a value is NaN, or exceeds ``MAX_ABS_WEIGHT`` (unless ``allow_infinite``).
     """
     if not tensor.is_floating_point():
         return
-    # Some 8-bit floats have no comparison of their own.
+    # Some 8-bit float types do not support comparisons.
     values = tensor.float() if tensor.element_size() in (1, 8) else tensor
-    good = ~values.isnan() if allow_infinite else values.abs() <= MAX_ABS_WEIGHT
-    if good.all():
+    valid = ~values.isnan() if allow_infinite else values.abs() <= MAX_ABS_WEIGHT
+    if valid.all():
         return
-    odd = values[~good]
-    finite = bool(odd.isfinite().all())
+    invalid = values[~valid]
+    finite = bool(invalid.isfinite().all())
     raise InputError(
         f"the weights hold {'absurd numbers' if finite else 'NaN or infinity'} in "
         f"{name}",
         expected=f"numbers up to {MAX_ABS_WEIGHT:g}" if finite else "finite numbers",
-        got=f"{odd.numel()} of {tensor.numel()} that are not",
+        got=f"{invalid.numel()} of {tensor.numel()} that are not",
         fix="Training probably diverged; audit an earlier checkpoint",
     )
 
 
 class HasWeights(Protocol):
-    """What ``compare_weights`` needs of a checkpoint."""
+    """The interface of a checkpoint that ``compare_weights`` needs."""
 
     @property
     def name(self) -> str:
-        """What reports call it."""
+        """Name in reports."""
         ...
 
     @property
@@ -243,13 +243,13 @@ class HasWeights(Protocol):
 
 @dataclass(frozen=True)
 class TensorChange:
-    """How far one tensor moved.
+    """Change of one tensor.
 
     Attributes:
-        name: Its name.
-        layer: The block it belongs to, None outside the blocks.
-        relative: Frobenius norm of the change over that of the first tensor; infinite
-            where the first is all zeros and the second is not.
+        name: Name of the tensor.
+        layer: Index of its block; None outside the blocks.
+        relative: Frobenius norm of the change relative to that of the first tensor; infinite if
+            only the first tensor is zero.
         size: Number of entries.
     """
 
@@ -261,14 +261,14 @@ class TensorChange:
 
 @dataclass(frozen=True)
 class WeightChange:
-    """How far the weights of one checkpoint are from another's, tensor by tensor.
+    """Difference between the weights of two checkpoints.
 
     Attributes:
-        tensors: One row a tensor, by name.
-        layers: Block to the relative change of all its tensors together; -1 stands
-            for everything outside the blocks.
-        relative: The same over all tensors.
-        identical: Whether every value is equal.
+        tensors: One entry per tensor, sorted by name.
+        layers: Block index to the relative change of all its tensors; -1 for all tensors outside
+            the blocks.
+        relative: Relative change of all tensors.
+        identical: Whether all values are equal.
     """
 
     tensors: tuple[TensorChange, ...]
@@ -280,16 +280,16 @@ class WeightChange:
 def compare_weights(
     a: HasWeights, b: HasWeights, progress: Progress = SILENT
 ) -> WeightChange:
-    """How far the weights of ``b`` are from those of ``a``, in relative Frobenius norm.
+    """Relative Frobenius distance of the weights of ``b`` from those of ``a``.
 
-    Tensors are read one pair at a time from the files; two checkpoints that store the
-    same architecture under other names, or that are adapters or live, are loaded.
+    Tensors are read from the files, one pair at a time. Adapters, live models and checkpoints
+    that store the same architecture under different names are loaded.
 
     Raises:
-        InputError: different architectures: other names or shapes of tensors.
+        InputError: the checkpoints differ in names or shapes of tensors.
     """
     with paired_tensors(a, b) as (first, second):
-        return _compare(a.name, b.name, first, second, progress)
+        return _weight_change(a.name, b.name, first, second, progress)
 
 
 @contextmanager
@@ -298,7 +298,7 @@ def paired_tensors(
 ) -> Iterator[tuple[NamedTensors, NamedTensors]]:
     """The tensors of two checkpoints of one architecture, under the same names.
 
-    They are read from the files where both have some that agree in their names.
+    Read from the files if both have files with the same names of tensors.
     """
     if a.path and b.path and not a.adapter and not b.adapter:
         with (
@@ -308,27 +308,27 @@ def paired_tensors(
             if first.names == second.names:
                 yield first, second
                 return
-    one, other = a.load(), b.load()
-    first, second = module_tensors(one), module_tensors(other)
+    model_a, model_b = a.load(), b.load()
+    first, second = module_tensors(model_a), module_tensors(model_b)
     if first.names != second.names:
-        # An output layer may have been cut loose from the embedding it was tied to.
+        # The output layer of one model may have been untied from its embedding.
         first, second = (
-            module_tensors(one, keep_tied=True),
-            module_tensors(other, keep_tied=True),
+            module_tensors(model_a, keep_tied=True),
+            module_tensors(model_b, keep_tied=True),
         )
     yield first, second
 
 
-def _compare(
+def _weight_change(
     a: str, b: str, first: NamedTensors, second: NamedTensors, progress: Progress
 ) -> WeightChange:
-    odd = sorted(set(first.names) ^ set(second.names))
-    if odd:
-        owner = a if odd[0] in first.readers else b
+    unshared = sorted(set(first.names) ^ set(second.names))
+    if unshared:
+        owner = a if unshared[0] in first.readers else b
         raise InputError(
             f"{a} and {b} have different architectures",
             expected="the same tensors in both",
-            got=f"{len(odd)} tensors in only one, such as {odd[0]} in {owner}",
+            got=f"{len(unshared)} tensors in only one, such as {unshared[0]} in {owner}",
         )
     rows: list[TensorChange] = []
     sums: dict[int, list[float]] = {}
@@ -360,9 +360,9 @@ def _compare(
 
 
 def block_index(name: str) -> int | None:
-    """The block a tensor belongs to, or None: the first number in its name."""
-    found = re.search(r"(?:^|\.)(\d+)\.", name)
-    return int(found[1]) if found else None
+    """Index of a tensor's block, the first number in its name; None if there is none."""
+    match = re.search(r"(?:^|\.)(\d+)\.", name)
+    return int(match[1]) if match else None
 
 
 def _ratio(moved: float, size: float) -> float:

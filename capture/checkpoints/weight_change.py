@@ -1,17 +1,16 @@
-"""The shape of an edit in weight space: how large, of what rank, and where it points.
+"""Geometry of weight updates: size, stable rank, and alignment with weights and gradients.
 
-Of each matrix that changed: the norm of its update, the stable rank of the update, and
-how much of the update lies in the leading singular directions of the matrix as it was.
-A low-rank update in one component is what adapters and closed-form edits leave; one
-that avoids the leading directions keeps what they do. Where gradients of the answers'
-loss are given: whether the update goes along them, and how much of it reads from their
-leading directions. Unlearning that keeps to its place goes up the forget gradient and
-stands at right angles to the retain gradient.
+For each changed matrix: the norm and the stable rank of its update, and the share of the update in
+the leading singular directions of the original matrix. Adapters and closed-form edits leave
+low-rank updates in one component; an update that avoids the leading directions preserves their
+function. If gradients of the answer loss are given: the cosine of the update with the gradient,
+and the share of the update that reads from the gradient's leading directions. Localized unlearning
+ascends the forget gradient and is orthogonal to the retain gradient.
 
-Sources: stable rank, Rudelson and Vershynin (2007), J. ACM 54:4; randomised subspace
-iteration, Halko, Martinsson and Tropp (arXiv 0909.4061). Alignment of an update with
-the principal subspaces of the weights as a sign of locality: SLUG (arXiv 2407.11867),
-which also chooses layers by the angle of their forget and retain gradients.
+Sources: stable rank, Rudelson and Vershynin (2007), J. ACM 54:4; randomized subspace iteration,
+Halko, Martinsson and Tropp (arXiv 0909.4061). Alignment of an update with the principal subspaces
+of the weights as a sign of locality: SLUG (arXiv 2407.11867), which also chooses layers by the
+angle between forget and retain gradients.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,17 +28,17 @@ from capture.checkpoints.safetensors_files import (
 from evidence.progress import SILENT, Progress
 from evidence.seeds import torch_rng
 
-# Leading directions looked at, and how often the subspace is sharpened.
+# Number of leading directions, and of subspace iterations.
 N_LEADING, N_ITERATIONS = 16, 6
 
 
 @dataclass(frozen=True, eq=False)
 class LossGradients:
-    """Gradients of the answers' loss in the model before, by matrix, as stored.
+    """Gradients of the answer loss in the model before the update, by parameter name.
 
     Attributes:
-        forget: Of what is to go.
-        retain: Of what is to stay.
+        forget: Gradients of the forget loss.
+        retain: Gradients of the retain loss.
     """
 
     forget: Mapping[str, Tensor]
@@ -48,27 +47,26 @@ class LossGradients:
 
 @dataclass(frozen=True)
 class UpdateShape:
-    """How one matrix changed.
+    """Geometry of the update of one matrix.
 
     Attributes:
-        name: Its name.
-        layer: The block it belongs to, None outside the blocks.
-        component: What it does there: its name without the block, "mlp.down_proj".
+        name: Name of the matrix.
+        layer: Index of its block; None outside the blocks.
+        component: Its name within the block, such as "mlp.down_proj".
         norm: Frobenius norm of the update.
-        relative: The same over that of the matrix before.
-        stable_rank: Squared Frobenius over squared spectral norm of the update; 1 for
-            an outer product, up to the smaller side.
-        input_share: Share of the update's squared norm that reads from the leading
-            right singular directions of the matrix before.
-        output_share: Share that writes into its leading left singular directions.
-        input_chance: What ``input_share`` would be for an update that points nowhere.
-        output_chance: What ``output_share`` would be.
-        forget_cosine: Cosine of the update with the forget gradient: above 0 it raises
-            that loss. None where no gradient is known.
-        retain_cosine: The same with the retain gradient.
-        forget_share: Share of the update's squared norm that reads from the leading
-            right singular directions of the forget gradient; ``input_chance`` is what
-            an update that points nowhere would have.
+        relative: ``norm`` relative to the Frobenius norm of the original matrix.
+        stable_rank: Squared Frobenius norm over squared spectral norm of the update; from 1 (an
+            outer product) to the smaller dimension.
+        input_share: Share of the update's squared norm that reads from the leading right
+            singular directions of the original matrix.
+        output_share: Share that writes to its leading left singular directions.
+        input_chance: Expected ``input_share`` of a random update.
+        output_chance: Expected ``output_share`` of a random update.
+        forget_cosine: Cosine of the update with the forget gradient; above 0, the update raises
+            the forget loss. None without a gradient.
+        retain_cosine: Cosine with the retain gradient.
+        forget_share: Share of the update's squared norm that reads from the leading right
+            singular directions of the forget gradient; ``input_chance`` for a random update.
         retain_share: The same for the retain gradient.
     """
 
@@ -96,18 +94,17 @@ def update_shapes(
     gradients: LossGradients | None = None,
     progress: Progress = SILENT,
 ) -> tuple[UpdateShape, ...]:
-    """One row a matrix that differs between two checkpoints, read pair by pair.
+    """Geometry of the update of each matrix that differs between two checkpoints.
 
-    Rows and columns are as stored; in GPT-2's transposed maps inputs come first, which
-    is taken into account.
+    The transposed storage of GPT-2's linear maps is taken into account.
 
     Args:
-        a: The checkpoint before; it must be of the architecture of ``b``, which
-            ``capture.checkpoints.safetensors_files.compare`` checks.
-        b: The checkpoint after.
-        n_leading: Directions that count as leading; fewer where a matrix is small.
-        gradients: In the model before, to hold the update against.
-        progress: Where progress is shown.
+        a: The checkpoint before the update, of the same architecture as ``b`` (checked by
+            ``capture.checkpoints.safetensors_files.compare_weights``).
+        b: The checkpoint after the update.
+        n_leading: Number of leading directions; fewer for small matrices.
+        gradients: Gradients in the model before the update.
+        progress: Progress display.
     """
     rows = []
     with (
@@ -122,35 +119,39 @@ def update_shapes(
             update = second.read(name).float() - before.float()
             if update.any():
                 matrix = before.float()
-                turned = _stored_turned(name)
-                if turned:
+                transposed = _is_stored_transposed(name)
+                if transposed:
                     matrix, update = matrix.T, update.T
-                row = _shape(name, matrix, update, n_leading)
-                along = _along(name, update, gradients, n_leading, turned)
-                rows.append(replace(row, **along))
+                row = _update_shape(name, matrix, update, n_leading)
+                alignment = _gradient_alignment(
+                    name, update, gradients, n_leading, transposed
+                )
+                rows.append(replace(row, **alignment))
     return tuple(rows)
 
 
 def by_component(rows: Sequence[UpdateShape]) -> list[dict[str, Any]]:
-    """Means over the blocks, one row a component; JSON-ready, the largest first."""
-    found = []
+    """Means over the blocks, one JSON-ready dict per component, sorted by norm."""
+    result = []
     for component in dict.fromkeys(row.component for row in rows):
-        mine = [row for row in rows if row.component == component]
-        layers = [row.layer for row in mine if row.layer is not None]
+        component_rows = [row for row in rows if row.component == component]
+        layers = [row.layer for row in component_rows if row.layer is not None]
 
-        def mean(what: str, mine: list[UpdateShape] = mine) -> float | None:
-            values = [getattr(row, what) for row in mine]
+        def mean(
+            field: str, component_rows: list[UpdateShape] = component_rows
+        ) -> float | None:
+            values = [getattr(row, field) for row in component_rows]
             known = [value for value in values if value is not None]
             return sum(known) / len(known) if known else None
 
-        found.append(
+        result.append(
             {
                 "component": component,
                 "layers": layers,
-                "norm": sum(row.norm**2 for row in mine) ** 0.5,
+                "norm": sum(row.norm**2 for row in component_rows) ** 0.5,
                 **{
-                    what: mean(what)
-                    for what in (
+                    field: mean(field)
+                    for field in (
                         "relative",
                         "stable_rank",
                         "input_share",
@@ -165,17 +166,19 @@ def by_component(rows: Sequence[UpdateShape]) -> list[dict[str, Any]]:
                 },
             }
         )
-    return sorted(found, key=lambda row: -row["norm"])
+    return sorted(result, key=lambda row: -row["norm"])
 
 
-def _shape(name: str, before: Tensor, update: Tensor, leading: int) -> UpdateShape:
+def _update_shape(
+    name: str, before: Tensor, update: Tensor, leading: int
+) -> UpdateShape:
     outputs, inputs = before.shape
-    count = min(leading, outputs, inputs)
-    left, right = leading_directions(before, count)
-    size = float(update.square().sum())
+    n_directions = min(leading, outputs, inputs)
+    left, right = leading_directions(before, n_directions)
+    squared_norm = float(update.square().sum())
     top, _ = leading_directions(update, 1)
     spectral = float((top.T @ update).square().sum())
-    whole = float(before.square().sum())
+    squared_norm_before = float(before.square().sum())
     block = block_index(name)
     component = name.removesuffix(".weight")
     if block is not None:
@@ -184,52 +187,60 @@ def _shape(name: str, before: Tensor, update: Tensor, leading: int) -> UpdateSha
         name,
         block,
         component,
-        size**0.5,
-        # JSON has no infinity: a matrix of zeros has no relative change.
-        min((size / whole) ** 0.5, 1e6) if whole else 1e6,
-        size / spectral,
-        float((update @ right).square().sum()) / size,
-        float((left.T @ update).square().sum()) / size,
-        count / inputs,
-        count / outputs,
+        squared_norm**0.5,
+        # JSON has no infinity, which would be the relative change of a zero matrix.
+        min((squared_norm / squared_norm_before) ** 0.5, 1e6)
+        if squared_norm_before
+        else 1e6,
+        squared_norm / spectral,
+        float((update @ right).square().sum()) / squared_norm,
+        float((left.T @ update).square().sum()) / squared_norm,
+        n_directions / inputs,
+        n_directions / outputs,
     )
 
 
-def _along(
-    name: str, update: Tensor, known: LossGradients | None, leading: int, turned: bool
+def _gradient_alignment(
+    name: str,
+    update: Tensor,
+    gradients: LossGradients | None,
+    leading: int,
+    transposed: bool,
 ) -> dict[str, float]:
-    """Cosines and shares of one update; none where a gradient is missing or 0."""
-    found = {}
-    for what in ("forget", "retain") if known is not None else ():
-        gradient = getattr(known, what).get(name)
-        if gradient is None or gradient.shape[:: -1 if turned else 1] != update.shape:
+    """Cosines and shares of one update; empty if a gradient is missing or zero."""
+    alignment = {}
+    for role in ("forget", "retain") if gradients is not None else ():
+        gradient = getattr(gradients, role).get(name)
+        if (
+            gradient is None
+            or gradient.shape[:: -1 if transposed else 1] != update.shape
+        ):
             continue
-        slope = (gradient.T if turned else gradient).float().to(update.device)
-        size = float(slope.norm())
+        matrix = (gradient.T if transposed else gradient).float().to(update.device)
+        size = float(matrix.norm())
         if not 0 < size < float("inf"):
             continue
         length = float(update.norm())
-        _, right = leading_directions(slope / size, min(leading, *slope.shape))
-        found[f"{what}_cosine"] = float((slope / size * update).sum()) / length
-        found[f"{what}_share"] = float((update @ right).square().sum()) / length**2
-    return found
+        _, right = leading_directions(matrix / size, min(leading, *matrix.shape))
+        alignment[f"{role}_cosine"] = float((matrix / size * update).sum()) / length
+        alignment[f"{role}_share"] = float((update @ right).square().sum()) / length**2
+    return alignment
 
 
 def leading_directions(matrix: Tensor, n_directions: int) -> tuple[Tensor, Tensor]:
-    """Left and right singular directions of the largest singular values.
+    """Leading left and right singular vectors, by randomized subspace iteration.
 
     Args:
         matrix: (m, n).
-        n_directions: How many, at most the smaller side.
+        n_directions: Number of directions, at most the smaller dimension.
 
     Returns:
-        (m, count) and (n, count), orthonormal columns; by randomised subspace
-        iteration with a few directions to spare, the same at every call.
+        (m, n_directions) and (n, n_directions) orthonormal columns; deterministic.
     """
     m, n = matrix.shape
-    wide = min(n_directions + 8, m, n)
+    n_oversampled = min(n_directions + 8, m, n)
     rng = torch_rng(0, "leading directions")
-    right = torch.randn(n, wide, generator=rng).to(matrix)
+    right = torch.randn(n, n_oversampled, generator=rng).to(matrix)
     for _ in range(N_ITERATIONS):
         left = torch.linalg.qr(matrix @ right)[0]
         right = torch.linalg.qr(matrix.T @ left)[0]
@@ -237,6 +248,6 @@ def leading_directions(matrix: Tensor, n_directions: int) -> tuple[Tensor, Tenso
     return u[:, :n_directions], (right @ v.T)[:, :n_directions]
 
 
-def _stored_turned(name: str) -> bool:
-    """Whether a matrix is stored (in, out), as GPT-2's blocks store theirs."""
+def _is_stored_transposed(name: str) -> bool:
+    """Whether a matrix is stored as (in, out), as in GPT-2's Conv1D."""
     return name.rsplit(".", 2)[-2] in ("c_attn", "c_proj", "c_fc")

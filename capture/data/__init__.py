@@ -1,1 +1,1 @@
-"""Items, questions, images and token rows: what a model is asked."""
+"""Data: items, questions, images, token sequences, and readers of their files."""

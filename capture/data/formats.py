@@ -1,8 +1,7 @@
-"""The fact files people already have, told apart by their fields.
+"""Formats of fact files (TOFU, MUSE, WMDP, RWKU, UDS, ...), recognized by their fields.
 
-Questions become ``LogisticQuestion: ...`` and ``Answer:`` on two lines, for a base model
-continues text and does not take questions. Whoever wants another prompt names the
-columns, and then every text is taken as it stands.
+Questions are rewritten to ``Question: ...`` and ``Answer:`` on two lines, because base models
+continue text. With an explicit column mapping, texts are used unchanged.
 """
 
 import re
@@ -24,7 +23,7 @@ FIELDS = (
     "alternatives",
     "paraphrases",
 )
-# Verbatim items from running text: the first words, and those that follow.
+# Verbatim items from running text: number of words in prompt and answer.
 N_PROMPT_WORDS = 64
 N_ANSWER_WORDS = 32
 _INDEX = re.compile(r"[0-9]{1,9}")
@@ -32,7 +31,7 @@ _INDEX = re.compile(r"[0-9]{1,9}")
 
 @dataclass(frozen=True)
 class Fact:
-    """One row in exhume's own words; "" where the file does not say."""
+    """One row with exhume's field names; "" for missing fields."""
 
     location: str
     prompt: str
@@ -47,32 +46,32 @@ class Fact:
 def parse_facts(
     rows: Sequence[Row], columns: Mapping[str, str] | None = None
 ) -> tuple[str, list[Fact]]:
-    """Name the format of ``rows`` and read them as facts.
+    """Recognize the format of ``rows`` and convert them to facts.
 
     ============== ========================================== =======================
-    Format         Fields that tell it                        Entity
+    Format         Fields                                     Entity
     ============== ========================================== =======================
-    exhume         prompt, answer, or columns named           entity
-    uds            question, prefix, entity (the span), answer the author of the run
-    wmdp           question, choices, answer (an index)       each question its own
+    exhume         prompt, answer, or a column mapping        entity
+    uds            question, prefix, entity (the span), answer inferred author
+    wmdp           question, choices, answer (an index)       one per question
     rwku           subject, query, answer                     subject
-    muse-verbmem   prompt, gt                                 each prompt its own
-    tofu           question, answer, and perturbed answers    the author of the run
+    muse-verbmem   prompt, gt                                 one per prompt
+    tofu           question, answer, and perturbed answers    inferred author
                    or runs of twenty about one author
-    question       question, answer                           each question its own
-    text           text                                       each text its own
+    question       question, answer                           one per question
+    text           text                                       one per text
     ============== ========================================== =======================
 
-    TOFU's perturbed answers are the alternatives; its paraphrased answer is right
-    and therefore not one of them.
+    TOFU's perturbed answers become the alternatives; its paraphrased answer is correct and
+    therefore not an alternative.
 
     Args:
-        rows: The file's records.
-        columns: Which of the file's columns holds which of ``FIELDS``.
+        rows: The records of the file.
+        columns: Field (one of ``FIELDS``) to column of the file.
 
     Raises:
-        InputError: no format fits, or a row lacks a field, or has one of the wrong
-            type; the message names the row.
+        InputError: no format fits, or a row lacks a field or has one of the wrong type; the
+            message names the row.
     """
     present = {name for row in rows for name in row.fields}
     if columns is not None:
@@ -86,7 +85,7 @@ def parse_facts(
                 name = "tofu"
             return name, facts
     if {"prompt", "answer"} & present:
-        return "exhume", _exhume(rows)  # which says what lacks, and where
+        return "exhume", _exhume(rows)  # raises an error about the missing field
     raise InputError(
         f"{rows[0].location}: no prompt or answer was found",
         expected="prompt and answer, or the fields of TOFU, MUSE, WMDP, RWKU or UDS",
@@ -132,13 +131,13 @@ def _mapped(
 
 def _exhume(rows: Sequence[Row]) -> list[Fact]:
     for name in {str(name) for row in rows for name in row.fields} - set(FIELDS):
-        # A field that is nearly right would be ignored without a word.
-        near = get_close_matches(name.lower(), FIELDS, n=1, cutoff=0.85)
-        if near:
+        # A misspelled field would be ignored silently.
+        matches = get_close_matches(name.lower(), FIELDS, n=1, cutoff=0.85)
+        if matches:
             raise InputError(
                 f"{rows[0].location}: the field {name!r} is not known",
-                expected=repr(near[0]),
-                fix=f"Rename it to {near[0]!r}, or to something less alike",
+                expected=repr(matches[0]),
+                fix=f"Rename it to {matches[0]!r}, or to something less alike",
             )
     return [
         Fact(
@@ -160,28 +159,28 @@ def _question(rows: Sequence[Row]) -> list[Fact]:
     answers = [_text(row, "answer") for row in rows]
     names = infer_authors(questions, answers) or [""] * len(rows)
     facts = []
-    for place, (row, question, answer, name) in enumerate(
+    for index, (row, question, answer, name) in enumerate(
         zip(rows, questions, answers, names, strict=True)
     ):
-        # A run about somebody unnamed is still one entity: its first question.
-        first = questions[place - place % QUESTIONS_PER_AUTHOR]
+        # A run without a name is still one entity, named after its first question.
+        first = questions[index - index % QUESTIONS_PER_AUTHOR]
         entity = name or (f"author of: {first}" if any(names) else "")
-        other = _texts(row, "paraphrased_question")
+        paraphrases = _texts(row, "paraphrased_question")
         facts.append(
             Fact(
                 row.location,
-                _ask(question),
+                _question_prompt(question),
                 answer,
                 entity=entity,
                 alternatives=_texts(row, "perturbed_answer"),
-                paraphrases=tuple(_ask(text) for text in other),
+                paraphrases=tuple(_question_prompt(text) for text in paraphrases),
             )
         )
     return facts
 
 
 def _uds(rows: Sequence[Row]) -> list[Fact]:
-    """UDS: the field "entity" is the span that answers, not whom the row is about."""
+    """UDS: the field "entity" holds the answer span, not the subject of the row."""
     groups: dict[int | str, list[Row]] = {}
     for row in rows:
         number = row.fields.get("idx")
@@ -195,11 +194,13 @@ def _uds(rows: Sequence[Row]) -> list[Fact]:
     ]
     facts = {}
     for (key, group), name in zip(groups.items(), main_names(texts), strict=True):
-        # Without a row number each row stands alone, and names nobody.
+        # Without a row number, runs are unknown and each row is an entity of its own.
         entity = (name or f"author {key}") if isinstance(key, int) else ""
         for row in group:
             prefix = _text(row, "prefix", optional=True)
-            prompt = _ask(_text(row, "question")) + (f" {prefix}" if prefix else "")
+            prompt = _question_prompt(_text(row, "question")) + (
+                f" {prefix}" if prefix else ""
+            )
             facts[row.location] = Fact(
                 row.location, prompt, _text(row, "entity"), entity=entity
             )
@@ -210,25 +211,25 @@ def _wmdp(rows: Sequence[Row]) -> list[Fact]:
     facts = []
     for row in rows:
         choices = _texts(row, "choices")
-        right = row.fields.get("answer")
-        if isinstance(right, str) and _INDEX.fullmatch(right.strip()):
-            right = int(right)
-        if isinstance(right, bool) or not isinstance(right, int):
-            raise _wrong_type(row, "answer", "the index of a choice", right)
-        if not 0 <= right < len(choices):
+        correct = row.fields.get("answer")
+        if isinstance(correct, str) and _INDEX.fullmatch(correct.strip()):
+            correct = int(correct)
+        if isinstance(correct, bool) or not isinstance(correct, int):
+            raise _wrong_type(row, "answer", "the index of a choice", correct)
+        if not 0 <= correct < len(choices):
             raise InputError(
                 f"{row.location}: answer is not the index of a choice",
                 expected=f"a number from 0 to {len(choices) - 1}",
-                got=str(right),
+                got=str(correct),
             )
-        wrong = tuple(text for at, text in enumerate(choices) if at != right)
+        wrong = tuple(text for index, text in enumerate(choices) if index != correct)
         question = _text(row, "question")
         relation = _text(row, "subject", optional=True)
         facts.append(
             Fact(
                 row.location,
-                _ask(question),
-                choices[right],
+                _question_prompt(question),
+                choices[correct],
                 relation=relation,
                 alternatives=wrong,
             )
@@ -240,7 +241,7 @@ def _rwku(rows: Sequence[Row]) -> list[Fact]:
     return [
         Fact(
             row.location,
-            _blank(_text(row, "query")),
+            _cloze_prompt(_text(row, "query")),
             _text(row, "answer"),
             entity=_text(row, "subject"),
             relation=_text(row, "type", optional=True),
@@ -271,7 +272,7 @@ def _running_text(rows: Sequence[Row]) -> list[Fact]:
     return facts
 
 
-# In order: the first whose fields are all there is taken.
+# The first format whose fields are all present is used.
 _READERS: dict[str, tuple[set[str], Callable[[Sequence[Row]], list[Fact]]]] = {
     "exhume": ({"prompt", "answer"}, _exhume),
     "uds": ({"question", "answer", "prefix", "entity"}, _uds),
@@ -283,18 +284,18 @@ _READERS: dict[str, tuple[set[str], Callable[[Sequence[Row]], list[Fact]]]] = {
 }
 
 
-def _ask(question: str) -> str:
+def _question_prompt(question: str) -> str:
     return f"Question: {question.strip()}\nAnswer:"
 
 
-def _blank(query: str) -> str:
-    """A cloze whose blank comes last is a prompt already; another is asked for."""
+def _cloze_prompt(query: str) -> str:
+    """The prompt of a cloze: the text before a final blank, else a question."""
     before, mark, after = query.partition("__")
     if mark and before.strip() and not after.strip("_ .?!\"'"):
         return before.rstrip()
     if mark:
-        return f"Fill in the blank.\n{_ask(query)}"
-    return _ask(query)
+        return f"Fill in the blank.\n{_question_prompt(query)}"
+    return _question_prompt(query)
 
 
 def _text(row: Row, field: str, *, optional: bool = False) -> str:
@@ -321,7 +322,7 @@ def _text(row: Row, field: str, *, optional: bool = False) -> str:
 
 
 def _identifier(row: Row) -> str:
-    """An id may be a whole number: files count their rows."""
+    """The id of a row, as text; integers are allowed."""
     value = row.fields.get("id")
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
@@ -329,7 +330,7 @@ def _identifier(row: Row) -> str:
 
 
 def _texts(row: Row, field: str) -> tuple[str, ...]:
-    """A list of texts: a list, one text, a JSON array in a cell, or a|b|c."""
+    """A field with several texts: a list, one text, a JSON array in a cell, or a|b|c."""
     value = row.fields.get(field)
     if value is None:
         return ()

@@ -1,4 +1,4 @@
-"""Images as items from .npz or a folder with one folder a class."""
+"""Reading image sets from .npz files or folders with one subfolder per class."""
 
 import math
 from collections.abc import Mapping
@@ -17,12 +17,12 @@ from evidence.errors import InputError
 from evidence.storage.regular_files import as_path, is_folder
 
 MAX_BYTES = 4 << 30
-"""Of a set of images, unpacked, and as floats of the model's size."""
+"""Limit of an image set, both unpacked and as floats at the model's size."""
 MAX_CLASS_NUMBER = 1 << 31
 
 
 def is_image_source(source: Any) -> bool:
-    """Whether items are images: a set of them, a folder, or an .npz file."""
+    """Whether ``source`` holds images: an ``ImageSet``, a folder or an .npz file."""
     if isinstance(source, ImageSet):
         return True
     if not isinstance(source, str | Path):
@@ -34,16 +34,16 @@ def is_image_source(source: Any) -> bool:
 def read_images(
     source: Path | str | ImageSet, preprocessor: ImagePreprocessor, name: str = ""
 ) -> ImageSet:
-    """Images from an .npz file or from a folder with one folder a class.
+    """Read images from an .npz file or from a folder with one subfolder per class.
 
     Args:
-        source: The file or folder; an ``ImageSet`` passes through.
-        preprocessor: How the model takes images.
-        name: What reports call the set.
+        source: The file or folder; an ``ImageSet`` is returned unchanged.
+        preprocessor: Preprocessing of the model.
+        name: Name of the set in reports.
 
     Raises:
-        InputError: nothing is there, it would run code or unpack to too much, or it is
-            not images with classes that the model has.
+        InputError: there is no such file, it is unsafe or too large, or it does not hold images
+            with classes of the model.
     """
     if isinstance(source, ImageSet):
         return source
@@ -58,19 +58,19 @@ def read_images(
     return _npz(path, preprocessor, name or path.stem)
 
 
-def _npz(path: Path, eye: ImagePreprocessor, name: str) -> ImageSet:
-    found = read_arrays(path, ("image", "label", "id"), MAX_BYTES)
-    absent = [key for key in ("image", "label") if key not in found]
-    if absent or found["label"].ndim != 1 or found["label"].dtype.kind not in "iu":
+def _npz(path: Path, preprocessor: ImagePreprocessor, name: str) -> ImageSet:
+    arrays = read_arrays(path, ("image", "label", "id"), MAX_BYTES)
+    absent = [key for key in ("image", "label") if key not in arrays]
+    if absent or arrays["label"].ndim != 1 or arrays["label"].dtype.kind not in "iu":
         raise InputError(
             f"{path} does not hold images with classes",
             expected="image (image, height, width) and label (image,), whole numbers",
-            got=", ".join(f"{key} {value.shape}" for key, value in found.items())
+            got=", ".join(f"{key} {value.shape}" for key, value in arrays.items())
             or "neither",
         )
-    image, label = found["image"], found["label"]
+    image, label = arrays["image"], arrays["label"]
     if image.ndim:
-        _check_room(path, len(image), image[:1], eye)
+        _check_size(path, len(image), image[:1], preprocessor)
     if label.dtype.kind == "u" and label.size and label.max() > MAX_CLASS_NUMBER:
         raise InputError(
             f"{path} names a class that no model has",
@@ -78,23 +78,23 @@ def _npz(path: Path, eye: ImagePreprocessor, name: str) -> ImageSet:
             got=str(label.max()),
         )
     return ImageSet(
-        eye.preprocess(image),
+        preprocessor.preprocess(image),
         label.astype(np.int64),
-        _ids(path, found["id"])
-        if "id" in found
+        _ids(path, arrays["id"])
+        if "id" in arrays
         else tuple(f"{name}-{row:05d}" for row in range(len(label))),
         name,
     )
 
 
 def _ids(path: Path, found: NDArray) -> tuple[str, ...]:
-    """Names of images from an array of text or whole numbers."""
+    """Image ids from an array of text or integers."""
     try:
         if found.ndim == 1 and found.dtype.kind in "Uiu":
             ids = tuple(map(str, found))
             "".join(ids).encode()
             return ids
-    except (ValueError, SystemError):  # Code points that are none, or half of one.
+    except (ValueError, SystemError):  # invalid code points or lone surrogates
         pass
     raise InputError(
         f"{path}: the ids of its images are not text",
@@ -103,21 +103,24 @@ def _ids(path: Path, found: NDArray) -> tuple[str, ...]:
     )
 
 
-def _folder(path: Path, eye: ImagePreprocessor, name: str) -> ImageSet:
-    found = list_images(path)
-    numbers = {kind: _number(kind, eye.labels or {}, path) for kind in found}
-    for kind, files in found.items():
+def _folder(path: Path, preprocessor: ImagePreprocessor, name: str) -> ImageSet:
+    files_by_class = list_images(path)
+    numbers = {
+        kind: _class_number(kind, preprocessor.labels or {}, path)
+        for kind in files_by_class
+    }
+    for kind, files in files_by_class.items():
         if not files:
             raise InputError(
                 f"{path / kind} is a class without images", expected=", ".join(SUFFIXES)
             )
-    listed = [(kind, file) for kind, files in found.items() for file in files]
+    listed = [(kind, file) for kind, files in files_by_class.items() for file in files]
     pixels: list[Tensor] = []
     for _, file in listed:
-        raw = read_image(file, eye.channels == 1)[None]
+        raw = read_image(file, preprocessor.channels == 1)[None]
         if not pixels:
-            _check_room(path, len(listed), raw, eye)
-        pixels.append(eye.preprocess(raw))
+            _check_size(path, len(listed), raw, preprocessor)
+        pixels.append(preprocessor.preprocess(raw))
         _check_sizes(path, pixels[0], pixels[-1])
     return ImageSet(
         torch.cat(pixels),
@@ -127,16 +130,20 @@ def _folder(path: Path, eye: ImagePreprocessor, name: str) -> ImageSet:
     )
 
 
-def _check_room(path: Path, count: int, first: NDArray, eye: ImagePreprocessor) -> None:
-    """Refuse more images than fit once they are floats of the model's size.
+def _check_size(
+    path: Path, count: int, first: NDArray, preprocessor: ImagePreprocessor
+) -> None:
+    """Refuse a set that is too large as floats at the model's size.
 
     Args:
-        path: Where they are.
-        count: How many there are.
-        first: (1, ...) The first as it is stored.
-        eye: How the model takes them.
+        path: The file or folder, for the error message.
+        count: Number of images.
+        first: (1, ...) first stored image.
+        preprocessor: Preprocessing of the model.
     """
-    side = math.prod(eye.size) * eye.channels if eye.size else 0
+    side = (
+        math.prod(preprocessor.size) * preprocessor.channels if preprocessor.size else 0
+    )
     total = 4 * count * max(first.size, side)
     if total > MAX_BYTES:
         raise InputError(
@@ -147,9 +154,9 @@ def _check_room(path: Path, count: int, first: NDArray, eye: ImagePreprocessor) 
         )
 
 
-def _check_sizes(path: Path, first: Tensor, now: Tensor) -> None:
-    if first.shape != now.shape:
-        sizes = sorted(tuple(each.shape[2:]) for each in (first, now))
+def _check_sizes(path: Path, first: Tensor, other: Tensor) -> None:
+    if first.shape != other.shape:
+        sizes = sorted(tuple(image.shape[2:]) for image in (first, other))
         raise InputError(
             f"the images of {path} have different sizes, and the model names none",
             expected="one size, or a preprocessor_config.json that says it",
@@ -157,8 +164,8 @@ def _check_sizes(path: Path, first: Tensor, now: Tensor) -> None:
         )
 
 
-def _number(name: str, labels: Mapping[str, int], path: Path) -> int:
-    """The model's number of a class folder: by its label, or the name as a number."""
+def _class_number(name: str, labels: Mapping[str, int], path: Path) -> int:
+    """Class number of a folder, by label or by a numeric name."""
     if name in labels:
         return labels[name]
     if name.isdecimal() and int(name) <= MAX_CLASS_NUMBER:

@@ -1,8 +1,7 @@
-"""Images as items: pixels and a class each, and how a model takes them.
+"""Image sets with class labels, and the preprocessing of a model.
 
-Values of type uint8 are raw: they are scaled to [0, 1], resized and normalised as the
-model's ``preprocessor_config.json`` says. Floating-point values are taken as pixels
-that are ready for the model.
+uint8 images are raw: they are scaled to [0, 1], resized and normalized according to the model's
+``preprocessor_config.json``. Floating-point images are used unchanged.
 """
 
 import hashlib
@@ -26,13 +25,13 @@ from evidence.storage.files import write_atomic
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ImageSet:
-    """Images with the class of each, in file order.
+    """Images with class labels, in file order.
 
     Attributes:
-        pixels: (image, channel, height, width) float32, as the model takes them.
-        labels: (image,) number of each image's class, as the model counts them.
-        ids: (image,) names, each once: the unit of splits and intervals.
-        name: What reports call the set.
+        pixels: (image, channel, height, width) float32, preprocessed for the model.
+        labels: (image,) class numbers of the model.
+        ids: (image,) unique names; the units of splits and intervals.
+        name: Name of the set in reports.
     """
 
     pixels: Tensor
@@ -41,13 +40,13 @@ class ImageSet:
     name: str = ""
 
     def __post_init__(self) -> None:
-        if not _are_images(self.pixels, self.labels, self.ids):
+        if not _valid_types(self.pixels, self.labels, self.ids):
             raise InputError(
                 f"the images of {self.name or 'the set'} cannot be understood",
                 expected="pixels in a torch tensor, whole numbers in an array, and "
                 "a tuple of names that are valid Unicode",
                 got=", ".join(
-                    type(each).__name__ for each in (self.pixels, self.labels, self.ids)
+                    type(part).__name__ for part in (self.pixels, self.labels, self.ids)
                 ),
             )
         counts = {len(self.pixels), len(self.labels), len(self.ids)}
@@ -59,9 +58,9 @@ class ImageSet:
                 f"{len(self.ids)} ids",
             )
         if len(set(self.ids)) != len(self.ids):
-            twice = Counter(self.ids).most_common(1)[0][0]
+            duplicate = Counter(self.ids).most_common(1)[0][0]
             raise InputError(
-                f"two images of {self.name or 'the set'} have the id {twice!r}",
+                f"two images of {self.name or 'the set'} have the id {duplicate!r}",
                 expected="every id once",
             )
         if not bool(torch.isfinite(self.pixels).all()):
@@ -72,12 +71,12 @@ class ImageSet:
 
     @property
     def format(self) -> str:
-        """What manifests call such items."""
+        """Name of the format in manifests."""
         return "images"
 
     @property
     def entities(self) -> list[str]:
-        """The units that are counted: each image is one of its own."""
+        """The units of splits and intervals: every image is its own entity."""
         return list(self.ids)
 
     def __repr__(self) -> str:
@@ -95,17 +94,17 @@ class ImageSet:
         return digest.hexdigest()
 
     def select(self, chosen: Sequence[int] | NDArray, name: str = "") -> "ImageSet":
-        """Some of the images, by number or by a mask."""
+        """A subset of the images, by index or mask."""
         index = np.arange(len(self))[np.asarray(chosen)]
         return ImageSet(
             self.pixels[torch.from_numpy(index)],
             self.labels[index],
-            tuple(self.ids[at] for at in index),
+            tuple(self.ids[row] for row in index),
             name or self.name,
         )
 
     def __add__(self, other: "ImageSet") -> "ImageSet":
-        """Both, one after the other."""
+        """Concatenation of two sets."""
         return ImageSet(
             torch.cat([self.pixels, other.pixels]),
             np.concatenate([self.labels, other.labels]),
@@ -114,10 +113,10 @@ class ImageSet:
         )
 
     def save(self, path: Path) -> None:
-        """Write an .npz with ``image``, ``label`` and ``id``, readable without pickle.
+        """Write an .npz file with ``image``, ``label`` and ``id``, without pickled objects.
 
         Raises:
-            InputError: the disk is full, read-only or not ours to write.
+            InputError: the disk is full, read-only or not writable.
         """
         buffer = io.BytesIO()
         np.savez_compressed(
@@ -131,15 +130,15 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class ImagePreprocessor:
-    """How a model takes raw images.
+    """Preprocessing of raw images for a model.
 
     Attributes:
-        channels: Of its input.
-        size: Height and width; None for a model that takes any, and that says none.
-        mean: By channel, after scaling to [0, 1]; one value serves all channels.
-        std: The same.
+        channels: Number of input channels.
+        size: Height and width; None if any size is accepted.
+        mean: Mean by channel after scaling to [0, 1]; a single value for all channels.
+        std: Standard deviation, likewise.
         labels: Class name to number.
-        classes: How many classes it has; None where that is not to be checked.
+        classes: Number of classes; None to skip the check of labels.
     """
 
     channels: int
@@ -153,23 +152,23 @@ class ImagePreprocessor:
     def from_config(
         cls, config: Mapping[str, Any], folder: Path | None
     ) -> "ImagePreprocessor":
-        """From a model's configuration and its ``preprocessor_config.json``.
+        """Read a model's configuration and its ``preprocessor_config.json``.
 
         Raises:
-            InputError: the configuration does not say what images it takes.
+            InputError: the configuration does not state ``num_channels``.
         """
-        found = read_preprocessor(folder)
+        settings = read_preprocessor(folder)
         size, channels = config.get("image_size"), config.get("num_channels")
-        # Networks without fixed positions take any size; what goes in is then said by
-        # their preprocessor alone.
-        size = _size(size or found.get("crop_size") or found.get("size"))
+        # The configuration of a network that accepts any size states none; the
+        # preprocessor does.
+        size = _size(size or settings.get("crop_size") or settings.get("size"))
         if not isinstance(channels, int):
             raise InputError(
                 "the model does not say what images it takes",
                 expected="num_channels in its config.json, as image classifiers have",
                 got=str(config.get("model_type")),
             )
-        mean, std = found.get("image_mean", [0.5]), found.get("image_std", [0.5])
+        mean, std = settings.get("image_mean", [0.5]), settings.get("image_std", [0.5])
         names = config.get("label2id") or {}
         classes = config.get("num_labels") or len(config.get("id2label") or names)
         return cls(
@@ -182,17 +181,17 @@ class ImagePreprocessor:
         )
 
     def check(self, images: "ImageSet") -> None:
-        """Images must be such as the model takes, of classes that it has.
+        """Check that images fit the model.
 
         Raises:
-            InputError: they have other channels, another size or unknown classes.
+            InputError: channels or size differ, or a class is unknown.
         """
         channels, *size = images.pixels.shape[1:]
         if channels != self.channels or (self.size and tuple(size) != self.size):
-            wanted = self.size or tuple(size)
+            expected_size = self.size or tuple(size)
             raise InputError(
                 f"the images of {images.name or 'the set'} do not fit the model",
-                expected=f"{self.channels} x {wanted[0]} x {wanted[1]}",
+                expected=f"{self.channels} x {expected_size[0]} x {expected_size[1]}",
                 got=" x ".join(map(str, images.pixels.shape[1:])),
                 fix="Pass uint8 images to have them resized",
             )
@@ -207,21 +206,26 @@ class ImagePreprocessor:
             )
 
     def preprocess(self, raw: NDArray) -> Tensor:
-        """(image, channel, height, width) pixels from raw or ready images.
+        """Convert images to (image, channel, height, width) pixels for the model.
 
         Args:
-            raw: (image, height, width), with channels before or after; uint8 is raw,
-                floating point is ready.
+            raw: (image, height, width), optionally with channels first or last; uint8 for raw
+                images, floating point for preprocessed ones.
 
         Raises:
-            InputError: another type, or a shape that the model does not take.
+            InputError: the type is wrong, or the shape does not fit the model.
         """
         if raw.ndim == 3:
             raw = raw[:, None]
         elif raw.ndim == 4 and raw.shape[1] not in (1, 3) and raw.shape[3] in (1, 3):
             raw = np.moveaxis(raw, 3, 1)
-        known = raw.dtype.kind == "f" or raw.dtype == np.uint8
-        if raw.ndim != 4 or not known or raw.shape[1] not in (1, 3) or not raw.size:
+        is_supported = raw.dtype.kind == "f" or raw.dtype == np.uint8
+        if (
+            raw.ndim != 4
+            or not is_supported
+            or raw.shape[1] not in (1, 3)
+            or not raw.size
+        ):
             raise InputError(
                 "the images cannot be understood",
                 expected="(image, height, width) with 1 or 3 channels, uint8 or float",
@@ -229,11 +233,11 @@ class ImagePreprocessor:
             )
         if raw.dtype.kind == "f":
             pixels = torch.from_numpy(raw.astype(np.float32))
-            wanted = (self.channels, *(self.size or pixels.shape[2:]))
-            if tuple(pixels.shape[1:]) != wanted:
+            expected_shape = (self.channels, *(self.size or pixels.shape[2:]))
+            if tuple(pixels.shape[1:]) != expected_shape:
                 raise InputError(
                     "floating-point images must have the model's shape",
-                    expected=str(wanted),
+                    expected=str(expected_shape),
                     got=str(tuple(pixels.shape[1:])),
                     fix="Pass uint8 images to have them resized",
                 )
@@ -251,20 +255,20 @@ class ImagePreprocessor:
         return (pixels - mean[:, None, None]) / std[:, None, None]
 
 
-def _size(said: Any) -> tuple[int, int] | None:
-    """Height and width from what a configuration says of them, in its many ways."""
-    if isinstance(said, Mapping):
-        side = said.get("shortest_edge")
-        said = (said.get("height", side), said.get("width", side))
-    if isinstance(said, int):
-        said = (said, said)
-    if not isinstance(said, Sequence) or len(said) != 2 or not all(said):
+def _size(value: Any) -> tuple[int, int] | None:
+    """Height and width from the various notations in configurations."""
+    if isinstance(value, Mapping):
+        side = value.get("shortest_edge")
+        value = (value.get("height", side), value.get("width", side))
+    if isinstance(value, int):
+        value = (value, value)
+    if not isinstance(value, Sequence) or len(value) != 2 or not all(value):
         return None
-    return int(said[0]), int(said[1])
+    return int(value[0]), int(value[1])
 
 
-def _are_images(pixels: Any, labels: Any, ids: Any) -> bool:
-    """Whether the parts of a set are of the types that they must have."""
+def _valid_types(pixels: Any, labels: Any, ids: Any) -> bool:
+    """Whether the parts of a set have the correct types."""
     try:
         return (
             isinstance(pixels, Tensor)
@@ -280,6 +284,6 @@ def _are_images(pixels: Any, labels: Any, ids: Any) -> bool:
 
 
 def is_image_classifier(config: Mapping[str, Any]) -> bool:
-    """Whether a model's configuration is that of an image classifier."""
+    """Whether a configuration is that of an image classifier."""
     kinds = config.get("architectures") or []
     return any(str(kind).endswith("ForImageClassification") for kind in kinds)

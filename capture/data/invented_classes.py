@@ -1,9 +1,8 @@
-"""Image classes that no model saw: the floor of an image audit without a reference.
+"""Never-taught image classes: the floor of an image audit without a reference model.
 
-Each is made of the upper half of one known class and the lower half of another. The
-strokes, their thickness and their grey values are those of real images, so the model
-meets nothing strange at any one place; the whole belongs to no class it was taught.
-What a model calls the forgotten class among them, it calls so without having seen it.
+Each class combines the upper half of one known class with the lower half of another. Locally the
+images look like real ones, but as a whole they belong to no class of the model. The rate at which
+a model assigns them to the forgotten class is a rate without knowledge.
 """
 
 import numpy as np
@@ -16,17 +15,16 @@ from evidence.errors import InputError
 def invent_images(
     known: ImageSet, count: int, rng: np.random.Generator, n_pairs: int = 12
 ) -> ImageSet:
-    """Images of classes that no model saw.
+    """Make images of never-taught classes.
 
     Args:
-        known: Images of the classes that stay, none of the forgotten one; best not
-            those the models were trained on.
-        count: How many are made.
-        rng: Generator of the choice.
-        n_pairs: Kinds they are shared out among, labelled -1, -2, ...
+        known: Images of the retained classes, preferably not used in training.
+        count: Number of images to make.
+        rng: Random generator.
+        n_pairs: Number of new classes, labeled -1, -2, ...
 
     Raises:
-        InputError: fewer than two classes to make them from.
+        InputError: ``known`` has fewer than two classes.
     """
     classes = np.unique(known.labels)
     if len(classes) < 2 or count < 1:
@@ -35,19 +33,22 @@ def invent_images(
             expected="images of two classes or more, and a count of 1 or more",
             got=f"{len(classes)} classes, count {count}",
         )
-    every = [(a, b) for a in classes for b in classes if a != b]
-    chosen = [every[at] for at in rng.permutation(len(every))[: min(n_pairs, count)]]
+    all_pairs = [(a, b) for a in classes for b in classes if a != b]
+    chosen = [
+        all_pairs[index]
+        for index in rng.permutation(len(all_pairs))[: min(n_pairs, count)]
+    ]
     half = known.pixels.shape[2] // 2
-    made, labels = [], []
+    images, labels = [], []
     for number in range(count):
         kind = number % len(chosen)
         upper, lower = (
             int(rng.choice(np.flatnonzero(known.labels == label)))
             for label in chosen[kind]
         )
-        made.append(
+        images.append(
             torch.cat([known.pixels[upper][:, :half], known.pixels[lower][:, half:]], 1)
         )
         labels.append(-1 - kind)
     ids = tuple(f"never-taught-{number:04d}" for number in range(count))
-    return ImageSet(torch.stack(made), np.array(labels), ids, "never taught")
+    return ImageSet(torch.stack(images), np.array(labels), ids, "never taught")

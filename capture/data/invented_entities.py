@@ -1,4 +1,4 @@
-"""Items about entities no model can know: the floor where there is no reference."""
+"""Never-taught items about invented entities: the floor without a reference model."""
 
 import re
 from collections import Counter, defaultdict
@@ -16,41 +16,38 @@ START, END = "\x02", "\x03"
 
 
 def invent_items(items: ItemSet, known: ItemSet, rng: np.random.Generator) -> ItemSet:
-    """Mirror each entity of ``items`` with an invented one.
+    """Copy ``items`` with each entity replaced by an invented one.
 
-    The invented items keep relation, template, answer and alternatives, so that
-    answers are as frequent as in the originals and only the name differs. A name of
-    several words recombines words of known names of that many words, each in its
-    own place (a given name stays a given name); any other name is drawn from a
-    letter model of the known names (three letters of context, fewer where the names
-    are few). No name equals a known entity, is part of one, contains one, is spelled
-    almost like one, or is an answer. That no model has met it by chance is likely,
-    not certain: check that the original does not answer these items.
+    Relation, template, answer and alternatives are kept, so that answer frequencies agree with
+    the originals. A name of several words recombines words at the same place of known names with
+    the same number of words (a given name stays a given name). Other names are drawn from a
+    character model of the known names (up to three characters of context). No name equals,
+    contains, is contained in or nearly equals a known entity, or equals an answer. A model may
+    still know an invented name by chance: check that the original does not answer these items.
 
     Args:
-        items: What to mirror, such as the forget set.
-        known: Every other name to learn from and to avoid, such as the retain set;
-            may hold ``items`` or not.
-        rng: Source of the names.
+        items: The items to copy, such as the forget set.
+        known: Further names to learn from and to avoid, such as the retain set; may include
+            ``items``.
+        rng: Random generator.
 
     Returns:
-        As many items as ``items``, in its order, with ids of their own.
+        As many items as ``items``, in the same order, with new ids.
 
     Raises:
-        InputError: a prompt or paraphrase does not name its entity, or too few
-            names are known to invent others.
+        InputError: a prompt or paraphrase does not name its entity, or too few names are known.
     """
     names = tuple(dict.fromkeys((*items.entities, *known.entities)))
     answers = {
         text for item in (*items, *known) for text in (item.answer, *item.alternatives)
     }
-    taken = _Taken(names, answers)
-    draw = _drawer(names, rng)
+    used = _UsedNames(names, answers)
+    draw = _name_sampler(names, rng)
     invented: dict[str, str] = {}
     for entity in items.entities:
         for _ in range(MAX_TRIES):
             name = draw(entity)
-            if name and taken.free(name):
+            if name and used.is_free(name):
                 break
         else:
             raise InputError(
@@ -59,7 +56,7 @@ def invent_items(items: ItemSet, known: ItemSet, rng: np.random.Generator) -> It
                 got=f"{len(names)}",
                 fix="Give a larger retain set, or never-taught items of your own",
             )
-        taken.add(name)
+        used.add(name)
         invented[entity] = name
     return ItemSet(
         tuple(_mirror(item, invented[item.entity]) for item in items),
@@ -68,21 +65,21 @@ def invent_items(items: ItemSet, known: ItemSet, rng: np.random.Generator) -> It
     )
 
 
-class _Taken:
-    """Names that may not be given, compared without case and whitespace."""
+class _UsedNames:
+    """Known names, compared without case and whitespace."""
 
     def __init__(self, names: Sequence[str], answers: set[str]):
         self._names = [normalize_text(name) for name in names]
         self._answers = {normalize_text(answer) for answer in answers}
 
-    def free(self, name: str) -> bool:
+    def is_free(self, name: str) -> bool:
         folded = normalize_text(name)
         if folded in self._answers or any(
             folded in known or known in folded for known in self._names
         ):
             return False
-        # A made-up word one letter from a known one would be read as that one;
-        # recombined names share whole words with known ones, and may.
+        # An invented word one letter away from a known one would be read as that one.
+        # Recombined names share whole words with known ones.
         alike = 0.9 if " " in folded else 0.8
         return not get_close_matches(folded, self._names, 1, alike)
 
@@ -90,26 +87,34 @@ class _Taken:
         self._names.append(normalize_text(name))
 
 
-def _drawer(
+def _name_sampler(
     names: Sequence[str], rng: np.random.Generator
 ) -> Callable[[str], str | None]:
-    """A function that draws one candidate name like the one it is given."""
+    """A function that draws a candidate name similar to a given one."""
     by_length: dict[int, list[list[str]]] = defaultdict(list)
     for name in names:
         by_length[len(name.split())].append(name.split())
-    whole = [name for name in names if " " not in name.strip()]
+    single_words = [name for name in names if " " not in name.strip()]
     parts = [word for name in names for word in name.split()]
-    # Names of one word have a sound of their own; with few of them, any word serves.
-    letters = _LetterModel(whole if len(whole) >= 20 else parts)
-    calls: Counter[str] = Counter()
+    # Single-word names differ in spelling from parts of longer ones; if there are few,
+    # use all words.
+    letters = _LetterModel(single_words if len(single_words) >= 20 else parts)
+    n_tries: Counter[str] = Counter()
 
     def draw(entity: str) -> str | None:
         words = entity.split()
-        kin = by_length[len(words)]
-        calls[entity] += 1
-        # Few names have few recombinations: after half the tries, make up letters.
-        if len(words) > 1 and len(kin) > 1 and calls[entity] <= MAX_TRIES // 2:
-            mixed = [kin[rng.integers(len(kin))][place] for place in range(len(words))]
+        same_length = by_length[len(words)]
+        n_tries[entity] += 1
+        # Few names have few recombinations: after half the tries, use the character model.
+        if (
+            len(words) > 1
+            and len(same_length) > 1
+            and n_tries[entity] <= MAX_TRIES // 2
+        ):
+            mixed = [
+                same_length[rng.integers(len(same_length))][index]
+                for index in range(len(words))
+            ]
             return " ".join(mixed)
         made = [letters.draw(word, rng) for word in words]
         return " ".join(part for part in made if part) if all(made) else None
@@ -118,7 +123,7 @@ def _drawer(
 
 
 class _LetterModel:
-    """Letters that follow three letters in known names, then two, then one."""
+    """Character model of names with up to three characters of context."""
 
     def __init__(self, words: Sequence[str]):
         self._next: dict[str, list[str]] = defaultdict(list)
@@ -130,27 +135,27 @@ class _LetterModel:
                 for context in range(1, min(3, place) + 1):
                     self._next[text[place - context : place]].append(text[place])
 
-    def draw(self, like: str, rng: np.random.Generator) -> str | None:
-        """A word about as long as ``like``, or None when the draw fails."""
+    def draw(self, template: str, rng: np.random.Generator) -> str | None:
+        """A word about as long as ``template``, or None when the draw fails."""
         text = START
-        while len(text) <= len(like) + 3:
-            # With few names three letters determine the rest: then look at fewer.
+        while len(text) <= len(template) + 3:
+            # With few names, three letters determine the next one: use less context.
             for context in (3, 2, 1):
-                follow = self._next.get(text[-context:], [])
-                if len(set(follow)) > 1 or context == 1:
+                successors = self._next.get(text[-context:], [])
+                if len(set(successors)) > 1 or context == 1:
                     break
-            if not follow:
+            if not successors:
                 return None
-            letter = follow[rng.integers(len(follow))]
+            letter = successors[rng.integers(len(successors))]
             if letter == END:
                 break
             text += letter
         else:
             return None
         word = text[1:]
-        if len(word) < max(3, len(like) - 2):
+        if len(word) < max(3, len(template) - 2):
             return None
-        return word[0].upper() + word[1:] if like[:1].isupper() else word
+        return word[0].upper() + word[1:] if template[:1].isupper() else word
 
 
 def _mirror(item: Item, name: str) -> Item:
@@ -164,12 +169,12 @@ def _mirror(item: Item, name: str) -> Item:
 
 
 def rename_entity(item: Item, text: str, name: str) -> str:
-    """A prompt of ``item`` with another name where its entity stands.
+    """Replace the entity of ``item`` in one of its prompts by another name.
 
     Raises:
         InputError: the text does not name the entity.
     """
-    # Whole words only: the "Niger" in "Nigeria" stays. Whitespace as it comes.
+    # Whole words only ("Niger" is not replaced in "Nigeria"), with any whitespace.
     words = r"\s+".join(map(re.escape, item.entity.split()))
     for flags in (re.NOFLAG, re.IGNORECASE):
         renamed, count = re.subn(

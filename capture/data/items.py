@@ -1,4 +1,4 @@
-"""Facts as items: a prompt, its answer, and the entity every split goes by."""
+"""Items: facts with a prompt, an answer, and an entity, the unit of all splits."""
 
 import hashlib
 import json
@@ -27,17 +27,17 @@ class Item:
     """One fact.
 
     Attributes:
-        id: Unique within its set.
-        entity: Who or what the fact is about; the unit of splits and bootstraps.
-        prompt: Text the answer follows.
-        answer: The right continuation, without the space that joins it.
-        relation: Kind of fact, such as "birthplace"; "" where there is one kind only.
+        id: Unique within the set.
+        entity: Subject of the fact; the unit of splits and intervals.
+        prompt: Text before the answer.
+        answer: Correct continuation, without the joining space.
+        relation: Kind of fact, such as "birthplace"; "" if there is only one kind.
         alternatives: Wrong answers of the same kind.
-        paraphrases: Other prompts that ask for the same answer.
+        paraphrases: Other prompts for the same answer.
 
     Raises:
-        InputError: a field has another type, is empty where it must not be, or
-            holds characters that are not valid Unicode.
+        InputError: a field has the wrong type, is empty although required, or is not valid
+            Unicode.
     """
 
     id: str
@@ -84,8 +84,8 @@ class ItemSet:
 
     Attributes:
         items: The items.
-        name: What to call the set in reports; the file's name when it was read.
-        format: How the file was understood, such as "exhume" or "tofu".
+        name: Name of the set in reports; by default, the name of its file.
+        format: Recognized file format, such as "exhume" or "tofu".
     """
 
     items: tuple[Item, ...]
@@ -119,19 +119,19 @@ class ItemSet:
 
     @cached_property
     def entities(self) -> tuple[str, ...]:
-        """Each entity once, in the order of first appearance."""
+        """Distinct entities, in the order of first appearance."""
         return tuple(dict.fromkeys(item.entity for item in self.items))
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the items alone (name and format left out), as hexadecimal."""
+        """SHA-256, in hex, of the items without name and format."""
         return hashlib.sha256(self._jsonl().encode()).hexdigest()
 
     def of_entities(self, entities: Iterable[str]) -> "ItemSet":
         """The items of ``entities``, in the order of this set.
 
         Raises:
-            InputError: an entity that is not in the set.
+            InputError: an entity is not in the set.
         """
         wanted = set(entities)
         unknown = sorted(wanted.difference(self.entities))
@@ -145,7 +145,7 @@ class ItemSet:
         return ItemSet(kept, self.name, self.format)
 
     def to_jsonl(self, path: str | Path) -> None:
-        """Write the set as JSON Lines that ``read_items`` reads back to equal items.
+        """Write the items as JSON Lines, readable by ``read_items``.
 
         Raises:
             InputError: the file cannot be written.
@@ -161,7 +161,7 @@ class ItemSet:
 
 
 def normalize_text(text: str) -> str:
-    """``text`` with case, width and runs of whitespace made equal, to compare names."""
+    """Normalize case, character width and whitespace, for the comparison of texts."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
@@ -173,30 +173,29 @@ def read_items(
 ) -> ItemSet:
     """Read facts from JSON Lines, JSON, CSV or Parquet.
 
-    Fields are exhume's own (``prompt`` and ``answer`` are required; in CSV, lists
-    are JSON arrays or ``a|b``), or those of TOFU, MUSE, WMDP, RWKU and UDS: see
-    ``capture.data.formats.understand``. A row without an id gets one made from its
-    text; a row without an entity gets one made from its prompt, so that rows with the
-    same prompt stay together. Spellings of an entity that differ only in case or
-    whitespace become the first of them.
+    Fields are exhume's own (``prompt`` and ``answer`` are required; in CSV, lists are JSON arrays
+    or ``a|b``), or those of TOFU, MUSE, WMDP, RWKU and UDS: see
+    ``capture.data.formats.parse_facts``. A missing id is derived from the text of the row, and a
+    missing entity from its prompt, so that rows with the same prompt stay together. Spellings of
+    an entity that differ only in case or whitespace are unified.
 
     Args:
         path: The file.
-        name: What to call the set; the file's name without its ending by default.
-        columns: Which column of the file holds which field, for other files.
+        name: Name of the set; by default, the file name without its suffix.
+        columns: Field to column of the file, for other formats.
 
     Raises:
-        InputError: the file is missing, empty, broken or too large, or a row cannot
-            be understood; the message names the line.
+        InputError: the file is missing, empty, damaged or too large, or a row is invalid; the
+            message names the line.
     """
     path = as_path(path, "the file of items")
-    form, facts = parse_facts(read_rows(path), columns)
+    file_format, facts = parse_facts(read_rows(path), columns)
     spelling: dict[str, str] = {}
     seen: dict[str, str] = {}
     copies: Counter[str] = Counter()
     items = []
     for fact in facts:
-        entity = fact.entity.strip() or f"about-{_short(fact.prompt)}"
+        entity = fact.entity.strip() or f"about-{_short_hash(fact.prompt)}"
         entity = spelling.setdefault(normalize_text(entity), entity)
         identifier = fact.id.strip() or _new_id(fact, seen, copies)
         if identifier in seen:
@@ -217,31 +216,26 @@ def read_items(
                 fact.paraphrases,
             )
         except InputError as error:
-            raise InputError(
-                f"{fact.location}: {error.wrong}",
-                expected=error.expected,
-                got=error.got,
-                fix=error.fix,
-            ) from error
+            raise error.prefixed(f"{fact.location}: ") from error
         items.append(item)
-    return ItemSet(tuple(items), path.stem if name is None else name, form)
+    return ItemSet(tuple(items), path.stem if name is None else name, file_format)
 
 
 def split_entities(
     items: ItemSet, sizes: Sequence[int], rng: np.random.Generator
 ) -> tuple[ItemSet, ...]:
-    """Disjoint random parts of ``items``, by entity and never by row.
+    """Split ``items`` at random into disjoint sets of entities.
 
     Args:
         items: The set to split.
-        sizes: How many entities each part gets; entities left over are in no part.
-        rng: Source of the draw.
+        sizes: Number of entities of each part; other entities are left out.
+        rng: Random generator.
 
     Returns:
-        One set a size, each in the order of ``items``.
+        One set per size, each in the order of ``items``.
 
     Raises:
-        InputError: a size below one, or fewer entities than the sizes add up to.
+        InputError: a size is below one, or there are too few entities.
     """
     if any(size < 1 for size in sizes):
         raise InputError(
@@ -260,7 +254,7 @@ def split_entities(
     order = rng.permutation(present)
     parts, start = [], 0
     for size in sizes:
-        chosen = [items.entities[place] for place in order[start : start + size]]
+        chosen = [items.entities[index] for index in order[start : start + size]]
         parts.append(items.of_entities(chosen))
         start += size
     return tuple(parts)
@@ -289,7 +283,7 @@ def _check_text(identifier: object, field: str, value: object) -> None:
         raise InputError(
             f"item {identifier!r}: {field} holds a NUL character", expected="plain text"
         )
-    if heap := _heaped().search(value):
+    if heap := _excess_marks().search(value):
         raise InputError(
             f"item {identifier!r}: {field} heaps marks on one letter",
             expected=f"at most {MAX_COMBINING_MARKS}, as in any writing system",
@@ -298,23 +292,25 @@ def _check_text(identifier: object, field: str, value: object) -> None:
 
 
 @cache
-def _heaped() -> re.Pattern[str]:
-    """Finds runs of marks that no writing has, which take for ever to put in order."""
-    known = map(chr, range(0x300, 0x1F000))
-    marks = "".join(each for each in known if unicodedata.combining(each))
+def _excess_marks() -> re.Pattern[str]:
+    """Pattern of long runs of combining marks, which are slow to normalize."""
+    characters = map(chr, range(0x300, 0x1F000))
+    marks = "".join(
+        character for character in characters if unicodedata.combining(character)
+    )
     return re.compile(f"[{marks}]{{{MAX_COMBINING_MARKS + 1}}}")
 
 
-def _short(*texts: str) -> str:
+def _short_hash(*texts: str) -> str:
     data = "\x1f".join(texts).encode(errors="surrogatepass")
     return hashlib.sha256(data).hexdigest()[:12]
 
 
 def _new_id(fact: Fact, taken: Mapping[str, str], copies: Counter[str]) -> str:
-    stem = f"item-{_short(fact.prompt, fact.answer)}"
+    stem = f"item-{_short_hash(fact.prompt, fact.answer)}"
     candidate = stem
     while candidate in taken:
-        # Counted on, or a file of one line said a million times would take for ever.
+        # The counter avoids quadratic time for files of repeated lines.
         copies[stem] += 1
         candidate = f"{stem}-{copies[stem] + 1}"
     return candidate

@@ -1,4 +1,4 @@
-"""The questions of an audit: item sets by role, and their rows by prompt."""
+"""Questions: items expanded to one row per prompt."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from capture.data.items import Item, ItemSet, normalize_text
+from capture.data.items import Item, ItemSet
 from capture.data.sequences import Sequences
 from capture.data.tokenization import encode, skip_joining_space
 from evidence.errors import InputError
@@ -14,13 +14,13 @@ from evidence.errors import InputError
 
 @dataclass(frozen=True)
 class Questions:
-    """Items asked in several wordings, one row a wording.
+    """Items with several prompts, one row per prompt.
 
     Attributes:
         items: The items, in order.
-        item_index: (row,) position of the row's item in ``items``.
-        prompts: (row,) wording.
-        wording: (row,) 0 for the item's own prompt, then its paraphrases.
+        item_index: (row,) index of the row's item in ``items``.
+        prompts: (row,) prompt.
+        wording: (row,) 0 for the item's own prompt, 1, 2, ... for its paraphrases.
     """
 
     items: tuple[Item, ...]
@@ -38,7 +38,7 @@ class Questions:
 
     @property
     def answers(self) -> list[str]:
-        """(row,) right answer."""
+        """(row,) correct answer."""
         return [self.items[index].answer for index in self.item_index]
 
     @property
@@ -47,7 +47,7 @@ class Questions:
         return [self.items[index].id for index in self.item_index]
 
     def select(self, rows: Sequence[bool] | np.ndarray) -> "Questions":
-        """The rows marked True; every item stays, also one without rows."""
+        """The rows that are True in a mask; ``items`` is unchanged."""
         chosen = [index for index, kept in enumerate(rows) if kept]
         return Questions(
             self.items,
@@ -57,56 +57,39 @@ class Questions:
         )
 
     def encoded(self, tokenizer: PreTrainedTokenizerBase) -> Sequences:
-        """Token rows with their answers, from where answers can differ."""
+        """Token rows; answers start at the first token that can differ between answers."""
         return skip_joining_space(
             tokenizer, encode(tokenizer, self.prompts, self.answers)
         )
 
 
 def build_questions(items: ItemSet | Sequence[Item], n_prompts: int) -> Questions:
-    """Each item's own prompt and up to ``n_prompts - 1`` of its paraphrases."""
-    everything = tuple(items)
+    """One row per item for its own prompt and up to ``n_prompts - 1`` of its paraphrases."""
+    all_items = tuple(items)
     rows = [
         (index, prompt, wording)
-        for index, item in enumerate(everything)
+        for index, item in enumerate(all_items)
         for wording, prompt in enumerate((item.prompt, *item.paraphrases)[:n_prompts])
     ]
     return Questions(
-        everything,
+        all_items,
         tuple(index for index, _, _ in rows),
         tuple(prompt for _, prompt, _ in rows),
         tuple(wording for _, _, wording in rows),
     )
 
 
-def check_disjoint(forget: ItemSet, retain: ItemSet) -> None:
-    """Forget and retain must not share an entity.
-
-    Raises:
-        InputError: naming the first shared entities.
-    """
-    known = {normalize_text(entity) for entity in retain.entities}
-    shared = [entity for entity in forget.entities if normalize_text(entity) in known]
-    if shared:
-        raise InputError(
-            f"forget and retain share {len(shared)} "
-            f"{'entity' if len(shared) == 1 else 'entities'}, such as {shared[0]!r}",
-            expected="no entity in both files",
-            fix="Remove the shared entities from one of the files",
-        )
-
-
 def check_entity_count(items: ItemSet, min_entities: int, name: str) -> None:
-    """At least ``min_entities`` entities must be there.
+    """Check that there are at least ``min_entities`` entities.
 
     Raises:
-        InputError: saying how many are there and how many are missing.
+        InputError: there are fewer.
     """
-    present = len(items.entities)
-    if present < min_entities:
+    n_entities = len(items.entities)
+    if n_entities < min_entities:
         raise InputError(
             f"too few entities in {name}",
             expected=f"at least {min_entities}",
-            got=str(present),
-            fix=f"Add items about {min_entities - present} more",
+            got=str(n_entities),
+            fix=f"Add items about {min_entities - n_entities} more",
         )

@@ -1,4 +1,4 @@
-"""Token sequences with a marked answer: what scoring, training and capture share."""
+"""Token sequences with a marked answer, padding and batching."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,19 +10,19 @@ from torch import Tensor
 
 from evidence.errors import InputError
 
-# What a pass on a CPU costs beside its positions, in positions: the weights are read
-# once, and in training their gradients are added up once.
+# Fixed cost of a pass on a CPU, in positions: reading the weights and, in training,
+# accumulating their gradients.
 PASS_COST = 48
 
 
 @dataclass(frozen=True)
 class Sequences:
-    """Tokenised prompts, each with the answer that follows it.
+    """Tokenized prompts with their answers.
 
     Attributes:
-        ids: One tuple of token ids a row: prompt tokens, then answer tokens.
-        answer_start: Index of the first answer token of each row; the length of the
-            row where there is no answer.
+        ids: One tuple of token ids per row: prompt tokens, then answer tokens.
+        answer_start: Index of the first answer token of each row; the length of the row if there
+            is no answer.
     """
 
     ids: tuple[tuple[int, ...], ...]
@@ -40,7 +40,7 @@ class Sequences:
         return len(self.ids)
 
     def __getitem__(self, rows: Sequence[int]) -> "Sequences":
-        """The rows asked for, in the order asked for."""
+        """The given rows, in the given order."""
         return Sequences(
             tuple(self.ids[row] for row in rows),
             tuple(self.answer_start[row] for row in rows),
@@ -70,8 +70,8 @@ class Padded:
     def model_inputs(self) -> dict[str, Tensor]:
         """Keyword arguments for a Hugging Face model.
 
-        Position ids are explicit: models with learned positions do not derive them
-        from the mask.
+        Position ids are explicit, because models with learned positions do not derive them from
+        the mask.
         """
         positions = (self.attention_mask.cumsum(1) - 1).clamp(min=0)
         return {
@@ -89,23 +89,23 @@ def pad(
 ) -> Padded:
     """Right-pad ``rows`` of ``sequences`` into one batch.
 
-    The pad id is 0: padded positions are masked, so its value is never read.
+    The pad id is 0; padded positions are masked, so its value has no effect.
     """
     rows = range(len(sequences)) if rows is None else rows
     if len(rows) == 0:
         raise InputError("there are no rows to pad", expected="one or more")
     chosen = [sequences.ids[row] for row in rows]
     lengths = np.fromiter(map(len, chosen), np.int64, len(chosen))
-    places = np.arange(lengths.max())
-    real = places < lengths[:, None]
-    ids = np.zeros(real.shape, np.int64)
-    # All at once: row by row this is slower than a GPU's pass over the batch.
-    ids[real] = np.fromiter(chain.from_iterable(chosen), np.int64, lengths.sum())
+    positions = np.arange(lengths.max())
+    mask = positions < lengths[:, None]
+    ids = np.zeros(mask.shape, np.int64)
+    # Vectorized: a loop over rows is slower than a GPU's pass over the batch.
+    ids[mask] = np.fromiter(chain.from_iterable(chosen), np.int64, lengths.sum())
     starts = np.array([sequences.answer_start[row] for row in rows])
     return Padded(
         torch.from_numpy(ids).to(device),
-        torch.from_numpy(real.astype(np.int64)).to(device),
-        torch.from_numpy(real & (places >= starts[:, None])).to(device),
+        torch.from_numpy(mask.astype(np.int64)).to(device),
+        torch.from_numpy(mask & (positions >= starts[:, None])).to(device),
         torch.tensor(list(rows), dtype=torch.long),
     )
 
@@ -116,15 +116,15 @@ def batches(
     batch_tokens: int = 4096,
     device: torch.device | str = "cpu",
 ) -> Iterator[Padded]:
-    """Batches of similar length, at most ``batch_tokens`` padded positions each.
+    """Batches of rows of similar length, with at most ``batch_tokens`` padded positions each.
 
-    Rows are sorted by length, longest first, so that memory peaks at once;
-    ``Padded.rows`` says where each row belongs. They are cut where the least is
-    computed in all, padding and the passes themselves counted.
+    Rows are sorted by length, longest first, so that memory peaks at the start; ``Padded.rows``
+    holds their original indices. On a CPU, the cuts minimize the total cost of padding and
+    passes.
     """
     order = sorted(range(len(sequences)), key=lambda row: -len(sequences.ids[row]))
     lengths = [max(1, len(sequences.ids[row])) for row in order]
-    # Elsewhere a small pass is as slow as a full one, and only the budget cuts.
+    # On other devices, small passes cost as much as full ones: fill every batch.
     cost = PASS_COST if torch.device(device).type == "cpu" else batch_tokens
     if cost == batch_tokens and lengths and lengths[0] * len(lengths) <= batch_tokens:
         yield pad(sequences, order, device=device)
@@ -133,19 +133,19 @@ def batches(
         yield pad(sequences, order[start:stop], device=device)
 
 
-def _cuts(lengths: list[int], tokens: int, cost: int) -> list[tuple[int, int]]:
-    """Slices of falling ``lengths`` with the least positions and ``cost`` a slice."""
+def _cuts(lengths: list[int], batch_tokens: int, cost: int) -> list[tuple[int, int]]:
+    """Optimal slices of descending ``lengths``: positions plus ``cost`` per slice (DP)."""
     count = len(lengths)
     total = np.zeros(count + 1)
     stops = np.zeros(count, dtype=int)
     for start in reversed(range(count)):
-        most = min(count - start, max(1, tokens // lengths[start]))
-        after = total[start + 1 : start + most + 1]
-        costs = lengths[start] * np.arange(1, most + 1) + after
+        max_rows = min(count - start, max(1, batch_tokens // lengths[start]))
+        after = total[start + 1 : start + max_rows + 1]
+        costs = lengths[start] * np.arange(1, max_rows + 1) + after
         stops[start] = start + 1 + costs.argmin()
         total[start] = cost + costs.min()
-    found, start = [], 0
+    slices, start = [], 0
     while start < count:
-        found.append((start, int(stops[start])))
-        start = found[-1][1]
-    return found
+        slices.append((start, int(stops[start])))
+        start = slices[-1][1]
+    return slices

@@ -1,4 +1,4 @@
-"""Rows from JSON Lines, JSON, CSV and Parquet files that nobody vouches for."""
+"""Rows of untrusted JSON Lines, JSON, CSV and Parquet files."""
 
 import csv
 from collections.abc import Iterator
@@ -13,32 +13,32 @@ from evidence.storage.regular_files import open_regular, read_text
 from evidence.storage.strict_json import parse_json
 
 MAX_FILE_BYTES = 2**26
-"""Bytes, on disk and unpacked."""
+"""Limit for the size on disk and unpacked."""
 MAX_LINE_BYTES = 1_000_000
-"""Bytes of one record of a file that is read line by line."""
+"""Limit for one record of a line-based file."""
 MAX_ROWS = 1_000_000
 MAX_FIELDS = 1000
-"""Different fields, or columns, of a file."""
+"""Limit for the number of different fields or columns."""
 _SMALLER = "Keep the items that the audit needs"
 _AGAIN = "Correct the line, or write the file again"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One record and where it stands, such as "facts.jsonl, line 3"."""
+    """One record and its location, such as "facts.jsonl, line 3"."""
 
     location: str
     fields: dict[str, object]
 
 
 def read_rows(path: Path) -> list[Row]:
-    """All records of a file, told apart by content (Parquet, JSON) or name (CSV).
+    """Read all records of a file; the format is recognized by content, or by name for CSV.
 
-    Values are as the file has them; empty CSV cells and JSON nulls are left out.
+    Empty CSV cells and JSON nulls are left out.
 
     Raises:
-        InputError: no such file, an empty one, one of another kind, one beyond the
-            limits on size, or one that does not parse (names the line).
+        InputError: the file is missing, empty, too large, in another format or invalid; the
+            message names the line.
     """
     with open_regular(path, MAX_FILE_BYTES, fix=_SMALLER) as file:
         start = file.read(4096)
@@ -58,7 +58,7 @@ def _rows(path: Path, file: BinaryIO, start: bytes) -> Iterator[Row]:
     first = start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     kind = path.suffix.lower()
     if start[:4] == b"PAR1":
-        found = (
+        rows = (
             Row(f"{path.name}, row {number}", record)
             for number, record in parquet_rows(
                 path,
@@ -69,11 +69,11 @@ def _rows(path: Path, file: BinaryIO, start: bytes) -> Iterator[Row]:
             )
         )
     elif kind in (".csv", ".tsv"):
-        found = _csv(path, file, "\t" if kind == ".tsv" else None)
+        rows = _csv(path, file, "\t" if kind == ".tsv" else None)
     elif first == b"[":
-        found = _array(path)
+        rows = _array(path)
     elif first in (b"{", b"") or kind in (".json", ".jsonl", ".ndjson"):
-        found = _jsonl(path, file)
+        rows = _jsonl(path, file)
     else:
         raise InputError(
             f"{path} is not a kind of file that can be read",
@@ -82,7 +82,7 @@ def _rows(path: Path, file: BinaryIO, start: bytes) -> Iterator[Row]:
             fix="Convert it to JSON Lines, one object a line",
         )
     names: set[str] = set()
-    for count, row in enumerate(found, 1):
+    for count, row in enumerate(rows, 1):
         if count > MAX_ROWS:
             raise InputError(
                 f"{path} has too many rows",
@@ -95,9 +95,9 @@ def _rows(path: Path, file: BinaryIO, start: bytes) -> Iterator[Row]:
         yield Row(row.location, {k: v for k, v in row.fields.items() if v is not None})
 
 
-def _too_many_fields(place: str) -> InputError:
+def _too_many_fields(location: str) -> InputError:
     return InputError(
-        f"{place} has too many different fields",
+        f"{location} has too many different fields",
         expected=f"at most {MAX_FIELDS:,} in all of the file",
         fix="Keep the fields that the audit needs",
     )
@@ -132,24 +132,24 @@ def _too_long(path: Path, number: int) -> InputError:
 def _jsonl(path: Path, file: BinaryIO) -> Iterator[Row]:
     for number, line in _lines(path, file):
         if line.strip():
-            place = f"{path.name}, line {number}"
+            location = f"{path.name}, line {number}"
             value = parse_json(line, f"{path}, line {number}", fix=_AGAIN)
-            yield Row(place, _record(place, value))
+            yield Row(location, _record(location, value))
 
 
 def _array(path: Path) -> Iterator[Row]:
-    """Rows of one array, which is read as a whole."""
+    """Rows of a JSON array, which is read at once."""
     text = read_text(path, min(MAX_JSON_BYTES, MAX_FILE_BYTES), fix="Write JSON Lines")
     records = parse_json(text, str(path), fix=_AGAIN)
     for number, record in enumerate(records if isinstance(records, list) else [], 1):
-        place = f"{path.name}, item {number}"
-        yield Row(place, _record(place, record))
+        location = f"{path.name}, item {number}"
+        yield Row(location, _record(location, record))
 
 
-def _record(place: str, value: object) -> dict[str, object]:
+def _record(location: str, value: object) -> dict[str, object]:
     if not isinstance(value, dict):
         raise InputError(
-            f"{place} is not an item",
+            f"{location} is not an item",
             expected='an object such as {"prompt": ..., "answer": ...}',
             got=f"{type(value).__name__} {value!r}"[:80],
         )
@@ -162,10 +162,10 @@ def _csv(path: Path, file: BinaryIO, delimiter: str | None) -> Iterator[Row]:
         _, header = next(numbered)
     except StopIteration:
         return
-    if delimiter is None:  # spreadsheets of many countries write semicolons
+    if delimiter is None:  # spreadsheets use semicolons in many locales
         delimiter = ";" if ";" in header and "," not in header else ","
 
-    pending = 0  # bytes of the record that is being read
+    pending = 0  # size of the current record
 
     def lines() -> Iterator[str]:
         nonlocal pending
@@ -181,29 +181,29 @@ def _csv(path: Path, file: BinaryIO, delimiter: str | None) -> Iterator[Row]:
     try:
         for cells in reader:
             pending = 0
-            place = f"{path.name}, line {reader.line_num}"
+            location = f"{path.name}, line {reader.line_num}"
             if not any(cell.strip() for cell in cells):
                 continue
             if names is None:
                 names = [cell.strip() for cell in cells]
                 if len(names) > MAX_FIELDS:
-                    raise _too_many_fields(place)
+                    raise _too_many_fields(location)
                 if len(set(names)) < len(names):
                     raise InputError(
-                        f"{place}: two columns have the same name",
+                        f"{location}: two columns have the same name",
                         expected="every column name once",
                         got=", ".join(names)[:200],
                     )
                 continue
             if len(cells) != len(names):
                 raise InputError(
-                    f"{place} has another number of cells than the header",
+                    f"{location} has another number of cells than the header",
                     expected=f"{len(names)} cells",
                     got=str(len(cells)),
                     fix="Put text that holds the separator in double quotes",
                 )
             yield Row(
-                place,
+                location,
                 {n: c for n, c in zip(names, cells, strict=True) if c.strip()},
             )
     except csv.Error as error:

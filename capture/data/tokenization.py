@@ -1,4 +1,4 @@
-"""From prompts and answers to token ids, with the answer's first token known."""
+"""Tokenization of prompts and answers with a known start of the answer."""
 
 from collections.abc import Sequence
 
@@ -15,27 +15,26 @@ def encode(
     prompts: Sequence[str],
     answers: Sequence[str] | None = None,
 ) -> Sequences:
-    """Tokenise prompts, each followed by its answer where answers are given.
+    """Tokenize prompts, each followed by its answer, if given.
 
-    The answer follows its prompt after one space, unless the prompt ends or the
-    answer starts with whitespace. Prompt tokens are exactly those of the prompt
-    alone, so a model scored on the row has read what it reads when it generates.
-    Where the joined text breaks that (a prompt that ends in a space, which most
-    tokenizers glue to the next word), the answer is tokenised by itself.
+    Prompt and answer are joined by a space, unless the prompt ends or the answer starts with
+    whitespace. The prompt tokens equal those of the prompt alone, as in generation. If the joined
+    text is tokenized differently (most tokenizers merge a trailing space of the prompt with the
+    next word), the answer is tokenized separately.
 
-    Only special tokens that the tokenizer adds to any plain text are added; an
-    end-of-sequence token at the end is left out, for nothing follows it.
+    Special tokens are those that the tokenizer adds to plain text, without a final
+    end-of-sequence token.
 
     Args:
-        tokenizer: A Hugging Face tokenizer, fast or slow.
-        prompts: One text a row.
-        answers: One text a row, or None for prompts alone.
+        tokenizer: A fast or slow Hugging Face tokenizer.
+        prompts: One text per row.
+        answers: One text per row, or None for prompts only.
 
     Raises:
-        InputError: prompts and answers differ in number, a prompt has no tokens, an
-            answer is empty, or holds something the tokenizer has no token for.
+        InputError: prompts and answers differ in number, a prompt has no tokens, or an answer is
+            empty or has unknown tokens.
     """
-    prompt_ids = _plain(tokenizer, prompts)
+    prompt_ids = _token_ids(tokenizer, prompts)
     for prompt, ids in zip(prompts, prompt_ids, strict=True):
         if not ids:
             raise InputError(
@@ -60,13 +59,13 @@ def encode(
                 got=repr(answer),
                 fix="Fill in the answer, or leave the item out",
             )
-    tails = [_tail(p, a) for p, a in zip(prompts, answers, strict=True)]
-    joined = _plain(tokenizer, [p + t for p, t in zip(prompts, tails, strict=True)])
+    tails = [_joined_answer(p, a) for p, a in zip(prompts, answers, strict=True)]
+    joined = _token_ids(tokenizer, [p + t for p, t in zip(prompts, tails, strict=True)])
     rows = []
     for row, (prompt, full) in enumerate(zip(prompt_ids, joined, strict=True)):
         answer_ids = full[len(prompt) :]
         if full[: len(prompt)] != prompt or not answer_ids:
-            answer_ids = _alone(tokenizer, prompt, tails[row], full)
+            answer_ids = _answer_alone(tokenizer, prompt, tails[row], full)
         _check_answer(tokenizer, prompts[row], answers[row], answer_ids)
         rows.append((*prompt, *answer_ids))
     return Sequences(tuple(rows), tuple(len(ids) for ids in prompt_ids))
@@ -75,18 +74,16 @@ def encode(
 def skip_joining_space(
     tokenizer: PreTrainedTokenizerBase, rows: Sequences
 ) -> Sequences:
-    """The rows, less a joining space that is the first token of every answer.
+    """Move a joining space that is the first token of every answer to the prompt.
 
-    Some tokenizers give the space before a number, or before any sign, a token of its
-    own. What a model says there is the same for every answer; which answer it means
-    shows at the next token, and in the state after the space. The space then counts
-    with the prompt. Rows stay as they are where any answer begins otherwise, or is no
-    longer than that.
+    Some tokenizers have a separate token for the space before a number or character. It is the
+    same for all answers, so answers differ first at the next token, and in the state after the
+    space. Rows are unchanged if an answer starts with another token or has a single token.
     """
     answers = [i[s:] for i, s in zip(rows.ids, rows.answer_start, strict=True)]
     if not answers or min(map(len, answers)) < 2:
         return rows
-    if any(_spell(tokenizer, [first]).strip() for first in {a[0] for a in answers}):
+    if any(_decode(tokenizer, [first]).strip() for first in {a[0] for a in answers}):
         return rows
     return Sequences(rows.ids, tuple(start + 1 for start in rows.answer_start))
 
@@ -96,15 +93,15 @@ def encode_items(
     items: ItemSet | Sequence[Item],
     prompt_index: int | None = None,
 ) -> Sequences:
-    """Tokenise each item's prompt and answer.
+    """Tokenize the prompt and the answer of each item.
 
     Args:
         tokenizer: A Hugging Face tokenizer.
-        items: The items, one row each.
-        prompt_index: None for ``Item.prompt``, else which of ``Item.paraphrases``.
+        items: The items, one per row.
+        prompt_index: None for ``Item.prompt``, else an index into ``Item.paraphrases``.
 
     Raises:
-        InputError: as ``encode``; or an item without the paraphrase asked for.
+        InputError: as ``encode``; or an item lacks the paraphrase.
     """
     return encode(
         tokenizer,
@@ -114,10 +111,10 @@ def encode_items(
 
 
 def prompt_of(item: Item, prompt_index: int | None) -> str:
-    """The item's prompt, or its paraphrase number ``prompt_index``.
+    """The item's prompt, or its paraphrase at ``prompt_index``.
 
     Raises:
-        InputError: the item has no such paraphrase.
+        InputError: the item lacks the paraphrase.
     """
     if prompt_index is None:
         return item.prompt
@@ -140,8 +137,8 @@ def subject_ends(
     """Index of the last token of the entity's last mention in each prompt.
 
     Raises:
-        InputError: a prompt does not name its entity, or the tokenizer cannot tell
-            which characters a token covers (a slow tokenizer).
+        InputError: a prompt does not name its entity, or the tokenizer is slow and has no
+            character offsets.
     """
     if not tokenizer.is_fast:
         raise InputError(
@@ -167,22 +164,24 @@ def subject_ends(
     return tuple(ends)
 
 
-def _tail(prompt: str, answer: str) -> str:
+def _joined_answer(prompt: str, answer: str) -> str:
     if prompt[-1:].isspace() or answer[:1].isspace():
         return answer
     return " " + answer
 
 
-def _plain(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids as the tokenizer gives them, less a closing end-of-sequence token."""
+def _token_ids(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
+) -> list[list[int]]:
+    """Token ids of texts without a final end-of-sequence token."""
     if not texts:
         return []
-    # A tokenizer without an unknown token raises where it would need one.
+    # A tokenizer without an unknown token raises for unknown text.
     with library_errors("the tokenizer cannot read every text"):
         rows = tokenizer(list(texts), verbose=False)["input_ids"]
     end = tokenizer.eos_token_id
-    # Encoders such as RoBERTa close every text with a token that is also their
-    # end-of-sequence token; they have a classification token and keep both.
+    # Encoders such as RoBERTa, recognized by their classification token, need their
+    # final end-of-sequence token.
     if end is None or tokenizer.cls_token_id is not None:
         return rows
     bare = tokenizer(list(texts), verbose=False, add_special_tokens=False)["input_ids"]
@@ -192,30 +191,30 @@ def _plain(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[lis
     ]
 
 
-def _alone(
+def _answer_alone(
     tokenizer: PreTrainedTokenizerBase, prompt: list[int], tail: str, full: list[int]
 ) -> list[int]:
-    """Answer tokens that give the joined text when put after the prompt's own.
+    """Answer tokens that, appended to the prompt tokens, decode to the joined text.
 
-    Tokenizers differ in what they do to the start of a text (add a space mark, or
-    not), so the candidates are tried until one spells the joined text.
+    Tokenizers differ in their treatment of the start of a text (such as a space marker), so
+    several candidates are tried.
     """
     bare = tokenizer(tail, add_special_tokens=False, verbose=False)["input_ids"]
     candidates = [bare]
-    for anchor in ("\n", "."):  # takes the place of the start of the text
-        opening, both = tokenizer(
+    for anchor in ("\n", "."):  # avoids the special treatment of the start of a text
+        opening, joined = tokenizer(
             [anchor, anchor + tail], add_special_tokens=False, verbose=False
         )["input_ids"]
-        if both[: len(opening)] == opening:
-            candidates.append(both[len(opening) :])
-    spelled = _spell(tokenizer, full)
+        if joined[: len(opening)] == opening:
+            candidates.append(joined[len(opening) :])
+    spelled = _decode(tokenizer, full)
     for candidate in candidates:
-        if candidate and _spell(tokenizer, prompt + candidate) == spelled:
+        if candidate and _decode(tokenizer, prompt + candidate) == spelled:
             return candidate
     return bare
 
 
-def _spell(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
     text = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
     return text if isinstance(text, str) else "".join(text)
 
@@ -224,7 +223,7 @@ def _check_answer(
     tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, ids: list[int]
 ) -> None:
     unknown = tokenizer.unk_token_id
-    # GPT-2's unknown token is also its end of text, and stands for nothing unknown.
+    # GPT-2's unknown token is its end-of-text token and does not occur for unknown text.
     if unknown is not None and unknown == tokenizer.eos_token_id:
         unknown = None
     if not ids or unknown in ids:

@@ -1,1 +1,1 @@
-"""The structure of a network: blocks, sites, hooks, output logits."""
+"""Structure of a network: blocks, sites, hooks, neurons, output logits."""

@@ -1,9 +1,8 @@
-"""Reading and changing a network while it runs, leaving it as it was found.
+"""Record and edit the values at sites during a forward pass.
 
-Everything here is a context manager over plain forward hooks. The hooks go when the
-block ends, however it ends. An edit is seen by everything downstream and by every
-recorder of the same site, whichever was opened first; of two edits of one site, the
-one opened last acts first.
+Everything here is a context manager over forward hooks, which are removed at the end of the
+block. Edits affect everything downstream and every recorder of the same site, in whichever order
+they were opened. Of two edits of one site, the one opened last acts first.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ Positions = Sequence[int] | Tensor | None
 
 
 class StopForward(Exception):
-    """Ends a forward pass in which nothing more is needed, for the one who said so."""
+    """Raised to stop a forward pass early; ``owner`` identifies who raised it."""
 
     def __init__(self, owner: object):
         super().__init__("the forward pass was stopped on purpose")
@@ -43,30 +42,32 @@ def record(
     """Record the values at ``sites`` in each forward pass run inside the block.
 
     Args:
-        model: The model; it is run by the caller, inside the block.
+        model: The model; the caller runs it inside the block.
         sites: Site names.
-        select: Called with a site's name and value, (row, position, d) in a language
-            model; what it returns is kept. By default the whole value.
-        stop: End the pass once every site has been seen. The call of the model then
-            does not return: the block ends there, and goes on after the ``with``.
+        select: Function of a site's name and value, (row, position, d) in a language model, that
+            returns what to record. By default the whole value.
+        stop: Stop the pass once all sites have been recorded. The call of the model then does
+            not return; execution continues after the ``with`` block.
         known_sites: The model's sites, if already found.
 
     Yields:
-        Site name to recorded value, a copy that later in-place changes cannot reach,
-        attached to the graph where gradients are on. A later pass replaces it.
+        Site name to recorded value: a copy, safe from in-place changes and attached to the
+        graph if gradients are enabled. A later pass replaces it.
 
     Raises:
-        InputError: a site is unknown, or with ``stop`` was never reached.
+        InputError: a site is unknown, or with ``stop``, was not reached.
     """
 
     def copied(name: str, value: Tensor) -> Tensor:
-        kept = value if select is None else select(name, value)
-        same = kept.untyped_storage().data_ptr() == value.untyped_storage().data_ptr()
-        return kept.clone() if same else kept
+        selected = value if select is None else select(name, value)
+        same = (
+            selected.untyped_storage().data_ptr() == value.untyped_storage().data_ptr()
+        )
+        return selected.clone() if same else selected
 
     places = _resolve(model, sites, known_sites)
-    with record_places(places, copied, stop=stop) as got:
-        yield got
+    with record_places(places, copied, stop=stop) as values:
+        yield values
 
 
 @contextmanager
@@ -76,18 +77,18 @@ def record_places(
     *,
     stop: bool = False,
 ) -> Iterator[dict[str, Tensor]]:
-    """As ``record``, at places that need be no sites, and without a copy.
+    """``record`` for arbitrary places, without copying values.
 
     Args:
-        places: Where to read; a module may carry several.
-        select: As in ``record``. By default the very tensor that the module carries.
+        places: Places to record; several may share a module.
+        select: As in ``record``. By default the tensor itself.
         stop: As in ``record``.
 
     Yields:
         Name of a place to recorded value.
 
     Raises:
-        InputError: with ``stop``, a place was never reached.
+        InputError: with ``stop``, a place was not reached.
     """
     got: dict[str, Tensor] = {}
 
@@ -120,36 +121,36 @@ def patch(
     *,
     known_sites: Sites | None = None,
 ) -> Iterator[None]:
-    """Replace the value at sites by other values, or by a function of themselves.
+    """Replace the values at sites by given values or by functions of the values.
 
     Args:
-        model: The model; it is run by the caller, inside the block.
-        edits: Site name to a value that broadcasts over the site's, or to a function
-            from the site's whole value to one of the same shape. A value of shape
-            (row, d) at a site of shape (row, position, d) is one vector a row.
-        positions: Where in the rows: indices valid for every row (negative ones count
-            from the end of the padded row), a (row,) tensor with one index a row, or
-            a (row, position) boolean mask. None means everywhere. Positions belong
-            to the prompt: single tokens generated after it are left alone.
+        model: The model; the caller runs it inside the block.
+        edits: Site name to a value that broadcasts over the site's, or to a function from the
+            site's value to one of the same shape. A value of shape (row, d) at a site of shape
+            (row, position, d) holds one vector per row.
+        positions: Positions to edit: indices valid for every row (negative ones count from the
+            end of the padded row), a (row,) tensor with one index per row, or a (row, position)
+            boolean mask. None means all. Positions refer to the prompt: tokens generated one at
+            a time after it are not edited.
         known_sites: The model's sites, if already found.
 
     Raises:
         InputError: a site is unknown, or a shape does not fit.
     """
     places = _resolve(model, edits, known_sites)
-    longest: dict[str, int] = {}
+    max_length: dict[str, int] = {}
 
     def change(place: Place, carried: Tensor) -> Tensor | None:
         value = place.read(carried)
         mask = None
         if positions is not None:
             length = value.shape[1] if value.dim() == 3 else 0
-            longest[place.name] = max(length, longest.get(place.name, 0))
-            if length == 1 and longest[place.name] > 1:
+            max_length[place.name] = max(length, max_length.get(place.name, 0))
+            if length == 1 and max_length[place.name] > 1:
                 return None
             mask = _mask(place.name, value, positions)
         edit = edits[place.name]
-        new = edit(value) if callable(edit) else _spread(edit, value)
+        new = edit(value) if callable(edit) else _per_row(edit, value)
         new = new.to(dtype=value.dtype, device=value.device)
         if new.shape != value.shape:
             try:
@@ -176,16 +177,16 @@ def steer(
     *,
     known_sites: Sites | None = None,
 ) -> Any:
-    """Add ``scale`` times a vector at sites: a context manager, as ``patch`` is.
+    """Activation steering: add ``scale`` times a vector at sites. A context manager.
 
     Args:
-        model: The model; it is run by the caller, inside the block.
-        vectors: Site name to a vector (d,), or one a row (row, d).
-        scale: What the vectors are multiplied by.
+        model: The model; the caller runs it inside the block.
+        vectors: Site name to a vector (d,), or one vector per row (row, d).
+        scale: Factor of the vectors.
         positions: As in ``patch``.
         known_sites: The model's sites, if already found.
     """
-    edits = {site: _adder(vector, scale) for site, vector in vectors.items()}
+    edits = {site: _addition(vector, scale) for site, vector in vectors.items()}
     return patch(model, edits, positions, known_sites=known_sites)
 
 
@@ -196,24 +197,24 @@ def project_out(
     *,
     known_sites: Sites | None = None,
 ) -> Any:
-    """Remove a subspace from the values at sites: a context manager, as ``patch`` is.
+    """Project a subspace out of the values at sites. A context manager.
 
     Args:
-        model: The model; it is run by the caller, inside the block.
-        bases: Site name to directions that span the subspace, (k, d) or (d,); they
-            need be neither orthogonal, independent nor of unit length.
+        model: The model; the caller runs it inside the block.
+        bases: Site name to directions that span the subspace, (k, d) or (d,). They need not be
+            orthogonal, independent or of unit length.
         positions: As in ``patch``.
         known_sites: The model's sites, if already found.
     """
-    edits = {site: _remover(basis) for site, basis in bases.items()}
+    edits = {site: _projection(basis) for site, basis in bases.items()}
     return patch(model, edits, positions, known_sites=known_sites)
 
 
 def first_tensor(output: object) -> Tensor:
-    """The hidden states in a block's output, a tensor or a tuple that starts with it.
+    """The hidden states in a block's output, a tensor or a tuple that starts with one.
 
     Raises:
-        InputError: the output holds no tensor first.
+        InputError: the output does not start with a tensor.
     """
     first = output[0] if isinstance(output, tuple | list) else output
     if not isinstance(first, Tensor):
@@ -225,17 +226,17 @@ def first_tensor(output: object) -> Tensor:
     return first
 
 
-def _adder(vector: Tensor, scale: float) -> Edit:
+def _addition(vector: Tensor, scale: float) -> Edit:
     def add(value: Tensor) -> Tensor:
-        return value + scale * _spread(vector, value).to(value.device, value.dtype)
+        return value + scale * _per_row(vector, value).to(value.device, value.dtype)
 
     return add
 
 
-def _remover(basis: Tensor) -> Edit:
+def _projection(basis: Tensor) -> Edit:
     rows = basis.detach().reshape(-1, basis.shape[-1])
     _, sizes, directions = torch.linalg.svd(rows.double(), full_matrices=False)
-    # Directions that depend on others do so only to the precision they came in.
+    # Linearly dependent directions have singular values of the order of their precision.
     precision = torch.finfo(rows.dtype).eps if rows.is_floating_point() else 1e-12
     largest = sizes.max() if len(sizes) else 0.0
     span = directions[sizes > largest * max(rows.shape) * precision]
@@ -247,14 +248,14 @@ def _remover(basis: Tensor) -> Edit:
     return remove
 
 
-def _spread(edit: Tensor, value: Tensor) -> Tensor:
-    """One vector a row, (row, d), made to broadcast over (row, position, d)."""
+def _per_row(edit: Tensor, value: Tensor) -> Tensor:
+    """Make one vector per row, (row, d), broadcast over (row, position, d)."""
     one_a_row = edit.dim() == 2 and value.dim() == 3
     return edit[:, None, :] if one_a_row else edit
 
 
 def _mask(site: str, value: Tensor, positions: Sequence[int] | Tensor) -> Tensor:
-    """(row, position), True where an edit applies."""
+    """(row, position) bool, True at edited positions."""
     if value.dim() != 3:
         raise InputError(
             f"{site} has no positions",
@@ -295,24 +296,24 @@ def _mask(site: str, value: Tensor, positions: Sequence[int] | Tensor) -> Tensor
 
 
 def _resolve(
-    model: nn.Module, names: Iterable[str], where: Sites | None
+    model: nn.Module, names: Iterable[str], known_sites: Sites | None
 ) -> list[Place]:
-    found = where if where is not None else find_sites(model)
+    found = known_sites if known_sites is not None else find_sites(model)
     return [found.resolve(name) for name in dict.fromkeys(names)]
 
 
 @contextmanager
 def _hooked(
     places: Sequence[Place],
-    act: Callable[[Place, Tensor], Tensor | None],
+    callback: Callable[[Place, Tensor], Tensor | None],
     *,
     front: bool,
 ) -> Iterator[None]:
-    """Call ``act`` with what each place carries; a tensor it returns replaces that."""
+    """Call ``callback`` with each place's value; a returned tensor replaces the value."""
     handles: list[RemovableHandle] = []
     try:
         for place in places:
-            handles.append(_register(place, act, front=front))
+            handles.append(_register(place, callback, front=front))
         yield
     finally:
         for handle in handles:
@@ -320,13 +321,13 @@ def _hooked(
 
 
 def _register(
-    place: Place, act: Callable[[Place, Tensor], Tensor | None], *, front: bool
+    place: Place, callback: Callable[[Place, Tensor], Tensor | None], *, front: bool
 ) -> RemovableHandle:
     def after(module: nn.Module, args: Any, output: Any) -> Any:
-        # A block may return a plain tensor or a tuple that begins with it; indexing
-        # a plain tensor would silently take the first row of the batch.
+        # A block returns a tensor or a tuple that starts with one; indexing a plain
+        # tensor would silently select the first row of the batch.
         whole = isinstance(output, Tensor)
-        new = act(place, output if whole else output[0])
+        new = callback(place, output if whole else output[0])
         if new is None:
             return None
         return new if whole else (new, *output[1:])
@@ -335,7 +336,7 @@ def _register(
         key = None
         if not args:
             key = "hidden_states" if "hidden_states" in named else next(iter(named))
-        new = act(place, args[0] if key is None else named[key])
+        new = callback(place, args[0] if key is None else named[key])
         if new is None:
             return None
         if key is None:

@@ -1,4 +1,4 @@
-"""The structure of a checkpoint's network, without its weights."""
+"""Depth and width of a checkpoint's network, without loading its weights."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,19 +9,21 @@ from torch import nn
 
 from capture.checkpoints.open import Checkpoint
 from capture.checkpoints.schemas.configuration import library_config, model_class
-from capture.checkpoints.schemas.library_errors import library_errors
-from capture.checkpoints.schemas.quietly import quiet_transformers
+from capture.checkpoints.schemas.library_errors import (
+    library_errors,
+    quiet_transformers,
+)
 from capture.network.sites import find_sites
 from capture.network.structure import find_transformer
 
 
 @dataclass(frozen=True)
 class NetworkSize:
-    """What is known of a network before its weights are read.
+    """Size of a network.
 
     Attributes:
         n_layers: Number of blocks; None for a network without attention.
-        d_model: Of the residual stream; None where its configuration does not say it.
+        d_model: Width of the residual stream; None if the configuration does not state it.
     """
 
     n_layers: int | None
@@ -29,10 +31,9 @@ class NetworkSize:
 
 
 def network_size(checkpoint: Checkpoint) -> NetworkSize:
-    """The blocks of a checkpoint's network.
+    """Depth and width of a checkpoint's network.
 
-    A live module is looked at as it is; of a folder the network is built on PyTorch's
-    meta device, which holds no numbers.
+    The network of a folder is built on PyTorch's meta device, which allocates no memory.
 
     Raises:
         InputError: its structure is not understood; see ``capture.network.sites``.

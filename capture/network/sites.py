@@ -1,29 +1,27 @@
-"""Named places in a network, the same names whatever the family.
+"""Sites: named activations of a network, with the same names for all model families.
 
 ========== =================================================================
 name       value
 ========== =================================================================
-embed      what enters block 0: the embedded tokens or patches; the pixels of a CNN
-resid.L    what leaves block L: the residual stream after it
-attn.L     what the attention of block L adds to the stream, after its projection
-           and after a norm of what is added, where there is one (Gemma 2, OLMo 2)
-mlp.L      what the feed-forward part of block L adds to the stream, likewise
-head.L.H   the output of head H of block L, before the output projection
-final      what enters the output layer, after the last norm
-logits     the output of the output layer, before a model scales or caps it
+embed      input of block 0: embedded tokens or patches; the pixels of a CNN
+resid.L    output of block L: the residual stream after it
+attn.L     contribution of the attention of block L to the stream, after the output
+           projection and a norm of the contribution, if any (Gemma 2, OLMo 2)
+mlp.L      contribution of the MLP of block L to the stream, likewise
+head.L.H   output of head H of block L, before the output projection
+final      input of the output layer, after the last norm
+logits     output of the output layer, before the model scales or caps it
 ========== =================================================================
 
-In a network without attention a block is one layer with weights together with all
-that follows it up to the next one, so ``resid.L`` is what the next such layer
-receives: activations, pooling and flattening included, even when they are plain
-function calls in ``forward``. Where something passes by such layers, as in a residual
-network, a block is a whole residual unit.
+In a network without attention, a block is one layer with weights and everything up to the next
+such layer. ``resid.L`` is the input of that next layer, with activations, pooling and flattening
+applied, even if they are function calls in ``forward``. In a residual network a block is a whole
+residual unit.
 
-Places are found by structure, and proved by one short pass the first time a network is
-looked at (``capture.network.proof``): what leaves a block is all that the
-rest of the network sees, and what attention and the feed-forward part add to what
-enters a block is what leaves it; in a network that norms the stream after each addition
-(BERT), with those norms. Where that cannot be shown, the network or these sites of it
+Sites are found by structure and verified by one short forward pass per structure
+(``capture.network.proof``): the output of a block is all that the rest of the network
+receives, and it is the sum of the block's input and the contributions of attention and MLP (with
+the norms in between, for post-norm networks such as BERT). Networks and sites that fail the check
 are refused.
 """
 
@@ -47,14 +45,14 @@ from evidence.errors import InputError
 
 @dataclass(frozen=True)
 class Place:
-    """Where a site's value can be read and replaced.
+    """The module input or output that carries a site's value.
 
     Attributes:
         name: The site's name.
-        module: The module whose input or output carries the value.
-        side: "in" for its first argument, "out" for its (first) output.
-        part: Which of the carried features: a slice of the last axis, an index into
-            the axis before the last (heads kept apart), or None for all of them.
+        module: The module.
+        side: "in" for the first argument of the module, "out" for its (first) output.
+        part: Features of the tensor: a slice of the last axis, an index into the
+            second-to-last axis (separate heads), or None for all.
     """
 
     name: str
@@ -63,7 +61,7 @@ class Place:
     part: slice | int | None = None
 
     def read(self, carried: Tensor) -> Tensor:
-        """The site's value, a view of what the module carries."""
+        """The site's value, a view of the module's tensor."""
         if self.part is None:
             return carried
         if isinstance(self.part, int):
@@ -86,10 +84,10 @@ class Sites:
     Attributes:
         places: Site name to place, roughly in order of depth.
         n_layers: Number of blocks.
-        d_model: Width of the residual stream; None where blocks differ in width.
-        n_heads: Attention heads a block; 0 where there are none.
+        d_model: Width of the residual stream; None if blocks differ in width.
+        n_heads: Attention heads per block; 0 if there are none.
         head: The output layer, or None.
-        refused: Kinds of sites that this network does not have, to the reason.
+        refused: Kind of site that this network does not have, to the reason.
     """
 
     places: dict[str, Place]
@@ -105,7 +103,7 @@ class Sites:
         return tuple(self.places)
 
     def of(self, kind: str) -> tuple[str, ...]:
-        """The names of one kind, such as "resid", from the first layer to the last."""
+        """Names of one kind, such as "resid", from the first layer to the last."""
         return tuple(name for name in self.places if name.split(".")[0] == kind)
 
     def resolve(self, name: str) -> Place:
@@ -134,17 +132,17 @@ class Sites:
 
 
 def find_sites(model: nn.Module, example: Any = None) -> Sites:
-    """Find the sites of ``model`` from its structure, proved by one short pass.
+    """Find the sites of ``model`` by structure, verified by one short forward pass.
 
-    The pass is run once a structure (``capture.network.discovery.structure_cache``).
+    The pass runs once per structure (``capture.network.discovery.structure_cache``).
 
     Args:
-        model: A network of token ids, of images or of vectors.
-        example: Input of two or more different rows, a tensor or named ones, for a
-            network that does not run on what is made up for it.
+        model: A network of token ids, images or vectors.
+        example: Input with two or more different rows, a tensor or a dict of tensors, for a
+            network that does not run on generated inputs.
 
     Raises:
-        InputError: its structure is not understood; it does not run on a short input.
+        InputError: the structure is not understood, or the network does not run.
     """
     transformer = find_transformer(model)
     if transformer is None:
@@ -158,10 +156,10 @@ def find_sites(model: nn.Module, example: Any = None) -> Sites:
 def find_image_sites(model: nn.Module, example: Any = None) -> Sites:
     """The sites of an image model: ``embed``, ``resid.L``, ``final`` and ``logits``.
 
-    A transformer's are those of ``find_sites``. In a residual network without attention a
-    block is one residual unit, such as a ResNet's layer of two convolutions: what leaves
-    it is all that the rest of the network sees, which does not hold of a single
-    convolution beside a shortcut.
+    A vision transformer has the sites of ``find_sites``. In a residual network without attention,
+    a block is one residual unit, such as the two convolutions of a ResNet layer: the output of a
+    unit is all that the rest of the network receives, which is not true of a single convolution
+    beside a shortcut.
 
     Args:
         model: The model.
@@ -208,9 +206,9 @@ def _block_sites(
 def _head_count(
     model: nn.Module, transformer: Transformer, attention: nn.Module, inputs: int
 ) -> int:
-    """Heads whose outputs lie side by side in the projection's input; 0 if unknown."""
+    """Number of heads concatenated in the projection's input; 0 if unknown."""
     if len({type(each) for each in transformer.attentions}) > 1:
-        return 0  # attention of several kinds: the count is that of one of them
+        return 0  # several kinds of attention may differ in their number of heads
     names = ("num_attention_heads", "num_heads", "n_heads", "n_head")
     holders: list[Any] = [*attention.modules(), getattr(model, "config", None)]
     for holder in holders:
@@ -240,7 +238,7 @@ def chain_sites(chain: Chain) -> Sites:
 
 
 def _hooked_sites(model: nn.Module, blocks: Sequence[Any]) -> Sites:
-    """Sites of a ``HookedTransformer``, at the hook points its blocks have."""
+    """Sites of a ``HookedTransformer``, at the hook points of its blocks."""
     config: Any = next(m.cfg for m in model.modules() if hasattr(m, "cfg"))
     heads = int(config.n_heads)
     places = {"embed": Place("embed", blocks[0].hook_resid_pre, "out")}
@@ -259,12 +257,12 @@ def _hooked_sites(model: nn.Module, blocks: Sequence[Any]) -> Sites:
 
 
 def with_neurons(sites: Sites) -> Sites:
-    """The sites of a model with ``neurons.L`` added, what enters block L's last map.
+    """Add the sites ``neurons.L``, the inputs of the down projection of block L.
 
-    A neuron's value there times its value vector is what it adds to the stream.
+    A neuron's activation times its value vector is its contribution to the residual stream.
 
     Raises:
-        InputError: a block has no single map from neurons to the stream.
+        InputError: a block has no single down projection.
     """
     places = dict(sites.places)
     for layer in range(sites.n_layers):
@@ -274,11 +272,11 @@ def with_neurons(sites: Sites) -> Sites:
 
 
 def neuron_projection(sites: Sites, layer: int) -> nn.Module:
-    """The map from the neurons of block ``layer`` to what they add to the stream.
+    """The down projection of the MLP of block ``layer``, as part of the site ``mlp``.
 
     Raises:
-        InputError: there is none, or several (a mixture of experts), or it is wrapped
-            by an adapter; or something follows it before the stream, such as a norm.
+        InputError: there is none, or several (a mixture of experts), or it is wrapped by an
+            adapter; or something follows it before the stream, such as a norm.
     """
     part = sites.resolve(f"mlp.{layer}").module
     found = None
@@ -286,17 +284,17 @@ def neuron_projection(sites: Sites, layer: int) -> nn.Module:
         found = down_projection(sites.places[f"resid.{layer}"].module)
     if found is None or not any(found is module for module in part.modules()):
         raise InputError(
-            f"what neurons of block {layer} give is not what is added to the stream",
-            expected="a family that adds what its feed-forward part gives as it is",
+            f"the output of the neurons of block {layer} is changed before it is added",
+            expected="a family that adds the output of its MLP unchanged",
             got=f"{type(part).__name__} in between",
         )
     return found
 
 
 def as_positions(value: Tensor) -> Tensor:
-    """(image, place, d) from the same, from feature maps or from (image, d).
+    """Reshape to (image, position, d), from the same, from feature maps or from (image, d).
 
-    Feature maps (image, d, height, width) are read row by row.
+    Feature maps (image, d, height, width) are flattened row by row.
     """
     if value.dim() == 4:
         return value.flatten(2).transpose(1, 2)
@@ -304,7 +302,7 @@ def as_positions(value: Tensor) -> Tensor:
 
 
 def restore_shape(positions: Tensor, like: Tensor) -> Tensor:
-    """The inverse of ``as_positions``: ``positions`` in the shape of ``like``."""
+    """The inverse of ``as_positions``; the result has the shape of ``like``."""
     if like.dim() == 4:
         return positions.transpose(1, 2).reshape(like.shape)
     return positions[:, 0] if like.dim() == 2 else positions

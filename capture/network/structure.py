@@ -1,8 +1,8 @@
-"""The parts of a network, found by how it is built rather than by name of its family.
+"""The parts of a network, found by structure rather than by model family.
 
-This is the one finder of blocks, attention and feed-forward parts, down-projections,
-residual units, the last norm and the output head. Nothing is run here;
-``capture.network.proof`` runs a short pass where structure alone only suggests a part.
+Finds blocks, attention and MLP modules, down projections, residual units, the final norm and the
+output head. The network is not run here; ``capture.network.proof`` verifies parts with a short
+forward pass.
 """
 
 import inspect
@@ -29,9 +29,9 @@ class Transformer:
 
     Attributes:
         blocks: From the first to the last.
-        attentions: (block,) its attention part.
-        feed_forwards: (block,) its feed-forward part where it has a name of its own.
-        head: The output layer, or None for a body without one.
+        attentions: (block,) attention module.
+        feed_forwards: (block,) MLP module, or None if it has no name of its own.
+        head: The output layer, or None.
     """
 
     blocks: tuple[nn.Module, ...]
@@ -41,10 +41,10 @@ class Transformer:
 
 
 def find_transformer(model: nn.Module) -> Transformer | None:
-    """The one stack of attention blocks; None for a network without attention.
+    """The stack of attention blocks; None for a network without attention.
 
     Raises:
-        InputError: naming the family, where it has another structure.
+        InputError: the structure is not supported; the message names the model family.
     """
     if not _attention_stacks(model):
         if _is_encoder_decoder(model):
@@ -71,42 +71,39 @@ def find_transformer(model: nn.Module) -> Transformer | None:
 def find_blocks(model: nn.Module) -> list[nn.Module]:
     """The blocks in depth order, with or without attention.
 
-    A block is a child of the one list of like modules with attention; in a network of
-    tokens without attention (Mamba), of its one list of like modules; in any other
-    network without attention, a residual unit.
+    A block is a child of the list of modules of one class with attention; in a token network
+    without attention (Mamba), of its list of modules of one class; in any other network without
+    attention, a residual unit.
 
     Raises:
-        InputError: there are no blocks, or several lists that may be meant.
+        InputError: there are no blocks, or several candidate lists.
     """
     if _is_encoder_decoder(model):
         raise unsupported(model, "it is an encoder-decoder model")
-    stacks = _attention_stacks(model)
-    if len(stacks) > 1:
-        raise _several(model, stacks)
-    attention_blocks = stacks[0][1] if stacks else []
-    if not reads_tokens(model):
-        blocks = attention_blocks or residual_units(model)
-        if blocks:
-            return blocks
-    inside = set(attention_blocks)
-    others = [
-        (name, children)
-        for name, children in _outer_lists(model)
-        if not any(m in inside for child in children for m in child.modules())
-    ]
-    if stacks and not others:
-        return attention_blocks
-    if any(not _alike(children) for _, children in others):
+    lists = _attention_stacks(model)
+    tokens = reads_tokens(model)
+    if not lists and not tokens and (units := residual_units(model)):
+        return units
+    if tokens or not lists:
+        # Beside a stack for images there may be one for tokens that has no attention.
+        known = {block for _, blocks in lists for block in blocks}
+        lists += [
+            (name, blocks)
+            for name, blocks in _outer_lists(model)
+            if not any(m in known for block in blocks for m in block.modules())
+        ]
+    if not lists:
+        raise unsupported(model, "it has no list of blocks")
+    if not all(_alike(blocks) for _, blocks in lists):
         raise unsupported(model, "it has a list of blocks of several classes")
-    if not stacks and len(others) == 1:
-        return others[0][1]
-    if others:
-        raise _several(model, [*stacks, *others])
-    raise unsupported(model, "it has no list of blocks")
+    if len(lists) > 1:
+        names = " and ".join(f"{name!r} ({len(each)})" for name, each in lists[:2])
+        raise unsupported(model, f"it has several stacks of blocks: {names}")
+    return lists[0][1]
 
 
 def residual_units(model: nn.Module) -> list[nn.Module]:
-    """The innermost listed modules with two or more layers with weights, in depth order."""
+    """The innermost modules of lists that hold two or more layers with weights, by depth."""
     listed = [
         child
         for module in model.modules()
@@ -123,7 +120,7 @@ def residual_units(model: nn.Module) -> list[nn.Module]:
 
 
 def unsupported(model: nn.Module, reason: str) -> InputError:
-    """One sentence that names the family and says why it is refused."""
+    """Error that names the model family and the reason for refusing it."""
     family = getattr(getattr(model, "config", None), "model_type", "")
     name = type(model).__name__ + (f" ({family})" if family else "")
     return InputError(
@@ -135,14 +132,14 @@ def unsupported(model: nn.Module, reason: str) -> InputError:
 
 
 def reads_tokens(model: nn.Module) -> bool:
-    """Whether a model looks up tokens, whatever its class."""
+    """Whether a model takes token ids."""
     if "input_ids" in inspect.signature(model.forward).parameters:
         return True
     return any(isinstance(module, nn.Embedding) for module in model.modules())
 
 
 def attention_of(block: nn.Module) -> nn.Module | None:
-    """The attention part: by its name, and not a norm or a dropout named after it."""
+    """The child named after attention that holds linear maps (not its norm or dropout)."""
     for name, child in block.named_children():
         hooked = hasattr(child, "hook_z")
         if "att" in name.lower() and (hooked or next(linears(child), None)):
@@ -151,7 +148,7 @@ def attention_of(block: nn.Module) -> nn.Module | None:
 
 
 def feed_forward_of(block: nn.Module) -> nn.Module | None:
-    """The feed-forward part, where it has a name of its own."""
+    """The MLP module, or None if it has no name of its own."""
     for name, child in block.named_children():
         if name.lower() in FEED_FORWARD_NAMES and linear_shape(child) is None:
             return child
@@ -159,14 +156,14 @@ def feed_forward_of(block: nn.Module) -> nn.Module | None:
 
 
 def down_projection(block: nn.Module) -> nn.Module:
-    """The linear map that ends a block's feed-forward part.
+    """The down projection of a block's MLP.
 
-    It is the last map that is registered in the feed-forward part, or in the block
-    without its attention where that part has no name.
+    This is the last linear map registered in the MLP, or in the block without its attention if
+    the MLP has no name.
 
     Raises:
-        InputError: there is none, it does not lead back to the stream, an adapter wraps
-            it, or the part is a mixture of experts.
+        InputError: there is none, its width is not that of the stream, an adapter wraps it, or
+            the MLP is a mixture of experts.
     """
     part, attention = feed_forward_of(block), attention_of(block)
     maps = list(linears(block if part is None else part, skip=attention))
@@ -191,7 +188,7 @@ def down_projection(block: nn.Module) -> nn.Module:
 
 
 def _leads_back(last: nn.Module, attention: nn.Module | None) -> bool:
-    """Whether a map gives as many features as attention reads of the stream."""
+    """Whether the output width of a map equals the input width of attention."""
     reader = next(linears(attention), None) if attention is not None else None
     return (
         reader is None
@@ -200,7 +197,7 @@ def _leads_back(last: nn.Module, attention: nn.Module | None) -> bool:
 
 
 def _is_mixture(part: nn.Module) -> bool:
-    """Whether a part holds experts: a list of like modules, or stacked matrices."""
+    """Whether a module holds experts: a list of modules of one class, or stacked matrices."""
     for module in part.modules():
         if isinstance(module, nn.ModuleList) and len(module) > 1:
             if _alike(list(module)):
@@ -213,7 +210,7 @@ def _is_mixture(part: nn.Module) -> bool:
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int] | None:
-    """(inputs, outputs) of a linear map, adapters and GPT-2's Conv1D included."""
+    """(inputs, outputs) of a linear map, including PEFT layers and GPT-2's Conv1D."""
     base = getattr(module, "base_layer", None)  # a peft layer around the linear map
     if isinstance(base, nn.Module):
         return linear_shape(base)
@@ -225,24 +222,29 @@ def linear_shape(module: nn.Module) -> tuple[int, int] | None:
     return None
 
 
+def is_linear_map(module: nn.Module) -> bool:
+    """Whether a module is a plain linear map, with no adapter around it."""
+    return isinstance(module, nn.Linear) or is_transposed(module)
+
+
 def is_transposed(linear: nn.Module) -> bool:
-    """Whether a linear map keeps its matrix as (in, out), as GPT-2's Conv1D does."""
+    """Whether a linear map stores its matrix as (in, out), as GPT-2's Conv1D."""
     return type(linear).__name__ == "Conv1D"
 
 
 def matrix_view(linear: nn.Module) -> Tensor:
-    """(out, in) view of a linear map's weight: writing into it edits the map."""
+    """(out, in) view of a linear map's weight; writing to the view edits the map."""
     weight = linear.get_parameter("weight")
     return weight.T if is_transposed(linear) else weight
 
 
 def value_vectors(projection: nn.Module) -> Tensor:
-    """(neuron, d) view of a down projection's weight: writing into it edits it."""
+    """(neuron, d) view of a down projection's weight; writing to the view edits the weight."""
     return matrix_view(projection).T
 
 
 def linears(module: nn.Module, skip: nn.Module | None = None) -> Iterator[nn.Module]:
-    """Linear maps in ``module``, as registered, without those in ``skip``."""
+    """Linear maps in ``module`` in order of registration, without those in ``skip``."""
     if module is skip:
         return
     if linear_shape(module) is not None:
@@ -253,20 +255,20 @@ def linears(module: nn.Module, skip: nn.Module | None = None) -> Iterator[nn.Mod
 
 
 def input_embedding(model: nn.Module) -> nn.Module | None:
-    """The table of tokens, where the model names one."""
+    """The token embedding, or None if the model names none."""
     return _named_by(model, "get_input_embeddings")
 
 
 def output_head(model: nn.Module) -> nn.Module | None:
-    """The layer that gives the logits of tokens, where the model names one."""
+    """The language-model head, or None if the model names none."""
     return _named_by(model, "get_output_embeddings")
 
 
 def classifier_of(model: nn.Module) -> nn.Linear:
-    """The linear layer that gives class logits: the last one of the model.
+    """The linear layer that computes class logits, the last one of the model.
 
     Raises:
-        InputError: the model ends in no linear layer.
+        InputError: the model has no linear layer.
     """
     found = [module for module in model.modules() if isinstance(module, nn.Linear)]
     if not found:
@@ -279,7 +281,7 @@ def classifier_of(model: nn.Module) -> nn.Linear:
 
 
 def stack_owner(model: nn.Module, blocks: list[nn.Module]) -> nn.Module | None:
-    """The module that has the list of ``blocks`` and runs them one after another."""
+    """The module that holds the list of ``blocks``."""
     for module in model.modules():
         for child in module.children():
             if isinstance(child, nn.ModuleList) and list(child) == blocks:
@@ -288,18 +290,18 @@ def stack_owner(model: nn.Module, blocks: list[nn.Module]) -> nn.Module | None:
 
 
 def final_norm(model: nn.Module) -> nn.Module | None:
-    """The first norm with weights that is registered after the blocks, or None."""
-    return next(filter(_is_norm, _after(model, find_blocks(model))), None)
+    """The first norm with weights registered after the blocks, or None."""
+    return next(filter(is_norm, _after(model, find_blocks(model))), None)
 
 
-def _is_norm(module: nn.Module) -> bool:
-    """Whether a module holds nothing but vectors of one length."""
+def is_norm(module: nn.Module) -> bool:
+    """Whether all parameters of a module are vectors of one length."""
     shapes = {parameter.shape for parameter in module.parameters()}
     return len(shapes) == 1 and len(next(iter(shapes))) == 1
 
 
 def _after(model: nn.Module, blocks: list[nn.Module]) -> list[nn.Module]:
-    """Modules without children that are registered after the last block."""
+    """Leaf modules registered after the last block."""
     modules = list(model.modules())
     last = max(modules.index(inner) for inner in blocks[-1].modules())
     return [module for module in modules[last + 1 :] if not list(module.children())]
@@ -315,7 +317,7 @@ def _named_by(model: nn.Module, getter: str) -> nn.Module | None:
 
 
 def _output_layer(model: nn.Module, blocks: list[nn.Module]) -> nn.Module | None:
-    """The layer that gives the logits, named or the last linear map after the blocks."""
+    """The layer that computes the logits: named by the model, or the last linear map."""
     named = output_head(model)
     if named is not None:
         return named
@@ -323,7 +325,7 @@ def _output_layer(model: nn.Module, blocks: list[nn.Module]) -> nn.Module | None
     found, past_blocks = None, False
     for name, module in model.named_modules():
         past_blocks = past_blocks or module is blocks[-1]
-        # A pooler feeds on the blocks too, but gives features, not scores.
+        # A pooler also follows the blocks, but computes features, not logits.
         if not past_blocks or module in inside or "pooler" in name:
             continue
         if linear_shape(module) is not None:
@@ -340,7 +342,7 @@ def _alike(modules: list[nn.Module]) -> bool:
 
 
 def _attention_stacks(model: nn.Module) -> list[tuple[str, list[nn.Module]]]:
-    """Lists of blocks of one class with attention that lie in no other such list."""
+    """Outermost lists of blocks of one class with attention."""
     found: list[tuple[str, list[nn.Module]]] = []
     inside: set[nn.Module] = set()
     for name, module in model.named_modules():
@@ -354,7 +356,7 @@ def _attention_stacks(model: nn.Module) -> list[tuple[str, list[nn.Module]]]:
 
 
 def _outer_lists(model: nn.Module) -> list[tuple[str, list[nn.Module]]]:
-    """Lists that lie in no other list, of modules that have parts and weights."""
+    """Outermost lists of modules with children and weights."""
     found: list[tuple[str, list[nn.Module]]] = []
     inside: set[nn.Module] = set()
     for name, module in model.named_modules():
@@ -368,16 +370,11 @@ def _outer_lists(model: nn.Module) -> list[tuple[str, list[nn.Module]]]:
     return found
 
 
-def _several(model: nn.Module, stacks: list[tuple[str, list[nn.Module]]]) -> InputError:
-    names = " and ".join(f"{name!r} ({len(each)})" for name, each in stacks[:2])
-    return unsupported(model, f"it has several stacks of blocks: {names}")
-
-
 def own_head_(model: nn.Module) -> nn.Module:
-    """The output head, given weights of its own where it shared the embedding's.
+    """Untie the output head from the embedding, and return it.
 
-    Training a shared head would train the embedding as well. The configuration is
-    told, so that the model is saved and loaded with two matrices.
+    Training a tied head would train the embedding as well. The configuration is updated, so that
+    both matrices are saved and loaded.
 
     Raises:
         InputError: the model names no output head.
@@ -400,9 +397,7 @@ def own_head_(model: nn.Module) -> nn.Module:
 
 
 def blocks_and_after(model: nn.Module, count: int) -> list[nn.Module]:
-    """The last ``count`` blocks and all that follows them: the last norm, the head.
-
-    The head is given weights of its own where it shared the embedding's.
+    """The last ``count`` blocks and everything after them: final norm and untied head.
 
     Raises:
         InputError: the model has fewer blocks.
@@ -420,10 +415,10 @@ def blocks_and_after(model: nn.Module, count: int) -> list[nn.Module]:
 
 
 def random_like(model: nn.Module, seed: int) -> nn.Module:
-    """A model of the same configuration whose weights were never trained.
+    """A randomly initialized model of the same configuration.
 
     Raises:
-        InputError: the model cannot be made anew from a configuration.
+        InputError: the model has no configuration.
     """
     config = getattr(model, "config", None)
     if config is None:

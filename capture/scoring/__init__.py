@@ -1,4 +1,4 @@
-"""How well a model answers: answer scores, contrast, checks of forget and retain sets."""
+"""Scoring of answers: log-probabilities, exact match, contrast, validation of item sets."""
 
 from evidence import moved
 

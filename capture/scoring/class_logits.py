@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from capture.data.images import ImageSet
-from capture.network.hooks import Edit, evaluation_mode, patch
+from capture.network.hooks import Edit, evaluation_mode, patch, record
 from capture.network.sites import Sites
 from capture.network.structure import model_device
 
@@ -48,14 +48,16 @@ def image_states(
 ) -> dict[str, Tensor]:
     """Site to (image, ...) whole states, on the CPU."""
     found: dict[str, list[Tensor]] = {site: [] for site in sites}
-
-    def keep(site: str) -> Edit:
-        def edit(value: Tensor) -> Tensor:
-            found[site].append(value.detach().float().cpu())
-            return value
-
-        return edit
-
-    edits = {site: keep(site) for site in sites}
-    logits_with_edits(model, images, edits, where)
+    device = model_device(model)
+    with (
+        torch.no_grad(),
+        evaluation_mode(model),
+        record(
+            model, sites, lambda _, value: value.float().cpu(), known_sites=where
+        ) as seen,
+    ):
+        for start in range(0, len(images.pixels), BATCH):
+            class_logits(model, images.pixels[start : start + BATCH].to(device))
+            for site, value in seen.items():
+                found[site].append(value)
     return {site: torch.cat(parts) for site, parts in found.items()}

@@ -1,4 +1,4 @@
-"""How well a model tells each entity's answer from the others', said or not."""
+"""Entity-answer contrast: rank of each entity's answer among the answers of others."""
 
 from collections import defaultdict
 from dataclasses import dataclass
@@ -18,37 +18,40 @@ def first_tokens(rows: Sequences) -> list[int]:
 
 
 def discriminating_tokens(rows: Sequences) -> tuple[list[tuple[int, int]], np.ndarray]:
-    """Tokens to watch that tell the answers from each other, place by place.
+    """Tokens that discriminate between the answers, by answer position.
 
-    Answers of one length, such as codes, are told from each other at every token: to
-    know one of ten first digits says little, to know five digits much. Of answers of
-    several lengths only the first token stands at the same place in all.
+    Answers of equal length, such as codes, are compared at all positions, because the first of
+    ten digits carries little information. Answers of different lengths are compared at their
+    first token.
 
     Returns:
-        (place, token) pairs, and (row, place) which of them the row's own answer is.
+        Pairs (position, token), and (row, position) index of the pair of the row's own answer.
     """
     pairs = zip(rows.ids, rows.answer_start, strict=True)
     answers = [ids[start:] for ids, start in pairs]
     sizes = set(map(len, answers))
-    places = range(min(sizes) if len(sizes) == 1 else 1)
+    positions = range(min(sizes) if len(sizes) == 1 else 1)
     watch = [
-        (place, token)
-        for place in places
-        for token in sorted({answer[place] for answer in answers})
+        (position, token)
+        for position in positions
+        for token in sorted({answer[position] for answer in answers})
     ]
     column = {pair: index for index, pair in enumerate(watch)}
-    own = [[column[place, answer[place]] for place in places] for answer in answers]
-    return watch, np.array(own, dtype=int)
+    own_columns = [
+        [column[position, answer[position]] for position in positions]
+        for answer in answers
+    ]
+    return watch, np.array(own_columns, dtype=int)
 
 
 @dataclass(frozen=True)
 class QuestionScores:
-    """One pass over questions.
+    """Scores of questions.
 
     Attributes:
-        exact_match: (row,) 1.0 where greedy decoding gives the answer.
+        exact_match: (row,) 1.0 if greedy decoding yields the answer, else 0.0.
         contrast: (row,) as ``entity_contrast``.
-        mean_logprob: (row,) nats a token.
+        mean_logprob: (row,) mean log-probability per answer token, in nats.
     """
 
     exact_match: np.ndarray
@@ -62,12 +65,12 @@ def score_questions(
     rows: Sequences,
     progress: Progress = SILENT,
 ) -> QuestionScores:
-    """Is the answer said, and how does it rank among the other entities'?"""
-    watch, right = discriminating_tokens(rows)
+    """Exact match, entity-answer contrast and log-probability of each question."""
+    watch, answer_columns = discriminating_tokens(rows)
     scores = score_answers(model, rows, watch=watch, progress=progress)
     return QuestionScores(
         scores.greedy.astype(float),
-        entity_contrast(questions, scores.watched, right),
+        entity_contrast(questions, scores.watched, answer_columns),
         scores.mean_logprob,
     )
 
@@ -75,22 +78,21 @@ def score_questions(
 def entity_contrast(
     questions: Questions, logits: np.ndarray, answer_columns: np.ndarray
 ) -> np.ndarray:
-    """Share of the other answers that an entity's own answer outranks.
+    """Entity-answer contrast: share of the other answers that the own answer outranks (AUC).
 
-    Rows of one relation and wording form a table, entity by answer, of first-token
-    logits. Each answer's mean over the table is taken off, so that a general liking
-    for an answer, or its general suppression, cannot count; what is left is which
-    answer goes with which entity. Ties count one half; chance is 0.5. Where answers
-    are told apart at several places, there is a table for each, and the mean over them
-    counts.
+    Rows of one relation and paraphrase form a table of logits, entity by answer. The mean of each
+    answer over entities is subtracted, which removes answer-frequency bias and general
+    suppression; the rest is the association of answers with entities. Ties count one half, and
+    chance is 0.5. If answers are compared at several positions, the contrast is the mean over
+    positions.
 
     Args:
         questions: The rows.
         logits: (row, answer token).
-        answer_columns: (row,) column of the row's own answer, or (row, place).
+        answer_columns: (row,) column of the row's own answer, or (row, position).
 
     Returns:
-        (row,) in [0, 1]; 0.5 where a table has fewer than two different answers.
+        (row,) in [0, 1]; 0.5 in tables with fewer than two different answers.
     """
     answer_columns = answer_columns.reshape(len(questions), -1)
     tables = defaultdict(list)
@@ -100,22 +102,27 @@ def entity_contrast(
         tables[questions.items[index].relation, wording].append(row)
     result = np.full(len(questions), 0.5)
     for rows in tables.values():
-        here = np.array(rows)
-        ranks = [_ranks(logits[here], own) for own in answer_columns[here].T]
-        told = [each for each in ranks if each is not None]
-        if told:
-            result[here] = np.mean(told, axis=0)
+        table_rows = np.array(rows)
+        ranks = [
+            _outranked_share(logits[table_rows], columns)
+            for columns in answer_columns[table_rows].T
+        ]
+        known_ranks = [rank for rank in ranks if rank is not None]
+        if known_ranks:
+            result[table_rows] = np.mean(known_ranks, axis=0)
     return result
 
 
-def _ranks(logits: np.ndarray, right: np.ndarray) -> np.ndarray | None:
-    """(row,) share of the table's other answers outranked; None without any other."""
-    offered = np.unique(right)
+def _outranked_share(
+    logits: np.ndarray, answer_columns: np.ndarray
+) -> np.ndarray | None:
+    """(row,) share of the table's other answers outranked; None if there are none."""
+    offered = np.unique(answer_columns)
     if len(offered) < 2:
         return None
     table = np.nan_to_num(logits[:, offered], posinf=1e9, neginf=-1e9)
     table = table - table.mean(0)
-    own = table[np.arange(len(table)), np.searchsorted(offered, right)]
-    below = (table < own[:, None]).sum(1)
-    ties = (table == own[:, None]).sum(1) - 1
+    own_logits = table[np.arange(len(table)), np.searchsorted(offered, answer_columns)]
+    below = (table < own_logits[:, None]).sum(1)
+    ties = (table == own_logits[:, None]).sum(1) - 1
     return (below + 0.5 * ties) / (len(offered) - 1)

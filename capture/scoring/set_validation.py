@@ -1,4 +1,4 @@
-"""What was understood of a forget set and a retain set, and what is wrong there."""
+"""Validation of a forget set against its retain set."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from capture.data.tokenization import encode_items
 from capture.scoring.answers import AnswerScores
 from evidence.errors import InputError, printable
 
-# A forget set is a part of what a model knows, a retain set a sample of the rest.
+# Swapped files are suspected by size, and detected by behavior.
 SWAP_SIZE_RATIO = 3.0  # forget over retain, in entities, from which a swap is suspected
 MIN_SWAP_KEPT = 0.8  # share of known forget items still answered ...
 MIN_SWAP_LOST = 0.6  # ... and of known retain items lost, that mean a swap
@@ -22,7 +22,7 @@ MIN_KNOWN = 5  # known items below which shares say nothing
 
 @dataclass(frozen=True)
 class PairScores:
-    """Scores of the main prompts, in the order of the sets; None where not made."""
+    """Scores of the main prompts, in the order of the sets."""
 
     original_forget: AnswerScores
     original_retain: AnswerScores
@@ -32,23 +32,24 @@ class PairScores:
 
 @dataclass(frozen=True)
 class SetSummary:
-    """One set in figures.
+    """Statistics of one set.
 
     Attributes:
         role: "forget" or "retain".
-        name: The set's name.
-        format: How its file was understood.
-        items: Items.
-        entities: Entities.
-        answers: Relation to the number of different answers, relations sorted.
-        repeated: Items that repeat the prompt and the answer of an earlier one.
-        disputed: Prompts that have more than one answer.
-        without_alternatives: Items with no wrong answers of their own.
-        paraphrases: Fewest paraphrases an item has.
-        tokens: Shortest and longest answer in tokens; None without a tokenizer.
-        known: Items the original answers by greedy decoding; None without scores.
-        kept: Those of ``known`` that the unlearned model answers too; None likewise.
-        sample: Up to three items, as prompt and answer.
+        name: Name of the set.
+        format: Recognized file format.
+        items: Number of items.
+        entities: Number of entities.
+        answers: (relation, number of different answers), sorted by relation.
+        repeated: Number of items that repeat an earlier prompt and answer.
+        disputed: Number of prompts with more than one answer.
+        without_alternatives: Number of items without alternatives.
+        paraphrases: Minimum number of paraphrases per item.
+        tokens: Minimum and maximum answer length in tokens; None without a tokenizer.
+        known: Number of items that the original answers by greedy decoding; None without
+            scores.
+        kept: Number of known items that the unlearned model answers too; None without scores.
+        sample: Up to three pairs of prompt and answer.
     """
 
     role: str
@@ -69,14 +70,14 @@ class SetSummary:
 
 @dataclass(frozen=True)
 class ValidationReport:
-    """What ``validate_items`` found.
+    """Result of ``validate_items``.
 
     Attributes:
-        forget: The forget set in figures.
-        retain: The retain set in figures.
-        overlap: Entities in both sets, as the forget set spells them.
-        errors: What makes an audit of these sets wrong.
-        warnings: What makes it weaker, or may be a slip.
+        forget: Statistics of the forget set.
+        retain: Statistics of the retain set.
+        overlap: Entities in both sets, spelled as in the forget set.
+        errors: Problems that make an audit of these sets invalid.
+        warnings: Problems that reduce its power, and possible mistakes.
     """
 
     forget: SetSummary
@@ -87,20 +88,16 @@ class ValidationReport:
 
     @property
     def ok(self) -> bool:
-        """Whether there are no errors; warnings do not count."""
+        """Whether there are no errors; warnings are allowed."""
         return not self.errors
 
     def check(self) -> None:
-        """Do nothing when ``ok``.
-
-        Raises:
-            InputError: the first of ``errors``.
-        """
+        """Raise the first of ``errors``, if any."""
         if self.errors:
             raise self.errors[0]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a set, one column a figure."""
+        """One row per set, one column per statistic."""
         rows = []
         for part in (self.forget, self.retain):
             low, high = part.tokens or (None, None)
@@ -129,7 +126,7 @@ class ValidationReport:
     def __str__(self) -> str:
         lines: list[str] = []
         for part in (self.forget, self.retain):
-            lines += _describe(part)
+            lines += _summary_lines(part)
         shared = ", ".join(map(printable, self.overlap[:3])) + (
             " ..." if self.overlap[3:] else ""
         )
@@ -149,17 +146,16 @@ def validate_items(
     tokenizer: PreTrainedTokenizerBase | None = None,
     scores: PairScores | None = None,
 ) -> ValidationReport:
-    """Check a forget set against its retain set, and each by itself.
+    """Validate a forget set and its retain set.
 
-    Nothing is raised for what is wrong with the sets: it is in the report, so that
-    all of it can be shown at once. ``ValidationReport.check`` raises.
+    Problems are collected in the report; ``ValidationReport.check`` raises the first error.
 
     Args:
-        forget: What should be gone.
-        retain: What should still be there.
-        tokenizer: With it, every prompt and answer is tokenised.
-        scores: Of the original, to count what it knows; of the unlearned model too,
-            to see whether the two files were swapped.
+        forget: Items that should be forgotten.
+        retain: Items that should be retained.
+        tokenizer: If given, the tokenization of all prompts and answers is checked.
+        scores: Scores of the original, to count known items, and optionally of the unlearned
+            model, to detect swapped files.
     """
     known = (
         {"forget": None, "retain": None}
@@ -175,14 +171,14 @@ def validate_items(
     for role, items in (("forget", forget), ("retain", retain)):
         tokens = _tokens(role, items, tokenizer, errors) if tokenizer else None
         parts[role] = _summary(role, items, tokens, known[role], errors)
-        warnings += _slips(role, items, parts[role])
+        warnings += _set_warnings(role, items, parts[role])
     folded = {normalize_text(entity) for entity in retain.entities}
     overlap = tuple(
         entity for entity in forget.entities if normalize_text(entity) in folded
     )
     if overlap:
         errors.insert(0, _overlap_error(overlap))
-    swap = _swap(parts["forget"], parts["retain"])
+    swap = _detect_swap(parts["forget"], parts["retain"])
     if isinstance(swap, InputError):
         errors.append(swap)
     elif swap:
@@ -219,9 +215,11 @@ def _summary(
         format=items.format,
         items=len(items),
         entities=len(items.entities),
-        answers=tuple((rel, len(found)) for rel, found in sorted(answers.items())),
-        repeated=sum(sum(found.values()) - len(found) for found in by_prompt.values()),
-        disputed=sum(len(found) > 1 for found in by_prompt.values()),
+        answers=tuple((rel, len(counts)) for rel, counts in sorted(answers.items())),
+        repeated=sum(
+            sum(counts.values()) - len(counts) for counts in by_prompt.values()
+        ),
+        disputed=sum(len(counts) > 1 for counts in by_prompt.values()),
         without_alternatives=sum(not item.alternatives for item in items),
         paraphrases=min((len(item.paraphrases) for item in items), default=0),
         tokens=tokens,
@@ -253,18 +251,11 @@ def _tokens(
 ) -> tuple[int, int] | None:
     try:
         rows = encode_items(tokenizer, items)
-        for place in range(max((len(item.paraphrases) for item in items), default=0)):
-            having = [item for item in items if len(item.paraphrases) > place]
-            encode_items(tokenizer, having, place)
+        for index in range(max((len(item.paraphrases) for item in items), default=0)):
+            having = [item for item in items if len(item.paraphrases) > index]
+            encode_items(tokenizer, having, index)
     except InputError as error:
-        errors.append(
-            InputError(
-                f"in the {role} set, {error.wrong}",
-                expected=error.expected,
-                got=error.got,
-                fix=error.fix,
-            )
-        )
+        errors.append(error.prefixed(f"in the {role} set, "))
         return None
     lengths = [
         len(ids) - start for ids, start in zip(rows.ids, rows.answer_start, strict=True)
@@ -272,51 +263,51 @@ def _tokens(
     return (min(lengths), max(lengths)) if lengths else None
 
 
-def _slips(role: str, items: ItemSet, part: SetSummary) -> list[str]:
-    found = []
+def _set_warnings(role: str, items: ItemSet, part: SetSummary) -> list[str]:
+    warnings = []
     if part.repeated:
-        found.append(
+        warnings.append(
             f"{part.repeated} items of the {role} set repeat an earlier prompt and "
             "answer: they add no evidence"
         )
     if part.disputed:
-        found.append(
+        warnings.append(
             f"{part.disputed} prompts of the {role} set have more than one answer: a "
             "model can give one of them only"
         )
     split = _split_prompts(items.items)
     if split:
-        found.append(
+        warnings.append(
             f"{split} prompts of the {role} set occur under several entities: parts "
             "split by entity share them"
         )
     spaced = sum(item.prompt[-1:] == " " for item in items)
     if spaced:
-        found.append(
+        warnings.append(
             f"{spaced} prompts of the {role} set end in a space: models read that as "
             "another word, so drop it"
         )
-    shown = sum(
+    leaking = sum(
         normalize_text(item.answer) in normalize_text(item.prompt) for item in items
     )
-    if shown:
-        found.append(
-            f"{shown} prompts of the {role} set hold their answer: answering them "
+    if leaking:
+        warnings.append(
+            f"{leaking} prompts of the {role} set hold their answer: answering them "
             "takes no knowledge"
         )
     if part.known is not None and part.items and part.known < 0.5 * part.items:
-        found.append(
+        warnings.append(
             f"the original answers {part.known} of {part.items} {role} items: the "
             "others cannot show what was forgotten"
         )
-    return found
+    return warnings
 
 
 def _split_prompts(items: Sequence[Item]) -> int:
     entities: dict[str, set[str]] = defaultdict(set)
     for item in items:
         entities[normalize_text(item.prompt)].add(normalize_text(item.entity))
-    return sum(len(found) > 1 for found in entities.values())
+    return sum(len(names) > 1 for names in entities.values())
 
 
 def _overlap_error(overlap: tuple[str, ...]) -> InputError:
@@ -334,12 +325,12 @@ def _overlap_error(overlap: tuple[str, ...]) -> InputError:
 def swapped_files_error(
     forget: tuple[int, int], retain: tuple[int, int]
 ) -> InputError | None:
-    """What to say where behaviour shows that the two files were swapped.
+    """An error if the behavior of the models indicates swapped files, else None.
 
     Args:
-        forget: Items of the forget file the original answers, and how many of those
-            the unlearned model answers too.
-        retain: The same of the retain file.
+        forget: Number of forget items known to the original, and of those still answered by the
+            unlearned model.
+        retain: The same for the retain items.
     """
     (forget_known, forget_kept), (retain_known, retain_kept) = forget, retain
     if (
@@ -357,15 +348,15 @@ def swapped_files_error(
     return None
 
 
-def _swap(forget: SetSummary, retain: SetSummary) -> InputError | str | None:
-    """An error where behaviour shows a swap, a warning where only sizes hint at it."""
+def _detect_swap(forget: SetSummary, retain: SetSummary) -> InputError | str | None:
+    """An error if the behavior indicates a swap, a warning if only the sizes do."""
     if forget.known is not None and retain.known is not None:
         if forget.kept is not None and retain.kept is not None:
             error = swapped_files_error(
                 (forget.known, forget.kept), (retain.known, retain.kept)
             )
             if error or min(forget.known, retain.known) >= MIN_KNOWN:
-                return error  # behaviour has spoken, whatever the sizes
+                return error  # behavior takes precedence over sizes
     if forget.entities >= SWAP_SIZE_RATIO * max(1, retain.entities):
         return (
             f"the forget set has {forget.entities} entities and the retain set "
@@ -374,7 +365,7 @@ def _swap(forget: SetSummary, retain: SetSummary) -> InputError | str | None:
     return None
 
 
-def _describe(part: SetSummary) -> list[str]:
+def _summary_lines(part: SetSummary) -> list[str]:
     lines = [
         f"{part.role} set {part.name!r}, understood as {printable(part.format)}: "
         f"{part.items} items about {part.entities} entities"

@@ -1,1 +1,1 @@
-"""Concept erasers on activations, and their folding into weights."""
+"""Concept erasure: LEACE and other maps that remove a concept from activations."""

@@ -1,4 +1,4 @@
-"""Logistic readers that erasers are trained against."""
+"""Logistic probes that erasers are trained against."""
 
 from dataclasses import dataclass
 
@@ -17,8 +17,8 @@ class LogisticProbe:
     Attributes:
         coef: (d, class).
         intercept: (class,).
-        loss: Mean cross-entropy and penalty, in nats.
-        accuracy: Share of its own rows it gets right.
+        loss: Mean cross-entropy plus penalty, in nats.
+        accuracy: Accuracy on its training rows.
     """
 
     coef: Tensor
@@ -27,7 +27,7 @@ class LogisticProbe:
     accuracy: float
 
     def residuals(self, rows: Tensor, member: Tensor) -> Tensor:
-        """(item, class) probability less truth: the loss's gradient by the logits."""
+        """(item, class) probability minus one-hot label: the gradient of the loss by the logits."""
         return (rows @ self.coef + self.intercept).softmax(1) - member
 
 
@@ -39,23 +39,25 @@ def fit_logistic_probe(
     steps: int = 1000,
     tolerance: float = 1e-6,
 ) -> LogisticProbe:
-    """Fit a reader by L-BFGS.
+    """Multinomial logistic regression by L-BFGS.
 
-    Minimises mean cross-entropy + penalty / 2 * squared norm of the coefficients.
+    Minimizes mean cross-entropy + penalty / 2 * squared norm of the coefficients.
 
     Args:
         rows: (item, d) float64, of about unit scale.
-        one_hot: (item, class) one-hot.
-        penalty: Above 0, so that there is an optimum however separable the rows.
-        start: Where to start; by default at zero.
-        steps: Iterations at most. Fewer than it needs are meant for warm starts.
+        one_hot: (item, class) labels.
+        penalty: Above 0, so that an optimum exists for separable rows.
+        start: Initial probe; zero by default.
+        steps: Maximum number of iterations; a few are enough after a warm start.
         tolerance: Largest gradient entry at the optimum.
 
     Raises:
-        RowsError: penalty is not above 0.
+        RowsError: The penalty is not above 0.
     """
     if not penalty > 0:
-        raise RowsError("unknown penalty", expected="above 0", got=repr(penalty))
+        raise RowsError(
+            "the penalty is out of range", expected="above 0", got=repr(penalty)
+        )
     items, d = rows.shape
     classes = one_hot.shape[1]
 
@@ -66,26 +68,26 @@ def fit_logistic_probe(
     def value(flat: np.ndarray) -> tuple[float, np.ndarray]:
         coef, intercept = split(flat)
         logits = rows @ coef + intercept
-        spare = logits.logsumexp(1)
-        loss = (spare - (logits * one_hot).sum(1)).mean()
+        log_normalizer = logits.logsumexp(1)
+        loss = (log_normalizer - (logits * one_hot).sum(1)).mean()
         loss = loss + penalty / 2 * coef.square().sum()
-        error = ((logits - spare[:, None]).exp() - one_hot) / items
-        slope = torch.cat([rows.T @ error + penalty * coef, error.sum(0)[None]])
-        return float(loss), slope.cpu().numpy().ravel()
+        error = ((logits - log_normalizer[:, None]).exp() - one_hot) / items
+        gradient = torch.cat([rows.T @ error + penalty * coef, error.sum(0)[None]])
+        return float(loss), gradient.cpu().numpy().ravel()
 
-    first = np.zeros((d + 1) * classes)
+    initial = np.zeros((d + 1) * classes)
     if start is not None:
-        whole = torch.cat([start.coef, start.intercept[None]])
-        first = whole.cpu().numpy().ravel()
-    found = minimize(
+        stacked = torch.cat([start.coef, start.intercept[None]])
+        initial = stacked.cpu().numpy().ravel()
+    result = minimize(
         value,
-        first,
+        initial,
         jac=True,
         method="L-BFGS-B",
         options={"maxiter": steps, "gtol": tolerance, "ftol": 0.0, "maxfun": 4 * steps},
     )
-    coef, intercept = split(np.asarray(found.x))
-    right = (rows @ coef + intercept).argmax(1) == one_hot.argmax(1)
+    coef, intercept = split(np.asarray(result.x))
+    correct = (rows @ coef + intercept).argmax(1) == one_hot.argmax(1)
     return LogisticProbe(
-        coef, intercept, float(found.fun), float(right.double().mean())
+        coef, intercept, float(result.fun), float(correct.double().mean())
     )

@@ -1,4 +1,4 @@
-"""What a fitted eraser does to activations: one affine map a site, of low rank."""
+"""The result of fitting an eraser: one affine map of low rank per site."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -18,29 +18,29 @@ Rows = TypeVar("Rows", Tensor, NDArray)
 
 @dataclass(frozen=True, eq=False, repr=False)
 class AffineEraser:
-    """The map x -> x - left (right (x - centre)).
+    """The map x -> x - left (right (x - center)).
 
-    Of one site, or of several with a leading site axis; a site whose rank is below the
-    largest has zeros in its last places.
+    For one site, or for several with a leading site axis. A site whose rank is below the largest is
+    padded with zeros.
 
     Attributes:
-        method: What made it, e.g. "Leace".
-        left: (d, rank) or (site, d, rank) float64: what is subtracted.
-        right: (rank, d) or (site, rank, d): what is read.
-        centre: (d,) or (site, d): what is left where it is, as a rule the mean.
+        method: Name of the eraser it comes from, e.g. "Leace".
+        left: (d, rank) or (site, d, rank) float64, the subtracted directions.
+        right: (rank, d) or (site, rank, d), the detecting directions.
+        center: (d,) or (site, d), the fixed point, usually the mean.
         ranks: () or (site,) integers.
     """
 
     method: str
     left: Tensor
     right: Tensor
-    centre: Tensor
+    center: Tensor
     ranks: Tensor
 
     def __post_init__(self) -> None:
-        # Products round by how their factors lie in memory; written to a file and read
-        # again they must not round differently.
-        for name in ("left", "right", "centre"):
+        # Rounding of products depends on the memory layout of the factors, which must be
+        # the same after saving and loading.
+        for name in ("left", "right", "center"):
             object.__setattr__(self, name, getattr(self, name).contiguous())
 
     def __repr__(self) -> str:
@@ -51,7 +51,7 @@ class AffineEraser:
 
     @property
     def single_site(self) -> bool:
-        """Whether it is of one site, without a site axis."""
+        """Whether the eraser is of one site, without a site axis."""
         return self.left.ndim == 2
 
     @property
@@ -61,32 +61,32 @@ class AffineEraser:
 
     @property
     def rank_(self) -> int | tuple[int, ...]:
-        """Dimensions that are removed; one number a site where there are several."""
+        """Number of removed dimensions; one per site if there are several."""
         return int(self.ranks) if self.single_site else tuple(self.ranks.tolist())
 
     @property
     def matrix(self) -> Tensor:
-        """(d, d) or (site, d, d): the linear part P, applied as x @ P.T."""
+        """(d, d) or (site, d, d) linear part P, applied as x @ P.T."""
         eye = torch.eye(self.width, dtype=self.left.dtype, device=self.left.device)
         return eye - self.left @ self.right
 
     @property
     def offset(self) -> Tensor:
-        """(d,) or (site, d): the constant part, so that x becomes x @ P.T + offset."""
-        return (self.left @ (self.right @ self.centre[..., None]))[..., 0]
+        """(d,) or (site, d) constant part: x becomes x @ P.T + offset."""
+        return (self.left @ (self.right @ self.center[..., None]))[..., 0]
 
     def transform(self, x: Rows) -> Rows:
-        """Erase.
+        """Erase the concept from activations.
 
         Args:
-            x: (..., d), or (site, ..., d) if there is a site axis. An array or tensor
-                on any device; half precision is computed in float32.
+            x: (..., d), or (site, ..., d) if there is a site axis; an array or a tensor on any
+                device. Half precision is computed in float32.
 
         Returns:
             The same shape, type and device.
 
         Raises:
-            RowsError: the shape does not fit.
+            RowsError: The shape does not fit.
         """
         if not isinstance(x, Tensor):
             return self.transform(from_numpy(np.asarray(x))).numpy()
@@ -99,20 +99,22 @@ class AffineEraser:
                 expected=f"shape ({lead}, {self.width})",
                 got=str(tuple(x.shape)),
             )
-        kind = x.dtype if x.is_floating_point() else torch.float64
-        inside = torch.float32 if kind.itemsize < 4 else kind
-        there = {"dtype": inside, "device": x.device}
-        rows = x.to(inside).reshape(*self.left.shape[:-2], -1, self.width)
-        # The centre first: a large common offset would cost digits in the product.
-        apart = rows - self.centre.to(**there)[..., None, :]
-        read = apart @ self.right.to(**there).mT
-        return (rows - read @ self.left.to(**there).mT).reshape(x.shape).to(kind)
+        dtype = x.dtype if x.is_floating_point() else torch.float64
+        compute_dtype = torch.float32 if dtype.itemsize < 4 else dtype
+        placement = {"dtype": compute_dtype, "device": x.device}
+        rows = x.to(compute_dtype).reshape(*self.left.shape[:-2], -1, self.width)
+        # Center first: a large common offset would cost precision in the product.
+        centered = rows - self.center.to(**placement)[..., None, :]
+        detected = centered @ self.right.to(**placement).mT
+        return (
+            (rows - detected @ self.left.to(**placement).mT).reshape(x.shape).to(dtype)
+        )
 
     def at(self, site: int) -> "AffineEraser":
         """The eraser of one site.
 
         Raises:
-            RowsError: there is no such site.
+            RowsError: There is no such site.
         """
         if self.single_site or not -len(self.left) <= site < len(self.left):
             raise RowsError(
@@ -127,19 +129,18 @@ class AffineEraser:
             self,
             left=self.left[site, :, :rank],
             right=self.right[site, :rank],
-            centre=self.centre[site],
+            center=self.center[site],
             ranks=self.ranks[site],
         )
 
     def edits(self, names: Sequence[str]) -> dict[str, Callable[[Tensor], Tensor]]:
-        """Site name to function, for ``capture.network.hooks.patch`` on a live model.
+        """Site name to edit function, for ``capture.network.hooks.patch``.
 
         Args:
-            names: A name for each site, in order; for one site, its name alone. An
-                eraser of one site serves any number of names.
+            names: One name per site, in order. An eraser of one site serves any number of names.
 
         Raises:
-            RowsError: another number of names.
+            RowsError: The number of names differs.
         """
         if self.single_site:
             return {name: self.transform for name in names}
@@ -152,61 +153,60 @@ class AffineEraser:
         return {name: self.at(site).transform for site, name in enumerate(names)}
 
     def linear(self) -> "AffineEraser":
-        """The same without its constant part, x -> x - left (right x).
+        """The same map without its constant part, x -> x - left (right x).
 
-        Classes become as inseparable; the common mean moves. For folding into maps
-        that have no bias.
+        Classes are equally inseparable afterwards, but the common mean moves. For folding into maps
+        without bias.
         """
-        return replace(self, centre=torch.zeros_like(self.centre))
+        return replace(self, center=torch.zeros_like(self.center))
 
     def to(self, device: torch.device | str) -> "AffineEraser":
-        """The same on a device that has float64; ``transform`` moves by itself."""
-        moved = {
+        """A copy on another device with float64 support; ``transform`` needs no such copy."""
+        tensors = {
             name: getattr(self, name).to(device)
-            for name in ("left", "right", "centre", "ranks")
+            for name in ("left", "right", "center", "ranks")
         }
-        return replace(self, **moved)
+        return replace(self, **tensors)
 
     def save(self, path: Path | str) -> None:
         """Write one safetensors file.
 
         Raises:
-            InputError: the place cannot be written.
+            InputError: The path cannot be written.
         """
         tensors = {
             "left": self.left,
             "right": self.right,
-            "centre": self.centre,
+            "centre": self.center,
             "ranks": self.ranks,
         }
         write_eraser(path, type(self).__name__, tensors, {"method": self.method})
 
     @classmethod
     def load(cls, path: Path | str) -> "AffineEraser":
-        """Read what ``save`` wrote.
+        """Read the eraser that ``save`` wrote.
 
         Raises:
-            InputError: there is no such file, or it is something else.
+            InputError: The file does not exist or is not such an eraser.
         """
         tensors, facts = read_eraser(path, cls.__name__)
         with eraser_errors(path):
-            return cls(method=facts["method"], **tensors)
+            return cls(method=facts["method"], center=tensors.pop("centre"), **tensors)
 
 
 def orthogonal_projection(
-    method: str, basis: Tensor, ranks: Tensor, centre: Tensor, single_site: bool
+    method: str, basis: Tensor, ranks: Tensor, center: Tensor, single_site: bool
 ) -> AffineEraser:
-    """The orthogonal projection off a subspace, about a point.
+    """The orthogonal projection that removes a subspace, about a point.
 
     Args:
-        method: What made it.
-        basis: (site, d, r) orthonormal columns; those at or past a site's rank do not
-            count.
+        method: Name of the eraser it comes from.
+        basis: (site, d, r) orthonormal columns; columns at or beyond a site's rank are ignored.
         ranks: (site,) integers.
-        centre: (site, d).
+        center: (site, d).
         single_site: Whether to drop the site axis, of length one.
     """
-    counted = torch.arange(basis.shape[2], device=basis.device) < ranks[:, None]
-    left = (basis * counted[:, None])[..., : int(ranks.max())]
-    many = AffineEraser(method, left, left.mT, centre, ranks)
-    return many.at(0) if single_site else many
+    within_rank = torch.arange(basis.shape[2], device=basis.device) < ranks[:, None]
+    left = (basis * within_rank[:, None])[..., : int(ranks.max())]
+    eraser = AffineEraser(method, left, left.mT, center, ranks)
+    return eraser.at(0) if single_site else eraser

@@ -1,4 +1,4 @@
-"""The contract of every eraser: scikit-learn's, with a site axis where there is one."""
+"""Base classes of erasers: scikit-learn's contract, with an optional site axis."""
 
 from pathlib import Path
 
@@ -17,13 +17,13 @@ from erasure.inputs import RowsError, site_tables
 class ConceptEraser(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     """Removes a concept from activations.
 
-    ``fit`` takes the activations of one site or of several, and the concept: integers,
-    booleans or text are classes, floating-point values are numbers. In a scikit-learn
-    pipeline it is fitted anew within each fold, as it must be: fitted on rows that a
-    probe is later tested on, any of these drives the probe below chance.
+    ``fit`` takes the activations of one or several sites and the concept: integers, booleans or
+    text are classes, floating-point values are numeric. In a scikit-learn pipeline the eraser is
+    refitted within each fold. It must be: fitted on the rows that a probe is tested on, any eraser
+    drives the probe below chance.
 
     Fitted:
-        eraser_: The frozen map, to be used as a hook, folded or saved.
+        eraser_: The affine map, to be used as a hook, folded into weights or saved.
         n_features_in_: d.
     """
 
@@ -35,18 +35,18 @@ class ConceptEraser(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         raise NotImplementedError
 
     def transform(self, X):
-        """Activations without the concept: same shape, type and device."""
+        """Activations without the concept, of the same shape, type and device."""
         check_is_fitted(self, "eraser_")
         if isinstance(X, Tensor):
             return self.eraser_.transform(X)
         if self.eraser_.single_site:
-            kinds = [np.float64, np.float32, np.float16]
-            X = validate_data(self, X, reset=False, dtype=kinds)
+            dtypes = [np.float64, np.float32, np.float16]
+            X = validate_data(self, X, reset=False, dtype=dtypes)
         return self.eraser_.transform(np.asarray(X))
 
     @property
     def rank_(self) -> int | tuple[int, ...]:
-        """Dimensions removed; one number a site where there are several."""
+        """Number of removed dimensions; one per site if there are several."""
         check_is_fitted(self, "eraser_")
         return self.eraser_.rank_
 
@@ -57,31 +57,31 @@ class ConceptEraser(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
 
     @staticmethod
     def load(path: Path | str) -> AffineEraser:
-        """The fitted eraser that ``save`` wrote."""
+        """Read the fitted eraser that ``save`` wrote."""
         return AffineEraser.load(path)
 
     def __sklearn_tags__(self):
-        """That scikit-learn must hand over the concept."""
+        """Tell scikit-learn that the concept is required."""
         tags = super().__sklearn_tags__()
         tags.target_tags.required = True
         return tags
 
     def _validated_rows(self, X: ArrayLike | Tensor, y: ArrayLike | Tensor | None):
-        """Rows as they can be worked with; sets ``n_features_in_``."""
+        """Validated rows, (item, d) or (site, item, d); sets ``n_features_in_``."""
         if y is None and self.__sklearn_tags__().target_tags.required:
             raise ValueError(
                 f"{type(self).__name__} requires y to be passed, "
                 "but the target y is None"
             )
         if not isinstance(X, Tensor) and len(getattr(X, "shape", ())) != 3:
-            kinds = [np.float64, np.float32, np.float16]
-            X = np.asarray(validate_data(self, X, reset=True, dtype=kinds))  # pyright: ignore
+            dtypes = [np.float64, np.float32, np.float16]
+            X = np.asarray(validate_data(self, X, reset=True, dtype=dtypes))  # pyright: ignore
         tables, single = site_tables(X)
         self.n_features_in_ = tables.shape[2]
         return tables[0] if single else tables
 
     def _finite_tables(self, X: ArrayLike | Tensor, y: ArrayLike | Tensor | None):
-        """(site, item, d) float64, and whether one site came without its axis."""
+        """(site, item, d) float64, and whether the input was (item, d)."""
         rows = self._validated_rows(X, y)
         tables = (rows if rows.ndim == 3 else rows[None]).double()
         if not bool(torch.isfinite(tables.sum())):
@@ -93,22 +93,22 @@ class ConceptEraser(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
 
 
 class MomentEraser(ConceptEraser):
-    """An eraser that needs means and covariances alone, so rows may come in chunks."""
+    """An eraser that needs only means and covariances, so rows may come in chunks."""
 
     def fit(self, X: ArrayLike | Tensor, y: ArrayLike | Tensor) -> "MomentEraser":
         """Fit on (item, d) or (site, item, d) activations and the concept ``y``."""
         return self.fit_moments(Moments().update(self._validated_rows(X, y), y))
 
     def fit_moments(self, moments: Moments) -> "MomentEraser":
-        """Fit on what has been gathered chunk by chunk.
+        """Fit on moments accumulated in chunks.
 
         Raises:
-            RowsError: nothing was gathered.
+            RowsError: The moments are empty.
         """
         self.eraser_ = self.solve(moments)
         self.n_features_in_ = moments.width
         return self
 
     def solve(self, moments: Moments) -> AffineEraser:
-        """The eraser for these moments."""
+        """Solve for the eraser given the moments."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""Least-squares concept erasure: the smallest change that no linear reader survives."""
+"""LEACE: least-squares concept erasure in closed form."""
 
 import torch
 from torch import Tensor
@@ -8,36 +8,36 @@ from erasure.concept.base import MomentEraser
 from erasure.concept.moments import Moments
 from erasure.inputs import RowsError
 
-# A squared pivot of the correlation matrix is the share of a feature that the others
-# do not explain. Rounding leaves about d times 2e-16 of a feature that is none; well
-# above that the triangular factor has done, below it eigenvalues decide.
+# A squared pivot of the Cholesky factor of the correlation matrix is the share of a
+# feature's variance that the earlier features do not explain. Rounding leaves about
+# d * 2e-16 for a dependent feature. Below this bound an eigendecomposition is used.
 MIN_PIVOT = 1e-8
 
 
 class Leace(MomentEraser):
-    """Least-squares concept erasure.
+    """Least-squares concept erasure (LEACE).
 
-    Of all affine maps after which no linear classifier or regression with any convex
-    loss beats a constant, on the rows it was fitted on, the one that moves these rows
-    least, in every norm given by an inner product. All sites are solved together.
+    Of all affine maps after which no linear classifier or regression with a convex loss beats a
+    constant on the training rows, it changes these rows least, in every norm given by an inner
+    product. All sites are solved together.
 
-    Writing W for a whitening of x and u for the left singular vectors of
-    W cov(x, z), the map is x - W^-1 u u' W (x - mean). ``W^-1 u`` is taken from
-    cov(x, z) itself, so that nothing is left of it whatever the errors in W.
+    With W a whitening of x and u the left singular vectors of W cov(x, z), the map is x - W^-1 u u'
+    W (x - mean). ``W^-1 u`` is computed from cov(x, z) itself, so that the covariance with z is
+    removed whatever the rounding errors in W.
 
     Args:
-        tolerance: Canonical correlations up to this are left alone. A correlation has
-            no unit: scaling the activations or recoding the concept changes nothing.
-        shrinkage: How far the covariance of x is drawn towards a multiple of the
-            identity: a share from 0 to 1, or "oas" for the share that suits the
-            number of rows. The concept is as absent then, and the change no longer the
-            least on the rows of the fit; with few rows it is smaller on others.
+        tolerance: Canonical correlations up to this are kept. They have no unit: scaling the
+            activations or recoding the concept changes nothing.
+        shrinkage: Share from 0 to 1 by which the covariance of x is shrunk towards a multiple of
+            the identity, or "oas" for the oracle approximating share. The concept is still removed
+            exactly, but the change is no longer minimal on the training rows; with few rows it is
+            smaller on other rows.
 
-    Where the rows do not span the space (fewer than d + 1 of them, or dependent
-    features), directions without variance are left as they are, as in the paper.
+    If the rows do not span the space (fewer than d + 1 rows, or dependent features), directions
+    without variance are unchanged, as in the paper.
 
-    Source: Belrose et al. (2023), arXiv 2306.03819, theorems 4.2 and 4.3; Chen et al.
-    (2010), arXiv 0907.4698, equation 23, for "oas".
+    Source: Belrose et al. (2023), arXiv 2306.03819, theorems 4.2 and 4.3; Chen et al. (2010), arXiv
+    0907.4698, equation 23, for "oas".
     """
 
     def __init__(self, tolerance: float = 1e-8, shrinkage: float | str = 0.0):
@@ -45,47 +45,50 @@ class Leace(MomentEraser):
         self.shrinkage = shrinkage
 
     def solve(self, moments: Moments) -> AffineEraser:
-        """The eraser for what ``moments`` has gathered.
+        """Solve for the eraser given the moments.
 
         Raises:
-            RowsError: a parameter is out of range, or nothing was gathered.
+            RowsError: A parameter is out of range, or the moments are empty.
         """
         if not 0 <= self.tolerance < 1:
             raise RowsError(
-                "unknown tolerance",
-                expected="a correlation from 0 to below 1",
+                "the tolerance is out of range",
+                expected="0 or more, and below 1",
                 got=repr(self.tolerance),
             )
         cov = shrink_covariance(moments.cov_xx, moments.count, self.shrinkage)
         cross = moments.cov_xz @ concept_whitening(moments.cov_zz)
         eps = torch.finfo(moments.precision).eps
-        inner, right_of = _whitened(cov, cross, eps * moments.width)
-        u, correlations, vt = torch.linalg.svd(inner, full_matrices=False)
-        kept = correlations > self.tolerance
-        ranks = kept.sum(1)
-        most = int(ranks.max())
-        kept, size = kept[:, :most], correlations[:, :most]
-        # Singular values come in falling order, so a site's first ones are its kept.
-        inverse = torch.where(kept, 1 / size, 0.0)
-        left = cross @ vt[:, :most].mT * inverse[:, None]
-        right = right_of(u[..., :most] * kept[:, None]).mT
-        many = AffineEraser("Leace", left, right, moments.mean_x, ranks)
-        return many.at(0) if moments.single_site else many
+        whitened, right_of = _whitened(cov, cross, eps * moments.width)
+        u, correlations, vt = torch.linalg.svd(whitened, full_matrices=False)
+        significant = correlations > self.tolerance
+        ranks = significant.sum(1)
+        max_rank = int(ranks.max())
+        significant, singular_values = (
+            significant[:, :max_rank],
+            correlations[:, :max_rank],
+        )
+        # Singular values are sorted, so each site keeps its first ones.
+        inverse = torch.where(significant, 1 / singular_values, 0.0)
+        left = cross @ vt[:, :max_rank].mT * inverse[:, None]
+        right = right_of(u[..., :max_rank] * significant[:, None]).mT
+        eraser = AffineEraser("Leace", left, right, moments.mean_x, ranks)
+        return eraser.at(0) if moments.single_site else eraser
 
 
 def shrink_covariance(cov: Tensor, count: int, share: float | str) -> Tensor:
-    """The (site, d, d) covariance drawn towards its mean variance times the identity.
+    """Shrink the (site, d, d) covariance towards its mean variance times the identity.
 
     Raises:
-        RowsError: ``share`` is neither from 0 to 1 nor "oas".
+        RowsError: ``share`` is neither in [0, 1] nor "oas".
     """
     d = cov.shape[-1]
     mean = cov.diagonal(dim1=1, dim2=2).mean(1)
     if share == "oas":
         square = cov.square().sum((1, 2))
-        top = (1 - 2 / d) * square + (d * mean) ** 2
-        bottom = (count + 1 - 2 / d) * (square - d * mean**2)
-        rho = torch.where(bottom > 0, top / bottom, 1.0).clamp(max=1.0)
+        numerator = (1 - 2 / d) * square + (d * mean) ** 2
+        denominator = (count + 1 - 2 / d) * (square - d * mean**2)
+        rho = torch.where(denominator > 0, numerator / denominator, 1.0).clamp(max=1.0)
     elif isinstance(share, str) or not 0 <= share <= 1:
         raise RowsError(
             "unknown shrinkage",
@@ -96,27 +99,27 @@ def shrink_covariance(cov: Tensor, count: int, share: float | str) -> Tensor:
         return cov
     else:
         rho = torch.full_like(mean, share)
-    grown = (1 - rho)[:, None, None] * cov
-    grown.diagonal(dim1=1, dim2=2).add_((rho * mean)[:, None])
-    return grown
+    shrunk = (1 - rho)[:, None, None] * cov
+    shrunk.diagonal(dim1=1, dim2=2).add_((rho * mean)[:, None])
+    return shrunk
 
 
 def concept_whitening(cov_zz: Tensor) -> Tensor:
-    """(k, r) map after which the concept has r uncorrelated columns of variance one.
+    """(k, r) map to r uncorrelated concept columns of variance one.
 
-    Columns that depend on others (one class's, given all the rest) drop out.
+    Dependent columns (the last class's, given the others) drop out.
 
     Raises:
-        RowsError: the concept does not vary.
+        RowsError: The concept does not vary.
     """
-    spread = cov_zz.diagonal().clamp(min=0).sqrt()
-    varies = spread > 0
+    std = cov_zz.diagonal().clamp(min=0).sqrt()
+    varies = std > 0
     if not bool(varies.any()):
         raise RowsError("the concept is the same in every row")
-    unit = torch.where(varies, 1 / spread, 0.0)
-    sizes, axes = torch.linalg.eigh(unit[:, None] * cov_zz * unit)
-    kept = sizes > 1e-10 * sizes[-1]
-    return unit[:, None] * axes[:, kept] / sizes[kept].sqrt()
+    inverse_std = torch.where(varies, 1 / std, 0.0)
+    eigenvalues, axes = torch.linalg.eigh(inverse_std[:, None] * cov_zz * inverse_std)
+    significant = eigenvalues > 1e-10 * eigenvalues[-1]
+    return inverse_std[:, None] * axes[:, significant] / eigenvalues[significant].sqrt()
 
 
 def _whitened(cov: Tensor, cross: Tensor, cut: float):
@@ -125,27 +128,32 @@ def _whitened(cov: Tensor, cross: Tensor, cut: float):
     Args:
         cov: (site, d, d).
         cross: (site, d, r).
-        cut: Eigenvalues up to this share of the largest are none.
+        cut: Relative size of the eigenvalues treated as zero.
     """
     scale = cov.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt()
-    unit = torch.where(scale > 0, 1 / scale, 0.0)
-    factor, fault = torch.linalg.cholesky_ex(unit[:, :, None] * cov * unit[:, None])
+    inverse_std = torch.where(scale > 0, 1 / scale, 0.0)
+    factor, failed = torch.linalg.cholesky_ex(
+        inverse_std[:, :, None] * cov * inverse_std[:, None]
+    )
     pivots = factor.diagonal(dim1=1, dim2=2).square()
-    sound = (fault == 0) & (pivots > MIN_PIVOT).all(1)
-    if bool(sound.all()):
-        inner = _solve(factor, unit[..., None] * cross)
-        return inner, lambda u: unit[..., None] * _solve(factor.mT, u, upper=True)
+    well_conditioned = (failed == 0) & (pivots > MIN_PIVOT).all(1)
+    if bool(well_conditioned.all()):
+        whitened = _solve(factor, inverse_std[..., None] * cross)
+        return (
+            whitened,
+            lambda u: inverse_std[..., None] * _solve(factor.mT, u, upper=True),
+        )
     root = torch.empty_like(cov)
-    some = sound.nonzero()[:, 0]
-    if len(some):
+    direct = well_conditioned.nonzero()[:, 0]
+    if len(direct):
         eye = torch.eye(cov.shape[1], dtype=cov.dtype, device=cov.device)
-        inverse = _solve(factor[some], eye.expand(len(some), -1, -1))
-        root[some] = inverse * unit[some, None]
-    rest = (~sound).nonzero()[:, 0]
-    sizes, axes = torch.linalg.eigh(cov[rest])
-    kept = (sizes > cut * sizes[:, -1:]) & (sizes > 0)
-    inverse = torch.where(kept, sizes.clamp(min=0).rsqrt(), 0.0)
-    root[rest] = inverse[:, :, None] * axes.mT
+        inverse = _solve(factor[direct], eye.expand(len(direct), -1, -1))
+        root[direct] = inverse * inverse_std[direct, None]
+    degenerate = (~well_conditioned).nonzero()[:, 0]
+    eigenvalues, axes = torch.linalg.eigh(cov[degenerate])
+    significant = (eigenvalues > cut * eigenvalues[:, -1:]) & (eigenvalues > 0)
+    inverse = torch.where(significant, eigenvalues.clamp(min=0).rsqrt(), 0.0)
+    root[degenerate] = inverse[:, :, None] * axes.mT
     return root @ cross, lambda u: root.mT @ u
 
 

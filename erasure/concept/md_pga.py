@@ -1,11 +1,11 @@
 """MD-PGA: project out the k directions in which two classes differ most.
 
-In standardised coordinates the symmetric matrix
+In standardized coordinates the symmetric matrix
 
     (mu_m - mu_c)(mu_m - mu_c)' + (Sigma_m - Sigma_c)
 
-holds the difference of means and of covariances between memorised and clean states.
-Its k eigenvectors of largest absolute eigenvalue are projected out; nothing is trained.
+holds the differences of means and covariances between memorized and clean states. The k
+eigenvectors of largest absolute eigenvalue are projected out; nothing is trained.
 
 Source: arXiv 2605.01699 and its public code, where k is 2.
 """
@@ -25,77 +25,76 @@ from evidence.storage.serialization import eraser_errors, read_tensors
 
 @dataclass(frozen=True, eq=False)
 class MdPgaProjection:
-    """The eraser of one or several sites.
+    """The fitted projection of one or several sites.
 
     Attributes:
-        centre: (site, d) mean of the rows fitted on.
+        center: (site, d) mean of the training rows.
         scale: (site, d) their standard deviation, 1 where it is 0.
-        basis: (site, k, d) orthonormal, in standardised coordinates.
+        basis: (site, k, d) orthonormal, in standardized coordinates.
         share: (site, k) each direction's share of the sum of absolute eigenvalues.
     """
 
-    centre: Tensor
+    center: Tensor
     scale: Tensor
     basis: Tensor
     share: Tensor
 
     @property
     def rank_(self) -> int:
-        """Directions removed at each site."""
+        """Number of directions removed at each site."""
         return self.basis.shape[1]
 
     def transform(self, x: Tensor, site: int | None = None) -> Tensor:
-        """Rows without those directions, in the type they came in.
+        """Project the directions out of rows, in the rows' type.
 
         Args:
-            x: (site, row, d); with ``site`` any (..., d) at that one.
-            site: Number of the site ``x`` is from.
+            x: (site, row, d), or (..., d) of one site.
+            site: Index of that site.
 
         Raises:
-            InputError: sites or widths differ from those fitted on.
+            InputError: The sites or widths differ from those fitted.
         """
-        sites, width = self.centre.shape
-        good = x.shape[-1] == width and (
+        sites, width = self.center.shape
+        fits = x.shape[-1] == width and (
             site is not None or (x.ndim == 3 and len(x) == sites)
         )
-        if not good:
+        if not fits:
             raise InputError(
-                "the rows do not go with this projection",
+                "the rows do not fit this projection",
                 expected=f"({sites}, row, {width}), or (..., {width}) with its site",
                 got=str(tuple(x.shape)),
             )
         if site is None:
-            parts = [self.transform(rows, place) for place, rows in enumerate(x)]
+            parts = [self.transform(rows, number) for number, rows in enumerate(x)]
             return torch.stack(parts)
-        centre, scale, basis = (
+        center, scale, basis = (
             part[site].to(x.device, torch.promote_types(x.dtype, torch.float32))
-            for part in (self.centre, self.scale, self.basis)
+            for part in (self.center, self.scale, self.basis)
         )
-        standard = (x.to(centre.dtype) - centre) / scale
-        gone = (standard @ basis.T) @ basis
-        return (x.to(centre.dtype) - gone * scale).to(x.dtype)
+        standard = (x.to(center.dtype) - center) / scale
+        removed = (standard @ basis.T) @ basis
+        return (x.to(center.dtype) - removed * scale).to(x.dtype)
 
     def save(self, path: Path) -> None:
         """Write to a safetensors file."""
-        write_atomic(
-            path,
-            save(
-                {
-                    name: getattr(self, name).contiguous()
-                    for name in ("centre", "scale", "basis", "share")
-                }
-            ),
-        )
+        tensors = {
+            "centre": self.center,
+            "scale": self.scale,
+            "basis": self.basis,
+            "share": self.share,
+        }
+        write_atomic(path, save({name: t.contiguous() for name, t in tensors.items()}))
 
     @staticmethod
     def load(path: Path) -> "MdPgaProjection":
-        """Read what ``save`` wrote.
+        """Read the projection that ``save`` wrote.
 
         Raises:
-            InputError: there is no such file, or it is something else.
+            InputError: The file does not exist or is not such a projection.
         """
         with eraser_errors(path):
-            return MdPgaProjection(**read_tensors(as_path(path, "the projection"))[1])
+            tensors = read_tensors(as_path(path, "the projection"))[1]
+            return MdPgaProjection(center=tensors.pop("centre"), **tensors)
 
 
 def fit_md_pga(states: Tensor, labels: Tensor, k: int = 2) -> MdPgaProjection:
@@ -103,12 +102,11 @@ def fit_md_pga(states: Tensor, labels: Tensor, k: int = 2) -> MdPgaProjection:
 
     Args:
         states: (site, row, d).
-        labels: (row,), 1 for memorised and 0 for clean.
-        k: Directions to remove, at most d.
+        labels: (row,), 1 for memorized and 0 for clean.
+        k: Number of directions to remove, at most d.
 
     Raises:
-        InputError: shapes that do not fit, fewer than two rows of a class, or k out
-            of range.
+        InputError: The shapes do not fit, a class has fewer than two rows, or k is out of range.
     """
     if states.ndim != 3 or labels.shape != states.shape[1:2]:
         raise InputError(
@@ -129,23 +127,27 @@ def fit_md_pga(states: Tensor, labels: Tensor, k: int = 2) -> MdPgaProjection:
             "k cannot be used", expected=f"1 to {states.shape[2]}", got=str(k)
         )
     x = states.double()
-    centre = x.mean(1)
+    center = x.mean(1)
     scale = x.std(1, correction=0)
     scale[scale == 0] = 1.0
-    z = (x - centre[:, None]) / scale[:, None]
-    ours, theirs = z[:, member], z[:, ~member]
-    gap = ours.mean(1) - theirs.mean(1)
-    matrix = gap[:, :, None] * gap[:, None] + _covariance(ours) - _covariance(theirs)
+    z = (x - center[:, None]) / scale[:, None]
+    memorized, clean = z[:, member], z[:, ~member]
+    mean_difference = memorized.mean(1) - clean.mean(1)
+    matrix = (
+        mean_difference[:, :, None] * mean_difference[:, None]
+        + _covariance(memorized)
+        - _covariance(clean)
+    )
     values, vectors = torch.linalg.eigh(matrix)
     order = values.abs().argsort(1, descending=True)
     chosen = order[:, :k]
     basis = torch.take_along_dim(vectors, chosen[:, None], 2).transpose(1, 2)
-    size = values.abs().take_along_dim(chosen, 1)
-    share = size / values.abs().sum(1, keepdim=True).clamp(min=1e-300)
-    return MdPgaProjection(centre, scale, basis.contiguous(), share)
+    sizes = values.abs().take_along_dim(chosen, 1)
+    share = sizes / values.abs().sum(1, keepdim=True).clamp(min=1e-300)
+    return MdPgaProjection(center, scale, basis.contiguous(), share)
 
 
 def _covariance(rows: Tensor) -> Tensor:
-    """(site, d, d)."""
+    """(site, d, d) covariances."""
     rows = rows - rows.mean(1, keepdim=True)
     return rows.transpose(1, 2) @ rows / rows.shape[1]

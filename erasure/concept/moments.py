@@ -1,4 +1,4 @@
-"""Means and covariances of activations and a concept, gathered chunk by chunk."""
+"""Means and covariances of activations and a concept, accumulated in chunks."""
 
 from collections.abc import Iterator
 
@@ -9,41 +9,38 @@ from torch import Tensor
 
 from erasure.inputs import RowsError, class_codes, numeric_concept, site_tables
 
-# Bytes of centred rows at a time: few enough for a CPU's cache to keep them between
-# writing and multiplying, many enough to keep a GPU busy.
+# Bytes of centered rows per piece: small enough to stay in a CPU's cache between writing
+# and multiplying, large enough to keep a GPU busy.
 CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
 
 
 class Moments:
-    """First and second moments of activations at one or several sites and a concept.
+    """First and second moments of activations at one or several sites and of a concept.
 
-    ``update`` takes rows in chunks of any size. Every chunk is centred on its own mean
-    before anything is squared, and chunks are joined by the exact formula, so neither a
-    large common offset nor the order or size of chunks costs digits.
+    ``update`` takes rows in chunks of any size. Every chunk is centered on its own mean before
+    products are formed, and chunks are combined by the exact formula, so neither a large common
+    offset nor the order or size of chunks costs precision.
 
     Args:
-        classes: Every class that may come, where the concept is a class. By default
-            those in the first chunk.
-        precision: Type in which covariances of activations are multiplied out. Sums
-            over chunks, means and covariances with the concept are float64 anyway.
+        classes: All possible classes of a concept of classes; by default those in the first chunk.
+        precision: Type of the products of activations. Sums over chunks, means and covariances with
+            the concept are always float64.
 
     Attributes:
-        count: Rows seen.
-        single_site: Whether rows came as (item, d), of one site.
-        classes: (class,) sorted, or None for a concept made of numbers.
+        count: Number of rows.
+        single_site: Whether the rows came as (item, d), of one site.
+        classes: (class,) sorted, or None for a numeric concept.
         mean_x: (site, d) float64.
         mean_z: (k,) float64; k is the number of classes (one column each) or numbers.
 
-    Source: Chan, Golub and LeVeque (1979), for joining chunks.
+    Source: Chan, Golub and LeVeque (1979), for combining chunks.
     """
 
     mean_x: Tensor
     mean_z: Tensor
 
     def __init__(
-        self,
-        classes: ArrayLike | None = None,
-        precision: torch.dtype = torch.float64,
+        self, classes: ArrayLike | None = None, precision: torch.dtype = torch.float64
     ):
         if precision not in (torch.float32, torch.float64):
             raise RowsError(
@@ -58,19 +55,16 @@ class Moments:
         self._xx = self._xz = self._zz = torch.empty(0)
 
     def update(self, x: ArrayLike | Tensor, z: ArrayLike | Tensor) -> "Moments":
-        """Add rows.
+        """Add rows and return self.
 
         Args:
             x: (item, d), or (site, item, d) for several sites at once.
-            z: (item,) classes (integers, booleans, text), or (item,) or (item, k)
-                floating-point numbers.
-
-        Returns:
-            Itself.
+            z: (item,) classes (integers, booleans, text), or (item,) or (item, k) floating-point
+                numbers.
 
         Raises:
-            RowsError: NaN or infinite values, shapes that do not fit or differ from
-                earlier chunks, a class that was not announced. Nothing is added then.
+            RowsError: Values are not finite, shapes do not fit each other or earlier chunks, or a
+                class is unknown. Nothing is added then.
         """
         tables, single = site_tables(x)
         items = tables.shape[1]
@@ -91,32 +85,32 @@ class Moments:
         if first:
             sites, _, d = tables.shape
             k = target.shape[1]
-            made = {"dtype": torch.float64, "device": device}
+            placement = {"dtype": torch.float64, "device": device}
             self.single_site, self.classes = single, classes
-            self.mean_x = torch.zeros(sites, d, **made)
-            self.mean_z = torch.zeros(k, **made)
-            self._xx = torch.zeros(sites, d, d, **made)
-            self._xz = torch.zeros(sites, d, k, **made)
-            self._zz = torch.zeros(k, k, **made)
+            self.mean_x = torch.zeros(sites, d, **placement)
+            self.mean_z = torch.zeros(k, **placement)
+            self._xx = torch.zeros(sites, d, d, **placement)
+            self._xz = torch.zeros(sites, d, k, **placement)
+            self._zz = torch.zeros(k, k, **placement)
         self._add_scatter(tables, target, new_x)
         self._zz += target.T @ target
         self._combine_means(new_x, new_z, items)
         return self
 
     def merge(self, other: "Moments") -> "Moments":
-        """Add what another has gathered, for example on another machine.
+        """Add the moments of other rows, for example from another machine.
 
         Raises:
-            RowsError: it has seen other sites, widths or classes, or nothing.
+            RowsError: The sites, widths or classes differ, or one of the two is empty.
         """
         for each in (self, other):
             each._check_not_empty()
-        same = (
+        compatible = (
             self._xz.shape == other._xz.shape
             and self.single_site == other.single_site
             and _equal(self.classes, other.classes)
         )
-        if not same:
+        if not compatible:
             raise RowsError(
                 "these moments are of different sites, widths or concepts",
                 expected=self._describe(),
@@ -160,37 +154,39 @@ class Moments:
         return self._zz / self.count
 
     def _add_scatter(self, tables: Tensor, target: Tensor, means: Tensor) -> None:
-        """Add centred products of the rows."""
+        """Add the products of the centered rows."""
         columns = target.T.contiguous()
         pieces = list(_pieces(tables, means.device))
-        most = tables[pieces[0]].shape
-        # Memory taken once: fresh pages for each piece would cost a tenth of the time.
-        centred = means.new_empty(most)
-        products = means.new_empty(most[0], most[2], most[2], dtype=self.precision)
-        for some, rows in pieces:
-            given = tables[some, rows]
-            # Two steps: a subtraction of two types takes three times as long.
-            piece = centred[: len(given), : given.shape[1]].copy_(given)
-            piece -= means[some, None]
-            self._xz[some] += (columns[:, rows] @ piece).mT
-            self._xx[some] += _gram(piece.to(self.precision), products[: len(given)])
+        largest = tables[pieces[0]].shape
+        # Allocate once: new pages for each piece would take 10 % of the time.
+        centered = means.new_empty(largest)
+        products = means.new_empty(
+            largest[0], largest[2], largest[2], dtype=self.precision
+        )
+        for sites, rows in pieces:
+            values = tables[sites, rows]
+            # Copy, then subtract: a mixed-type subtraction takes three times as long.
+            piece = centered[: len(values), : values.shape[1]].copy_(values)
+            piece -= means[sites, None]
+            self._xz[sites] += (columns[:, rows] @ piece).mT
+            self._xx[sites] += _gram(piece.to(self.precision), products[: len(values)])
 
     def _combine_means(self, mean_x: Tensor, mean_z: Tensor, items: int) -> None:
-        """Means of everything, and the products of the differences of the parts'."""
+        """Update the means and add the products of the difference between the parts' means."""
         total = self.count + items
-        apart_x, apart_z = mean_x - self.mean_x, mean_z - self.mean_z
+        delta_x, delta_z = mean_x - self.mean_x, mean_z - self.mean_z
         if self.count:
             weight = self.count * items / total
-            self._xx += weight * apart_x[:, :, None] * apart_x[:, None, :]
-            self._xz += weight * apart_x[:, :, None] * apart_z
-            self._zz += weight * apart_z[:, None] * apart_z
-        self.mean_x += apart_x * (items / total)
-        self.mean_z += apart_z * (items / total)
+            self._xx += weight * delta_x[:, :, None] * delta_x[:, None, :]
+            self._xz += weight * delta_x[:, :, None] * delta_z
+            self._zz += weight * delta_z[:, None] * delta_z
+        self.mean_x += delta_x * (items / total)
+        self.mean_z += delta_z * (items / total)
         self.count = total
 
     def _check_not_empty(self) -> None:
         if not self.count:
-            raise RowsError("no rows were gathered", fix="Call update(x, z) first")
+            raise RowsError("the moments are empty", fix="Call update(x, z) first")
 
     def _check_compatible(
         self, tables: Tensor, target: Tensor, single: bool, classes: NDArray | None
@@ -199,7 +195,7 @@ class Moments:
         before = (self.sites, self.width, len(self.mean_z), self.single_site)
         if got != before or (classes is None) != (self.classes is None):
             raise RowsError(
-                "this chunk is unlike the earlier ones",
+                "this chunk does not fit the earlier ones",
                 expected=self._describe(),
                 got=f"{got[0]} site(s) of width {got[1]} and a concept of {got[2]} "
                 + ("columns" if classes is None else "classes"),
@@ -216,14 +212,14 @@ class Moments:
 def _concept_columns(
     z: ArrayLike | Tensor, items: int, classes: NDArray | None, first: bool
 ) -> tuple[Tensor, NDArray | None]:
-    """The concept in numbers, (item, k) float64: a column a class, or what came."""
+    """(item, k) float64 columns of the concept: one-hot classes, or the numbers given."""
     numbers = numeric_concept(z, items) if classes is None else None
     if numbers is not None:
         return numbers, None
     if classes is None and not first:
         raise RowsError(
-            "this chunk is unlike the earlier ones",
-            expected="a concept made of floating-point numbers",
+            "this chunk does not fit the earlier ones",
+            expected="a concept of floating-point numbers",
             got="classes",
         )
     classes, codes = class_codes(z, items, classes)
@@ -237,36 +233,36 @@ def _equal(one: NDArray | None, other: NDArray | None) -> bool:
 
 
 def _gram(rows: Tensor, out: Tensor) -> Tensor:
-    """(site, d, d) products of (site, item, d) columns with each other, in ``out``."""
+    """(site, d, d) Gram matrices of (site, item, d) columns, written to ``out``."""
     if rows.device.type != "cpu":
         return torch.matmul(rows.mT, rows, out=out)
-    # NumPy sees that both factors are one matrix, and computes half of the product.
+    # NumPy detects that both factors are one matrix and computes half of the product.
     array = rows.numpy()
     np.matmul(array.mT, array, out=out.numpy())
     return out
 
 
 def _accumulation_device(tables: Tensor) -> torch.device:
-    """Where sums are kept: with the rows, but for devices without float64."""
+    """Device of the sums: that of the rows, or the CPU for devices without float64."""
     return torch.device("cpu") if tables.device.type == "mps" else tables.device
 
 
 def _pieces(tables: Tensor, device: torch.device) -> Iterator[tuple[slice, slice]]:
-    """(sites, rows) at a time, so that a float64 copy stays within ``CHUNK_BYTES``."""
+    """Slices of sites and rows whose float64 copy stays within ``CHUNK_BYTES``."""
     sites, items, d = tables.shape
     budget = CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"]) // (8 * d)
-    # Long thin products are the fast ones: rows first, then sites side by side.
+    # Products over many rows are fast, so fill pieces with rows first, then with sites.
     rows = max(1, min(items, max(budget, 256)))
-    together = max(1, budget // rows)
-    for site in range(0, sites, together):
+    n_sites = max(1, budget // rows)
+    for site in range(0, sites, n_sites):
         for start in range(0, items, rows):
-            yield slice(site, site + together), slice(start, start + rows)
+            yield slice(site, site + n_sites), slice(start, start + rows)
 
 
 def _means(tables: Tensor, device: torch.device) -> Tensor:
     """(site, d) float64 mean over items."""
     sites, items, d = tables.shape
     sums = torch.zeros(sites, d, dtype=torch.float64, device=device)
-    for some, rows in _pieces(tables, device):
-        sums[some] += tables[some, rows].to(sums).sum(1)
+    for part, rows in _pieces(tables, device):
+        sums[part] += tables[part, rows].to(sums).sum(1)
     return sums / items

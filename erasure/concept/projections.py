@@ -1,4 +1,4 @@
-"""Orthogonal projections: off the class means, off the cross-covariance, at random."""
+"""Orthogonal projections: off class means, covariance with the concept, random directions."""
 
 import torch
 from numpy.typing import ArrayLike
@@ -12,29 +12,28 @@ from evidence.seeds import torch_rng
 
 
 class MeanDifference(MomentEraser):
-    """Projects off the span of the differences between class means.
+    """Project out the span of the differences between class means.
 
-    Afterwards all classes have one mean, so no linear reader beats a constant on the
-    rows of the fit, as after LEACE and with as many dimensions; but it moves the
-    activations further. For a concept made of numbers the span is that of its
-    covariances with the activations.
+    Afterwards all classes have the same mean, so no linear probe beats a constant on the training
+    rows, as after LEACE and with as many dimensions, but the activations change more. For a numeric
+    concept the span is that of its covariances with the activations.
 
     Args:
-        tolerance: Directions up to this share of the largest difference are none.
+        tolerance: Directions up to this share of the largest difference are treated as zero.
 
-    Source: Belrose et al. (2023), arXiv 2306.03819, section 4, as the orthogonal
-    alternative; Marks and Tegmark (2023), arXiv 2310.06824, for the direction.
+    Source: Belrose et al. (2023), arXiv 2306.03819, section 4, as the orthogonal alternative; Marks
+    and Tegmark (2023), arXiv 2310.06824, for the direction.
     """
 
     def __init__(self, tolerance: float = 1e-8):
         self.tolerance = tolerance
 
     def solve(self, moments: Moments) -> AffineEraser:
-        """The eraser for what ``moments`` has gathered."""
+        """Solve for the eraser given the moments."""
         spans = moments.cov_xz
         if moments.classes is not None:
-            # The covariance with a class's column is its share times how far its mean
-            # is from the mean of all. A class that never came has no mean.
+            # The covariance with a class's column is the class's share times its mean's
+            # distance from the overall mean. A class without rows has no mean.
             seen = moments.mean_z > 0
             spans = spans[..., seen] / moments.mean_z[seen]
         return _project_off_leading(
@@ -43,14 +42,14 @@ class MeanDifference(MomentEraser):
 
 
 class SpectralRemoval(MomentEraser):
-    """SAL: projects off the first directions of covariance with the concept.
+    """SAL (spectral attribute removal): project out the leading directions of covariance.
 
-    With all of them (the default) the concept is gone for every linear reader. With
-    fewer it is not: what the other directions tell stays.
+    With all directions (the default) no linear probe finds the concept. With fewer, the information
+    in the other directions remains.
 
     Args:
-        rank: How many directions; None for all.
-        tolerance: Directions up to this share of the largest are none.
+        rank: Number of directions; None for all.
+        tolerance: Directions up to this share of the largest are treated as zero.
 
     Source: Shao, Ziser and Cohen (2023), arXiv 2203.07893.
     """
@@ -60,10 +59,10 @@ class SpectralRemoval(MomentEraser):
         self.tolerance = tolerance
 
     def solve(self, moments: Moments) -> AffineEraser:
-        """The eraser for what ``moments`` has gathered.
+        """Solve for the eraser given the moments.
 
         Raises:
-            RowsError: rank is below 1.
+            RowsError: The rank is below 1.
         """
         if self.rank is not None and self.rank < 1:
             raise RowsError("unknown rank", expected="1 or more", got=str(self.rank))
@@ -73,13 +72,13 @@ class SpectralRemoval(MomentEraser):
 
 
 class RandomProjection(ConceptEraser):
-    """Projects off random directions: what removing so many dimensions does by itself.
+    """Project out random directions: the control for removing as many dimensions.
 
-    The control for every other eraser, with ``rank`` set to that one's ``rank_``.
+    Set ``rank`` to the ``rank_`` of the eraser to be compared.
 
     Args:
-        rank: Dimensions, one number or one a site.
-        seed: Of the directions.
+        rank: Number of directions, one number or one per site.
+        seed: Seed of the directions.
     """
 
     def __init__(self, rank: int | tuple[int, ...] = 1, seed: int = 0):
@@ -89,14 +88,14 @@ class RandomProjection(ConceptEraser):
     def fit(
         self, X: ArrayLike | Tensor, y: ArrayLike | Tensor | None = None
     ) -> "RandomProjection":
-        """Take width and mean from (item, d) or (site, item, d); ``y`` is not used.
+        """Fit the mean on (item, d) or (site, item, d) activations; ``y`` is not used.
 
         Raises:
-            RowsError: a rank is below 0 or above d, or there is not one a site.
+            RowsError: A rank is below 0 or above d, or the number of ranks differs.
         """
         tables, single = self._finite_tables(X, y)
-        centre = tables.mean(1)
-        sites, d = centre.shape
+        center = tables.mean(1)
+        sites, d = center.shape
         ranks = [self.rank] * sites if isinstance(self.rank, int) else [*self.rank]
         if len(ranks) != sites or not all(0 <= rank <= d for rank in ranks):
             raise RowsError(
@@ -106,36 +105,38 @@ class RandomProjection(ConceptEraser):
             )
         rng = torch_rng(self.seed, "random projection")
         shape = (sites, d, max(ranks))
-        drawn = torch.randn(shape, generator=rng, dtype=torch.float64)
-        basis, _ = torch.linalg.qr(drawn.to(centre.device))
+        gaussian = torch.randn(shape, generator=rng, dtype=torch.float64)
+        basis, _ = torch.linalg.qr(gaussian.to(center.device))
         self.eraser_ = orthogonal_projection(
             "RandomProjection",
             basis,
-            torch.tensor(ranks, device=centre.device),
-            centre,
+            torch.tensor(ranks, device=center.device),
+            center,
             single,
         )
         return self
 
     def __sklearn_tags__(self):
-        """That no concept is needed."""
+        """Tell scikit-learn that no concept is required."""
         tags = super().__sklearn_tags__()
         tags.target_tags.required = False
         return tags
 
 
 def _project_off_leading(
-    method: str, spans: Tensor, most: int | None, tolerance: float, moments: Moments
+    method: str, spans: Tensor, max_rank: int | None, tolerance: float, moments: Moments
 ) -> AffineEraser:
-    """Project off the span of (site, d, k) columns, or the first directions of it."""
-    basis, sizes, _ = torch.linalg.svd(spans, full_matrices=False)
-    # Against the spread of the activations too: means that differ by rounding alone
-    # have a largest difference as well.
+    """Project out the leading directions of the span of (site, d, k) columns."""
+    basis, singular_values, _ = torch.linalg.svd(spans, full_matrices=False)
+    # Compare with the spread of the activations too: even if the means differ by rounding
+    # alone, one difference is the largest.
     spread = moments.cov_xx.diagonal(dim1=1, dim2=2).sum(1).clamp(min=0).sqrt()
-    kept = (sizes > tolerance * sizes[:, :1]) & (sizes > 1e-12 * spread[:, None])
-    ranks = kept.sum(1)
-    if most is not None:
-        ranks = ranks.clamp(max=most)
+    significant = (singular_values > tolerance * singular_values[:, :1]) & (
+        singular_values > 1e-12 * spread[:, None]
+    )
+    ranks = significant.sum(1)
+    if max_rank is not None:
+        ranks = ranks.clamp(max=max_rank)
     return orthogonal_projection(
         method, basis, ranks, moments.mean_x, moments.single_site
     )

@@ -1,1 +1,1 @@
-"""Unlearning methods that train: objectives, tasks, the training loop."""
+"""Unlearning methods that train: objectives, loss terms and the training loop."""

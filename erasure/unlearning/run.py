@@ -1,17 +1,15 @@
-"""Published unlearning methods, as baselines and as makers of models to audit.
+"""Published unlearning methods, as baselines and to make models to audit.
 
-Sources: gradient ascent and gradient difference as in TOFU (Maini et al. 2024, arXiv
-2401.06121); NPO (Zhang et al. 2024, arXiv 2404.05868); SimNPO (Fan et al. 2024, arXiv
-2410.07163); DPO with a refusal as the preferred answer (IdkDPO, as in TOFU);
-relabelling as in TOFU's and Eldan & Russinovich's (arXiv 2310.02238) alternative
-answers; RMU (Li et al. 2024, arXiv 2403.03218); UNDIAL (Dong et al. 2024, arXiv
-2402.10052); SCRUB (Kurmanji et al. 2023, arXiv 2302.09880); bad teacher (Chundawat et
-al. 2022, arXiv 2205.08096); ELM (Gandikota et al. 2024, arXiv 2410.02760); SalUn (Fan
-et al. 2023, arXiv 2310.12508); SSD (Foster et al. 2023, arXiv 2308.07707); the
-negated task vector (Ilharco et al. 2022, arXiv 2212.04089); CF-k and EU-k (Goel et
-al. 2022, arXiv 2201.06640). ``last_block_relabel`` is no published method: it is
-relabelling that can only touch the end of the network, so what came before it is
-untouched.
+Sources: gradient ascent and gradient difference as in TOFU (Maini et al. 2024, arXiv 2401.06121);
+NPO (Zhang et al. 2024, arXiv 2404.05868); SimNPO (Fan et al. 2024, arXiv 2410.07163); DPO with a
+refusal as the preferred answer (IdkDPO, as in TOFU); relabeling as in TOFU and the alternative
+answers of Eldan & Russinovich (arXiv 2310.02238); RMU (Li et al. 2024, arXiv 2403.03218); UNDIAL
+(Dong et al. 2024, arXiv 2402.10052); SCRUB (Kurmanji et al. 2023, arXiv 2302.09880); bad teacher
+(Chundawat et al. 2022, arXiv 2205.08096); ELM (Gandikota et al. 2024, arXiv 2410.02760); SalUn (Fan
+et al. 2023, arXiv 2310.12508); SSD (Foster et al. 2023, arXiv 2308.07707); task vector negation
+(Ilharco et al. 2022, arXiv 2212.04089); CF-k and EU-k (Goel et al. 2022, arXiv 2201.06640).
+``last_block_relabel`` is not published: it is relabeling that trains only the last block, so
+everything before it is unchanged.
 """
 
 from collections.abc import Callable
@@ -22,7 +20,7 @@ import torch
 from torch import nn
 
 from capture.data.sequences import Sequences
-from erasure.unlearning.methods.dampening import dampen_, diagonal_fisher
+from erasure.unlearning.methods.dampening import dampen_parameters_, diagonal_fisher
 from erasure.unlearning.methods.distillation import distillation_losses
 from erasure.unlearning.methods.saliency import masked_gradients, saliency_masks
 from erasure.unlearning.training.batch_order import alternating_steps, paired_steps
@@ -57,9 +55,9 @@ from evidence.progress import SILENT, Progress
 
 @dataclass(frozen=True)
 class UnlearnLog(TrainLog):
-    """What happened in unlearning: a ``TrainLog`` and the settings it came from.
+    """A ``TrainLog`` with the settings of the run.
 
-    ``stopped`` is ``"criterion"`` where ``stop_below`` was reached.
+    ``stopped`` is ``"criterion"`` if ``stop_below`` was reached.
     """
 
     config: UnlearnConfig | None = None
@@ -78,31 +76,28 @@ def unlearn_(
     seed: int,
     progress: Progress = SILENT,
 ) -> UnlearnLog:
-    """Make ``model`` forget, in place.
+    """Unlearn the forget rows, in place.
 
     Args:
-        model: A Hugging Face causal language model. It stays a plain model, also
-            after low-rank training.
+        model: A Hugging Face causal language model. It stays a plain model, also after low-rank
+            training.
         forget: Rows to forget, with their true answers.
         retain: Rows to keep; not read by ``grad_ascent`` and ``task_vector``, or with
-            ``retain_weight`` 0 (``ssd`` reads them in any case).
-        config: Method and settings.
-        relabeled: The forget prompts with wrong answers, for the relabelling
-            methods; with the answers to prefer, row by row, for ``dpo``.
-        novice: The forget rows with somebody unknown in place of whom they are
-            about, row by row, for ``elm``.
-        rmu_module: The block RMU pushes, instead of block ``config.rmu_layer``.
-        evaluate: Model to named numbers; ``stop_below`` reads ``"forget"``.
-        seed: Fixes the order of rows, adapters and control vector.
-        progress: Where progress is shown.
+            ``retain_weight`` 0 (``ssd`` always reads them).
+        relabeled: The forget prompts with wrong answers, for the relabeling methods; with the
+            preferred answers, row by row, for ``dpo``.
+        novice: The forget rows with an unknown entity in place of theirs, row by row, for ``elm``.
+        rmu_module: The block RMU steers, instead of block ``config.rmu_layer``.
+        evaluate: Maps the model to named numbers; ``stop_below`` reads ``"forget"``.
+        seed: Seed of the order of rows, the adapters and the control vector.
 
     Raises:
-        InputError: rows or settings the method cannot work with.
+        InputError: The rows or settings do not fit the method.
     """
     target = _target_rows(forget, relabeled, config)
     _check_pairs(forget, relabeled, novice, config)
-    keeps = _uses_retain(config)
-    if keeps and len(retain) == 0:
+    uses_retain = _uses_retain(config)
+    if uses_retain and len(retain) == 0:
         raise InputError(
             f"{config.method} needs retain rows",
             got="none",
@@ -114,7 +109,7 @@ def unlearn_(
         )
     if config.method != "rmu":
         count_scored(target, config.loss_on)
-        if keeps:
+        if uses_retain:
             count_scored(retain, config.loss_on)
     if config.method == "ssd":
         return _ssd_(model, forget, retain, config)
@@ -136,9 +131,9 @@ def unlearn_(
                 )
             else:
                 losses = likelihood_losses(model, target, retain, config)
-            kept = len(retain) if keeps else 0
-            steps_of = alternating_steps if config.method == "scrub" else paired_steps
-            backward = steps_of(losses, len(target), kept, config, seed)
+            n_retain = len(retain) if uses_retain else 0
+            order = alternating_steps if config.method == "scrub" else paired_steps
+            backward = order(losses, len(target), n_retain, config, seed)
             schedule = config.schedule()
             with ExitStack() as stack:
                 if config.method == "last_block_relabel":
@@ -150,7 +145,7 @@ def unlearn_(
                         model, trained, forget, config.loss_on, config.saliency
                     )
                     stack.enter_context(masked_gradients(trained, masks))
-                    # Decay would move the weights outside the mask as well.
+                    # Weight decay would also change the weights outside the mask.
                     schedule = replace(schedule, weight_decay=0.0)
                 log = train_steps(
                     model,
@@ -166,55 +161,53 @@ def unlearn_(
 
 
 def _target_rows(
-    forget: Sequences, relabelled: Sequences | None, config: UnlearnConfig
+    forget: Sequences, relabeled: Sequences | None, config: UnlearnConfig
 ) -> Sequences:
-    """The rows the forget term is computed on."""
+    """The rows of the forget term."""
     if len(forget) == 0:
         raise InputError("there is nothing to forget", expected="one row or more")
     if config.method not in RELABELING_METHODS:
         return forget
-    if relabelled is None or len(relabelled) == 0:
+    if relabeled is None or len(relabeled) == 0:
         raise InputError(
             f"{config.method} needs wrong answers",
-            expected="relabelled rows",
+            expected="relabeled rows",
             got="none",
-            fix="Pass the forget prompts with other answers as relabelled",
+            fix="Pass the forget prompts with other answers as relabeled",
         )
-    if set(relabelled.ids) & set(forget.ids):
+    if set(relabeled.ids) & set(forget.ids):
         raise InputError(
-            "a relabelled row still has its true answer",
+            "a relabeled row still has its true answer",
             fix="Draw another answer for it",
         )
-    return relabelled
+    return relabeled
 
 
 def _check_pairs(
     forget: Sequences,
-    relabelled: Sequences | None,
+    relabeled: Sequences | None,
     novice: Sequences | None,
     config: UnlearnConfig,
 ) -> None:
-    """Rows that are read one by one with the forget rows must go with them."""
-    if config.method == "dpo" and (
-        relabelled is None or len(relabelled) != len(forget)
-    ):
+    """Check that rows compared with the forget rows one by one match them."""
+    if config.method == "dpo" and (relabeled is None or len(relabeled) != len(forget)):
         raise InputError(
             "dpo needs an answer to prefer for every forget row",
-            expected=f"{len(forget)} relabelled rows",
-            got="none" if relabelled is None else str(len(relabelled)),
+            expected=f"{len(forget)} relabeled rows",
+            got="none" if relabeled is None else str(len(relabeled)),
         )
     if config.method == "elm":
-        wanted = _scored_parts(forget, config.loss_on)
-        if novice is None or _scored_parts(novice, config.loss_on) != wanted:
+        forget_parts = _scored_parts(forget, config.loss_on)
+        if novice is None or _scored_parts(novice, config.loss_on) != forget_parts:
             raise InputError(
-                "elm needs every forget row with somebody unknown in it",
+                "elm needs every forget row with an unknown entity",
                 expected="novice rows with the forget rows' answers, in their order",
                 got="none" if novice is None else "other rows",
             )
 
 
 def _scored_parts(rows: Sequences, loss_on: str) -> list[tuple[int, ...] | int]:
-    """What must be alike in rows that are compared token by token."""
+    """The part of each row that must be equal if rows are compared token by token."""
     if loss_on == "all":
         return [len(ids) for ids in rows.ids]
     return [ids[start:] for ids, start in zip(rows.ids, rows.answer_start, strict=True)]
@@ -232,23 +225,21 @@ def _uses_retain(config: UnlearnConfig) -> bool:
 def _ssd_(
     model: nn.Module, forget: Sequences, retain: Sequences, config: UnlearnConfig
 ) -> UnlearnLog:
-    """SSD: no step is taken, weights are shrunk once."""
+    """SSD: dampen weights once, without training."""
     with only_training(model, model.parameters()) as parameters:
         loss_on = config.loss_on
-        gone = diagonal_fisher(model, parameters, forget, loss_on)
-        kept = diagonal_fisher(model, parameters, retain, loss_on)
+        forget_fisher = diagonal_fisher(model, parameters, forget, loss_on)
+        retain_fisher = diagonal_fisher(model, parameters, retain, loss_on)
         share = len(forget) / (len(forget) + len(retain))
-        chosen = sum(
-            dampen_(
-                parameter.data,
-                mine,
-                share * mine + (1 - share) * rest,
-                config.dampen_above,
-                config.dampen_by,
-            )
-            for parameter, mine, rest in zip(parameters, gone, kept, strict=True)
+        n_dampened = dampen_parameters_(
+            parameters,
+            forget_fisher,
+            retain_fisher,
+            share,
+            config.dampen_above,
+            config.dampen_by,
         )
-    return UnlearnLog(({"step": 1.0, "dampened": float(chosen)},), config=config)
+    return UnlearnLog(({"step": 1.0, "dampened": float(n_dampened)},), config=config)
 
 
 def _task_vector_(
@@ -259,8 +250,8 @@ def _task_vector_(
     seed: int,
     progress: Progress,
 ) -> UnlearnLog:
-    """Learn the forget rows further, then go as many times as far the other way."""
-    before = [parameter.detach().clone() for parameter in model.parameters()]
+    """Fine-tune on the forget rows, then subtract a multiple of the change."""
+    initial = [parameter.detach().clone() for parameter in model.parameters()]
     with trained_parameters(model, config, None, seed) as parameters:
         log = finetune_(
             model,
@@ -278,7 +269,7 @@ def _task_vector_(
             progress=progress,
         )
     with torch.no_grad():
-        for parameter, start in zip(model.parameters(), before, strict=True):
+        for parameter, start in zip(model.parameters(), initial, strict=True):
             parameter.copy_(start - config.scale * (parameter - start))
     rows = log.rows
     if evaluate is not None:
@@ -290,12 +281,12 @@ def _stop_rule(below: float | None) -> Callable[[dict[str, float]], bool] | None
     if below is None:
         return None
 
-    def stop(seen: dict[str, float]) -> bool:
-        if "forget" not in seen:
+    def stop(evaluation: dict[str, float]) -> bool:
+        if "forget" not in evaluation:
             raise InputError(
                 "stop_below reads what evaluate returns under 'forget'",
-                got=", ".join(seen) or "nothing",
+                got=", ".join(evaluation) or "nothing",
             )
-        return seen["forget"] <= below
+        return evaluation["forget"] <= below
 
     return stop

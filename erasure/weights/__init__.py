@@ -1,1 +1,1 @@
-"""Edits of weights in closed form or by few gradients; quantization."""
+"""Weight edits in closed form or from few gradients, folding of erasers, quantization."""

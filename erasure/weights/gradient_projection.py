@@ -1,8 +1,8 @@
-"""Unlearning steps kept off the directions that would change what is to stay.
+"""Gradient-projected unlearning (GU): ascent steps orthogonal to recent retain gradients.
 
-Source: gradient-projected unlearning after "GU" (Lemutisme/geo-unlearning), read as its
-public description has it: the forget update keeps only what is orthogonal to the span
-of recent retain gradients, and a step that harms the retain loss is shortened.
+Source: after "GU" (Lemutisme/geo-unlearning), from its public description: the forget update is
+projected onto the orthogonal complement of the span of recent retain gradients, and a step that
+harms the retain loss is shortened.
 """
 
 from collections import deque
@@ -20,7 +20,7 @@ from erasure.unlearning.training.loop import (
     only_training,
     shuffled_batches,
 )
-from erasure.unlearning.training.objectives import count_scored
+from erasure.unlearning.training.objectives import check_rows
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng
@@ -28,20 +28,20 @@ from evidence.seeds import numpy_rng
 
 @dataclass(frozen=True)
 class GradientProjectionConfig:
-    """How steps are taken.
+    """Settings of ``projected_ascent_``.
 
     Attributes:
-        step_norm: Norm of a step before projection, over all weights. Steps on the bare
-            gradient, which grows as the rows are forgotten, run away.
-        steps: Most steps.
-        batch_size: Forget rows a step; None for all.
-        retain_batch_size: Retain rows a gradient; None for all.
-        history: Retain gradients whose span is left alone.
-        tolerance: A retain gradient adds a direction if more than this share of it
-            lies off the others.
-        max_retain_rise: Rise of the retain loss, in nats, that one step may cause on
-            the rows of the latest retain gradient.
-        max_halvings: How often a step over budget is halved before it is left out.
+        step_norm: Norm of a step over all weights, before projection. The forget gradient grows as
+            the rows are forgotten, so steps of fixed rate would diverge.
+        steps: Maximum number of steps.
+        batch_size: Forget rows per step; None for all.
+        retain_batch_size: Retain rows per gradient; None for all.
+        history: Number of retain gradients that are projected out.
+        tolerance: A retain gradient adds a direction if more than this share of it is orthogonal to
+            the others.
+        max_retain_rise: Rise of the retain loss, in nats, that one step may cause on the rows of
+            the latest retain gradient.
+        max_halvings: Number of times such a step is halved before it is skipped.
         loss_on: ``"answer"`` or ``"all"`` tokens.
     """
 
@@ -65,37 +65,36 @@ class GradientProjectionConfig:
         if not good:
             raise InputError(
                 "a setting is out of range",
-                expected="length > 0, steps and history from 1, tolerance from 0 to 1, "
-                "budget and halvings from 0",
+                expected="step_norm > 0, steps and history from 1, tolerance from 0 to 1, "
+                "max_retain_rise and max_halvings from 0",
                 got=repr(self),
             )
 
 
 def orthonormal_span(gradients: Iterable[Tensor], tolerance: float) -> Tensor:
-    """Orthonormal (direction, weight) rows that span the gradients.
+    """Orthonormal (direction, weight) basis of the gradients, by Gram-Schmidt.
 
     Args:
         gradients: (weight,) each.
-        tolerance: Share of a gradient off the earlier ones below which it adds none.
+        tolerance: Smallest relative remainder that adds a direction.
     """
     rows: list[Tensor] = []
     size = 0
     for gradient in gradients:
         size = len(gradient)
-        rest = gradient.clone()
-        before = rest.norm()
-        # Twice: after one pass a nearly dependent gradient is orthogonal to no more
-        # than its own rounding.
+        residual = gradient.clone()
+        norm = residual.norm()
+        # Twice is enough: one pass leaves rounding errors relative to the gradient.
         for _ in range(2):
             for row in rows:
-                rest = rest - (row @ rest) * row
-        if rest.norm() > tolerance * before and before > 0:
-            rows.append(rest / rest.norm())
+                residual = residual - (row @ residual) * row
+        if residual.norm() > tolerance * norm and norm > 0:
+            rows.append(residual / residual.norm())
     return torch.stack(rows) if rows else torch.zeros(0, size)
 
 
 def project_out(gradient: Tensor, span: Tensor) -> Tensor:
-    """The part of ``gradient`` (weight,) at right angles to the rows of ``span``."""
+    """The part of ``gradient`` (weight,) orthogonal to the rows of ``span``."""
     span = span.to(gradient)
     for _ in range(2):
         gradient = gradient - span.T @ (span @ gradient)
@@ -111,42 +110,38 @@ def projected_ascent_(
     seed: int,
     progress: Progress = SILENT,
 ) -> TrainLog:
-    """Raise the forget loss in steps that leave the retain loss alone to first order.
+    """Gradient ascent on the forget loss that keeps the retain loss to first order, in place.
 
-    Each step takes one more retain gradient, projects the forget gradient off the span
-    of the last ``config.history`` of them, and moves along what is left. A step after
-    which the retain loss has risen beyond the budget is halved, and in the end left
-    out.
+    Each step computes one more retain gradient, projects the forget gradient onto the orthogonal
+    complement of the last ``config.history`` retain gradients, and moves along the result. A step
+    that raises the retain loss too much is halved, and finally skipped.
 
     Args:
         model: A causal language model; changed in place.
         forget: Rows to forget, with their true answers.
         retain: Rows to keep.
-        config: Settings.
-        seed: Fixes the order of rows.
-        progress: Where progress is shown.
+        seed: Seed of the order of rows.
 
     Returns:
-        A row a step: ``forget_loss`` and ``retain_loss`` before it, ``kept`` (share of
-        the forget gradient's norm that the projection leaves), ``scale`` of the step
-        taken (0 where it was left out), and ``rise`` of the retain loss by it.
+        One row per step: ``forget_loss`` and ``retain_loss`` before it, ``kept`` (share of the
+            forget gradient's norm that remains after projection), ``scale`` of the step (0 if
+            skipped), and ``rise`` of the retain loss.
 
     Raises:
-        InputError: there are no rows to forget or to keep.
+        InputError: There are no rows to forget or to keep.
     """
-    for rows, name in ((forget, "forget"), (retain, "retain")):
-        if len(rows) == 0:
-            raise InputError(f"there are no {name} rows", expected="one or more")
-        count_scored(rows, config.loss_on)
-    order = shuffled_batches(len(forget), config.batch_size, numpy_rng(seed, "forget"))
-    keep = shuffled_batches(
+    check_rows(config.loss_on, forget=forget, retain=retain)
+    forget_batches = shuffled_batches(
+        len(forget), config.batch_size, numpy_rng(seed, "forget")
+    )
+    retain_batches = shuffled_batches(
         len(retain), config.retain_batch_size, numpy_rng(seed, "retain")
     )
-    found: list[dict[str, float]] = []
+    log: list[dict[str, float]] = []
     history: deque[Tensor] = deque(maxlen=config.history)
     with only_training(model, model.parameters()) as weights:
 
-        def slope(rows: Sequences) -> tuple[float, Tensor]:
+        def loss_and_gradient(rows: Sequences) -> tuple[float, Tensor]:
             for weight in weights:
                 weight.grad = None
             loss = backward_nll(model, rows, config.loss_on, 1.0)
@@ -154,37 +149,41 @@ def projected_ascent_(
 
         with progress.task("geometric ascent", config.steps) as advance:
             for step in range(config.steps):
-                kept_rows = retain[next(keep)]
-                retain_loss, gradient = slope(kept_rows)
-                # The newest first: where gradients depend on each other, it counts.
+                retain_rows = retain[next(retain_batches)]
+                retain_loss, gradient = loss_and_gradient(retain_rows)
+                # Newest first: of dependent gradients the first determines the span.
                 history.appendleft(gradient)
-                forget_loss, upward = slope(forget[next(order)])
-                off = project_out(upward, orthonormal_span(history, config.tolerance))
-                size = float(upward.norm())
-                move = off * (config.step_norm / size if size > 0 else 0.0)
+                forget_loss, forget_gradient = loss_and_gradient(
+                    forget[next(forget_batches)]
+                )
+                projected = project_out(
+                    forget_gradient, orthonormal_span(history, config.tolerance)
+                )
+                size = float(forget_gradient.norm())
+                step_vector = projected * (config.step_norm / size if size > 0 else 0.0)
                 scale, rise = 1.0, float("inf")
                 before = [weight.detach().clone() for weight in weights]
                 for _ in range(config.max_halvings + 1):
-                    _move_(weights, before, scale * move)
-                    rise = mean_nll(model, kept_rows, config.loss_on) - retain_loss
+                    _move_(weights, before, scale * step_vector)
+                    rise = mean_nll(model, retain_rows, config.loss_on) - retain_loss
                     if rise <= config.max_retain_rise:
                         break
                     scale /= 2
                 else:
-                    _move_(weights, before, torch.zeros_like(move))
+                    _move_(weights, before, torch.zeros_like(step_vector))
                     scale, rise = 0.0, 0.0
-                found.append(
+                log.append(
                     {
                         "step": float(step + 1),
                         "forget_loss": forget_loss,
                         "retain_loss": retain_loss,
-                        "kept": float(off.norm()) / size if size > 0 else 0.0,
+                        "kept": float(projected.norm()) / size if size > 0 else 0.0,
                         "scale": scale,
                         "rise": rise,
                     }
                 )
                 advance(1)
-    return TrainLog(tuple(found))
+    return TrainLog(tuple(log))
 
 
 def _flat_gradient(weights: list[nn.Parameter]) -> Tensor:
@@ -192,8 +191,8 @@ def _flat_gradient(weights: list[nn.Parameter]) -> Tensor:
     return torch.cat([part.detach().flatten() for part in parts])
 
 
-def _move_(weights: list[nn.Parameter], start: list[Tensor], by: Tensor) -> None:
-    parts = by.split([len(weight.view(-1)) for weight in weights])
+def _move_(weights: list[nn.Parameter], start: list[Tensor], change: Tensor) -> None:
+    parts = change.split([len(weight.view(-1)) for weight in weights])
     with torch.no_grad():
         for weight, before, part in zip(weights, start, parts, strict=True):
             weight.copy_(before + part.view_as(before))

@@ -1,24 +1,24 @@
-"""Single maps that take up an eraser of what they are given or of what they give."""
+"""Fold an eraser into a single linear map or into embeddings."""
 
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
+from capture.network.structure import is_linear_map, matrix_view
 from erasure.concept.affine import AffineEraser
 from evidence.errors import InputError
 
 
 def fold_output_(module: nn.Module, eraser: AffineEraser, name: str) -> None:
-    """Erase what a linear map gives: W becomes P W, the bias P b + offset.
+    """Erase the output of a linear map: W becomes P W, the bias P b + offset.
 
     Args:
-        module: A linear layer, or GPT-2's.
+        module: A linear layer or Conv1D.
         eraser: Of one site, of the map's output width.
-        name: What to call it in errors.
+        name: Name of the site in errors.
 
     Raises:
-        InputError: the widths differ, or there is no bias and a constant part.
+        InputError: The widths differ, or the eraser has a constant part and the map no bias.
     """
     weight = _weight(module, name)
     _check_width(eraser, weight.shape[0], name)
@@ -32,16 +32,16 @@ def fold_output_(module: nn.Module, eraser: AffineEraser, name: str) -> None:
 def fold_input_(
     module: nn.Module, eraser: AffineEraser, name: str, part: slice = slice(None)
 ) -> None:
-    """Erase what a linear map is given: W becomes W P, the bias b + W offset.
+    """Erase the input of a linear map: W becomes W P, the bias b + W offset.
 
     Args:
-        module: A linear layer, or GPT-2's.
+        module: A linear layer or Conv1D.
         eraser: Of one site, as wide as ``part`` of the map's input.
-        name: What to call it in errors.
-        part: Which of the input features.
+        name: Name of the site in errors.
+        part: The input features of the site.
 
     Raises:
-        InputError: the widths differ, or there is no bias and a constant part.
+        InputError: The widths differ, or the eraser has a constant part and the map no bias.
     """
     weight = _weight(module, name)
     taken = weight[:, part]
@@ -58,8 +58,8 @@ def fold_embeddings_(tables: Sequence[nn.Embedding], eraser: AffineEraser) -> No
     """Erase the sum of embeddings.
 
     Args:
-        tables: Every embedding in the sum, the tokens' first: each position takes one
-            row of it, so the constant part goes in there.
+        tables: All embeddings of the sum. The first gets the constant part, as each position uses
+            exactly one of its rows.
         eraser: Of one site, of their width.
     """
     for place, table in enumerate(tables):
@@ -71,24 +71,22 @@ def fold_embeddings_(tables: Sequence[nn.Embedding], eraser: AffineEraser) -> No
 
 
 def _weight(module: nn.Module, name: str) -> Tensor:
-    """(out, in) float64 copy of a linear map's matrix."""
-    if not isinstance(module, nn.Linear | Conv1D):
+    """(out, in) float64 copy of a linear map's weight."""
+    if not is_linear_map(module):
         raise InputError(
             f"{name} cannot be folded into {type(module).__name__}",
             expected="a linear layer",
             got=type(module).__name__,
         )
-    weight = module.weight.detach().double()
-    return weight.T.clone() if isinstance(module, Conv1D) else weight.clone()
+    return matrix_view(module).detach().double().clone()
 
 
 def _set_weight(module: nn.Module, weight: Tensor) -> None:
-    whole = weight.T if isinstance(module, Conv1D) else weight
-    module.get_parameter("weight").data.copy_(whole)
+    matrix_view(module).data.copy_(weight)
 
 
 def _bias(module: nn.Module, constant: Tensor, name: str) -> nn.Parameter | None:
-    """The map's bias; None where there is none and none is needed."""
+    """The map's bias; None if it has none and needs none."""
     bias = getattr(module, "bias", None)
     if bias is None and bool((constant != 0).any()):
         raise InputError(

@@ -1,18 +1,17 @@
-"""Few weights, off the retain set, each moved by more than a four-bit bin.
+"""MANSU: unlearn by moving a few weights of a circuit by more than their quantization bin.
 
-Published (MANSU, arXiv 2605.15138): edits are kept to the parameters of a circuit that
-EAP-IG finds, about 0.5 % of all; updates are projected into the null space of the
-retain set's Fisher matrix inside it; every weight that moves, moves by more than the
-width of its NF4 bin, so that rounding does not take the edit back. Four things are
-asked of the result: it forgets, it keeps the rest, four-bit rounding brings nothing
-back, and the circuit's edges changed.
+Published (MANSU, arXiv 2605.15138): edits are restricted to the parameters of a circuit found by
+EAP-IG, about 0.5 % of all; updates are projected into the null space of the retain set's Fisher
+matrix; every changed weight moves by more than the width of its NF4 bin, so that quantization does
+not revert the edit. Four properties are required: the model forgets, it keeps the rest, 4-bit
+quantization restores nothing, and the circuit's edges changed.
 
-No code, constants or order of steps are public. Ours: which weights of the circuit are
-taken (those of largest forget gradient), capped ascent on the forget answers beside a
-retain term, the Fisher matrix as the span of the retain gradients of small batches at
-the start, and the floor at every step instead of at the end: the model always carries
-the floored edit while a latent one is moved under it, so that what is trained is what
-is deployed. The floor is 1.05 local bins; an edit below half of that is none.
+Code, constants and the order of steps are not public. Ours: the weights of largest forget gradient
+within the circuit, capped ascent on the forget answers with a retain term, the span of retain
+gradients of small batches at the start for the Fisher matrix, and the floor applied at every step:
+the model always carries the floored edit while a latent edit is trained (straight-through), so that
+the trained model is the deployed one. The floor is 1.05 local bins; latent edits below half of that
+are zero.
 """
 
 import math
@@ -24,16 +23,20 @@ import torch
 from torch import Tensor, nn
 
 from capture.data.sequences import Sequences, batches
+from capture.network.structure import model_device
 from erasure.unlearning.training.loop import (
     CHUNK_TOKENS,
     Evaluate,
     TrainLog,
     backward_nll,
-    device_of,
     only_training,
     shuffled_batches,
 )
-from erasure.unlearning.training.objectives import count_scored, token_logprobs
+from erasure.unlearning.training.objectives import (
+    check_rows,
+    count_scored,
+    token_logprobs,
+)
 from erasure.weights.quantization import linear_weights, quantize
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
@@ -46,19 +49,19 @@ class MansuConfig:
 
     Attributes:
         share: Share of all parameters that may move.
-        steps: Most steps.
+        steps: Maximum number of steps.
         step: Root mean square of a step, in mean local bins.
-        floor: Least move of a weight that moves, in its own bins; above 1.
-        cap: Forget rows count up to this loss, in nats a token.
+        floor: Smallest move of a changed weight, in its own bins; above 1.
+        cap: Forget tokens contribute up to this loss, in nats.
         retain_weight: Weight of the retain term.
-        batch_size: Retain rows a step, and rows of one retain gradient.
-        directions: Most retain gradients whose span is projected off.
+        batch_size: Retain rows per step and per retain gradient.
+        directions: Number of retain gradients whose span is projected out.
         loss_on: ``"answer"`` or ``"all"`` tokens.
         stop_below: Stop once ``evaluate(model)["forget"]`` is at most this.
         every: Steps between evaluations.
 
     Raises:
-        InputError: a setting is out of range.
+        InputError: A setting is out of range.
     """
 
     share: float = 0.005
@@ -93,13 +96,13 @@ class MansuConfig:
 
 @dataclass(frozen=True)
 class MansuLog(TrainLog):
-    """What happened.
+    """Training log and statistics of the edit.
 
     Attributes:
-        n_selected: Weights that might move.
-        n_moved: Weights that did.
-        n_parameters: Parameters of the model.
-        same_codes: Share of the moved weights whose NF4 code is the old one.
+        n_selected: Number of weights that may move.
+        n_moved: Number of weights that moved.
+        n_parameters: Number of parameters of the model.
+        same_codes: Share of the moved weights whose NF4 code is unchanged.
     """
 
     n_selected: int = 0
@@ -119,27 +122,22 @@ def mansu_(
     seed: int,
     progress: Progress = SILENT,
 ) -> MansuLog:
-    """Unlearn by moving a few weights of a circuit beyond their bins, in place.
+    """Unlearn by moving a few weights of a circuit beyond their NF4 bins, in place.
 
     Args:
         model: A causal language model.
         forget: Rows to forget, with their true answers.
         retain: Rows to keep.
-        masks: Name of a linear map's weight to bool of its shape: the circuit's.
-        config: Settings.
-        evaluate: Model to named numbers; ``stop_below`` reads ``"forget"``.
-        seed: Fixes the order of retain rows.
-        progress: Where progress is shown.
+        masks: Name of a linear map's weight to a bool mask of its shape: the circuit.
+        evaluate: Maps the model to named numbers; ``stop_below`` reads ``"forget"``.
+        seed: Seed of the order of retain rows.
 
     Raises:
-        InputError: no rows, or masks that do not fit the model's linear maps.
+        InputError: There are no rows, or the masks do not fit the model's linear maps.
     """
-    for rows, name in ((forget, "forget"), (retain, "retain")):
-        if len(rows) == 0:
-            raise InputError(f"there are no {name} rows", expected="one or more")
-        count_scored(rows, config.loss_on)
-    named = _check_masks(model, masks)
-    weights = [weight for weight, _ in named.values()]
+    check_rows(config.loss_on, forget=forget, retain=retain)
+    matrices = _check_masks(model, masks)
+    weights = [weight for weight, _ in matrices.values()]
     total = sum(p.numel() for p in model.parameters())
     rng = numpy_rng(seed, "mansu")
     with only_training(model, weights), torch.enable_grad():
@@ -148,9 +146,9 @@ def mansu_(
             weights, lambda: _backward_capped_ascent(model, forget, config)
         )
         count = max(1, round(config.share * total))
-        inside = _largest_masks(gradient, [masks[name] for name in named], count)
-        edit = _FlooredEdit(named, inside, config.floor)
-        kept = [
+        selected = _largest_masks(gradient, [masks[name] for name in matrices], count)
+        edit = _FlooredEdit(matrices, selected, config.floor)
+        retain_gradients = [
             edit.select(
                 _gradient(
                     weights, lambda: _backward_retain(model, retain, order, config)
@@ -158,27 +156,31 @@ def mansu_(
             )
             for _ in range(config.directions)
         ]
-        span = _gradient_span(kept) if kept else edit.latent.new_zeros(0, edit.chosen)
+        span = (
+            _gradient_span(retain_gradients)
+            if retain_gradients
+            else edit.latent.new_zeros(0, edit.chosen)
+        )
         history: list[dict[str, float]] = []
         stopped = "steps"
         with progress.task("mansu", config.steps) as advance:
             for step in range(1, config.steps + 1):
-                up = _gradient(
+                forget_gradients = _gradient(
                     weights, lambda: _backward_capped_ascent(model, forget, config)
                 )
-                slope = edit.select(up)
-                off = slope - span.T @ (span @ slope)
+                forget_gradient = edit.select(forget_gradients)
+                update = forget_gradient - span.T @ (span @ forget_gradient)
                 if config.retain_weight:
-                    keep = _gradient(
+                    retain_update = _gradient(
                         weights, lambda: _backward_retain(model, retain, order, config)
                     )
-                    off = off + config.retain_weight * edit.select(keep)
-                size = float(off.square().mean().sqrt())
+                    update = update + config.retain_weight * edit.select(retain_update)
+                size = float(update.square().mean().sqrt())
                 if not math.isfinite(size):
                     stopped = "diverged"
                     break
                 if size > 0:
-                    edit.move(-config.step / size * off)
+                    edit.move(-config.step / size * update)
                 row = {"step": float(step), "moved": float(edit.moved)}
                 if evaluate is not None and step % config.every == 0:
                     with torch.no_grad():
@@ -196,9 +198,9 @@ def mansu_(
 
 
 class _FlooredEdit:
-    """The weights that may move, as one vector in units of their own bins.
+    """The movable weights as one vector, in units of their own bins.
 
-    ``latent`` is what is trained; the model carries ``floored(latent)``.
+    ``latent`` is trained; the model carries the floored ``latent``.
     """
 
     def __init__(
@@ -218,20 +220,20 @@ class _FlooredEdit:
 
     @property
     def chosen(self) -> int:
-        """How many weights may move."""
+        """Number of weights that may move."""
         return len(self.latent)
 
     @property
     def moved(self) -> int:
-        """How many have."""
+        """Number of weights that moved."""
         return int((self._floored() != 0).sum())
 
     def select(self, values: list[Tensor]) -> Tensor:
-        """The chosen entries of tensors of the weights' shapes, as one vector."""
+        """The movable entries of tensors of the weights' shapes, as one vector."""
         return torch.cat([v[m] for v, m in zip(values, self.masks, strict=True)])
 
     def move(self, change: Tensor) -> None:
-        """Add to the latent edit, in bins, and put the floored one into the model."""
+        """Add to the latent edit, in bins, and write the floored edit into the model."""
         self.latent += change
         done = self._floored() * self.widths
         parts = done.split([int(mask.sum()) for mask in self.masks])
@@ -248,7 +250,7 @@ class _FlooredEdit:
         return torch.where(size >= self.floor / 2, raised, 0.0)
 
     def same_codes(self) -> float:
-        """Share of the moved weights that round to the code they had."""
+        """Share of the moved weights that quantize to their old code."""
         same = moved = 0
         for (weight, turned), start in zip(
             self.named.values(), self.start, strict=True
@@ -290,7 +292,7 @@ def _check_masks(
 def _largest_masks(
     gradient: list[Tensor], masks: list[Tensor], count: int
 ) -> list[Tensor]:
-    """Masks of the ``count`` masked weights of largest gradient."""
+    """Masks of the ``count`` masked weights with the largest absolute gradient."""
     kept = [mask for mask in masks if mask.any()]
     sizes = [g.abs().where(m, -1.0) for g, m in zip(gradient, kept, strict=True)]
     flat = torch.cat([size.flatten() for size in sizes])
@@ -323,24 +325,21 @@ def _cleared_gradients(weights: list[nn.Parameter]) -> Iterator[None]:
 def _backward_capped_ascent(
     model: nn.Module, rows: Sequences, config: MansuConfig
 ) -> None:
-    """Adds the gradient of minus the forget loss, each token's up to the cap."""
+    """Add the gradient of minus the forget loss, with each token's loss capped."""
     total = count_scored(rows, config.loss_on)
-    device = device_of(model)
+    device = model_device(model)
     for batch in batches(rows, batch_tokens=CHUNK_TOKENS, device=device):
         logprob, _ = token_logprobs(model, batch, config.loss_on)
         (-(-logprob).clamp(max=config.cap).sum() / total).backward()
 
 
 def _backward_retain(
-    model: nn.Module,
-    rows: Sequences,
-    order: Iterator[list[int]],
-    config: MansuConfig,
+    model: nn.Module, rows: Sequences, order: Iterator[list[int]], config: MansuConfig
 ) -> None:
     backward_nll(model, rows[next(order)], config.loss_on, 1.0)
 
 
 def _gradient_span(gradients: list[Tensor]) -> Tensor:
-    """(direction, weight) orthonormal rows that span the gradients."""
+    """(direction, weight) orthonormal basis of the gradients, by SVD."""
     _, sizes, rows = torch.linalg.svd(torch.stack(gradients), full_matrices=False)
     return rows[sizes > 1e-6 * sizes.max()]

@@ -1,14 +1,14 @@
-"""Weights as four-bit and eight-bit deployment stores them, bit for bit.
+"""Quantized weights as 4-bit and 8-bit deployment stores them, bit for bit.
 
-A weight is kept as a code: the nearest of a few levels times the largest magnitude of
-its block. An update that moves a weight by less than the gap to the next level usually
-leaves its code, and so what is deployed, as it was before unlearning.
+A weight is stored as a code: the nearest of a few levels times the absolute maximum of its block.
+An update smaller than the gap to the next level usually leaves the code, and so the deployed model,
+as it was before unlearning.
 
-Sources: NF4 and double quantisation, QLoRA (arXiv 2305.14314); row-wise int8,
-LLM.int8() (arXiv 2208.07339); the eight-bit tree for the scales, 8-bit Optimizers
-(arXiv 2110.02861); FP4 and the arithmetic follow the bitsandbytes library, which tests
-compare against where it is installed. That unlearning can come undone this way:
-Catastrophic Failure of LLM Unlearning via Quantization (arXiv 2410.16454).
+Sources: NF4 and double quantization, QLoRA (arXiv 2305.14314); row-wise int8, LLM.int8() (arXiv
+2208.07339); dynamic tree quantization of the scales, 8-bit Optimizers (arXiv 2110.02861). FP4 and
+the arithmetic follow the bitsandbytes library, against which tests compare if it is installed.
+Catastrophic Failure of LLM Unlearning via Quantization (arXiv 2410.16454) shows that quantization
+can undo unlearning.
 """
 
 from dataclasses import dataclass
@@ -18,12 +18,13 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from capture.network.structure import is_linear_map, is_transposed, output_head
 from evidence.errors import InputError
 
 Scheme = Literal["nf4", "nf4-double", "fp4", "int8"]
 SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
 BLOCK = 64
-# Scales quantised in turn share a scale of their own in blocks of this many.
+# Block size of the second quantization, of the scales.
 SCALE_BLOCK = 256
 
 # Quantiles of a normal distribution, scaled to [-1, 1], with an exact 0.
@@ -45,20 +46,20 @@ NF4 = (
     0.7229568362236023,
     1.0,
 )
-# Sign, two bits of exponent, one of mantissa, over 12; the least is a subnormal.
+# Sign, two exponent bits and one mantissa bit, over 12; the smallest is subnormal.
 _FP4 = (0.0625, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
 FP4 = (*(-size / 12 for size in reversed(_FP4)), 0.0, *(size / 12 for size in _FP4))
 
 
 @dataclass(frozen=True, eq=False)
 class Quantized:
-    """A weight matrix in codes.
+    """A quantized weight matrix.
 
     Attributes:
-        codes: (out, in) index of each weight's level, ascending with its value.
+        codes: (out, in) index of each weight's level; levels ascend.
         levels: (level,) float32 in [-1, 1].
-        scales: (out, in) float32, what the levels are multiplied by: the largest
-            magnitude in the weight's block or row, as it is stored.
+        scales: (out, in) float32 factor on the levels: the absolute maximum of the weight's block
+            or row, as stored.
     """
 
     codes: Tensor
@@ -67,15 +68,14 @@ class Quantized:
 
     @property
     def values(self) -> Tensor:
-        """(out, in) float32 weights that are computed with."""
+        """(out, in) float32 dequantized weights."""
         return self.levels[self.codes] * self.scales
 
     @property
     def bin_widths(self) -> Tensor:
-        """(out, in) width of the bin each weight lies in.
+        """(out, in) width of the interval of values that share each weight's code.
 
-        That is how far apart the values are that get its code; the outermost bins end
-        at the largest magnitude.
+        The outermost intervals end at the absolute maximum.
         """
         edges = torch.cat(
             [self.levels[:1], _midpoints(self.levels), self.levels[-1:]]
@@ -84,26 +84,27 @@ class Quantized:
 
 
 def quantize(weight: Tensor, scheme: Scheme = "nf4", block: int = BLOCK) -> Quantized:
-    """Codes of a weight matrix.
+    """Quantize a weight matrix.
 
     Args:
         weight: (out, in). Blocks run along its rows; the last may be shorter.
-        scheme: "nf4" and "fp4" have one float32 scale a block, "nf4-double" stores
-            those in eight bits, "int8" has one scale a row and levels 1/127 apart.
-        block: Weights that share a scale; without effect for "int8".
+        scheme: "nf4" and "fp4" have one float32 scale per block, "nf4-double" stores the scales in
+            8 bits, "int8" has one scale per row and levels 1/127 apart.
+        block: Number of weights that share a scale; ignored by "int8".
 
     Raises:
-        InputError: an unknown scheme, a block below 1, or no matrix of finite numbers.
+        InputError: The scheme is unknown, the block size is below 1, or the weight is not a matrix
+            of finite numbers.
     """
     if scheme not in SCHEMES or block < 1:
         raise InputError(
-            "the weights cannot be quantised like that",
+            "the quantization scheme or block size is unknown",
             expected=f"one of {', '.join(SCHEMES)}, and a block of at least 1",
             got=f"{scheme!r} in blocks of {block}",
         )
     if weight.dim() != 2 or not weight.numel() or not weight.isfinite().all():
         raise InputError(
-            "only a matrix of finite numbers can be quantised",
+            "only a matrix of finite numbers can be quantized",
             expected="(out, in)",
             got=str(tuple(weight.shape)),
         )
@@ -114,23 +115,24 @@ def quantize(weight: Tensor, scheme: Scheme = "nf4", block: int = BLOCK) -> Quan
     codes, scales = _blockwise(values.flatten(), levels.to(values.device), block)
     if scheme == "nf4-double":
         scales = _double_quantized(scales)
-    spread = scales.repeat_interleave(block)[: values.numel()]
+    scales_by_weight = scales.repeat_interleave(block)[: values.numel()]
     return Quantized(
-        codes.view_as(values), levels.to(values.device), spread.view_as(values)
+        codes.view_as(values),
+        levels.to(values.device),
+        scales_by_weight.view_as(values),
     )
 
 
 @dataclass(frozen=True)
 class EditSurvival:
-    """What is left of an edit of one matrix once it is quantised.
+    """Effect of an edit of one matrix after quantization.
 
     Attributes:
-        bins: Root mean square of the edit over the mean width of the bins that the
-            weights lay in.
+        bins: Root mean square of the edit over the mean bin width of the original weights.
         same_codes: Share of the edited weights whose code did not change.
-        fidelity: Cosine between the edit and what it does to the quantised weights;
-            0 where that is nothing.
-        edited: Share of the weights that were edited at all.
+        fidelity: Cosine between the edit and the change of the quantized weights; 0 if they do not
+            change.
+        edited: Share of the weights that were edited.
     """
 
     bins: float
@@ -142,15 +144,15 @@ class EditSurvival:
 def edit_survival(
     before: Tensor, after: Tensor, scheme: Scheme = "nf4"
 ) -> EditSurvival:
-    """How much of ``after - before`` quantisation keeps.
+    """Measure how much of the edit ``after - before`` survives quantization.
 
     Args:
         before: (out, in) weights of the original.
-        after: (out, in) those of the edited model.
+        after: (out, in) weights of the edited model.
         scheme: As in ``quantize``.
 
     Raises:
-        InputError: the shapes differ, or as ``quantize``.
+        InputError: The shapes differ; or as ``quantize``.
     """
     if before.shape != after.shape:
         raise InputError(
@@ -158,37 +160,42 @@ def edit_survival(
             expected=str(tuple(before.shape)),
             got=str(tuple(after.shape)),
         )
-    one, other = quantize(before, scheme), quantize(after, scheme)
+    quantized_before, quantized_after = (
+        quantize(before, scheme),
+        quantize(after, scheme),
+    )
     edit = (after.detach().double() - before.detach().double()).flatten()
-    done = (other.values.double() - one.values.double()).flatten()
-    moved = edit != 0
-    if not moved.any():
+    quantized_edit = (
+        quantized_after.values.double() - quantized_before.values.double()
+    ).flatten()
+    edited = edit != 0
+    if not edited.any():
         return EditSurvival(0.0, 1.0, 0.0, 0.0)
-    same = (one.codes == other.codes).flatten()[moved]
-    size = edit.norm() * done.norm()
+    unchanged = (quantized_before.codes == quantized_after.codes).flatten()[edited]
+    norms = edit.norm() * quantized_edit.norm()
     return EditSurvival(
-        float(edit.square().mean().sqrt() / one.bin_widths.double().mean()),
-        float(same.double().mean()),
-        float(edit @ done / size) if size > 0 else 0.0,
-        float(moved.double().mean()),
+        float(
+            edit.square().mean().sqrt() / quantized_before.bin_widths.double().mean()
+        ),
+        float(unchanged.double().mean()),
+        float(edit @ quantized_edit / norms) if norms > 0 else 0.0,
+        float(edited.double().mean()),
     )
 
 
 def linear_weights(model: nn.Module) -> dict[str, tuple[nn.Parameter, bool]]:
-    """The matrices that four-bit loading quantises: all linear maps but the head.
+    """The matrices that 4-bit loading quantizes: all linear maps except the output head.
 
     Returns:
-        Parameter name to the parameter and whether it is stored as (in, out).
+        Parameter name to the parameter and whether it is stored transposed, as (in, out).
     """
-    ask = getattr(model, "get_output_embeddings", None)
-    head = ask() if callable(ask) else None
+    head = output_head(model)
     found = {}
     for name, module in model.named_modules():
-        turned = type(module).__name__ == "Conv1D"
-        if (isinstance(module, nn.Linear) or turned) and module is not head:
+        if is_linear_map(module) and module is not head:
             weight = module.weight
             if isinstance(weight, nn.Parameter):
-                found[f"{name}.weight"] = weight, turned
+                found[f"{name}.weight"] = weight, is_transposed(module)
     return found
 
 
@@ -207,7 +214,7 @@ def quantize_(model: nn.Module, scheme: Scheme = "nf4") -> list[str]:
     weights = linear_weights(model)
     if not weights:
         raise InputError(
-            "the model has no linear maps to quantise",
+            "the model has no linear maps to quantize",
             expected="a transformer with linear layers beside its output head",
             got=type(model).__name__,
         )
@@ -224,40 +231,40 @@ def _midpoints(levels: Tensor) -> Tensor:
 
 
 def _blockwise(values: Tensor, levels: Tensor, block: int) -> tuple[Tensor, Tensor]:
-    """Codes of a flat tensor, and the largest magnitude of each block."""
+    """Codes of a flat tensor, and the absolute maximum of each block."""
     count = values.numel()
     padded = nn.functional.pad(values, (0, -count % block)).view(-1, block)
     scales = padded.abs().amax(1)
-    # A block of zeros has no scale; its codes are those of 0.
-    shares = padded / torch.where(scales > 0, scales, 1.0)[:, None]
-    codes = torch.bucketize(shares, _midpoints(levels))
+    # Avoid 0 / 0 in a block of zeros.
+    normalized = padded / torch.where(scales > 0, scales, 1.0)[:, None]
+    codes = torch.bucketize(normalized, _midpoints(levels))
     return codes.flatten()[:count], scales
 
 
 def _int8(values: Tensor) -> Quantized:
     scales = values.abs().amax(1, keepdim=True)
-    shares = values * (127.0 / torch.where(scales > 0, scales, 1.0))
+    normalized = values * (127.0 / torch.where(scales > 0, scales, 1.0))
     levels = torch.arange(-127, 128, device=values.device) / 127
     return Quantized(
-        (shares.round() + 127).long(), levels, scales.expand_as(values).contiguous()
+        (normalized.round() + 127).long(), levels, scales.expand_as(values).contiguous()
     )
 
 
 def _double_quantized(scales: Tensor) -> Tensor:
-    """Scales after they have been kept in eight bits around their mean."""
+    """Scales after 8-bit quantization around their mean."""
     mean = scales.mean()
-    tree = _dynamic_tree_levels().to(scales.device)
-    codes, outer = _blockwise(scales - mean, tree, SCALE_BLOCK)
-    spread = outer.repeat_interleave(SCALE_BLOCK)[: len(scales)]
-    return tree[codes] * spread + mean
+    levels = _dynamic_tree_levels().to(scales.device)
+    codes, block_scales = _blockwise(scales - mean, levels, SCALE_BLOCK)
+    scales_by_weight = block_scales.repeat_interleave(SCALE_BLOCK)[: len(scales)]
+    return levels[codes] * scales_by_weight + mean
 
 
 @cache
 def _dynamic_tree_levels() -> Tensor:
-    """The 256 levels of dynamic tree quantisation: seven decades, finer upwards."""
-    found = [0.0, 1.0]
+    """The 256 levels of dynamic tree quantization: seven decades, finer with magnitude."""
+    levels = [0.0, 1.0]
     for decade in range(7):
         edges = torch.linspace(0.1, 1, 2**decade + 1)
-        sizes = 10.0 ** (decade - 6) * _midpoints(edges)
-        found += sizes.tolist() + (-sizes).tolist()
-    return torch.tensor(sorted(found))
+        magnitudes = 10.0 ** (decade - 6) * _midpoints(edges)
+        levels += magnitudes.tolist() + (-magnitudes).tolist()
+    return torch.tensor(sorted(levels))

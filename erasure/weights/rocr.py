@@ -1,32 +1,36 @@
-"""Redirecting a concept: an MLP is made to answer its key with another one's value.
+"""ROCR: redirect a concept by making an MLP answer its key with another concept's value.
 
-One rank-one change of a down-projection W. With k the mean of the MLP's hidden
-activations (its key) at the ends of the forget prompts, v the mean of what it writes at
-the ends of harmless ones, and C the second moment of keys on other text, the change
+A rank-one change of a down-projection W. With k the mean hidden activation of the MLP (its key) at
+the ends of the forget prompts, v the mean output of the MLP at the ends of harmless prompts, and C
+the second moment of keys on other text, the change
 
     W + (v - W k) (C^-1 k)' / (k' C^-1 k)
 
-is of all that take k to v the one that moves the output on other text least. Nothing is
-removed: knowledge is led elsewhere, which makes it a suppression to test audits with.
+is the one that maps k to v and changes the output on other text least. Nothing is removed: the
+knowledge is redirected, so it is a suppression to test audits with.
 
-It is no eraser of ``erasure.concept.base``'s contract: it maps no activation to another
-of the same site but keys to values, and is fitted on prompts.
+ROCR is no ``ConceptEraser``: it maps keys to values, not activations to activations of one site,
+and is fitted on prompts.
 
-Source: after ROCR (arXiv 2506.07795), whose abstract says a training-free rank-one edit
-of an MLP; the closed form is that of ROME (arXiv 2202.05262).
+Source: after ROCR (arXiv 2506.07795), whose abstract describes a training-free rank-one edit of an
+MLP; the closed form is that of ROME (arXiv 2202.05262).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from capture.activations.hidden_states import prompts_only
 from capture.data.sequences import Sequences, pad
-from capture.network.structure import down_projection, find_blocks
-from erasure.unlearning.training.loop import device_of
+from capture.network.hooks import record_places
+from capture.network.sites import Place
+from capture.network.structure import (
+    down_projection,
+    find_blocks,
+    matrix_view,
+    model_device,
+)
 from evidence.errors import InputError
 
 
@@ -35,10 +39,10 @@ class RocrEdit:
     """The change that was made.
 
     Attributes:
-        layer: Number of the block.
+        layer: Index of the block.
         relative_norm: Norm of the change over that of the matrix.
-        background_change: Root mean square change of the output on the background over
-            that output's own.
+        background_change: Root mean square change of the output on the background over the root
+            mean square output.
     """
 
     layer: int
@@ -55,18 +59,18 @@ def rocr_(
     *,
     ridge: float = 1e-2,
 ) -> RocrEdit:
-    """Lead the forget prompts' key to the harmless ones' value, in place.
+    """Map the forget prompts' key to the harmless prompts' value, in place.
 
     Args:
         model: A Hugging Face causal language model.
-        layer: Number of the block whose MLP is edited.
+        layer: Index of the block whose MLP is edited.
         forget: Rows whose last prompt token gives the key.
         harmless: Rows whose last prompt token gives the value.
-        background: Rows, all of whose tokens say what must not move.
+        background: Rows whose tokens all define the outputs to preserve.
         ridge: Share of the mean second moment that is added to its diagonal.
 
     Raises:
-        InputError: no such block, no rows, or a ridge <= 0.
+        InputError: The block does not exist, rows are missing, or the ridge is not above 0.
     """
     blocks = find_blocks(model)
     if not 0 <= layer < len(blocks):
@@ -81,47 +85,40 @@ def rocr_(
             got=f"{len(forget)}, {len(harmless)}, {len(background)} rows, {ridge}",
         )
     module = down_projection(blocks[layer])
-    weight = module.weight
-    assert isinstance(weight, nn.Parameter)  # down_projection looked
-    matrix = weight.data.T if isinstance(module, Conv1D) else weight.data
-    before = matrix.detach().double().cpu()
+    matrix = matrix_view(module).detach()
+    before = matrix.double().cpu()
     key = _mlp_keys(model, module, prompts_only(forget), ends=True).mean(0)
-    other = _mlp_keys(model, module, prompts_only(harmless), ends=True)
-    rest = _mlp_keys(model, module, background, ends=False)
-    moment = rest.mT @ rest / len(rest)
+    harmless_keys = _mlp_keys(model, module, prompts_only(harmless), ends=True)
+    background_keys = _mlp_keys(model, module, background, ends=False)
+    moment = background_keys.mT @ background_keys / len(background_keys)
     moment.diagonal().add_(ridge * moment.diagonal().mean())
-    towards = torch.linalg.solve(moment, key)
-    value = (other @ before.mT).mean(0)
-    change = torch.outer(value - before @ key, towards / (key @ towards))
+    direction = torch.linalg.solve(moment, key)
+    value = (harmless_keys @ before.mT).mean(0)
+    change = torch.outer(value - before @ key, direction / (key @ direction))
     with torch.no_grad():
         matrix.copy_((before + change).to(matrix))
-    moved = (rest @ change.mT).norm() / (rest @ before.mT).norm().clamp(min=1e-300)
-    return RocrEdit(layer, float(change.norm() / before.norm()), float(moved))
+    background_change = (background_keys @ change.mT).norm() / (
+        background_keys @ before.mT
+    ).norm().clamp(min=1e-300)
+    return RocrEdit(
+        layer, float(change.norm() / before.norm()), float(background_change)
+    )
 
 
 def _mlp_keys(
     model: nn.Module, module: nn.Module, rows: Sequences, ends: bool
 ) -> Tensor:
     """(row, d_in) inputs of ``module`` at the rows' last tokens, or at every token."""
-    seen: list[Tensor] = []
-
-    def keep(_module: nn.Module, inputs: Sequence[Tensor]) -> None:
-        seen.append(inputs[0].detach())
-
-    found = []
-    handle = module.register_forward_pre_hook(keep)
-    try:
+    keys, place = [], Place("keys", module, "in")
+    with torch.no_grad(), record_places([place]) as captured:
         for start in range(0, len(rows), 32):
             chosen = list(range(start, min(start + 32, len(rows))))
-            batch = pad(rows, chosen, device=device_of(model))
-            seen.clear()
-            with torch.no_grad():
-                model(**batch.model_inputs)
+            batch = pad(rows, chosen, device=model_device(model))
+            model(**batch.model_inputs)
+            inputs = captured[place.name]
             if ends:
                 last = torch.tensor([len(rows.ids[row]) - 1 for row in chosen])
-                found.append(seen[0][torch.arange(len(chosen)), last])
+                keys.append(inputs[torch.arange(len(chosen)), last])
             else:
-                found.append(seen[0][batch.attention_mask.bool()])
-    finally:
-        handle.remove()
-    return torch.cat(found).double().cpu()
+                keys.append(inputs[batch.attention_mask.bool()])
+    return torch.cat(keys).double().cpu()

@@ -1,9 +1,9 @@
-"""One gradient, one layer: a single step on one matrix, chosen and measured.
+"""SLUG: unlearning with one gradient step on a single layer.
 
-Source: SLUG (CSIPlab/SLUG), as its public code has it: importance of a layer is the
-norm of its forget gradient over the norm of its weights, alignment the absolute cosine
-of its forget and retain gradients; layers on the Pareto front of the two are tried,
-with a step found by bisection.
+Source: SLUG (CSIPlab/SLUG), from its public code: the importance of a layer is the norm of its
+forget gradient over the norm of its weights, its alignment the absolute cosine of its forget and
+retain gradients. The layers on the Pareto front of the two are tried, with a step size found by
+bisection.
 """
 
 import math
@@ -15,18 +15,14 @@ from torch import Tensor, nn
 
 from capture.data.sequences import Sequences
 from capture.network.structure import find_blocks
-from erasure.unlearning.training.loop import (
-    backward_nll,
-    mean_nll,
-    only_training,
-)
-from erasure.unlearning.training.objectives import count_scored
+from erasure.unlearning.training.loop import backward_nll, mean_nll, only_training
+from erasure.unlearning.training.objectives import check_rows
 from evidence.errors import InputError
 
 
 @dataclass(frozen=True)
 class LayerScore:
-    """How one matrix takes part.
+    """Importance and alignment of one matrix.
 
     Attributes:
         name: The parameter's name.
@@ -44,11 +40,11 @@ class SlugEdit:
     """The edit that was made.
 
     Attributes:
-        layer: The matrix that was moved.
-        step: How far along its forget gradient.
-        forget_loss: Mean loss on the forget rows afterwards, in nats a token.
+        layer: The matrix that was changed.
+        step: Step size along its forget gradient.
+        forget_loss: Mean loss on the forget rows afterwards, in nats per token.
         retain_loss: The same on the retain rows.
-        retain_losses: Retain loss of each layer on the front that reached the goal.
+        retain_losses: Retain loss of each tried layer that reached the target loss.
         pareto_front: The layers that were tried.
     """
 
@@ -61,17 +57,19 @@ class SlugEdit:
 
 
 def pareto_front(scores: list[LayerScore]) -> list[LayerScore]:
-    """Those than which no other is at least as important and aligned as little.
+    """Layers that no other layer dominates in importance (high) and alignment (low).
 
-    Of equals all are kept. In falling order of importance.
+    Equal layers are all kept. Sorted by falling importance.
     """
     front = [
-        one
-        for one in scores
+        layer
+        for layer in scores
         if not any(
-            other.importance >= one.importance
-            and other.alignment <= one.alignment
-            and (other.importance > one.importance or other.alignment < one.alignment)
+            other.importance >= layer.importance
+            and other.alignment <= layer.alignment
+            and (
+                other.importance > layer.importance or other.alignment < layer.alignment
+            )
             for other in scores
         )
     ]
@@ -90,32 +88,29 @@ def slug_(
 ) -> SlugEdit:
     """Move one matrix along its forget gradient until the forget loss is ``target_loss``.
 
-    Gradients are taken once. Of the layers on the Pareto front each is moved as little
-    as brings the loss to the goal, found by doubling from a tenth of the ratio of
-    norms and halving the last interval; the one with the lowest retain loss stays.
+    Gradients are computed once. Each layer on the Pareto front is moved by the smallest step that
+    reaches the target, found by doubling from a tenth of the ratio of norms and bisection; the
+    layer with the lowest retain loss is kept.
 
     Args:
         model: A causal language model; changed in place.
         forget: Rows to forget, with their true answers.
         retain: Rows to keep.
-        target_loss: Mean loss on the forget rows to reach, in nats a token; the
-            logarithm of the number of possible answers is that of a guess.
-        max_doublings: How often the step is doubled before a layer is given up.
-        n_bisections: How often the interval is halved.
+        target_loss: Mean loss on the forget rows to reach, in nats per token; guessing has the
+            logarithm of the number of possible answers.
+        max_doublings: Doublings of the step before a layer is given up.
+        n_bisections: Number of bisections.
         loss_on: ``"answer"`` or ``"all"`` tokens.
 
     Raises:
-        InputError: no rows, a goal that is reached already, or no layer that reaches
-            it; the model is then as it was.
+        InputError: There are no rows, the loss is above the target already, or no layer reaches it;
+            the model is unchanged then.
     """
-    for rows, name in ((forget, "forget"), (retain, "retain")):
-        if len(rows) == 0:
-            raise InputError(f"there are no {name} rows", expected="one or more")
-        count_scored(rows, loss_on)
+    check_rows(loss_on, forget=forget, retain=retain)
     matrices = _matrices(model)
     with only_training(model, matrices.values()) as weights:
 
-        def slopes(rows: Sequences) -> tuple[float, list[Tensor]]:
+        def loss_and_gradients(rows: Sequences) -> tuple[float, list[Tensor]]:
             for weight in weights:
                 weight.grad = None
             loss = backward_nll(model, rows, loss_on, 1.0)
@@ -127,27 +122,27 @@ def slug_(
         def loss_of(rows: Sequences) -> float:
             return mean_nll(model, rows, loss_on)
 
-        start, upward = slopes(forget)
-        _, kept = slopes(retain)
+        start, forget_gradients = loss_and_gradients(forget)
+        _, retain_gradients = loss_and_gradients(retain)
         if not math.isfinite(target_loss) or start >= target_loss:
             raise InputError(
-                "the forget loss is at the goal already",
-                expected=f"a goal above {start:.3g}",
+                "the forget loss has reached the target already",
+                expected=f"a target above {start:.3g}",
                 got=str(target_loss),
             )
         front = pareto_front(
             [
-                _score(name, weight, own, other)
-                for (name, weight), own, other in zip(
-                    matrices.items(), upward, kept, strict=True
+                _score(name, weight, forget_gradient, retain_gradient)
+                for (name, weight), forget_gradient, retain_gradient in zip(
+                    matrices.items(), forget_gradients, retain_gradients, strict=True
                 )
             ]
         )
-        by_name = dict(zip(matrices, upward, strict=True))
+        by_name = dict(zip(matrices, forget_gradients, strict=True))
         steps: dict[str, float] = {}
-        tried: dict[str, float] = {}
-        for each in front:
-            weight, gradient = matrices[each.name], by_name[each.name]
+        retain_losses: dict[str, float] = {}
+        for layer in front:
+            weight, gradient = matrices[layer.name], by_name[layer.name]
             before = weight.detach().clone()
             try:
                 step = _smallest_step(
@@ -160,26 +155,31 @@ def slug_(
                     n_bisections,
                 )
                 if step is not None:
-                    steps[each.name] = step
-                    tried[each.name] = loss_of(retain)
+                    steps[layer.name] = step
+                    retain_losses[layer.name] = loss_of(retain)
             finally:
                 _set_weight(weight, before)
-        if not tried:
+        if not retain_losses:
             raise InputError(
-                "no single layer brings the forget loss to the goal",
-                expected="a lower goal, or more doublings",
+                "no single layer reaches the target forget loss",
+                expected="a lower target, or more doublings",
                 got=f"goal {target_loss}, {len(front)} layers tried",
             )
-        best = min(tried, key=lambda name: (tried[name], name))
+        best = min(retain_losses, key=lambda name: (retain_losses[name], name))
         weight = matrices[best]
         _set_weight(weight, weight.detach() + steps[best] * by_name[best])
         return SlugEdit(
-            best, steps[best], loss_of(forget), loss_of(retain), tried, tuple(front)
+            best,
+            steps[best],
+            loss_of(forget),
+            loss_of(retain),
+            retain_losses,
+            tuple(front),
         )
 
 
 def _matrices(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The matrices inside the blocks, by name."""
+    """Matrices within the blocks, by name."""
     inside = {id(p) for block in find_blocks(model) for p in block.parameters()}
     return {
         name: parameter
@@ -188,12 +188,14 @@ def _matrices(model: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
-def _score(name: str, weight: Tensor, own: Tensor, other: Tensor) -> LayerScore:
-    sizes = own.double().norm() * other.double().norm()
-    dot = (own.double() * other.double()).sum().abs()
-    cosine = float(dot / sizes) if sizes > 0 else 0.0
+def _score(
+    name: str, weight: Tensor, forget_gradient: Tensor, retain_gradient: Tensor
+) -> LayerScore:
+    norms = forget_gradient.double().norm() * retain_gradient.double().norm()
+    dot = (forget_gradient.double() * retain_gradient.double()).sum().abs()
+    cosine = float(dot / norms) if norms > 0 else 0.0
     norm = float(weight.detach().double().norm())
-    importance = float(own.double().norm()) / norm if norm > 0 else 0.0
+    importance = float(forget_gradient.double().norm()) / norm if norm > 0 else 0.0
     return LayerScore(name, importance, min(cosine, 1.0))
 
 
@@ -207,13 +209,13 @@ def _smallest_step(
     before: Tensor,
     gradient: Tensor,
     forget_loss: Callable[[], float],
-    goal: float,
-    doublings: int,
-    bisections: int,
+    target_loss: float,
+    max_doublings: int,
+    n_bisections: int,
 ) -> float | None:
-    """The least step that reaches the goal, taken; None if doubling does not."""
+    """Apply the smallest step that reaches the target; None if doubling does not reach it."""
 
-    def at(step: float) -> float:
+    def loss_at(step: float) -> float:
         _set_weight(weight, before + step * gradient)
         return forget_loss()
 
@@ -221,17 +223,17 @@ def _smallest_step(
     if size == 0:
         return None
     low, high = 0.0, 0.1 * float(before.norm()) / size
-    for _ in range(doublings + 1):
-        if at(high) >= goal:
+    for _ in range(max_doublings + 1):
+        if loss_at(high) >= target_loss:
             break
         low, high = high, 2 * high
     else:
         return None
-    for _ in range(bisections):
+    for _ in range(n_bisections):
         middle = (low + high) / 2
-        if at(middle) >= goal:
+        if loss_at(middle) >= target_loss:
             high = middle
         else:
             low = middle
-    at(high)
+    loss_at(high)
     return high

@@ -1,1 +1,1 @@
-"""The machine: devices by name, the allocator of a long run."""
+"""The machine: device selection and memory allocator settings."""

@@ -1,4 +1,4 @@
-"""Which device a name means, and whether this machine has it."""
+"""Device names and their availability on this machine."""
 
 import re
 from typing import Any
@@ -12,27 +12,27 @@ _NAME = re.compile(r"(cpu|cuda|mps)(?::(\d{1,4}))?")
 
 
 def choose_device(device: Any) -> str:
-    """The device that a name means on this machine.
+    """Resolve a device name on this machine.
 
     Args:
-        device: ``"auto"`` (CUDA, then MPS, then the CPU), ``"cpu"``, ``"cuda"``,
-            ``"cuda:1"``, ``"mps"``, or a ``torch.device``.
+        device: ``"auto"`` (CUDA, else MPS, else the CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"``,
+            ``"mps"``, or a ``torch.device``.
 
     Raises:
-        InputError: no such device is known, or this machine or this PyTorch has none.
+        InputError: the name is unknown, or the device is not available.
     """
     name = str(device) if isinstance(device, torch.device) else device
     if name == "auto":
-        return next((kind for kind in ("cuda", "mps") if _is_here(kind)), "cpu")
-    found = _NAME.fullmatch(name) if isinstance(name, str) else None
-    if found is None:
+        return next((kind for kind in ("cuda", "mps") if _is_available(kind)), "cpu")
+    match = _NAME.fullmatch(name) if isinstance(name, str) else None
+    if match is None:
         raise InputError(
             f"there is no device called {name!r}",
             expected=", ".join(DEVICE_TYPES) + " or one of several, such as cuda:1",
             fix="Set device to cpu or auto",
         )
-    kind, number = found[1], int(found[2] or 0)
-    if not _is_here(kind) or (number and number >= _count(kind)):
+    kind, number = match[1], int(match[2] or 0)
+    if not _is_available(kind) or (number and number >= _device_count(kind)):
         raise InputError(
             f"there is no {name} device here",
             expected="cpu, or a machine and a PyTorch that have one",
@@ -41,11 +41,11 @@ def choose_device(device: Any) -> str:
     return kind if number == 0 else name
 
 
-def _is_here(kind: str) -> bool:
+def _is_available(kind: str) -> bool:
     if kind == "cpu":
         return True
     return (torch.cuda if kind == "cuda" else torch.backends.mps).is_available()
 
 
-def _count(kind: str) -> int:
+def _device_count(kind: str) -> int:
     return torch.cuda.device_count() if kind == "cuda" else 1

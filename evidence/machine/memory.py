@@ -1,4 +1,4 @@
-"""Memory of a long run: what a step frees, the next step takes again."""
+"""Memory allocator settings for long runs."""
 
 import ctypes
 import os
@@ -9,15 +9,15 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def keep_freed_memory() -> bool:
-    """Have this process keep the memory it frees, and take it in large pages.
+    """Make glibc keep freed memory in the process, and use huge pages for tensors.
 
-    Training frees and takes the same gigabytes every step. By default glibc gives them
-    back to the system each time, and a virtual machine then spends a third of the step
-    on handing out pages. For a program's own start, before tensors exist; a library
-    must not change the allocator of its host.
+    A training step frees and allocates the same gigabytes. By default glibc returns them to
+    the system, and page faults then take up to a third of a step in a virtual machine. To be
+    called by a program before it creates tensors; libraries should not change the allocator
+    of their host.
 
     Returns:
-        Whether the allocator took the settings: on Linux with glibc.
+        Whether the settings took effect (Linux with glibc only).
     """
     # PyTorch reads this when it first allocates.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

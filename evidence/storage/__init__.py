@@ -1,1 +1,1 @@
-"""Files: written whole or not at all, read within limits, deleted only if ours."""
+"""Atomic writes, bounded reads of untrusted files, locks, and safe deletion."""

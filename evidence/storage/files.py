@@ -1,4 +1,4 @@
-"""Files that are either whole or absent when written, and bounded when read."""
+"""Atomic writing of files and folders, and bounded reading of JSON."""
 
 import errno
 import os
@@ -14,11 +14,11 @@ from evidence.storage.scratch import scratch_file, scratch_folder
 from evidence.storage.strict_json import MAX_DEPTH, parse_json
 
 MAX_JSON_BYTES = 64 << 20
-"""Bytes of a JSON file; Python takes some twenty times as much for what it holds."""
+"""Python objects take about twenty times the size of the JSON text."""
 Container = TypeVar("Container", dict[str, Any], list[Any])
 
 
-_FULL = {
+_DISK_PROBLEMS = {
     errno.ENOSPC: ("no space is left on the disk", "Free some space"),
     errno.EDQUOT: ("the disk quota is used up", "Free some space"),
     errno.EFBIG: (
@@ -32,8 +32,8 @@ _FULL = {
     errno.EMFILE: ("too many files are open", "Raise `ulimit -n`"),
     errno.ENFILE: ("too many files are open", "Close other programs"),
 }
-"""What a disk may say at any moment, whatever was asked of it."""
-_PLACE = {
+"""Errors of the disk that can occur on any write: cause, remedy."""
+_PATH_PROBLEMS = {
     errno.ENAMETOOLONG: ("the name is too long", "Choose another name"),
     errno.ENOTDIR: ("a part of its path is no folder", "Choose another folder"),
     errno.EISDIR: ("it is a folder", "Choose another name"),
@@ -42,75 +42,76 @@ _PLACE = {
     errno.EEXIST: ("something else is there", "Choose another folder"),
     errno.ENOTEMPTY: ("something else is there", "Choose another folder"),
 }
-"""What is wrong with the place that was named."""
-_LIBRARIES = re.compile(
+"""Errors of the path: cause, remedy."""
+_LIBRARY_MESSAGES = re.compile(
     r"\(os error (\d+)\)|file write failed|iostream error|unexpected pos \d+ vs"
 )
-"""How safetensors and PyTorch tell that a file could not be written."""
+"""Messages of safetensors and PyTorch after a failed write."""
 
 
 @contextmanager
 def disk_errors(path: Path, *, about_path: bool = True) -> Iterator[None]:
-    """Turn what the system says while ``path`` is written into an ``InputError``.
+    """Convert errors of the operating system while writing ``path`` into ``InputError``.
 
     Args:
-        path: What is written.
-        about_path: Whether every error of the system is about ``path``. Where the block does
-            other things too, only those of a disk that takes no more are.
+        path: The file or folder that is written.
+        about_path: Whether to convert all OS errors. If False, only errors of the disk (full,
+            quota, read-only) are converted, for blocks that do other things too.
     """
     try:
         yield
     except InputError:
         raise
     except Exception as error:
-        why, remedy = _cause(error, about_path)
-        if why is None:
+        cause, remedy = _cause(error, about_path)
+        if cause is None:
             raise
         raise InputError(
-            f"{path} could not be written: {why}",
+            f"{path} could not be written: {cause}",
             fix=f"{remedy} and run the same command again; finished stages are kept",
         ) from error
 
 
-def _cause(error: Exception, place: bool) -> tuple[str | None, str]:
-    """Why the system did not write, and what to do; (None, "") if it is not that."""
+def _cause(error: Exception, about_path: bool) -> tuple[str | None, str]:
+    """Cause and remedy of a failed write; (None, "") for other errors."""
     number = error.errno if isinstance(error, OSError) else None
     if number is None:
-        # Libraries in other languages tell of the disk in errors of their own.
-        said = _LIBRARIES.search(str(error))
-        if said is not None and said[1]:
-            number = int(said[1])
-        elif said is not None:
+        # Libraries in other languages raise exceptions of their own.
+        message = _LIBRARY_MESSAGES.search(str(error))
+        if message is not None and message[1]:
+            number = int(message[1])
+        elif message is not None:
             return (
                 "the disk took no more of it",
                 "Free some space, or raise `ulimit -f`",
             )
-        elif place and isinstance(error, ValueError) and "null byte" in str(error):
+        elif about_path and isinstance(error, ValueError) and "null byte" in str(error):
             return "no file can be called so", "Choose another name"
-    if number in _FULL:
-        return _FULL[number]
-    if number is None or not place:
+    if number in _DISK_PROBLEMS:
+        return _DISK_PROBLEMS[number]
+    if number is None or not about_path:
         return None, ""
-    return _PLACE.get(number, (os.strerror(number).lower(), "Choose another folder"))
+    return _PATH_PROBLEMS.get(
+        number, (os.strerror(number).lower(), "Choose another folder")
+    )
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
-    """Write ``content`` to ``path`` so that a reader sees all of it or the old file.
+    """Write a file atomically: readers see either the old or the complete new content.
 
     Raises:
-        InputError: the disk is full, read-only or not ours to write, or nothing can be
-            called so.
+        InputError: the disk is full, read-only or not writable, or the name is invalid.
     """
     write_files_atomic({path: content})
 
 
 def write_files_atomic(contents: Mapping[Path, bytes | str]) -> None:
-    """Write several files of which none is of any use without the others.
+    """Write several files that belong together.
 
-    All are on the disk under other names before the first gets its own.
+    All are written and synced under temporary names before the first is renamed.
 
     Raises:
-        InputError: as ``write_atomic``; nothing was changed then.
+        InputError: as ``write_atomic``; no file was changed.
     """
     with ExitStack() as stack:
         ready = []
@@ -133,13 +134,12 @@ def write_files_atomic(contents: Mapping[Path, bytes | str]) -> None:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A scratch folder that becomes ``path`` when the block ends without error.
+    """A scratch folder that is renamed to ``path`` if the block ends without an error.
 
-    All that is in it is on the disk before it gets its name, so that no crash of the
-    machine leaves a folder of that name with less in it.
+    Its content is synced first, so a crash cannot leave an incomplete folder.
 
     Raises:
-        InputError: as ``write_atomic``; or ``path`` holds something by then.
+        InputError: as ``write_atomic``; or ``path`` exists by then.
     """
     with disk_errors(path, about_path=False), ExitStack() as stack:
         with disk_errors(path):
@@ -147,18 +147,18 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             target = stack.enter_context(scratch_folder(path))
         yield target
         with disk_errors(path):
-            for place, _, names in os.walk(target):
+            for parent, _, names in os.walk(target):
                 for name in names:
-                    _sync(Path(place, name))
-                _sync(Path(place))
+                    _sync(Path(parent, name))
+                _sync(Path(parent))
             os.replace(target, path)
             _sync(path.parent)
 
 
 def _sync(path: Path) -> None:
-    """Have the disk keep a file, or the names in a folder."""
+    """Flush a file, or the entries of a folder, to the disk."""
     if path.is_dir() and not hasattr(os, "O_DIRECTORY"):
-        return  # Windows opens no folders.
+        return  # Windows cannot open folders.
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -170,10 +170,10 @@ def _sync(path: Path) -> None:
 
 
 def utf8_path(path: str) -> str:
-    """The text of a path, the same under every locale, that can be written as UTF-8."""
+    """A path as text that can be encoded as UTF-8, independent of the locale."""
     try:
         return os.fsencode(path).decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # not the name of any file
+    except UnicodeEncodeError:  # not a valid file name
         return path.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
@@ -185,21 +185,21 @@ def read_json(
     max_depth: int = MAX_DEPTH,
     fix: str | None = None,
 ) -> Container:
-    """Read a JSON file that anybody may have written.
+    """Read an untrusted JSON file.
 
     Args:
         path: The file.
-        expected_type: What it must hold at the top: ``dict`` (an object) or ``list``.
-        max_bytes: Most bytes it may have.
-        max_depth: Most brackets within brackets.
-        fix: What the user should do where it cannot be read.
+        expected_type: Type of the top-level value, ``dict`` or ``list``.
+        max_bytes: Maximum file size.
+        max_depth: Maximum nesting depth.
+        fix: Instruction to the user if the file cannot be read.
 
     Returns:
-        What the file holds. Numbers are finite and strings can be written as UTF-8.
+        The value. Numbers are finite, and strings can be encoded as UTF-8.
 
     Raises:
         InputError: as ``evidence.storage.regular_files.read_text`` and
-            ``evidence.storage.strict_json.parse_json``, or the top is of another kind.
+            ``evidence.storage.strict_json.parse_json``; or the top level has another type.
     """
     text = read_text(path, max_bytes, fix=fix)
     value = parse_json(text, str(path), max_depth=max_depth, fix=fix)

@@ -1,7 +1,7 @@
-"""One run at a time: who writes into a folder, and who makes a thing that is shared.
+"""Locks between processes: one run per output folder, one maker per cached artifact.
 
-The locks are the operating system's, so they go when the process does; the files that
-carry them say who holds them, and are removed at the end.
+Locks of the operating system end with the process. The lock file names the holder and is
+removed at the end.
 """
 
 import json
@@ -25,12 +25,12 @@ from evidence.storage.scratch import OPEN_FLAGS, is_same_file, remove_stale, try
 LOCK = ".exhume.lock"
 POLL_SECONDS = 0.2
 MAX_COMMAND_CHARACTERS = 200
-"""Characters of a holder's command that are kept and shown."""
+"""Maximum length of the stored command line."""
 
 
 @dataclass(frozen=True)
 class LockHolder:
-    """Who holds a lock, as it wrote down itself."""
+    """The process that holds a lock, as stored in the lock file."""
 
     process: int
     host: str
@@ -49,13 +49,13 @@ class LockHolder:
 
     @classmethod
     def read(cls, path: Path) -> "LockHolder | None":
-        """Who wrote ``path``; None where it cannot be read, or not yet."""
+        """The holder stored in ``path``; None if the file cannot be read (yet)."""
         try:
-            found = read_json(path, max_bytes=1 << 14)
+            fields = read_json(path, max_bytes=1 << 14)
             host, since, command = (
-                _shown(str(found[name])) for name in ("host", "since", "command")
+                _printable(str(fields[name])) for name in ("host", "since", "command")
             )
-            return cls(int(found["process"]), host, since, command)
+            return cls(int(fields["process"]), host, since, command)
         except (InputError, KeyError, TypeError, ValueError):
             return None
 
@@ -68,21 +68,19 @@ class LockHolder:
 
 @contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Hold ``folder`` for a run that writes into it, for the length of a block.
+    """Lock ``folder`` for a run that writes into it.
 
-    Scratch that a run left there that was killed is swept.
-    The folder is made if it is not there; where the block puts nothing into it, what
-    was made is taken away again. On a file system without locks a warning says so, and
-    the run goes on.
+    Creates the folder if needed, and removes it again if the block leaves it empty. Removes
+    scratch files of killed runs. On a file system without locks it warns and continues.
 
     Raises:
-        InputError: another run holds it, and nothing was touched; or it cannot be
-            written.
+        InputError: another run holds the lock (nothing was changed), or the folder is not
+            writable.
     """
     path = folder / LOCK
-    handle, made = _open(folder, path)
+    handle, created = _create_and_lock(folder, path)
     if handle is None:
-        _unmake(made)
+        _remove_empty(created)
         holder = LockHolder.read(path)
         raise InputError(
             f"another run is writing into {folder}"
@@ -94,58 +92,60 @@ def run_lock(folder: Path) -> Iterator[None]:
         yield
     finally:
         _release(handle, path)
-        _unmake(made)
+        _remove_empty(created)
 
 
 @contextmanager
 def creation_lock(target: Path, progress: Progress = SILENT) -> Iterator[None]:
-    """Hold the right to make ``target``, which several runs may want at once.
+    """Lock the creation of ``target``, which several runs may need at the same time.
 
-    Waits for another maker. Whether it is made by then is for the block to look.
+    Waits while another process holds the lock; the block must check whether ``target`` exists.
 
     Raises:
-        InputError: its folder cannot be written.
+        InputError: its folder is not writable.
     """
     path = target.parent / f".{target.name[:40]}{LOCK}"
-    handle, made = _open(target.parent, path)
+    handle, created = _create_and_lock(target.parent, path)
     if handle is None:
-        who = LockHolder.read(path)
-        label = f"waiting for {target.name}" + (f" ({who})" if who else "")
+        holder = LockHolder.read(path)
+        label = f"waiting for {target.name}" + (f" ({holder})" if holder else "")
         with progress.task(label, 1):
             while handle is None:
                 time.sleep(POLL_SECONDS)
-                handle, _ = _open(target.parent, path)
+                handle, _ = _create_and_lock(target.parent, path)
     try:
         yield
     finally:
         _release(handle, path)
-        _unmake(made)
+        _remove_empty(created)
 
 
-def _open(folder: Path, path: Path) -> tuple[int | None, list[Path]]:
-    """Make ``folder`` and lock ``path`` in it; also the folders that were made."""
+def _create_and_lock(folder: Path, path: Path) -> tuple[int | None, list[Path]]:
+    """Create ``folder`` and lock ``path`` in it; also return the created folders."""
     with disk_errors(folder):
-        made = [each for each in (folder, *folder.parents) if not each.exists()]
+        created = [
+            parent for parent in (folder, *folder.parents) if not parent.exists()
+        ]
         folder.mkdir(parents=True, exist_ok=True)
-        return _acquire(path), made
+        return _lock_file(path), created
 
 
-def _acquire(path: Path) -> int | None:
-    """An open file that holds the lock, or None where another process has it."""
+def _lock_file(path: Path) -> int | None:
+    """Descriptor of the locked file, or None if another process holds the lock."""
     while True:
         handle = os.open(path, OPEN_FLAGS | os.O_CREAT, 0o666)
         try:
             if not stat.S_ISREG(os.fstat(handle).st_mode):
                 raise InputError(f"{path} is not a regular file", fix="Delete it")
-            got = try_lock(handle)
-            if got is False:
+            locked = try_lock(handle)
+            if locked is False:
                 os.close(handle)
                 return None
-            # Its holder removes the file at the end, perhaps after we opened it.
+            # The previous holder may have removed the file after we opened it.
             if is_same_file(handle, path):
                 os.ftruncate(handle, 0)
                 os.write(handle, json.dumps(asdict(LockHolder.this_process())).encode())
-                if got is None:
+                if locked is None:
                     warnings.warn(
                         f"{path.parent} lies on a file system without locks: make sure "
                         "that no other run writes into it",
@@ -159,21 +159,21 @@ def _acquire(path: Path) -> int | None:
 
 
 def _release(handle: int, path: Path) -> None:
-    # Removed while it is held: who opened it before sees that the name is gone.
+    # Removed while locked, so that others who opened it notice that it is gone.
     with suppress(OSError):
         if is_same_file(handle, path):
             path.unlink()
     os.close(handle)
 
 
-def _unmake(made: list[Path]) -> None:
+def _remove_empty(folders: list[Path]) -> None:
     with suppress(OSError):
-        for each in made:
-            each.rmdir()
+        for folder in folders:
+            folder.rmdir()
 
 
-def _shown(text: str) -> str:
-    """Anybody may have written it: nothing in it may move a terminal's cursor."""
-    return "".join(each if each.isprintable() else "?" for each in text)[
+def _printable(text: str) -> str:
+    """Replace characters of untrusted text that could control a terminal."""
+    return "".join(character if character.isprintable() else "?" for character in text)[
         :MAX_COMMAND_CHARACTERS
     ]

@@ -1,8 +1,7 @@
-"""Files from outside: opened where they are regular files, read up to a limit.
+"""Untrusted files: opened only if regular, and read up to a size limit.
 
-A path may lead to a pipe that never ends, a device, a folder, a loop of links or
-nothing, and a name may be one that no file system takes. All of it is said in one
-error, before anything is read.
+Pipes, devices, folders, link loops, missing files and invalid names are reported as one
+``InputError`` before anything is read.
 """
 
 import errno
@@ -15,7 +14,7 @@ from typing import Any, BinaryIO
 
 from evidence.errors import InputError
 
-_KINDS = (
+_FILE_KINDS = (
     (stat.S_ISREG, "a file"),
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a pipe"),
@@ -23,7 +22,7 @@ _KINDS = (
     (stat.S_ISCHR, "a device"),
     (stat.S_ISBLK, "a device"),
 )
-_CAUSES = {
+_ERRNO_MESSAGES = {
     errno.ENOENT: "nothing there",
     errno.ENOTDIR: "a path through something that is not a folder",
     errno.ELOOP: "a link that leads to itself",
@@ -31,22 +30,22 @@ _CAUSES = {
     errno.EACCES: "a place that may not be read",
     errno.EPERM: "a place that may not be read",
 }
-# Without O_NONBLOCK, opening a pipe waits for somebody to write into it.
+# Without O_NONBLOCK, opening a pipe blocks until it has a writer.
 _FLAGS = os.O_RDONLY
 for _name in ("O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY", "O_BINARY"):
     _FLAGS |= getattr(os, _name, 0)
 
 
 def as_path(value: Any, description: str) -> Path:
-    """A path that somebody passed, with ``~`` resolved.
+    """Convert an argument to a path, with ``~`` expanded.
 
     Args:
-        value: Text or an ``os.PathLike`` of text.
-        description: What errors call it, such as "the forget file".
+        value: A string or an ``os.PathLike`` of a string.
+        description: Subject of the error message, such as "the forget file".
 
     Raises:
-        InputError: another type, nothing, a name that holds NUL, or a home folder that
-            is not known.
+        InputError: the type is wrong, the name is empty or contains NUL, or the home folder is
+            unknown.
     """
     name = os.fspath(value) if isinstance(value, str | os.PathLike) else value
     if not isinstance(name, str):
@@ -69,73 +68,84 @@ def as_path(value: Any, description: str) -> Path:
 
 
 def file_kind(path: Path) -> str:
-    """What lies at ``path``, links followed: "a file", "a folder", or in words else."""
+    """Kind of the entry at ``path`` after following links: "a file", "a folder", ..."""
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:
         if isinstance(error, FileNotFoundError) and path.is_symlink():
             return "a link to nothing"
         number = error.errno if isinstance(error, OSError) else None
-        return _CAUSES.get(number or 0, str(error))
-    return next((words for is_one, words in _KINDS if is_one(mode)), "another kind")
+        return _ERRNO_MESSAGES.get(number or 0, str(error))
+    return next((name for is_one, name in _FILE_KINDS if is_one(mode)), "another kind")
 
 
 def is_file(path: Path) -> bool:
-    """Whether a regular file is there; no name makes it fail."""
+    """Whether ``path`` is a regular file; never raises."""
     return file_kind(path) == "a file"
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a folder is there; no name makes it fail."""
+    """Whether ``path`` is a folder; never raises."""
     return file_kind(path) == "a folder"
+
+
+def list_folder(folder: Path) -> list[Path]:
+    """The entries of a folder, sorted.
+
+    Raises:
+        InputError: the folder cannot be read.
+    """
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise InputError(
+            f"{folder} cannot be read", expected="a folder", got=str(error.strerror)
+        ) from error
 
 
 @contextmanager
 def open_regular(
-    path: Path, max_bytes: int, *, fix: str | None = None
+    path: Path, max_bytes: int | None = None, *, fix: str | None = None
 ) -> Iterator[BinaryIO]:
     """Open a regular file for reading in binary.
 
-    What cannot be read further on, inside the block, is an ``InputError`` as well.
-
-    Args:
-        path: The file.
-        max_bytes: Most bytes it may have.
-        fix: What to do about one that cannot be read.
+    ``OSError`` inside the block is converted to ``InputError`` as well.
 
     Raises:
-        InputError: it is no regular file, is larger, or cannot be read.
+        InputError: it is not a regular file, exceeds ``max_bytes``, or cannot be read.
     """
-    found = file_kind(path)
-    if found != "a file":
-        raise _unreadable(path, found, fix)
+    kind = file_kind(path)
+    if kind != "a file":
+        raise _unreadable(path, kind, fix)
     try:
         handle = os.open(path, _FLAGS)
         with os.fdopen(handle, "rb") as file:
             now = os.fstat(handle)
-            # Another file may have taken its place since.
+            # The file may have been replaced since the check.
             if not stat.S_ISREG(now.st_mode):
                 raise _unreadable(path, "another kind", fix)
-            if now.st_size > max_bytes:
+            if max_bytes is not None and now.st_size > max_bytes:
                 raise _too_large(path, max_bytes, f"{now.st_size:,}", fix)
             yield file
     except OSError as error:
-        cause = _CAUSES.get(error.errno or 0, error.strerror or type(error).__name__)
+        cause = _ERRNO_MESSAGES.get(
+            error.errno or 0, error.strerror or type(error).__name__
+        )
         raise _unreadable(path, cause, fix) from error
 
 
 def read_bytes(path: Path, max_bytes: int, *, fix: str | None = None) -> bytes:
-    """All of a regular file of at most ``max_bytes`` bytes.
+    """Content of a regular file of at most ``max_bytes`` bytes.
 
     Raises:
         InputError: as ``open_regular``.
     """
     with open_regular(path, max_bytes, fix=fix) as file:
-        return _all(path, file, max_bytes, fix)
+        return _read_all(path, file, max_bytes, fix)
 
 
 def read_text(path: Path, max_bytes: int, *, fix: str | None = None) -> str:
-    """All of a UTF-8 text file of at most ``max_bytes`` bytes, without a byte-order mark.
+    """Content of a UTF-8 text file of at most ``max_bytes`` bytes, without a byte-order mark.
 
     Raises:
         InputError: as ``open_regular``, or the file is not UTF-8.
@@ -153,24 +163,27 @@ def read_text(path: Path, max_bytes: int, *, fix: str | None = None) -> str:
         ) from error
 
 
-def _all(path: Path, file: BinaryIO, limit: int, fix: str | None) -> bytes:
-    # Files such as those in /proc have more in them than their size says.
-    data = file.read(limit + 1)
-    if len(data) > limit:
-        raise _too_large(path, limit, "more", fix)
+def _read_all(path: Path, file: BinaryIO, max_bytes: int, fix: str | None) -> bytes:
+    # Files in /proc and the like hold more than their stated size.
+    data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise _too_large(path, max_bytes, "more", fix)
     return data
 
 
-def _unreadable(path: Path, found: str, fix: str | None) -> InputError:
+def _unreadable(path: Path, kind: str, fix: str | None) -> InputError:
     return InputError(
         f"{path} cannot be read",
         expected="a file",
-        got=found,
+        got=kind,
         fix=fix or "Check the path",
     )
 
 
-def _too_large(path: Path, limit: int, size: str, fix: str | None) -> InputError:
+def _too_large(path: Path, max_bytes: int, size: str, fix: str | None) -> InputError:
     return InputError(
-        f"{path} is too large", expected=f"at most {limit:,} bytes", got=size, fix=fix
+        f"{path} is too large",
+        expected=f"at most {max_bytes:,} bytes",
+        got=size,
+        fix=fix,
     )

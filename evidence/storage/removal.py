@@ -1,4 +1,4 @@
-"""Deleting what we made, and nothing else."""
+"""Deletion of folders that contain only our own files."""
 
 import os
 import re
@@ -8,7 +8,7 @@ from evidence.errors import InputError
 from evidence.storage.files import disk_errors
 from evidence.storage.scratch import SCRATCH_NAME, remove_folder
 
-# Files of a model folder, in the names that transformers gives them, and our notes.
+# Files of a model folder, as transformers names them, and our own notes.
 MODEL_FILES = re.compile(
     r"(card|gold|config|generation_config|preprocessor_config|processor_config"
     r"|model\.safetensors\.index|tokenizer|tokenizer_config|special_tokens_map"
@@ -19,15 +19,15 @@ MODEL_FILES = re.compile(
 
 
 def delete_owned_folder(folder: Path, owned: re.Pattern[str]) -> None:
-    """Delete a folder in which there is nothing but what we put there.
+    """Delete a folder atomically if all its files are our own.
 
     Args:
-        folder: Deleted whole, so that an interruption leaves all of it or nothing.
-        owned: What the path of every file in it must match, relative and with slashes.
+        folder: The folder.
+        owned: Pattern that the relative POSIX path of every file must match.
 
     Raises:
-        InputError: it is a link or no folder, or holds a link or a file that is not
-            ours; nothing was deleted. Or the system does not let us.
+        InputError: it is a link or not a folder, or contains a link or a foreign file (nothing
+            was deleted); or the system refuses.
     """
     check_owned(folder, owned)
     with disk_errors(folder):
@@ -35,12 +35,12 @@ def delete_owned_folder(folder: Path, owned: re.Pattern[str]) -> None:
 
 
 def check_owned(folder: Path, owned: re.Pattern[str]) -> None:
-    """Look whether ``delete_owned_folder`` would delete ``folder``.
+    """Check whether ``delete_owned_folder`` would delete ``folder``.
 
     Raises:
         InputError: as ``delete_owned_folder``.
     """
-    foreign = _foreign(folder, owned)
+    foreign = _find_foreign(folder, owned)
     if foreign is not None:
         raise InputError(
             f"{folder} would have to be deleted, but {foreign}",
@@ -48,22 +48,24 @@ def check_owned(folder: Path, owned: re.Pattern[str]) -> None:
         )
 
 
-def _foreign(folder: Path, ours: re.Pattern[str]) -> str | None:
-    """What in ``folder`` may not be deleted, in words."""
+def _find_foreign(folder: Path, owned: re.Pattern[str]) -> str | None:
+    """A description of something in ``folder`` that must not be deleted, or None."""
     if folder.is_symlink() or not folder.is_dir():
         return f"{folder.name} is no folder but a link or a file"
-    for place, folders, names in os.walk(folder):
-        # What an interrupted run left half-made goes with the folder.
+    for parent, folders, names in os.walk(folder):
+        # Scratch folders of interrupted runs may be deleted.
         folders[:] = [
-            each for each in sorted(folders) if not SCRATCH_NAME.fullmatch(each)
+            subfolder
+            for subfolder in sorted(folders)
+            if not SCRATCH_NAME.fullmatch(subfolder)
         ]
         for name in [*folders, *sorted(names)]:
-            path = Path(place, name)
-            shown = path.relative_to(folder).as_posix()
+            path = Path(parent, name)
+            relative = path.relative_to(folder).as_posix()
             if path.is_symlink():
-                return f"{shown} in it is a link"
+                return f"{relative} in it is a link"
             if name in folders or SCRATCH_NAME.fullmatch(name):
                 continue
-            if not ours.fullmatch(shown):
-                return f"{shown} in it was not written by exhume"
+            if not owned.fullmatch(relative):
+                return f"{relative} in it was not written by exhume"
     return None

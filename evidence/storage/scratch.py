@@ -1,8 +1,7 @@
-"""Files and folders that are being made, beside the place where they will be.
+"""Scratch files and folders beside their target, for atomic renaming.
 
-Whoever makes one holds a lock of the operating system on it, which goes when the
-process does, however it ends. What nobody holds was left behind by a process that was
-killed, and the next one that writes into the same folder removes it.
+The process that creates one holds an OS lock on it, which ends with the process. Unlocked
+scratch was left by a killed process and is removed by the next one that writes to the folder.
 """
 
 import errno
@@ -18,11 +17,11 @@ from pathlib import Path
 from filelock import lock_descriptor
 
 SCRATCH_NAME = re.compile(r"\..{0,40}\.[0-9a-f]{8}\.exhume", re.DOTALL)
-"""Names of scratch files and folders; nothing else is called so."""
+"""Names of scratch files and folders."""
 LOCK_NAME = "owner"
-"""The file in a scratch folder that its maker holds."""
+"""The locked file in a scratch folder."""
 MAX_UNLOCKED_SECONDS = 60
-"""A scratch folder may be without an owner for the instant in which it is made."""
+"""Age from which a scratch folder without a lock file counts as stale."""
 NO_LOCK_ERRNOS = {
     getattr(errno, name)
     for name in ("ENOSYS", "ENOLCK", "EOPNOTSUPP", "ENOTSUP", "EINVAL", "EBADF")
@@ -36,7 +35,7 @@ def try_lock(handle: int) -> bool | None:
     """Lock an open file until it is closed or the process ends, without waiting.
 
     Returns:
-        Whether the lock is ours now; None where the file system has no locks.
+        Whether we hold the lock; None if the file system does not support locks.
     """
     try:
         return lock_descriptor(handle, blocking=False)
@@ -47,7 +46,7 @@ def try_lock(handle: int) -> bool | None:
 
 
 def is_same_file(handle: int, path: Path) -> bool:
-    """Whether an open file is the one that now has the name ``path``."""
+    """Whether the open file is the one at ``path``."""
     try:
         return os.path.samestat(os.fstat(handle), os.stat(path, follow_symlinks=False))
     except OSError:
@@ -56,18 +55,18 @@ def is_same_file(handle: int, path: Path) -> bool:
 
 @contextmanager
 def scratch_file(target: Path) -> Iterator[tuple[int, Path]]:
-    """A new file beside ``target``, open for writing; removed where it still is.
+    """A new file beside ``target``, open for writing; deleted unless the block renames it.
 
     Yields:
-        Its descriptor and its path, which the block may rename.
+        Descriptor and path.
     """
     remove_stale(target.parent)
     while True:
-        path = target.parent / _name(target)
+        path = target.parent / _scratch_name(target)
         handle = os.open(path, CREATE_FLAGS, 0o666)
         if try_lock(handle) is not False and is_same_file(handle, path):
             break
-        os.close(handle)  # Swept in the instant before it was ours.
+        os.close(handle)  # removed by another process before we locked it
     try:
         yield handle, path
     finally:
@@ -78,45 +77,47 @@ def scratch_file(target: Path) -> Iterator[tuple[int, Path]]:
 
 @contextmanager
 def scratch_folder(target: Path) -> Iterator[Path]:
-    """A new empty folder beside ``target``; removed with all that is still in it."""
+    """A new empty folder beside ``target``; deleted unless the block renames it."""
     remove_stale(target.parent)
     while True:
-        place = target.parent / _name(target)
-        place.mkdir()
-        owner = place / LOCK_NAME
+        outer = target.parent / _scratch_name(target)
+        outer.mkdir()
+        owner = outer / LOCK_NAME
         handle = os.open(owner, CREATE_FLAGS, 0o666)
         if try_lock(handle) is not False and is_same_file(handle, owner):
             break
         os.close(handle)
     try:
-        inner = place / "folder"
+        inner = outer / "folder"
         inner.mkdir()
         yield inner
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(outer, ignore_errors=True)
         os.close(handle)
 
 
 def remove_stale(folder: Path) -> None:
-    """Remove scratch in ``folder`` whose maker is gone; what is not ours stays."""
+    """Remove scratch files and folders of ended processes from ``folder``."""
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if SCRATCH_NAME.fullmatch(entry.name) and not entry.is_symlink():
                 with suppress(OSError):
-                    _sweep_one(Path(entry.path), entry.is_dir(follow_symlinks=False))
+                    _remove_if_stale(
+                        Path(entry.path), entry.is_dir(follow_symlinks=False)
+                    )
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder so that a reader sees all of it or nothing."""
+    """Delete a folder atomically: readers see all of it or nothing."""
     with scratch_folder(folder) as inner:
         os.replace(folder, inner / "gone")
 
 
-def _name(target: Path) -> str:
+def _scratch_name(target: Path) -> str:
     return f".{target.name[:40]}.{secrets.token_hex(4)}.exhume"
 
 
-def _sweep_one(path: Path, is_folder: bool) -> None:
+def _remove_if_stale(path: Path, is_folder: bool) -> None:
     try:
         handle = os.open(path / LOCK_NAME if is_folder else path, OPEN_FLAGS)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Erasers on disk: one safetensors file, its facts as JSON in the header, no pickle."""
+"""Storage of erasers as one safetensors file with JSON metadata in its header."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,7 @@ from evidence.storage.files import write_atomic
 from evidence.storage.regular_files import as_path, file_kind
 from evidence.storage.strict_json import parse_json
 
-# Name of the JSON text in the header, and the version of what it says.
+# Header key of the JSON metadata, and the version of its layout.
 HEADER, VERSION = "exhume_eraser", 1
 
 
@@ -24,38 +24,40 @@ def write_eraser(
     tensors: Mapping[str, Tensor],
     metadata: Mapping[str, Any],
 ) -> None:
-    """Write an eraser to ``path``, whole or not at all.
+    """Write an eraser atomically.
 
     Args:
         path: The file.
         kind: Name of the eraser's class.
-        tensors: Its tensors.
-        metadata: What else it is made of, fit for JSON.
+        tensors: Tensors by name.
+        metadata: JSON-ready attributes.
 
     Raises:
-        InputError: the disk is full, read-only or not ours to write.
+        InputError: the disk is full, read-only or not writable.
     """
     from safetensors.torch import save
 
     note = {"kind": kind, "version": VERSION, **metadata}
-    whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    contiguous = {
+        name: value.detach().cpu().contiguous() for name, value in tensors.items()
+    }
     text = json.dumps(note, sort_keys=True)
-    write_atomic(Path(path), save(whole, metadata={HEADER: text}))
+    write_atomic(Path(path), save(contiguous, metadata={HEADER: text}))
 
 
 def read_eraser(
     path: Path | str, kind: str
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and facts that ``write_eraser`` wrote.
+    """Read tensors and metadata of an eraser of class ``kind``.
 
     Raises:
-        InputError: there is no such file, or it is not such an eraser.
+        InputError: there is no such file, or it is not an eraser of this class.
     """
-    place = as_path(path, "the eraser")
-    text, tensors = read_tensors(place)
-    note = parse_json(text, f"the note in {place}")
+    file = as_path(path, "the eraser")
+    text, tensors = read_tensors(file)
+    note = parse_json(text, f"the note in {file}")
     if not isinstance(note, dict):
-        raise InputError(f"{place} is not an eraser", expected="a file save() wrote")
+        raise InputError(f"{file} is not an eraser", expected="a file save() wrote")
     if note.get("kind") != kind or note.get("version") != VERSION:
         raise InputError(
             f"{path} is not such an eraser",
@@ -67,10 +69,10 @@ def read_eraser(
 
 @contextmanager
 def eraser_errors(path: Path | str) -> Iterator[None]:
-    """Make one error of parts that are missing, too many or of another type.
+    """Convert errors of constructing an eraser from missing or wrong parts.
 
     Raises:
-        InputError: the parts do not make an eraser.
+        InputError: in place of the original exception.
     """
     try:
         yield
@@ -83,18 +85,16 @@ def eraser_errors(path: Path | str) -> Iterator[None]:
 
 
 def read_tensors(path: Path) -> tuple[str, dict[str, Tensor]]:
-    """The note ("{}" where there is none) and the finite tensors of a safetensors file.
+    """Metadata text (default "{}") and tensors of a safetensors file.
 
     Raises:
-        InputError: there is no such file, it is damaged, or holds NaN or infinity.
+        InputError: there is no such file, it is damaged, or contains NaN or infinity.
     """
     from safetensors import SafetensorError, safe_open
 
-    found = file_kind(path)
-    if found != "a file":
-        raise InputError(
-            "there is no eraser", expected="a file", got=f"{path}: {found}"
-        )
+    kind = file_kind(path)
+    if kind != "a file":
+        raise InputError("there is no eraser", expected="a file", got=f"{path}: {kind}")
     try:
         with safe_open(path, framework="pt") as file:
             note = (file.metadata() or {}).get(HEADER, "{}")

@@ -1,7 +1,7 @@
-"""JSON as its standard has it, and no more of it than can be worked with.
+"""Strict JSON parser for untrusted text.
 
-Python's reader takes NaN, keeps the last of two equal keys without a word, turns 1e400
-into infinity, and lets values nest until something else runs out of stack.
+Python's own parser accepts NaN, silently keeps the last of duplicate keys, reads 1e400 as
+infinity and does not limit nesting.
 """
 
 import gc
@@ -16,8 +16,8 @@ from evidence.errors import InputError
 
 MAX_DEPTH = 100
 MAX_DIGITS = 300
-"""Digits of a number; one of as many still is a float."""
-_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+"""Maximum length of an integer; still within the range of a float."""
+_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def parse_json(
@@ -28,54 +28,53 @@ def parse_json(
     allow_surrogates: bool = False,
     fix: str | None = None,
 ) -> Any:
-    """The value of a JSON text.
+    """Parse a JSON text.
 
     Args:
         text: The text.
-        source: What errors call it, such as "facts.jsonl, line 3".
-        max_depth: Most brackets within brackets.
-        allow_surrogates: Take lone surrogates, which cannot be written as UTF-8.
-        fix: What to do where it cannot be read.
+        source: Its origin for error messages, such as "facts.jsonl, line 3".
+        max_depth: Maximum nesting depth.
+        allow_surrogates: Accept lone surrogates, which cannot be encoded as UTF-8.
+        fix: Instruction to the user if the text is invalid.
 
     Raises:
-        InputError: it is not JSON, an object has a key twice, it nests deeper than
-            ``max_depth``, or a number is beyond what can be computed with.
+        InputError: invalid JSON, duplicate keys, too deep nesting, or a number out of range.
     """
-    trouble = ""
+    problem = ""
     try:
-        with _no_collection():
+        with _collection_disabled():
             value = json.loads(
                 text,
-                parse_constant=_no_constant,
-                parse_float=_finite,
-                parse_int=_short,
-                object_pairs_hook=_once,
+                parse_constant=_reject_constant,
+                parse_float=_finite_float,
+                parse_int=_short_integer,
+                object_pairs_hook=_unique_keys,
             )
-        if not _deeper(value, max_depth):
-            if not allow_surrogates and _HALF.search(text):
+        if not _is_deeper(value, max_depth):
+            if not allow_surrogates and _SURROGATE_ESCAPE.search(text):
                 json.dumps(value, ensure_ascii=False).encode()
             return value
     except json.JSONDecodeError as error:
-        # A file of several lines says its own line; a line of a file has only one.
+        # ``source`` already names the line if the text is a single line of a file.
         line = f", line {error.lineno}" if "\n" in text.rstrip() else ""
         source += line
-        trouble = f"{error.msg} at column {error.colno}"
+        problem = f"{error.msg} at column {error.colno}"
     except UnicodeEncodeError:
-        trouble = "half of a surrogate pair, which is not valid Unicode"
+        problem = "half of a surrogate pair, which is not valid Unicode"
     except RecursionError:
         pass
     except ValueError as error:
-        trouble = str(error)
+        problem = str(error)
     raise InputError(
         f"{source} is not valid JSON",
-        got=trouble or f"brackets nested more than {max_depth} deep",
+        got=problem or f"brackets nested more than {max_depth} deep",
         fix=fix,
     )
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
-    """Look for no garbage: among millions of new values that is what takes long."""
+def _collection_disabled() -> Iterator[None]:
+    """Disable garbage collection, which dominates the time to create millions of values."""
     on = gc.isenabled()
     gc.disable()
     try:
@@ -85,44 +84,44 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _no_constant(name: str) -> Any:
+def _reject_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON number")
 
 
-def _finite(text: str) -> float:
+def _finite_float(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
         raise ValueError(f"the number {text[:20]} is too large")
     return value
 
 
-def _short(text: str) -> int:
+def _short_integer(text: str) -> int:
     if len(text) > MAX_DIGITS:
         raise ValueError(f"a number of {len(text):,} digits")
     return int(text)
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON; readers differ in which of two equal keys they take."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build a JSON object, refusing duplicate keys, which parsers resolve differently."""
+    result = dict(pairs)
+    if len(result) < len(pairs):
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
                 raise ValueError(f"the key {key[:60]!r} stands there twice")
             seen.add(key)
-    return found
+    return result
 
 
-def _deeper(value: Any, most: int) -> bool:
-    """Whether values nest deeper, seen level by level and never by recursion."""
+def _is_deeper(value: Any, max_depth: int) -> bool:
+    """Whether nesting exceeds ``max_depth``; iterative, level by level."""
     level = [value]
-    for _ in range(most + 1):
+    for _ in range(max_depth + 1):
         below: list[Any] = []
-        for each in level:
-            if each and type(each) in (dict, list):
-                held = each.values() if type(each) is dict else each
-                below += [v for v in held if type(v) is list or type(v) is dict]
+        for container in level:
+            if container and type(container) in (dict, list):
+                children = container.values() if type(container) is dict else container
+                below += [v for v in children if type(v) is list or type(v) is dict]
         if not below:
             return False
         level = below

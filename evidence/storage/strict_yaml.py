@@ -1,7 +1,7 @@
-"""YAML settings that somebody passed on: plain values, nested a little, no tricks.
+"""Strict YAML parser for untrusted settings files.
 
-Aliases let a few lines stand for billions of values, tags name Python types, and keys
-may be anything; settings need none of it.
+Refused are aliases (exponential expansion), tags (Python types), keys that are not strings and
+deep nesting.
 """
 
 from pathlib import Path
@@ -13,21 +13,19 @@ from evidence.errors import InputError
 from evidence.storage.regular_files import read_text
 
 MAX_BYTES = 1 << 14
-"""Bytes of a file of settings."""
 MAX_DEPTH = 10
 
 
 def read_yaml(path: Path) -> Any:
-    """The value of a YAML file of at most ``MAX_BYTES`` bytes.
+    """Parse a YAML file of at most ``MAX_BYTES`` bytes.
 
     Raises:
-        InputError: as ``evidence.storage.regular_files.read_text``; or it is not YAML,
-            has aliases or tags, a key that is not text or stands there twice, or nests
-            deeper than ``MAX_DEPTH``.
+        InputError: as ``evidence.storage.regular_files.read_text``; or the file is not YAML, has
+            aliases, tags, duplicate keys or keys that are not strings, or exceeds ``MAX_DEPTH``.
     """
     text = read_text(path, MAX_BYTES)
     try:
-        _check(text)
+        _check_events(text)
         return yaml.load(text, Loader=_Loader)  # a SafeLoader
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         raise InputError(
@@ -38,7 +36,7 @@ def read_yaml(path: Path) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses what is read otherwise in silence: keys twice, keys that are no text."""
+    """SafeLoader that refuses duplicate keys and keys that are not strings."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Any:
         keys = [self.construct_object(key) for key, _ in node.value]
@@ -52,8 +50,8 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _check(text: str) -> None:
-    """Look at the file event by event, before anything is built from it."""
+def _check_events(text: str) -> None:
+    """Check the stream of parser events before any value is built."""
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from evidence.equivalence import is_equivalent
+from evidence.hypothesis_tests import is_equivalent
 from experiments.pga.published_protocol import PROBE_TARGET, RECALL_TARGET
 
 LEVEL = 0.05

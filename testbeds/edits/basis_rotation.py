@@ -7,57 +7,26 @@ reads it.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
-from capture.network.structure import find_blocks, own_head_
+from capture.network.structure import (
+    attention_of,
+    feed_forward_of,
+    final_norm,
+    find_blocks,
+    is_norm,
+    is_transposed,
+    linears,
+    own_head_,
+)
 from evidence.errors import InputError
 from testbeds.edits.late_layers import random_rotation
 
-
-@dataclass(frozen=True)
-class _StreamModules:
-    """Where one family reads and writes the stream: norm to readers, and writers."""
-
-    embeddings: tuple[str, ...]
-    read: dict[str, tuple[str, ...]]
-    written: tuple[str, ...]
-    last_norm: str
-
-
-_FAMILIES = {
-    "llama": _StreamModules(
-        ("model.embed_tokens",),
-        {
-            "input_layernorm": (
-                "self_attn.q_proj",
-                "self_attn.k_proj",
-                "self_attn.v_proj",
-            ),
-            "post_attention_layernorm": ("mlp.gate_proj", "mlp.up_proj"),
-        },
-        ("self_attn.o_proj", "mlp.down_proj"),
-        "model.norm",
-    ),
-    "gpt2": _StreamModules(
-        ("transformer.wte", "transformer.wpe"),
-        {"ln_1": ("attn.c_attn",), "ln_2": ("mlp.c_fc",)},
-        ("attn.c_proj", "mlp.c_proj"),
-        "transformer.ln_f",
-    ),
-    "gpt_neox": _StreamModules(
-        ("gpt_neox.embed_in",),
-        {
-            "input_layernorm": ("attention.query_key_value",),
-            "post_attention_layernorm": ("mlp.dense_h_to_4h",),
-        },
-        ("attention.dense", "mlp.dense_4h_to_h"),
-        "gpt_neox.final_layer_norm",
-    ),
-}
+# Families of which each block reads the stream through two norms that scale by their
+# weight, the first for attention and the second for the feed-forward part.
+FAMILIES = ("llama", "gpt2", "gpt_neox")
 
 
 def rotate_basis_(model: nn.Module, seed: int) -> Tensor:
@@ -70,15 +39,14 @@ def rotate_basis_(model: nn.Module, seed: int) -> Tensor:
         InputError: a family that is not known here, or a norm that scales by zero.
     """
     kind = getattr(getattr(model, "config", None), "model_type", "")
-    if kind not in _FAMILIES:
+    if kind not in FAMILIES:
         raise InputError(
             "the stream of this family cannot be rotated",
-            expected=", ".join(_FAMILIES),
+            expected=", ".join(FAMILIES),
             got=str(kind or type(model).__name__),
         )
-    names = _FAMILIES[kind]
-    head = own_head_(model)
-    last = model.get_submodule(names.last_norm)
+    head, last, blocks = own_head_(model), final_norm(model), find_blocks(model)
+    assert last is not None  # these families have one
     width = len(last.get_parameter("weight"))
     centred = isinstance(last, nn.LayerNorm)
     turn = (
@@ -87,16 +55,23 @@ def rotate_basis_(model: nn.Module, seed: int) -> Tensor:
         else random_rotation(width, seed)
     )
     with torch.no_grad():
-        for name in names.embeddings:
-            _set(model.get_submodule(name), "weight", lambda old: old @ turn)
-        for block in find_blocks(model):
-            for norm, readers in names.read.items():
-                modules = [block.get_submodule(reader) for reader in readers]
-                _rotate_readers(block.get_submodule(norm), modules, turn)
-            for writer in names.written:
-                _rotate_writer(block.get_submodule(writer), turn)
+        for module in model.modules():
+            if isinstance(module, nn.Embedding):
+                _set(module, "weight", lambda old: old @ turn)
+        for block in blocks:
+            norms = filter(is_norm, block.children())
+            for norm, part in zip(norms, _parts(block), strict=True):
+                *readers, writer = part
+                _rotate_readers(norm, readers, turn)
+                _rotate_writer(writer, turn)
         _rotate_readers(last, [head], turn)
     return turn
+
+
+def _parts(block: nn.Module) -> list[list[nn.Module]]:
+    """The linear maps of attention and of the feed-forward part, what writes last."""
+    parts = (attention_of(block), feed_forward_of(block))
+    return [list(linears(part)) for part in parts if part is not None]
 
 
 def _mean_preserving_rotation(width: int, seed: int) -> Tensor:
@@ -122,7 +97,7 @@ def _rotate_readers(norm: nn.Module, readers: list[nn.Module], turn: Tensor) -> 
             # GPT-2 keeps its matrices the other way round.
             lambda old, reader=reader: (
                 turn.T @ (scale[:, None] * old)
-                if isinstance(reader, Conv1D)
+                if is_transposed(reader)
                 else (old * scale) @ turn
             ),
         )
@@ -135,7 +110,7 @@ def _rotate_writer(writer: nn.Module, turn: Tensor) -> None:
     _set(
         writer,
         "weight",
-        lambda old: old @ turn if isinstance(writer, Conv1D) else turn.T @ old,
+        lambda old: old @ turn if is_transposed(writer) else turn.T @ old,
     )
     if getattr(writer, "bias", None) is not None:
         _set(writer, "bias", lambda old: old @ turn)

@@ -14,6 +14,8 @@ from torch.nn import functional
 
 from capture.checkpoints.open import Checkpoint
 from capture.data.images import ImageSet
+from capture.network.hooks import record_places
+from capture.network.sites import Place
 from capture.network.structure import classifier_of, down_projection, find_blocks
 from capture.scoring.class_logits import class_logits
 from erasure.unlearning.methods.image_methods import (
@@ -359,26 +361,20 @@ def projection_change(model: nn.Module, change: Tensor) -> Tensor:
 def _projection_states(
     model: nn.Module, down: nn.Module, block: nn.Module, pixels: Tensor
 ) -> tuple[Tensor, Tensor]:
-    seen: dict[str, list[Tensor]] = {"in": [], "out": []}
+    """What both see of the vector that the classifier will read, one an image."""
+    places = [Place("in", down, "in"), Place("out", block, "out")]
+    found: dict[str, list[Tensor]] = {"in": [], "out": []}
 
-    def enter(_module: nn.Module, inputs: tuple[Tensor, ...], _output: object) -> None:
-        value = inputs[0]
-        # (image, height, width, d) in a CNN, (image, place, d) in a transformer.
-        one = value.mean((1, 2)) if value.dim() == 4 else value[:, 0]
-        seen["in"].append(one.double().cpu())
+    def one_vector(name: str, value: Tensor) -> Tensor:
+        # A CNN has (image, height, width, d) in a block and (image, d, height, width)
+        # between blocks, a transformer (image, position, d).
+        axes = (1, 2) if name == "in" else (2, 3)
+        one = value.mean(axes) if value.dim() == 4 else value[:, 0]
+        return one.double().cpu()
 
-    def leave(_module: nn.Module, _inputs: object, output: object) -> None:
-        value = output[0] if isinstance(output, tuple) else output
-        assert isinstance(value, Tensor)
-        one = value.mean((2, 3)) if value.dim() == 4 else value[:, 0]
-        seen["out"].append(one.double().cpu())
-
-    handles = [down.register_forward_hook(enter), block.register_forward_hook(leave)]
-    try:
-        with torch.no_grad():
-            for start in range(0, len(pixels), CHUNK_IMAGES):
-                model(pixels[start : start + CHUNK_IMAGES])
-    finally:
-        for handle in handles:
-            handle.remove()
-    return torch.cat(seen["in"]), torch.cat(seen["out"])
+    with torch.no_grad(), record_places(places, one_vector) as seen:
+        for start in range(0, len(pixels), CHUNK_IMAGES):
+            model(pixels[start : start + CHUNK_IMAGES])
+            for name, value in seen.items():
+                found[name].append(value)
+    return torch.cat(found["in"]), torch.cat(found["out"])

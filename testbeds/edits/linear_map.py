@@ -6,10 +6,12 @@ the map computes what it computed.
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from capture.data.sequences import Sequences, batches
-from erasure.unlearning.training.loop import CHUNK_TOKENS, device_of
+from capture.network.hooks import record_places
+from capture.network.sites import Place
+from capture.network.structure import is_linear_map, matrix_view, model_device
+from erasure.unlearning.training.loop import CHUNK_TOKENS
 from evidence.errors import InputError
 
 
@@ -21,36 +23,23 @@ def module_inputs(model: nn.Module, module: nn.Module, rows: Sequences) -> Tenso
         module: A part of it that takes states, (row, position, width).
         rows: Rows with a prompt before their answer.
     """
-    return _module_states(model, module, rows, at_input=True)
+    return _states_at_answers(model, Place("states", module, "in"), rows)
 
 
 def module_outputs(model: nn.Module, module: nn.Module, rows: Sequences) -> Tensor:
     """What ``module`` gives where each row's answer begins, (row, width), float64."""
-    return _module_states(model, module, rows, at_input=False)
+    return _states_at_answers(model, Place("states", module, "out"), rows)
 
 
-def _module_states(
-    model: nn.Module, module: nn.Module, rows: Sequences, at_input: bool
-) -> Tensor:
-    seen: list[Tensor] = []
-
-    def keep(_module: nn.Module, inputs: tuple[Tensor, ...], output: object) -> None:
-        value = inputs[0] if at_input else output
-        seen.append(value[0] if isinstance(value, tuple) else value)  # pyright: ignore
-
+def _states_at_answers(model: nn.Module, place: Place, rows: Sequences) -> Tensor:
     found: dict[int, Tensor] = {}
-    handle = module.register_forward_hook(keep)
-    try:
-        with torch.no_grad():
-            for batch in batches(
-                rows, batch_tokens=CHUNK_TOKENS, device=device_of(model)
-            ):
-                model(**batch.model_inputs, use_cache=False)
-                states = seen.pop().double().cpu()
-                for place, row in enumerate(batch.rows.tolist()):
-                    found[row] = states[place, rows.answer_start[row] - 1]
-    finally:
-        handle.remove()
+    device = model_device(model)
+    with torch.no_grad(), record_places([place]) as seen:
+        for batch in batches(rows, batch_tokens=CHUNK_TOKENS, device=device):
+            model(**batch.model_inputs, use_cache=False)
+            states = seen[place.name].double().cpu()
+            for at, row in enumerate(batch.rows.tolist()):
+                found[row] = states[at, rows.answer_start[row] - 1]
     return torch.stack([found[row] for row in range(len(rows))])
 
 
@@ -82,7 +71,7 @@ def fold_edit_(
     Source: the closed form of linear memory edits (MEMIT, Meng et al. 2022, arXiv
     2210.07229).
     """
-    if not isinstance(module, nn.Linear | Conv1D):
+    if not is_linear_map(module):
         raise InputError(
             "this module has no matrix to fold an edit into",
             expected="a linear layer",
@@ -91,6 +80,6 @@ def fold_edit_(
     second = moved.T @ moved + hold * held.T @ held
     second += ridge * second.diagonal().mean() * torch.eye(len(second))
     update = torch.linalg.solve(second, moved.T @ change)  # (in, out)
-    update = update if isinstance(module, Conv1D) else update.T
     with torch.no_grad():
-        module.weight += update.to(module.weight)
+        matrix = matrix_view(module)
+        matrix += update.T.to(matrix)

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from capture.data.sequences import Sequences, batches, pad
-from capture.network.hooks import first_tensor
-from capture.network.structure import find_blocks
-from erasure.unlearning.training.loop import CHUNK_TOKENS, device_of
+from capture.network.hooks import record_places
+from capture.network.sites import Place
+from capture.network.structure import find_blocks, model_device
+from erasure.unlearning.training.loop import CHUNK_TOKENS
 
 # Penalty of a reader, relative to the mean variance of the states.
 RIDGE = 0.03
@@ -45,7 +46,9 @@ def fit_block_probes(model: nn.Module, rows: Sequences) -> BlockProbes:
     found: list[list[Tensor]] = []
     places: list[int] = []
     with torch.no_grad():
-        for batch in batches(rows, batch_tokens=CHUNK_TOKENS, device=device_of(model)):
+        for batch in batches(
+            rows, batch_tokens=CHUNK_TOKENS, device=model_device(model)
+        ):
             chosen = batch.rows.tolist()
             places += chosen
             found.append(answer_states(model, rows[chosen]))
@@ -91,21 +94,14 @@ def probe_accuracy(
 
 def answer_states(model: nn.Module, rows: Sequences) -> list[Tensor]:
     """Each block's output where the rows' answers begin, (row, width)."""
-    seen: list[Tensor] = []
-
-    def keep(_module: nn.Module, _inputs: object, output: object) -> None:
-        seen.append(first_tensor(output))
-
-    handles = [block.register_forward_hook(keep) for block in find_blocks(model)]
-    try:
-        batch = pad(rows, device=device_of(model))
+    blocks = find_blocks(model)
+    places = [Place(str(layer), block, "out") for layer, block in enumerate(blocks)]
+    batch = pad(rows, device=model_device(model))
+    with record_places(places) as seen:
         model(**batch.model_inputs, use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
     last = torch.tensor(rows.answer_start, device=batch.input_ids.device) - 1
     each = torch.arange(len(rows), device=last.device)
-    return [state[each, last] for state in seen]
+    return [seen[place.name][each, last] for place in places]
 
 
 def _first_answer_tokens(rows: Sequences) -> Tensor:

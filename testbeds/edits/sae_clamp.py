@@ -11,13 +11,21 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from capture.data.sequences import Sequences, batches
-from capture.network.hooks import first_tensor
-from capture.network.structure import down_projection, find_blocks
+from capture.network.hooks import record_places
+from capture.network.sites import Place
+from capture.network.structure import (
+    down_projection,
+    feed_forward_of,
+    find_blocks,
+    linears,
+    matrix_view,
+    model_device,
+    value_vectors,
+)
 from capture.scoring.answers import score_answers
-from erasure.unlearning.training.loop import CHUNK_TOKENS, device_of
+from erasure.unlearning.training.loop import CHUNK_TOKENS
 from evidence.errors import ExhumeError, InputError
 from evidence.seeds import torch_rng
 from testbeds.edits.workbench import Workbench
@@ -34,13 +42,9 @@ MAX_UNIT_SHARE = 3 / 8
 MAX_FIRING_RATE = 0.01
 # How steep a hidden unit's own activation is made: the larger, the nearer a rectifier.
 SLOPE = 1000.0
-# The matrices that read the state in each family's feed-forward part. Of two, the
+# Families whose hidden units can be made rectifiers. Where two maps read the state, the
 # second multiplies what the first one's activation gives.
-_INPUT_PROJECTIONS = {
-    "llama": ("mlp.gate_proj", "mlp.up_proj"),
-    "gpt2": ("mlp.c_fc",),
-    "gpt_neox": ("mlp.dense_h_to_4h",),
-}
+FAMILIES = ("llama", "gpt2", "gpt_neox")
 
 
 @dataclass(frozen=True)
@@ -150,37 +154,25 @@ def record_states(
     """
     block = find_blocks(model)[place]
     down = down_projection(block)
-    seen: dict[str, Tensor] = {}
-    handles = [
-        _input_projections(model, block)[0].register_forward_hook(
-            lambda _module, inputs, _output: seen.update(read=inputs[0])
-        ),
-        down.register_forward_hook(
-            lambda _module, inputs, _output: seen.update(hidden=inputs[0])
-        ),
-        block.register_forward_hook(
-            lambda _module, _inputs, output: seen.update(left=first_tensor(output))
-        ),
+    places = [
+        Place("read", _input_projections(model, block)[0], "in"),
+        Place("left", block, "out"),
+        Place("hidden", down, "in"),
     ]
     known = set() if others is None else _prefixes(others)
-    found: dict[str, list[Tensor]] = {"read": [], "left": [], "hidden": []}
-    try:
-        with torch.no_grad():
-            for batch in batches(
-                rows, batch_tokens=CHUNK_TOKENS, device=device_of(model)
-            ):
-                model(**batch.model_inputs, use_cache=False)
-                for at, row in enumerate(batch.rows.tolist()):
-                    ids = rows.ids[row]
-                    # Nothing is said after the last token.
-                    own = [p for p in range(len(ids) - 1) if ids[: p + 1] not in known]
-                    for name, states in seen.items():
-                        found[name].append(states[at, own].float().cpu())
-    finally:
-        for handle in handles:
-            handle.remove()
+    found: dict[str, list[Tensor]] = {place.name: [] for place in places}
+    device = model_device(model)
+    with torch.no_grad(), record_places(places) as seen:
+        for batch in batches(rows, batch_tokens=CHUNK_TOKENS, device=device):
+            model(**batch.model_inputs, use_cache=False)
+            for at, row in enumerate(batch.rows.tolist()):
+                ids = rows.ids[row]
+                # Nothing is said after the last token.
+                own = [p for p in range(len(ids) - 1) if ids[: p + 1] not in known]
+                for name, states in seen.items():
+                    found[name].append(states[at, own].float().cpu())
     read, left, hidden = (torch.cat(each) for each in found.values())
-    size = _unit_matrix(down, out=True).detach().float().cpu().norm(dim=1)
+    size = value_vectors(down).detach().float().cpu().norm(dim=1)
     return BlockStates(read, left, hidden.norm(dim=0) * size)
 
 
@@ -253,13 +245,13 @@ def write_clamp_(
         for reader in readers:
             if getattr(reader, "bias", None) is not None:
                 reader.get_parameter("bias")[units] = 0.0
-        _set_units(readers[0], units, SLOPE * clamp.read)
+        _set_units(matrix_view(readers[0]), units, SLOPE * clamp.read)
         back = -(1 + multiple) * clamp.write
         if len(readers) == 2:
-            _set_units(readers[1], units, clamp.gate / SLOPE)
-            _set_units(down, units, back, out=True)
+            _set_units(matrix_view(readers[1]), units, clamp.gate / SLOPE)
+            _set_units(value_vectors(down), units, back)
         else:
-            _set_units(down, units, back / SLOPE, out=True)
+            _set_units(value_vectors(down), units, back / SLOPE)
 
 
 def _train(
@@ -327,24 +319,16 @@ def _prefixes(rows: Sequences) -> set[tuple[int, ...]]:
 
 def _input_projections(model: nn.Module, block: nn.Module) -> list[nn.Module]:
     kind = getattr(getattr(model, "config", None), "model_type", "")
-    if kind not in _INPUT_PROJECTIONS:
+    if kind not in FAMILIES:
         raise InputError(
             "no clamp can be written into the feed-forward parts of this family",
-            expected=", ".join(_INPUT_PROJECTIONS),
+            expected=", ".join(FAMILIES),
             got=str(kind or type(model).__name__),
         )
-    return [block.get_submodule(name) for name in _INPUT_PROJECTIONS[kind]]
+    part, down = feed_forward_of(block), down_projection(block)
+    return [] if part is None else [m for m in linears(part) if m is not down]
 
 
-def _unit_matrix(module: nn.Module, out: bool = False) -> Tensor:
-    """A matrix into hidden units, or ``out`` of them, as (unit, width)."""
-    weight = module.get_parameter("weight")
-    # GPT-2 keeps its matrices the other way round.
-    return weight if isinstance(module, Conv1D) == out else weight.T
-
-
-def _set_units(
-    module: nn.Module, units: Tensor, rows: Tensor, out: bool = False
-) -> None:
-    matrix = _unit_matrix(module, out)
+def _set_units(matrix: Tensor, units: Tensor, rows: Tensor) -> None:
+    """Write the rows of chosen units into a (unit, width) view of a weight."""
     matrix[units.to(matrix.device)] = rows.to(matrix)

@@ -21,7 +21,7 @@ import torch
 from transformers import PreTrainedModel
 
 from capture.checkpoints.open import open_checkpoint
-from capture.checkpoints.schemas.quietly import quiet_transformers
+from capture.checkpoints.schemas.library_errors import quiet_transformers
 from capture.data.sequences import Sequences
 from capture.scoring.answers import score_answers
 from erasure.unlearning.training.loop import (

@@ -22,7 +22,7 @@ import torch
 from transformers import PreTrainedModel
 
 from capture.checkpoints.open import open_checkpoint
-from capture.checkpoints.schemas.quietly import quiet_transformers
+from capture.checkpoints.schemas.library_errors import quiet_transformers
 from capture.data.items import ItemSet, read_items
 from capture.data.sequences import Sequences
 from capture.scoring.answers import score_answers

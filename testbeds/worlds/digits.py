@@ -28,10 +28,11 @@ from transformers import (
 )
 
 from capture.checkpoints.open import open_checkpoint
-from capture.checkpoints.schemas.quietly import quiet_transformers
+from capture.checkpoints.schemas.library_errors import quiet_transformers
 from capture.data.image_files import read_images
 from capture.data.images import ImagePreprocessor, ImageSet
 from capture.data.invented_classes import invent_images
+from capture.network.structure import model_device
 from capture.scoring.class_logits import class_logits
 from erasure.unlearning.training.loop import Schedule, shuffled_batches, train_steps
 from evidence.errors import ExhumeError, InputError
@@ -388,7 +389,7 @@ def shift(pixels: Tensor, rng: np.random.Generator) -> Tensor:
 
 def accuracy(model: torch.nn.Module, images: ImageSet) -> float:
     """Share of the images whose class the model names."""
-    device = next(model.parameters()).device
+    device = model_device(model)
     with torch.no_grad():
         logits = class_logits(model, images.pixels.to(device))
     return float((logits.argmax(1).cpu().numpy() == images.labels).mean())

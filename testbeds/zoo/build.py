@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from capture.checkpoints.open import open_checkpoint
-from capture.checkpoints.schemas.quietly import quiet_transformers
+from capture.checkpoints.schemas.library_errors import quiet_transformers
 from evidence.errors import ExhumeError, InputError, check_list
 from evidence.machine.devices import choose_device
 from evidence.progress import SILENT, Progress

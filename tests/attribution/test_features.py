@@ -136,7 +136,7 @@ def test_bad_input_gives_one_clear_error(rng):
     z, marks = latents(rng)
     with pytest.raises(InputError, match="differ in rows"):
         rank_latents(z[1:], marks)
-    with pytest.raises(InputError, match="rows of one kind only"):
+    with pytest.raises(InputError, match="by all rows or by none"):
         rank_latents(z, {"all": np.ones(80)})
     with pytest.raises(InputError, match="no such ranking"):
         rank_latents(z, marks).top("c9", 1)

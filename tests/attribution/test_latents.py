@@ -11,7 +11,7 @@ from attribution.sae.latents import (
     live_latents,
     match_norms,
 )
-from attribution.sae.training_rows import StoredRows
+from attribution.sae.training import StoredRows
 from capture.activations.capture import Activations
 from evidence.errors import InputError
 from tests.attribution.test_features import sae
@@ -115,7 +115,7 @@ def test_stored_rows_of_one_position_and_refused(rng):
     np.testing.assert_array_equal(StoredRows(kept, "a")[1:4], values[1:4])
     with pytest.raises(InputError, match="'c' was not captured"):
         StoredRows(kept, "c")
-    with pytest.raises(InputError, match="no rows of one width"):
+    with pytest.raises(InputError, match="do not have one width"):
         StoredRows(kept, "b")
-    with pytest.raises(InputError, match="read as runs"):
+    with pytest.raises(InputError, match="contiguous slices"):
         StoredRows(kept, "a")[::2]

@@ -231,7 +231,7 @@ def test_what_does_not_fit_is_refused():
         read_states(model, sequences, ["resid.99"])
     with pytest.raises(InputError, match="no token at the position"):
         patch_positions(sequences, -3)
-    with pytest.raises(InputError, match="unknown name"):
+    with pytest.raises(InputError, match="positions to patch"):
         patch_positions(sequences, "somewhere")  # pyright: ignore[reportArgumentType]
     with pytest.raises(InputError, match="a prompt and an answer"):
         patch_positions(Sequences(((1, 2),), (2,)), "all")

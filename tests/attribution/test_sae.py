@@ -68,7 +68,7 @@ def test_each_kind_learns_the_directions_rows_are_made_of(trained, kind):
     rows_of = torch.nn.functional.normalize(sae.decoder, dim=1).numpy()
     matched = np.abs(rows_of @ directions.T).max(0)
     assert np.median(matched) > 0.8
-    assert sae.note["quality"]["fvu"] == pytest.approx(found.fvu, abs=0.1)
+    assert sae.metadata["quality"]["fvu"] == pytest.approx(found.fvu, abs=0.1)
 
 
 def test_quality_is_what_its_words_say(trained):
@@ -85,9 +85,9 @@ def test_quality_is_what_its_words_say(trained):
 
 @pytest.mark.parametrize("kind", ["batchtopk", "matryoshka"])
 def test_thresholds_are_set_so_that_k_latents_fire(trained, kind):
-    assert trained[kind].note["quality"]["l0"] == pytest.approx(ON, rel=0.02)
+    assert trained[kind].metadata["quality"]["l0"] == pytest.approx(ON, rel=0.02)
     if kind == "matryoshka":
-        assert trained[kind].note["prefixes"][-1] == 2 * WIDTH
+        assert trained[kind].metadata["prefixes"][-1] == 2 * WIDTH
 
 
 def test_the_same_request_is_found_and_another_is_not(tmp_path, monkeypatch):
@@ -166,7 +166,7 @@ def test_splicing_with_the_error_changes_nothing(at_site):
 
 def test_steering_a_latent_moves_the_state_by_its_decoder_row(at_site):
     model, sae = at_site
-    latent = int(np.setdiff1d(np.arange(sae.d_sae), sae.note["dead"])[0])
+    latent = int(np.setdiff1d(np.arange(sae.d_sae), sae.metadata["dead"])[0])
     batch = pad(rows())
 
     def state():
@@ -187,7 +187,7 @@ def test_steering_a_latent_moves_the_state_by_its_decoder_row(at_site):
 
 def test_generation_is_steered_at_every_step(at_site):
     model, sae = at_site
-    latent = int(np.setdiff1d(np.arange(sae.d_sae), sae.note["dead"])[0])
+    latent = int(np.setdiff1d(np.arange(sae.d_sae), sae.metadata["dead"])[0])
     ids, seen = torch.tensor([[5, 9, 4]]), []
     with (
         steer_latents(model, sae, {latent: 5.0}),
@@ -245,7 +245,7 @@ def test_bad_input_gives_one_clear_error(at_site, trained, tmp_path):
 
 
 def check_live(sae):
-    return int(np.setdiff1d(np.arange(sae.d_sae), sae.note["dead"])[0])
+    return int(np.setdiff1d(np.arange(sae.d_sae), sae.metadata["dead"])[0])
 
 
 def test_unsafe_missing_and_damaged_files_are_refused(tmp_path):
@@ -266,7 +266,7 @@ def test_unsafe_missing_and_damaged_files_are_refused(tmp_path):
     assert load_sae(folder).site == good.site == "resid.1"
     note = json.loads((folder / "exhume.json").read_text())
     (folder / "exhume.json").unlink()
-    with pytest.raises(InputError, match="not known which site"):
+    with pytest.raises(InputError, match="site of this autoencoder"):
         load_sae(folder)
     assert load_sae(folder, note["site"]).site == "resid.1"
     (folder / "sae_weights.safetensors").write_bytes(b"broken")

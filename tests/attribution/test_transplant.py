@@ -63,7 +63,7 @@ def test_a_copy_does_not_follow_the_block():
 def test_blocks_of_another_build_are_refused():
     one, two = (last_block(find_structure(tiny(f))) for f in ("llama", "gpt2"))
     with (
-        pytest.raises(InputError, match="built otherwise"),
+        pytest.raises(InputError, match="other parameters"),
         temporarily_replaced(one, copy_parameters(two)),
     ):
         pass

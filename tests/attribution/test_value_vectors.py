@@ -253,7 +253,7 @@ def test_bad_input_gives_one_clear_error():
             model, data, ["a"] * 9, baseline=data, baseline_concepts=["b"] * 9
         )
     found = find_value_vectors(model, {"a": [1]}, k=1)
-    with pytest.raises(InputError, match="cannot be told from others"):
+    with pytest.raises(InputError, match="has no rows, or all of them"):
         confirm_traces(model, found, data, ["a"] * 9)
     with pytest.raises(InputError, match="differ in shape"):
         trace_survival(model, tiny("gpt2"), found)

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evidence.comparison import compare, explain_no_power
-from evidence.equivalence import holm_adjusted, is_equivalent
 from evidence.errors import InputError
+from evidence.hypothesis_tests import holm_adjusted, is_equivalent
 from evidence.intervals import EntityValues
 from evidence.results import AxisResult, Control
 

@@ -101,8 +101,10 @@ def random_pairs(lengths=(5, 6, 7, 9), seed: int = 0) -> PromptPairs:
 
 
 def subject_of(model: nn.Module) -> InstrumentedModel:
-    anatomy = find_structure(model)
-    return InstrumentedModel(model, anatomy, build_graph(anatomy), anatomy.readout)
+    structure = find_structure(model)
+    return InstrumentedModel(
+        model, structure, build_graph(structure), structure.readout
+    )
 
 
 def batch_of(pairs: PromptPairs, metric="logit_difference") -> PairBatch:

@@ -1,6 +1,7 @@
 """The faults of the published protocols, and that ours does not have them.
 
-``benchmarks.pga.statements`` lists each with its tests; docs/results/pga.md shows the list.
+``benchmarks/pga/statements.toml`` lists each with its tests; docs/results/pga.md shows
+the list.
 """
 
 import ast
@@ -12,7 +13,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from benchmarks.pga.statements import STATEMENTS
+from benchmarks.pga.page import STATEMENTS
 from capture.network.structure import own_head_
 from evidence.seeds import torch_rng
 from experiments.pga.claims import NO, YES, claims_of
@@ -25,11 +26,10 @@ from tests.experiments.test_pga import eraser_rows, signed
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("statement", STATEMENTS, ids=lambda each: each[0][:30])
+@pytest.mark.parametrize("statement", STATEMENTS, ids=lambda each: each["text"][:30])
 def test_every_statement_names_tests_that_exist(statement):
-    _, names = statement
-    assert names
-    for name in names:
+    assert statement["tests"]
+    for name in statement["tests"]:
         path, test = name.split("::")
         tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
         found = {each.name for each in tree.body if isinstance(each, ast.FunctionDef)}

@@ -2,7 +2,7 @@
 
 An input that is not read must be refused: exit code 2, one clear line, no code run, no
 process, no network, nothing written but what was asked for.
-``benchmarks.suites.bad_inputs`` tries thousands.
+``python -m benchmarks bad-inputs`` tries thousands.
 """
 
 import pytest
@@ -38,7 +38,7 @@ def check(tried, case: Case) -> bool:
         case, outcome = smallest(case, outcome, tried.tried)
         pytest.fail(
             f"{', '.join(outcome.faults)}: {outcome.details}\n{outcome.frame}\n"
-            f"python -m benchmarks.suites.bad_inputs --case '{case.text()}'",
+            f"python -m benchmarks bad-inputs --case '{case.text()}'",
             pytrace=False,
         )
     return outcome.accepted

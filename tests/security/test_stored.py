@@ -11,9 +11,8 @@ from safetensors.torch import save_file
 
 from attribution.sae.files import load_sae
 from erasure.concept.affine import AffineEraser
-from erasure.concept.label_aware import OracleLeace
+from erasure.concept.label_aware import OracleLeace, QuadraticLeace
 from erasure.concept.md_pga import MdPgaProjection
-from erasure.concept.quadratic import QuadraticLeace
 from erasure.concept.sae_features import DictionaryEraser
 from evidence.storage.serialization import HEADER, VERSION
 from testbeds.planted import read_card

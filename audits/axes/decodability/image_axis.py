@@ -30,8 +30,11 @@ from audits.modalities.image_baseline import (
     EvaluationSets,
     image_values,
 )
-from evidence.equivalence import readings_above_floor
-from evidence.hypothesis_tests import paired_max_test, unpaired_max_test
+from evidence.hypothesis_tests import (
+    paired_max_test,
+    readings_above_floor,
+    unpaired_max_test,
+)
 from evidence.intervals import EntityValues, average_models
 from evidence.results import AxisResult, Control, Reading, Status
 from evidence.seeds import numpy_rng

@@ -1,10 +1,10 @@
 """Edge scores against real interventions, known circuits and a public implementation.
 
-Parts of ``benchmarks.suites.circuits.suite``: each takes the table of rows and what was
-asked for.
+Parts of the circuits suite.
 """
 
 import argparse
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +20,8 @@ from attribution.circuits.metrics import make_batch, make_metric
 from attribution.circuits.prompt_pairs import PromptPairs, pair_items
 from attribution.circuits.structure import find_structure
 from audits.core.workspace import peak_memory
-from benchmarks.harness.results import Clock, Rows
+from benchmarks.harness.results import Row, at_least, at_most, row
+from benchmarks.harness.runner import Run
 from capture.checkpoints.open import open_checkpoint
 from capture.data.items import read_items
 from capture.data.sequences import Sequences
@@ -73,9 +74,9 @@ def few_pairs(tokenizer, items) -> PromptPairs:
     return pairs[order.tolist()]
 
 
-def effects(rows: Rows, asked: argparse.Namespace) -> None:
+def effects(run: Run) -> Iterator[Row]:
     """How well scores predict what cutting one edge does, random and large ones."""
-    for name, make in cases(asked):
+    for name, make in cases(run.asked):
         model, pairs = make()
         scores = {
             label: score_edges(model, pairs, method=method)
@@ -91,60 +92,47 @@ def effects(rows: Rows, asked: argparse.Namespace) -> None:
         chosen += [edge for edge in best.top(LARGEST).tolist() if edge not in chosen]
         cuts = [graph.mask([edge]) for edge in chosen]
         real = ablated_metric(model, pairs, cuts).mean(1) - best.clean.mean()
+        large = np.isin(chosen, best.top(LARGEST))
         for label, each in scores.items():
             guess = each.values.mean(0)[chosen]
-            rows.add(
-                f"{name}: {label} against cutting each edge, Pearson",
+            figure = f"{name}: {label} against cutting each edge"
+            yield row(
+                f"{figure}, Pearson",
                 float(np.corrcoef(guess, real)[0, 1]),
-                0.95 if label != "EAP" else None,
-                ">=",
+                at_least(0.95 if label != "EAP" else None),
                 "correlation",
                 f"{RANDOM} random edges and the {LARGEST} of largest score",
-                0,
                 len(chosen),
             )
-            large = np.isin(chosen, best.top(LARGEST))
             for what, here in (("random", ~large), ("largest", large)):
-                rows.add(
-                    f"{name}: {label} against cutting each edge, {what} ones alone",
-                    float(np.corrcoef(guess[here], real[here])[0, 1]),
-                    None,
-                    ">=",
-                    "correlation",
-                    "cutting the edge",
-                    0,
-                    int(here.sum()),
+                value = float(np.corrcoef(guess[here], real[here])[0, 1])
+                which, n = f"{figure}, {what} ones alone", int(here.sum())
+                yield row(
+                    which, value, at_least(), "correlation", "cutting the edge", n
                 )
-            rows.add(
+            yield row(
                 f"{name}: {label}, slope of scores on effects, largest edges",
                 float(guess[large] @ real[large] / (real[large] @ real[large])),
-                None,
-                ">=",
+                at_least(),
                 "ratio",
                 "cutting the edge",
-                0,
                 int(large.sum()),
             )
 
 
-def sums(rows: Rows, asked: argparse.Namespace) -> None:
+def sums(run: Run) -> Iterator[Row]:
     """Edges against their node's score by plain autograd; sizes of SmolLM2's graph."""
-    for name, make in cases(asked):
+    for name, make in cases(run.asked):
         model, pairs = make()
         scores = score_edges(model, pairs, method=EapMethod("eap"))
         own = node_scores(model, pairs)
-        gap = np.abs(scores.node_scores() - own).max() / np.abs(own).max()
+        gap = float(np.abs(scores.node_scores() - own).max() / np.abs(own).max())
         figure = f"{name}: a node's edges against the node, largest difference"
-        rows.add(figure, float(gap), 1e-5, "<=", "of the largest", "", 0, own.size)
+        yield row(figure, gap, at_most(1e-5), "of the largest", n=own.size)
         if name == "SmolLM2":
-            graph = scores.graph
-            for what, value, target in (
-                ("writers", len(graph.writers), 301),
-                ("edges", graph.n_edges, 70_651),
-            ):
-                rows.add(
-                    f"SmolLM2: {what}", value, target, ">=", "count", "by hand", 0, 1
-                )
+            writers, edges = len(scores.graph.writers), scores.graph.n_edges
+            yield row("SmolLM2: writers", writers, at_least(301), "count", "by hand")
+            yield row("SmolLM2: edges", edges, at_least(70_651), "count", "by hand")
 
 
 def node_scores(model, pairs: PromptPairs) -> np.ndarray:
@@ -184,7 +172,7 @@ def node_scores(model, pairs: PromptPairs) -> np.ndarray:
     return torch.cat(parts, 1).numpy()
 
 
-def known(rows: Rows, asked: argparse.Namespace) -> None:
+def known(run: Run) -> Iterator[Row]:
     """Circuits whose edges are known before they are scored."""
     scores = score_edges(wired(), wired_pairs())
     graph = scores.graph
@@ -206,48 +194,56 @@ def known(rows: Rows, asked: argparse.Namespace) -> None:
         top = {table.graph.edges[number] for number in np.flatnonzero(chosen)}
         share = len(true & top) / len(true)
         figure = f"{name}: true edges among the {size} of largest score"
-        rows.add(figure, share, 1, ">=", "share", "known by construction", 0, len(true))
+        yield row(
+            figure, share, at_least(1), "share", "known by construction", len(true)
+        )
         if wrong:
             figure = f"{name}: decoys among them"
-            rows.add(figure, len(wrong & top), 0, "<=", "n", "known", 0, len(wrong))
+            yield row(figure, len(wrong & top), at_most(0), "n", "known", len(wrong))
 
 
-def cost(rows: Rows, asked: argparse.Namespace) -> None:
+def cost(run: Run) -> Iterator[Row]:
     """Time of EAP-IG on SmolLM2 over the plain forward of the same pairs."""
-    clock = Clock(asked.threads, asked.repeats)
     model, pairs = smol_case()
-    batch = make_batch(
-        pairs, list(range(len(pairs))), "logit_difference", torch.device("cpu")
-    )
+    every = list(range(len(pairs)))
+    batch = make_batch(pairs, every, "logit_difference", torch.device("cpu"))
     inputs = batch.clean.model_inputs | {"use_cache": False}
     with torch.no_grad():
         model(**inputs)
-        forward = clock.times(lambda: model(**inputs))
-    scoring = clock.times(lambda: score_edges(model, pairs))
-    rows.add(
-        "SmolLM2: edge EAP-IG, m=5, 16 pairs, over the plain forward",
-        float(np.median(scoring) / np.median(forward)),
-        50,
-        "<=",
-        "x",
-        "forward of the clean prompts",
-        float(np.ptp(scoring) / np.median(forward) / 2),
-        len(scoring),
-        own_seconds=float(np.median(scoring)),
-        peer_seconds=float(np.median(forward)),
-    )
+        forward = run.clock.times(lambda: model(**inputs))
+    scoring = run.clock.times(lambda: score_edges(model, pairs))
+    figure = "SmolLM2: edge EAP-IG, m=5, 16 pairs, over the plain forward"
+    yield _times(figure, scoring, forward, 50, "forward of the clean prompts")
     peak = peak_memory() / 2**30
-    rows.add("SmolLM2: peak memory of it", peak, 6, "<=", "GiB", "", 0, 1)
+    yield row("SmolLM2: peak memory of it", peak, at_most(6), "GiB")
 
 
-def peer(rows: Rows, asked: argparse.Namespace) -> None:
+def _times(
+    figure: str, own: list[float], peer: list[float], limit: float, against: str
+) -> Row:
+    """Our median time over the peer's, at most ``limit``."""
+    seconds, base = float(np.median(own)), float(np.median(peer))
+    return row(
+        figure,
+        seconds / base,
+        at_most(limit),
+        "x",
+        against,
+        len(own),
+        float(np.ptp(own)) / base / 2,
+        own_seconds=seconds,
+        peer_seconds=base,
+    )
+
+
+def peer(run: Run) -> Iterator[Row]:
     """Scores and time against the public implementation, on GPT-2's shape."""
+    asked, clock = run.asked, run.clock
     if asked.peer is None:
         print("peer: left out; pass --peer FOLDER of the unpacked circuitkit wheel")
         return
     from benchmarks.suites.circuits.circuitkit_peer import Peer
 
-    clock = Clock(asked.threads, asked.repeats)
     for name, sizes in (
         ("a small GPT-2", {"n_embd": 48, "n_layer": 4, "n_head": 4}),
         ("GPT-2 small", {"n_embd": 768, "n_layer": 12, "n_head": 12}),
@@ -275,21 +271,10 @@ def peer(rows: Rows, asked: argparse.Namespace) -> None:
         method = EapMethod("inputs", 5, "right")
         ours = score_edges(model, pairs, method=method)
         theirs = other.scores(ours.graph, 5)
-        gap = np.abs(ours.values.mean(0) - theirs).max() / np.abs(theirs).max()
+        gap = float(np.abs(ours.values.mean(0) - theirs).max() / np.abs(theirs).max())
         figure = f"{name}: EAP-IG edges against circuitkit 0.2.0, largest difference"
         n = ours.graph.n_edges
-        rows.add(figure, float(gap), 1e-4, "<=", "of the largest", "circuitkit", 0, n)
-        score = partial(score_edges, model, pairs, method=method)
-        own, peers = clock.times(score), clock.times(partial(other.run, 5))
-        rows.add(
-            f"{name}: time over circuitkit's",
-            float(np.median(own) / np.median(peers)),
-            0.5,
-            "<=",
-            "x",
-            "circuitkit",
-            float(np.ptp(own) / np.median(peers) / 2),
-            len(own),
-            own_seconds=float(np.median(own)),
-            peer_seconds=float(np.median(peers)),
-        )
+        yield row(figure, gap, at_most(1e-4), "of the largest", "circuitkit", n)
+        own = clock.times(partial(score_edges, model, pairs, method=method))
+        peers = clock.times(partial(other.run, 5))
+        yield _times(f"{name}: time over circuitkit's", own, peers, 0.5, "circuitkit")

@@ -1,10 +1,9 @@
 """What the restoration benchmark makes of its cases: areas, rates and verdicts."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import product
 from typing import Any
-
-from sklearn.metrics import roc_auc_score
 
 from audits.axes.concept import axis as concept
 from audits.axes.restoration import axis as restoration
@@ -12,7 +11,8 @@ from audits.axes.restoration import state_injection
 from audits.core.config import QUICK_AXES
 from audits.validation.trials import FLOORS
 from audits.verdict.reevaluate import reevaluate
-from benchmarks.harness.results import Rows
+from benchmarks.harness.results import Goal, Row, at_least, at_most, roc_auc, row
+from benchmarks.harness.zoo import BY_CONSTRUCTION
 from benchmarks.suites.restoration.zoo import FALSE, LATE, NAMED, RETRAINED
 from evidence.intervals import wilson_interval
 
@@ -32,7 +32,7 @@ def published_of(case: dict[str, Any], role: str = "unlearned") -> dict | None:
     return roles[role]["arms"] if role in roles else None
 
 
-def zoo_rows(rows: Rows, cases: Sequence[dict[str, Any]], what: str) -> None:
+def zoo_rows(cases: Sequence[dict[str, Any]], what: str) -> Iterator[Row]:
     """Do suppressions come back where retrains do not, by our test and by theirs?"""
     groups = {
         "late": [c for c in cases if c["kind"] in LATE],
@@ -43,36 +43,22 @@ def zoo_rows(rows: Rows, cases: Sequence[dict[str, Any]], what: str) -> None:
         name: [n["net"] for c in group if (n := net_of(c)) is not None]
         for name, group in groups.items()
     }
-    truth = "state known by construction"
-
-    def area(name: str, values: Sequence[float], no: Sequence[float], target) -> None:
-        if values and no:
-            labels = [1] * len(values) + [0] * len(no)
-            score = float(roc_auc_score(labels, [*values, *no]))
-            rows.add(
-                f"{name}, {what}", score, target, ">=", "AUC", truth, 0, len(labels)
-            )
-
-    head = "AUC of the net restoration rate against scratch retrains"
-    area(f"{head}: head-only and late-layer", net["late"], net["retrained"], 0.98)
-    area(f"{head}: every suppression", net["suppressed"], net["retrained"], None)
-    wrong = [value for value in net["retrained"] if value > FALSE]
-    if net["retrained"]:
-        rows.add(
+    yield from _areas("net restoration rate", net, what, at_least(0.98))
+    false = [value for value in net["retrained"] if value > FALSE]
+    n = len(net["retrained"])
+    if n:
+        yield row(
             f"false restorations (net over {FALSE}) among retrains, {what}",
-            len(wrong),
-            2 * len(net["retrained"]) / 45,
-            "<=",
+            len(false),
+            at_most(2 * n / 45),
             "models",
-            truth,
-            0,
-            len(net["retrained"]),
+            BY_CONSTRUCTION,
+            n,
             largest=max(net["retrained"]),
         )
     best: dict[str, list[float]] = {}
     for name, group in groups.items():
-        arms = [a for c in group if (a := published_of(c)) is not None]
-        best[name] = _best(arms)
+        best[name] = _best([a for c in group if (a := published_of(c)) is not None])
     never = {
         c["model"].rsplit("-", 1)[0]: a
         for c in cases
@@ -81,21 +67,32 @@ def zoo_rows(rows: Rows, cases: Sequence[dict[str, Any]], what: str) -> None:
     best["never-trained"] = _best(list(never.values()))
     for name, values in best.items():
         if values:
-            rows.add(
+            yield row(
                 f"published rate at its best alpha, {name}, mean, {what}",
                 sum(values) / len(values),
-                None,
-                "<=",
+                at_most(),
                 "share of the lost answers",
                 "reported, never votes",
-                0,
                 len(values),
                 least=min(values),
                 most=max(values),
             )
-    head = "AUC of the published rate against scratch retrains"
-    area(f"{head}: head-only and late-layer", best["late"], best["retrained"], None)
-    area(f"{head}: every suppression", best["suppressed"], best["retrained"], None)
+    yield from _areas("published rate", best, what, at_least())
+
+
+def _areas(
+    score: str, values: dict[str, list[float]], what: str, late: Goal
+) -> Iterator[Row]:
+    """AUC of a score between suppressions and retrains; ``late`` is the target of some."""
+    for name, group, goal in (
+        ("head-only and late-layer", "late", late),
+        ("every suppression", "suppressed", at_least()),
+    ):
+        yes, no = values[group], values["retrained"]
+        area, n = roc_auc(yes, no), len(yes) + len(no)
+        if area is not None:
+            figure = f"AUC of the {score} against scratch retrains: {name}, {what}"
+            yield row(figure, area, goal, "AUC", BY_CONSTRUCTION, n)
 
 
 def _best(arms: Sequence[dict[str, Any]]) -> list[float]:
@@ -111,36 +108,32 @@ def axes_of(case: dict[str, Any], floor: str) -> dict[str, Any]:
     return case.get("beside_reference" if floor == "reference" else "axes", {})
 
 
-def rate_rows(rows: Rows, cases: Sequence[dict[str, Any]], what: str) -> None:
+def rate_rows(cases: Sequence[dict[str, Any]], what: str) -> Iterator[Row]:
     """How often each axis finds the answers: in retrains, and in suppressions."""
-    for floor in FLOORS:
-        for name in NAMED:
-            for state, target, sense in (
-                ("deleted", 0.0, "<="),
-                ("suppressed", None, ">="),
-            ):
-                statuses = [
-                    axes_of(case, floor)[name]["status"]
-                    for case in cases
-                    if case["state"] == state and name in axes_of(case, floor)
-                ]
-                if not statuses:
-                    continue
-                found = statuses.count("retained")
-                low, high = wilson_interval(found / len(statuses), len(statuses), 1.96)
-                rows.add(
-                    f"{name} says still there of {state} models, floor {floor}, {what}",
-                    found / len(statuses),
-                    target,
-                    sense,
-                    "share of models",
-                    "state known by construction",
-                    0,
-                    len(statuses),
-                    least=low,
-                    most=high,
-                    statuses=dict(Counter(statuses)),
-                )
+    for floor, name, (state, goal) in product(
+        FLOORS, NAMED, (("deleted", at_most(0.0)), ("suppressed", at_least()))
+    ):
+        statuses = [
+            axes_of(case, floor)[name]["status"]
+            for case in cases
+            if case["state"] == state and name in axes_of(case, floor)
+        ]
+        if not statuses:
+            continue
+        n = len(statuses)
+        share = statuses.count("retained") / n
+        low, high = wilson_interval(share, n, 1.96)
+        yield row(
+            f"{name} says still there of {state} models, floor {floor}, {what}",
+            share,
+            goal,
+            "share of models",
+            BY_CONSTRUCTION,
+            n,
+            least=low,
+            most=high,
+            statuses=dict(Counter(statuses)),
+        )
 
 
 def verdicts(
@@ -150,7 +143,7 @@ def verdicts(
 
     Args:
         cases: From ``measured``.
-        others: Lines of ``benchmarks.suites.verdict.zoo_audits``.
+        others: Lines of the part audits of the verdict suite.
 
     Returns:
         One dict a model of both and floor: ``model``, ``kind``, ``state``, ``floor``,

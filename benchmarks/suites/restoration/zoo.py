@@ -2,13 +2,13 @@
 
 The axes are those of an audit, item for item and seed for seed. What all candidates of
 a world share (the planted suppression, the autoencoder, states of the original) is
-made once for them. The other axes come from audits made already
-(``benchmarks.suites.verdict.zoo_audits``), of the same models with the same seed and
-profile.
+made once for them. The other axes come from audits made already (the part audits of the
+verdict suite), of the same models with the same seed and profile.
 """
 
 import json
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,10 @@ from audits.run import baseline
 from audits.run.inner_axes import capture_tasks, plant_suppression
 from audits.run.pipeline import start
 from audits.run.planting import planted_model
-from benchmarks.harness.results import commit
+from benchmarks.harness.results import commit, once
 from capture.checkpoints.open import open_checkpoint
 from evidence.progress import SILENT
 from evidence.results import AxisResult
-from evidence.storage.files import write_atomic
 from testbeds.planted import read_card
 from testbeds.zoo.kinds import KINDS
 
@@ -74,16 +73,16 @@ def world_of(root: Path, model: Path) -> Path:
 def measured(models: Sequence[Path], root: Path, out: Path) -> Iterator[dict[str, Any]]:
     """Both axes of each model, kept in ``out`` as they come and not computed twice."""
     worlds: dict[Path, World] = {}
+
+    def axes(model: Path) -> dict[str, Any]:
+        place = world_of(root, model)
+        if place not in worlds:
+            worlds.clear()  # One at a time.
+            worlds[place] = World(place, model, out / place.name)
+        return worlds[place].axes(model)
+
     for model in models:
-        kept = out / f"{model.name}.json"
-        if not kept.is_file():
-            place = world_of(root, model)
-            if place not in worlds:
-                worlds = {place: World(place, model, out / place.name)}
-            found = worlds[place].axes(model)
-            out.mkdir(parents=True, exist_ok=True)
-            write_atomic(kept, json.dumps(found) + "\n")
-        yield json.loads(kept.read_text(encoding="utf-8"))
+        yield once(out / f"{model.name}.json", partial(axes, model))
 
 
 class World:

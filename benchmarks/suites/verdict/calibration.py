@@ -1,13 +1,12 @@
 """Fit the calibration that ships with the package, on the tuning part of the zoo.
 
-``python -m benchmarks.suites.verdict.calibration --cases tuning.jsonl`` reads audits
-made by ``benchmarks.suites.verdict.zoo_audits --part tuning`` and writes
+``python -m benchmarks verdict --only audits --part tuning --out tuning.jsonl``, then
+``python -m benchmarks verdict --only calibration --cases tuning.jsonl``, which writes
 ``audits/verdict/calibration.json``. Audits of any other part are refused: what the
 held-out part says of the probabilities is worth something only as long as it was not
 used to fit them.
 """
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,8 @@ from audits.verdict.calibration import (
     case_facts,
 )
 from benchmarks.harness.results import commit
+from benchmarks.harness.zoo import check_part
+from evidence.errors import InputError
 from evidence.results import AxisResult
 from evidence.storage.files import write_atomic
 from testbeds.zoo.build import split
@@ -32,7 +33,7 @@ PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0)
 
 
 def figures(case: dict) -> dict[str, float]:
-    """The calibration's figures of one line of ``benchmarks.suites.verdict.zoo_audits``."""
+    """The calibration's figures of one line of the part audits."""
     document = case["audit"]
     axes = {each["name"]: AxisResult.from_dict(each) for each in document["axes"]}
     return calibration_features(axes, document["preflight"]["utility"]["shares"])
@@ -115,34 +116,32 @@ def chosen(cases: Sequence[dict]) -> float:
     return min(C for C in PENALTIES if mean[C] <= mean[best] + error[best])
 
 
-def main() -> None:
-    """Read, check, fit, write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cases", type=Path, nargs="+", required=True)
-    parser.add_argument("--out", type=Path, default=FILE)
-    asked = parser.parse_args()
-    part = split()["tuning"]
-    cases = []
-    for file in asked.cases:
-        lines = file.read_text(encoding="utf-8").splitlines()
-        cases += [case for case in map(json.loads, lines) if "failed" not in case]
-    for case in cases:
-        of_part = case["seed"] in part["seeds"] and case["family"] in part["families"]
-        if not of_part or case["kind"] not in part["kinds"]:
-            parser.error(f"{case['model']} is not of the tuning part")
+def write(found: Sequence[dict], out: Path) -> None:
+    """Check audits, fit, and write the calibration.
+
+    Args:
+        found: Lines of the part audits of the verdict suite, of tuning models alone.
+        out: File of the calibration.
+
+    Raises:
+        InputError: an audit is of another part, or a state is missing.
+    """
+    cases = [case for case in found if "failed" not in case]
+    for name, field in (("seeds", "seed"), ("families", "family"), ("kinds", "kind")):
+        check_part("tuning", **{name: [case[field] for case in cases]})
     cases = [case for case in cases if case["state"] is not None]
     if {case["state"] for case in cases} != set(STATES):
-        parser.error("every state is needed")
+        raise InputError(
+            "the calibration needs models of every state",
+            expected=", ".join(STATES),
+            fix="Name files of audits by --cases",
+        )
     C = chosen(cases)
     worlds = sorted({f"{case['family']} {case['seed']}" for case in cases})
     version = (
         f"bios, split {split()['version']}, tuning worlds {', '.join(worlds)}; "
         f"{len(cases)} audits; C={C:g}; commit {commit()}"
     )
-    found = fit(cases, C, version)
-    write_atomic(asked.out, json.dumps(found.to_dict(), indent=1) + "\n")
-    print(f"{version}\nmean log loss in sample {np.mean(loss(found, cases)):.4f}")
-
-
-if __name__ == "__main__":
-    main()
+    fitted = fit(cases, C, version)
+    write_atomic(out, json.dumps(fitted.to_dict(), indent=1) + "\n")
+    print(f"{version}\nmean log loss in sample {np.mean(loss(fitted, cases)):.4f}")

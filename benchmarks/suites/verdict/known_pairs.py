@@ -1,35 +1,50 @@
 """Does the verdict come out right on models whose state is known by construction?
 
-Run by hand: ``make bench-known-pairs`` (about half an hour on two cores). Worlds and
-models are kept in ``--root`` and not made twice.
+About half an hour on two cores. Worlds and models are kept in ``--root`` and not made
+twice.
 """
 
 import argparse
-import json
-import platform
-import subprocess
-import sys
 import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import torch
-
-from audits.run.api import Audit, audit
+from benchmarks.harness import results
+from benchmarks.harness.results import Row, at_least
+from benchmarks.harness.runner import Run, Suite, listed
+from benchmarks.harness.zoo import BY_CONSTRUCTION, KnownModel, audited
 from capture.checkpoints.cache import cache_root
 from capture.checkpoints.open import open_checkpoint
-from capture.data.items import ItemSet, read_items
+from capture.data.items import read_items
 from testbeds.planted import plant
-from testbeds.worlds.biographies import STANDARD, BiosWorld, build_bios, train_model
-from testbeds.worlds.capitals import CapitalWorld, capital_items
+from testbeds.worlds.biographies import STANDARD, build_bios, train_model
+from testbeds.worlds.capitals import capital_items
 from testbeds.worlds.smollm2 import fetch
 
-RESULT = Path(__file__).parents[2] / "results" / "known_pairs.json"
 # Starting weights and order of the second retrain, the reference.
 OTHER = 1000
+row = partial(results.row, peer=BY_CONSTRUCTION)
 
 
-def bios_pairs(world: BiosWorld, seed: int, root: Path):
-    """Candidates of a bios world: name, model, true state, references."""
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seeds", type=listed(int), default=[0, 1, 2])
+    parser.add_argument("--worlds", type=listed(), default=["bios", "smol"])
+    parser.add_argument("--root", type=Path, default=cache_root() / "known-pairs")
+
+
+SUITE = Suite(
+    "known-pairs",
+    "Verdicts on original, suppressed, deleted and damaged models of two worlds.",
+    result="known_pairs",
+    options=_options,
+)
+
+
+def bios_models(seed: int, root: Path) -> Iterator[KnownModel]:
+    """Candidates of a bios world; never-taught people are invented, as for a user."""
+    world = build_bios(STANDARD, seed, root / "bios")
     second = world.root / "reference"
     if not second.is_dir():
         train_model(STANDARD, seed + OTHER, read_items(world.retain), second)
@@ -37,129 +52,63 @@ def bios_pairs(world: BiosWorld, seed: int, root: Path):
         kind: plant(world, kind, seed=seed, out=root / f"bios-{seed}-{kind}")
         for kind in ("last_block_relabel", "collapse")
     }
-    models = [
+    for name, model, state in (
         ("original", world.original, "not_unlearned"),
         ("last_block_relabel", planted["last_block_relabel"], "suppressed"),
         ("twin", world.twin, "deleted"),
         ("collapse", planted["collapse"], "damaged"),
-    ]
-    for name, model, state in models:
-        for references in ((), (second,)):
-            yield name, model, state, references
+    ):
+        sets = (world.original, world.forget, world.retain)
+        yield KnownModel(name, model, state, *sets, (second,))
 
 
-def smol_pairs(world: CapitalWorld, seed: int, root: Path):
+def smol_models(seed: int, root: Path) -> Iterator[KnownModel]:
     """Candidates of the capitals world; no twin of a pretrained model exists."""
-    yield "noop", world.original, "not_unlearned", ()
+    world = capital_items(open_checkpoint(fetch()), seed=seed)
+    candidates = [("noop", world.original, "not_unlearned")]
     for kind, state in (("last_block_relabel", "suppressed"), ("collapse", "damaged")):
         model = plant(world, kind, seed=seed, out=root / f"smol-{seed}-{kind}")
-        yield kind, model, state, ()
+        candidates.append((kind, model, state))
+    sets = (world.original, world.forget, world.retain)
+    for name, model, state in candidates:
+        yield KnownModel(name, model, state, *sets, never_taught=world.never_taught)
 
 
-def one(world_name: str, seed: int, pair, options: dict, out: Path) -> dict:
-    """Audit one pair; a row of the result."""
-    name, model, state, references = pair
+MODELS = {"bios": bios_models, "smol": smol_models}
+
+
+def judged(world: str, seed: int, known: KnownModel, floor: str, root: Path) -> Row:
+    """Audit one model with one floor."""
     start = time.perf_counter()
-    done: Audit = audit(
-        unlearned=model, reference=references, out=out, seed=seed, fresh=True, **options
-    )
-    floor = "reference" if references else "never_taught"
-    row = {
-        "figure": f"{world_name} seed {seed}: {name}, floor {floor}",
-        "value": int(done.verdict == state),
-        "target": 1,
-        "sense": ">=",
-        "unit": "right (1) or wrong (0)",
-        "peer": "state known by construction",
-        "spread": None,
-        "n": 1,
+    place = root / "audits" / f"{world}-{seed}"
+    done = audited(known, floor, place, seed=seed, fresh=True)
+    more: dict[str, Any] = {
         "verdict": done.verdict,
-        "state": state,
+        "state": known.state,
         "seconds": round(time.perf_counter() - start, 1),
         "axes": [str(axis) for axis in done.axes.values()],
         "reasons": done.reasons,
     }
-    mark = "ok " if row["value"] else "BAD"
-    print(mark, row["figure"], "->", done.verdict, f"{row['seconds']} s", flush=True)
-    return row
+    figure = f"{world} seed {seed}: {known.name}, floor {floor}"
+    right = int(done.verdict == known.state)
+    return row(figure, right, at_least(1), "right (1) or wrong (0)", **more)
 
 
-def run_bios(seeds: list[int], root: Path) -> list[dict]:
-    """Every pair of every bios world."""
+@SUITE.part("pairs")
+def pairs(run: Run) -> Iterator[Row]:
+    """Every model of every world with every floor it has."""
     rows = []
-    for seed in seeds:
-        world = build_bios(STANDARD, seed, root / "bios")
-        # Never-taught people are invented by the audit, as they would be for a user.
-        options = {
-            "original": world.original,
-            "forget": world.forget,
-            "retain": world.retain,
-        }
-        for number, pair in enumerate(bios_pairs(world, seed, root)):
-            out = root / "audits" / f"bios-{seed}-{number}"
-            rows.append(one("bios", seed, pair, options, out))
-    return rows
-
-
-def run_smol(seeds: list[int], root: Path) -> list[dict]:
-    """Every pair of every split of the capitals."""
-    rows = []
-    checkpoint = open_checkpoint(fetch())
-    for seed in seeds:
-        world = capital_items(checkpoint, seed=seed)
-        sets: dict[str, ItemSet] = {
-            "forget": world.forget,
-            "retain": world.retain,
-            "never_taught": world.never_taught,
-        }
-        options = {"original": world.original} | sets
-        for number, pair in enumerate(smol_pairs(world, seed, root)):
-            out = root / "audits" / f"smol-{seed}-{number}"
-            rows.append(one("smol", seed, pair, options, out))
-    return rows
-
-
-def main() -> None:
-    """Run, print, write the result."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--worlds", default="bios,smol")
-    parser.add_argument("--root", type=Path, default=cache_root() / "known-pairs")
-    parser.add_argument("--result", type=Path, default=RESULT)
-    arguments = parser.parse_args()
-    seeds = [int(each) for each in arguments.seeds.split(",")]
-    rows = []
-    for world in arguments.worlds.split(","):
-        rows += {"bios": run_bios, "smol": run_smol}[world](seeds, arguments.root)
-    right = sum(row["value"] for row in rows)
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, encoding="utf-8", check=False
-    ).stdout.strip()
-    document = {
-        "command": "python -m benchmarks.suites.verdict.known_pairs "
-        + " ".join(sys.argv[1:]),
-        "commit": commit,
-        "machine": f"{platform.machine()}, {platform.processor() or 'cpu'}",
-        "threads": torch.get_num_threads(),
-        "rows": [
-            {
-                "figure": "verdicts right among all pairs",
-                "value": right / len(rows),
-                "target": 1.0,
-                "sense": ">=",
-                "unit": "share",
-                "peer": "state known by construction",
-                "spread": None,
-                "n": len(rows),
-            },
-            *rows,
-        ],
-    }
-    arguments.result.parent.mkdir(exist_ok=True)
-    text = json.dumps(document, indent=1) + "\n"
-    arguments.result.write_text(text, encoding="utf-8")
-    print(f"{right} of {len(rows)} right; written to {arguments.result}")
-
-
-if __name__ == "__main__":
-    main()
+    for world in run.asked.worlds:
+        for seed in run.asked.seeds:
+            for known in MODELS[world](seed, run.asked.root):
+                floors = ["never_taught", *(["reference"] if known.references else [])]
+                for floor in floors:
+                    rows.append(judged(world, seed, known, floor, run.asked.root))
+                    mark = "ok " if rows[-1]["value"] else "BAD"
+                    print(
+                        mark, rows[-1]["figure"], "->", rows[-1]["verdict"], flush=True
+                    )
+    share = sum(each["value"] for each in rows) / len(rows)
+    figure = "verdicts right among all pairs"
+    yield row(figure, share, at_least(1.0), "share", n=len(rows))
+    yield from rows

@@ -1,33 +1,32 @@
 """Whole audits of image classifiers whose state is known: a confusion table.
 
-Run by hand: ``python -m benchmarks.suites.vision.audits``, on a digits zoo that is
-there already; ``benchmarks.suites.vision.suite`` makes one. Every audit is kept in
-``--work``, so that an interrupted run goes on. The rows and the table go into the
-result and the page of ``benchmarks.suites.vision.suite``, whose own figures stay as
-they are, as do audits of other models.
+A part of the vision suite, on a digits zoo that is there already. Every audit is kept in
+``--work``, so that an interrupted run goes on; audits of other models stay in the result.
 """
 
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from audits.run import document as result
-from audits.run.api import audit
 from audits.verdict.reevaluate import reevaluate
-from benchmarks.harness.results import commit
-from benchmarks.harness.vision_page import RESULT, write_page
-from benchmarks.suites.vision.suite import SUPPRESSED, row
-from capture.checkpoints.cache import cache_root
+from benchmarks.harness.results import Row, at_least, at_most, commit, merge, once, row
+from benchmarks.harness.runner import Run
+from benchmarks.harness.zoo import BY_CONSTRUCTION, KnownModel, audited
 from evidence.results import AxisResult
-from evidence.storage.files import write_atomic
 from testbeds.planted import read_card
 
+SUPPRESSED = (
+    *("head_only", "logit_mask", "last_block_relabel"),
+    *("late_rotation", "class_direction"),
+)
+RETRAINED = ("twin", "retrain_1", "retrain_2")
 KINDS = (
-    *SUPPRESSED,
-    *("twin", "retrain_1", "retrain_2", "twin_tuned"),
+    *(*SUPPRESSED, *RETRAINED, "twin_tuned"),
     *("untouched", "retain_tuned", "collapse", "noise", "random_init"),
 )
 FLOORS = ("reference", "never_taught")
@@ -46,48 +45,46 @@ def world_of(root: Path, family: str, seed: int) -> Path | None:
     return None
 
 
-def audited(
-    root: Path, family: str, seed: int, kind: str, floor: str, work: Path
+def looked_into(
+    asked: argparse.Namespace, family: str, seed: Any, kind: str, floor: str
 ) -> dict[str, Any] | None:
-    """One audit, made or found in ``work``; None where model or world is not there.
+    """One audit, made or found in ``--work``; None where model or world is not there.
 
     The rule is applied anew to what it measured.
     """
-    name = f"{family}-{seed}-{kind}-{floor}"
-    kept, out = work / f"{name}.json", work / "audits" / name
+    root, work, name = asked.root, asked.work, f"{family}-{seed}-{kind}"
+    kept, out = work / f"{name}-{floor}.json", work / "audits"
     models = {
         each: root / "models" / f"digits-{family}-{seed}-{each}"
         for each in (kind, *REFERENCES)
     }
-    if not kept.is_file():
-        world = world_of(root, family, seed)
-        if world is None or not models[kind].is_dir():
-            return None
-        references = [models[each] for each in REFERENCES if each != kind]
-        start = time.perf_counter()
-        done = audit(
-            world / "original",
-            models[kind],
-            world / "forget_test.npz",
-            world / "retain_test.npz",
-            out,
-            reference=references if floor == "reference" else (),
-            fresh=True,
+    world = world_of(root, family, seed)
+    if not kept.is_file() and (world is None or not models[kind].is_dir()):
+        return None
+    state = read_card(models[kind])["state"]
+
+    def make() -> dict[str, Any]:
+        assert world is not None
+        names = ("original", "forget_test.npz", "retain_test.npz")
+        original, forget, retain = (world / each for each in names)
+        references = tuple(models[each] for each in REFERENCES if each != kind)
+        known = KnownModel(
+            name, models[kind], state, original, forget, retain, references
         )
+        start = time.perf_counter()
+        done = audited(known, floor, out, fresh=True)
         seconds = round(time.perf_counter() - start, 1)
-        write_atomic(kept, json.dumps({"seconds": seconds, "commit": commit()}) + "\n")
-        print(name, done.verdict, seconds, flush=True)
-    made, document = (
-        json.loads(kept.read_text(encoding="utf-8")),
-        result.read_document(out),
-    )
+        print(name, floor, done.verdict, seconds, flush=True)
+        return {"seconds": seconds, "commit": commit()}
+
+    made, document = once(kept, make), result.read_document(out / f"{name}-{floor}")
     verdict = reevaluate(document)
     return {
-        "model": f"digits-{family}-{seed}-{kind}",
+        "model": models[kind].name,
         "family": family,
         "seed": seed,
         "kind": kind,
-        "state": read_card(models[kind])["state"],
+        "state": state,
         "floor": floor,
         "verdict": verdict.verdict_class,
         "why": verdict.reasons[0],
@@ -107,101 +104,54 @@ def audited(
     }
 
 
-def rows_of(found: Sequence[dict[str, Any]], what: str) -> list[dict[str, Any]]:
+def rows_of(found: Sequence[dict[str, Any]], what: str) -> Iterator[Row]:
     """Error rates by floor."""
-    rows = []
-    truth = "state known by construction"
-    for floor in FLOORS:
-        here = [each for each in found if each["floor"] == floor]
-        for name, state, verdict, target, sense in (
-            ("retrains called suppressed", "deleted", "suppressed", 0.0, "<="),
-            ("suppressions called deleted", "suppressed", "deleted", 0.0, "<="),
-            ("suppressions called suppressed", "suppressed", "suppressed", None, ">="),
-            ("retrains called deleted", "deleted", "deleted", None, ">="),
-            ("wrecks called deleted", "damaged", "deleted", 0.0, "<="),
+    for floor, (name, state, verdict, goal) in product(
+        FLOORS,
+        (
+            ("retrains called suppressed", "deleted", "suppressed", at_most(0.0)),
+            ("suppressions called deleted", "suppressed", "deleted", at_most(0.0)),
+            ("suppressions called suppressed", "suppressed", "suppressed", at_least()),
+            ("retrains called deleted", "deleted", "deleted", at_least()),
+            ("wrecks called deleted", "damaged", "deleted", at_most(0.0)),
             (
                 "untouched in effect called not_unlearned",
-                "not_unlearned",
-                "not_unlearned",
-                None,
-                ">=",
+                *("not_unlearned", "not_unlearned", at_least()),
             ),
-        ):
-            group = [each for each in here if each["state"] == state]
-            if group:
-                share = sum(each["verdict"] == verdict for each in group) / len(group)
-                figure = f"{name}, floor {floor}, {what}"
-                rows.append(
-                    row(
-                        figure,
-                        share,
-                        target,
-                        sense,
-                        "share of models",
-                        truth,
-                        len(group),
-                    )
-                )
-    return rows
+        ),
+    ):
+        group = [e for e in found if e["floor"] == floor and e["state"] == state]
+        if group:
+            share = sum(each["verdict"] == verdict for each in group) / len(group)
+            figure, n = f"{name}, floor {floor}, {what}", len(group)
+            yield row(figure, share, goal, "share of models", BY_CONSTRUCTION, n)
 
 
 def beside(before: list[dict[str, Any]], found: list[dict[str, Any]]) -> list:
     """Audits made now, and those made before of other models or with another floor."""
-    new = {(each["model"], each["floor"]) for each in found}
-    kept = [each for each in before if (each["model"], each["floor"]) not in new]
-    return sorted([*kept, *found], key=lambda each: (each["seed"], each["floor"]))
+    return merge(before, found, ("model", "floor"), lambda e: (e["seed"], e["floor"]))
 
 
-def main() -> None:
-    """Audit what is there, and put rows and table beside those of restoration."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", default="10,11,12")
-    parser.add_argument("--families", default="cnn,vit")
-    parser.add_argument("--kinds", default=",".join(KINDS))
-    parser.add_argument("--floors", default=",".join(FLOORS))
-    parser.add_argument("--root", type=Path, default=cache_root() / "zoo")
-    parser.add_argument("--work", type=Path, default=cache_root() / "vision-audits")
-    parser.add_argument("--result", type=Path, default=RESULT)
-    parser.add_argument(
-        "--kept", action="store_true", help="only audits that were made already"
-    )
-    given = parser.parse_args()
-    found = []
-    for seed in map(int, given.seeds.split(",")):
-        for floor in given.floors.split(","):
-            for kind in given.kinds.split(","):
-                for family in given.families.split(","):
-                    kept = given.work / f"{family}-{seed}-{kind}-{floor}.json"
-                    if given.kept and not kept.is_file():
-                        continue
-                    made = audited(given.root, family, seed, kind, floor, given.work)
-                    if made is not None:
-                        found.append(made)
-    document = json.loads(given.result.read_text(encoding="utf-8"))
-    before = document.get("audits", {"models": [], "command": ""})
-    found = beside(before["models"], found)
-    command = (
-        "python -m benchmarks.suites.vision.audits "
-        + f"--seeds {given.seeds} --families {given.families}"
-        + (" --kept" if given.kept else "")
-    )
-    rows = []
+def measure(run: Run) -> Iterator[Row]:
+    """Whole audits of models that are there, by verdict, kind and floor."""
+    asked, found = run.asked, []
+    for seed, floor, kind, family in product(
+        asked.seeds or [10, 11, 12], asked.floors, asked.kinds or KINDS, asked.families
+    ):
+        kept = asked.work / f"{family}-{seed}-{kind}-{floor}.json"
+        if asked.made and not kept.is_file():
+            continue
+        made = looked_into(asked, family, seed, kind, floor)
+        if made is not None:
+            found.append(made)
+    found = beside(run.document.get("audits", {"models": []})["models"], found)
+    run.payload = {
+        "commits": sorted({each["commit"] for each in found}),
+        "models": found,
+    }
     for looked_at in (False, True):
         here = [each for each in found if (each["seed"] in LOOKED_AT) == looked_at]
         if here:
             seeds = ",".join(map(str, sorted({each["seed"] for each in here})))
             note = " (looked at)" if looked_at else ""
-            rows += rows_of(here, f"digits, seeds {seeds}{note}, both shapes")
-    document["audits"] = {
-        "command": "; ".join(each for each in (before["command"], command) if each),
-        "commits": sorted({each["commit"] for each in found}),
-        "rows": rows,
-        "models": found,
-    }
-    given.result.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    if given.result == RESULT:
-        write_page(document)
-
-
-if __name__ == "__main__":
-    main()
+            yield from rows_of(here, f"digits, seeds {seeds}{note}, both shapes")

@@ -1,20 +1,16 @@
 """Restoration of a forgotten class in the digits zoo: as published, and net of luck.
 
-Run by hand: ``make bench-vision``. Models are kept in ``--root`` and every model's
-figures beside them, so that an interrupted run goes on. Models whose state is graded
-are shown and left out of the AUC.
+Models are kept in ``--root`` and every model's figures beside them, so that an
+interrupted run goes on. Models whose state is graded are shown and left out of the AUC.
+The part ``audits`` puts rows and table of whole audits beside those figures.
 """
 
 import argparse
-import json
-import platform
-import subprocess
-import sys
 import time
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
-
-import torch
-from sklearn.metrics import roc_auc_score
+from typing import Any
 
 from audits.axes.restoration.image_state_injection import find_experts, inject_states
 from audits.axes.restoration.image_steering import named_as_class
@@ -23,20 +19,19 @@ from audits.axes.restoration.image_trial import (
     restore_images,
     unseen_classes,
 )
-from benchmarks.harness.vision_page import write_page
+from audits.validation.error_rates import VERDICTS
+from benchmarks.harness.pages import STATUSES, Page, results
+from benchmarks.harness.results import Row, at_least, at_most, once, roc_auc, row
+from benchmarks.harness.runner import Run, Suite, by_part, listed
+from benchmarks.harness.zoo import BY_CONSTRUCTION, zoo_options
+from benchmarks.suites.vision import audits
+from benchmarks.suites.vision.audits import RETRAINED, SUPPRESSED
 from capture.checkpoints.cache import cache_root
 from capture.checkpoints.open import open_checkpoint
 from capture.network.sites import find_image_sites
 from capture.network.structure import random_like
-from evidence.storage.files import write_atomic
 from testbeds.zoo.build import Specimen, build_zoo
 
-RESULT = Path(__file__).parents[2] / "results" / "vision.json"
-SUPPRESSED = (
-    *("head_only", "logit_mask", "last_block_relabel"),
-    *("late_rotation", "class_direction"),
-)
-RETRAINED = ("twin", "retrain_1", "retrain_2")
 KINDS = (
     *("untouched", "retain_tuned", *SUPPRESSED, *RETRAINED, "random_init", "noise"),
     *("collapse", "grad_ascent", "grad_diff", "relabel", "salun", "ssd", "scrub"),
@@ -45,6 +40,80 @@ KINDS = (
 )
 FALSE = 0.2
 """A net rate above this on a retrain is a false restoration."""
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    zoo_options(parser, seeds=(), families=("cnn", "vit"), kinds=())
+    add("--floors", type=listed(), default=list(audits.FLOORS), help="of audits")
+    add("--made", action="store_true", help="only models, or audits, that are there")
+    add("--ours", action="store_true", help="leave the published test out")
+    add("--work", type=Path, default=cache_root() / "vision-audits", help="of audits")
+
+
+def context(document: dict[str, Any]) -> dict[str, Any]:
+    """Variables of the page."""
+    whole = document.get("audits", {"models": []})["models"]
+    return {
+        "document": document,
+        "verdicts": {
+            e["model"]: e["verdict"] for e in whole if e["floor"] == "reference"
+        },
+        "classes": VERDICTS,
+        "statuses": STATUSES,
+    }
+
+
+def _keep(run: Run, suite: Suite, rows: list[Row], stamps: dict) -> dict[str, Any]:
+    """Figures of restoration take the place of earlier ones; audits stand beside them."""
+    if run.part == "audits":
+        before = run.document.get("audits", {"command": ""})
+        commands = (before["command"], stamps["command"])
+        command = "; ".join(each for each in commands if each)
+        audits = {"command": command, "rows": rows} | run.payload
+        return run.document | {"audits": audits}
+    kept = kept_from(run.document) if run.document else {}
+    if any(model["published"] for model in rows[0]["models"]):
+        kept.pop("earlier", None)
+    run.document = {}
+    return by_part(run, suite, rows, stamps) | kept
+
+
+PAGE = Page("vision", lambda: context(results("vision")))
+SUITE = Suite(
+    "vision",
+    "Restoration of a forgotten class in the digits zoo, and whole audits of its models.",
+    result="vision",
+    pages=(PAGE,),
+    options=_options,
+    keep=_keep,
+)
+
+
+@SUITE.part()
+def restoration(run: Run) -> Iterator[Row]:
+    """The published restoration test and ours, by kind and shape."""
+    asked = run.asked
+    seeds, found = asked.seeds or [13, 14, 15], []
+    for seed in seeds:
+        for family in asked.families:
+            kinds = asked.kinds or list(KINDS)
+            if asked.made:
+                start = f"digits-{family}-{seed}-"
+                kinds = [
+                    k for k in kinds if (asked.root / "models" / f"{start}{k}").is_dir()
+                ]
+            found += figures(family, seed, kinds, asked.root, asked.ours)
+    what = f"seeds {','.join(map(str, seeds))}"
+    rows = list(summary(found, f"digits, {what}, both shapes"))
+    for family in asked.families:
+        here = [each for each in found if each["family"] == family]
+        rows += summary(here, f"digits {family}, {what}")
+    rows[0]["models"] = found
+    yield from rows
+
+
+SUITE.part("audits", default=False)(audits.measure)
 
 
 def figures(
@@ -68,10 +137,10 @@ def figures(
     runs: dict[str, dict] = {}
     for each in made:
         path = root / ("ours" if ours else "figures") / f"{each.name}.json"
-        if not path.is_file():
-            saved = measured(each, original, forget, retain, never, experts, seed)
-            write_atomic(path, json.dumps(saved))
-        runs[each.kind] = json.loads(path.read_text(encoding="utf-8"))
+        runs[each.kind] = once(
+            path,
+            partial(measured, each, original, forget, retain, never, experts, seed),
+        )
     found = []
     for each in made:
         saved = runs[each.kind]
@@ -134,73 +203,53 @@ def called(net: dict | None, shown: dict) -> str:
     return "not restored" if net["interval"][1] < FALSE else "open"
 
 
-def row(figure, value, target, sense, unit, peer, n, spread=None, **more) -> dict:
-    """One figure in the shape all benchmarks share."""
-    fixed = {"figure": figure, "value": value, "target": target, "sense": sense}
-    return fixed | {"unit": unit, "peer": peer, "spread": spread, "n": n} | more
-
-
-def area(yes: list[float], no: list[float]) -> float | None:
-    """Area under the ROC curve; None without models on either side."""
-    if not yes or not no:
-        return None
-    return float(roc_auc_score([1] * len(yes) + [0] * len(no), yes + no))
-
-
-def summary(found: list[dict], what: str) -> list[dict]:
+def summary(found: Sequence[dict[str, Any]], what: str) -> Iterator[Row]:
     """AUC of every score between suppressions and retrains, and false restorations."""
-    scores = {
-        "net rate, reference among the controls": lambda f: f["with_reference"]["net"],
-        "net rate, no reference": lambda f: f["without_reference"]["net"],
-        "residual, reference among the controls": lambda f: f["with_reference"][
-            "residual"
-        ],
-        "residual, no reference": lambda f: f["without_reference"]["residual"],
-        "rate without controls": lambda f: f["with_reference"]["rate"],
-        "rate without controls and without the original's end": lambda f: f[
-            "with_reference"
-        ]["own_rate"],
-        "published rate, best alpha": lambda f: f["published"]["best"]["published"],
-        "published rate, alpha 1": lambda f: f["published"]["rates"]["published"][0],
-    }
-    peer = "state known by construction"
-    rows = []
-    for name, score in scores.items():
+    alone, beside = "no reference", "reference among the controls"
+    for name, *keys in (
+        (f"net rate, {beside}", "with_reference", "net"),
+        (f"net rate, {alone}", "without_reference", "net"),
+        (f"residual, {beside}", "with_reference", "residual"),
+        (f"residual, {alone}", "without_reference", "residual"),
+        ("rate without controls", "with_reference", "rate"),
+        (
+            "rate without controls and without the original's end",
+            "with_reference",
+            "own_rate",
+        ),
+        ("published rate, best alpha", "published", "best", "published"),
+        ("published rate, alpha 1", "published", "rates", "published", 0),
+    ):
         if name.startswith("published") and not any(f["published"] for f in found):
             continue
         yes, no = (
-            [score(f) for f in found if f["kind"] in group and f["with_reference"]]
+            [
+                _nested(f, keys)
+                for f in found
+                if f["kind"] in group and f["with_reference"]
+            ]
             for group in (SUPPRESSED, RETRAINED)
         )
-        value = area(yes, no)
-        ours = name.startswith("net")
-        spread = [min(yes), max(no)] if yes and no else None
-        rows.append(
-            row(
-                f"AUC of the {name}, suppressed against retrained, {what}",
-                value,
-                0.98 if ours else None,
-                ">=",
-                "AUC",
-                peer,
-                len(yes) + len(no),
-                spread,
-            )
-        )
+        ours, n = name.startswith("net"), len(yes) + len(no)
+        figure = f"AUC of the {name}, suppressed against retrained, {what}"
+        goal = at_least(0.98 if ours else None)
+        spread: Any = [min(yes), max(no)] if yes and no else None
+        yield row(figure, roc_auc(yes, no), goal, "AUC", BY_CONSTRUCTION, n, spread)
         if ours:
-            wrong = sum(value > FALSE for value in no)
-            rows.append(
-                row(
-                    f"false restorations ({name} over {FALSE}), {what}",
-                    wrong / max(len(no), 1),
-                    2 / 45,
-                    "<=",
-                    "share of retrains",
-                    peer,
-                    len(no),
-                )
+            yield row(
+                f"false restorations ({name} over {FALSE}), {what}",
+                sum(value > FALSE for value in no) / max(len(no), 1),
+                at_most(2 / 45),
+                "share of retrains",
+                BY_CONSTRUCTION,
+                len(no),
             )
-    return rows
+
+
+def _nested(model: Any, keys: Sequence[Any]) -> float:
+    for key in keys:
+        model = model[key]
+    return model
 
 
 def kept_from(before: dict) -> dict:
@@ -213,63 +262,3 @@ def kept_from(before: dict) -> dict:
     if any(each["published"] for each in before["rows"][0]["models"]):
         kept["earlier"] = {k: before[k] for k in ("command", "commit", "rows")}
     return kept
-
-
-def main() -> None:
-    """Run, print, write the result and the page."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", default="13,14,15")
-    parser.add_argument("--families", default="cnn,vit")
-    parser.add_argument("--kinds", default=",".join(KINDS))
-    parser.add_argument(
-        "--made", action="store_true", help="only models that are in --root already"
-    )
-    parser.add_argument(
-        "--ours", action="store_true", help="leave the published test out"
-    )
-    parser.add_argument("--root", type=Path, default=cache_root() / "zoo")
-    parser.add_argument("--result", type=Path, default=RESULT)
-    given = parser.parse_args()
-    seeds = [int(each) for each in given.seeds.split(",")]
-    families = given.families.split(",")
-    found = []
-    for seed in seeds:
-        for family in families:
-            kinds = given.kinds.split(",")
-            if given.made:
-                start = given.root / "models" / f"digits-{family}-{seed}-"
-                kinds = [k for k in kinds if Path(f"{start}{k}").is_dir()]
-            found += figures(family, seed, kinds, given.root, given.ours)
-    rows = summary(found, f"digits, seeds {','.join(map(str, seeds))}, both shapes")
-    for family in families:
-        mine = [each for each in found if each["family"] == family]
-        rows += summary(mine, f"digits {family}, seeds {','.join(map(str, seeds))}")
-    rows[0]["models"] = found
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, encoding="utf-8", check=False
-    ).stdout.strip()
-    document = {
-        "command": "python -m benchmarks.suites.vision.suite "
-        + f"--seeds {given.seeds} --families {given.families}"
-        + (f" --kinds {given.kinds}" if given.kinds != ",".join(KINDS) else "")
-        + (" --made" if given.made else "")
-        + (" --ours" if given.ours else ""),
-        "commit": commit,
-        "machine": f"{platform.machine()}, {platform.processor() or 'cpu'}",
-        "threads": torch.get_num_threads(),
-        "rows": rows,
-    }
-    if given.result.is_file():
-        document |= kept_from(json.loads(given.result.read_text(encoding="utf-8")))
-    if any(each["published"] for each in found):
-        document.pop("earlier", None)
-    given.result.parent.mkdir(exist_ok=True)
-    given.result.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    if given.result == RESULT:
-        write_page(document)
-    for each in rows:
-        print(each["figure"], "->", each["value"], "target", each["target"])
-
-
-if __name__ == "__main__":
-    sys.exit(main())

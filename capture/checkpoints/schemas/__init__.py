@@ -1,1 +1,1 @@
-"""What files of a checkpoint may say, and how libraries that read them may fail."""
+"""Schemas of a checkpoint's configuration files, and guards around libraries that read them."""

@@ -1,9 +1,8 @@
-"""A checkpoint's config.json: what it may say, and what of it reaches the library.
+"""Validation of config.json, and the fields of it that are passed to transformers.
 
-The library builds whatever a configuration describes: it follows names of files, of
-code and of kernels, makes as many blocks as it is told, and computes with any number.
-So names that lead anywhere are refused or left out, counts are held against what the
-weight files hold, and numbers have ranges, before the library sees any of it.
+The library follows names of files, code and kernels in a configuration, builds any number of
+blocks, and computes with any number. So such names are refused or dropped, counts are checked
+against the weight files, and numbers against ranges, before the library reads them.
 """
 
 import inspect
@@ -18,10 +17,10 @@ from capture.checkpoints.schemas.library_errors import library_errors
 from evidence.errors import InputError
 
 MAX_BYTES = 8 << 20
-"""Bytes of config.json; the names of 21,843 classes take one of them."""
+"""Eight times the size of a configuration with the names of 21,843 classes."""
 MAX_DEPTH = 10
 
-# Each would have the library read, build or run what no check has seen.
+# Each would make the library read, build or run something unchecked.
 REFUSED_FIELDS = {
     "transformers_weights": "names a weight file of its own",
     "configuration_files": "names another configuration file",
@@ -39,7 +38,7 @@ REFUSED_FIELDS = {
     "custom_generate": "names code to generate with",
     "pruned_heads": "leaves out heads",
 }
-# What we set ourselves, or what changes nothing that a model computes.
+# Fields that we set ourselves, or without effect on the computation.
 DROPPED_FIELDS = frozenset(
     {
         "attn_implementation",
@@ -68,19 +67,19 @@ DROPPED_FIELDS = frozenset(
         "tokenizer_class",
     }
 )
-_FILE = re.compile(
+_FILE_NAME = re.compile(
     r"(?i)\.(safetensors|bin|pth?|ckpt|pkl|pickle|gguf|h5|msgpack|onnx|index\.json|py)$"
 )
-"""A name of weights or code; nothing in a configuration has to name any."""
-# Building one of these starts a compiler.
+"""Names of weight or code files, which a configuration does not need."""
+# Model types whose construction runs a compiler.
 COMPILED = frozenset({"mra", "rwkv", "yoso"})
-_WORD = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,127}")
-_ENDLESS, _INFINITE = "time_step_limit", {"__float__": "Infinity"}
-"""The one setting that may be infinite, and how the library writes that."""
-_CLASSES = frozenset({"id2label", "label2id"})
-"""Maps of the classes' numbers and names."""
+_CLASS_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,127}")
+_UNBOUNDED_FIELD, _INFINITE = "time_step_limit", {"__float__": "Infinity"}
+"""The only field that may be infinite, and the library's notation for infinity."""
+_LABEL_MAPS = frozenset({"id2label", "label2id"})
+"""Maps between class numbers and names."""
 
-# Names of numbers, and what the numbers may be; the first that fits is asked.
+# Pattern of the field name and range of its value; the first match is used.
 _RANGES = tuple(
     (re.compile(pattern), low, high)
     for pattern, low, high in (
@@ -109,128 +108,130 @@ _COUNTS = re.compile(r"(num_|n_).*|.*(heads|experts|groups|stages|steps|labels)"
 _TOKEN_IDS = re.compile(r".*token_ids?")
 MAX_COUNT, MAX_INTEGER, MAX_NUMBER = 1 << 20, 1 << 40, 1e12
 MAX_LABELS = 1 << 15
-"""Classes; the library takes minutes over a million."""
+"""With a million classes, the library takes minutes."""
 MIN_LAYER_LIMIT = 256
-"""Blocks that share their weights may be more than there are tensors."""
+"""Models with shared blocks may have more blocks than tensors."""
 _DTYPES = frozenset({"auto", "float16", "bfloat16", "float32", "float64", "half"})
 
 
-def check_config(config: Mapping[str, Any], place: Path, n_tensors: int) -> None:
-    """Whether a configuration may be handed to the library at all.
+def check_config(config: Mapping[str, Any], path: Path, n_tensors: int) -> None:
+    """Check that a configuration is safe to pass to the library.
 
     Args:
-        config: What config.json holds.
-        place: The file, for errors.
-        n_tensors: How many tensors the weight files hold; there are no more blocks.
+        config: Content of config.json.
+        path: The file, for error messages.
+        n_tensors: Number of tensors in the weight files, a limit on the number of blocks.
 
     Raises:
-        InputError: it names files, code or kernels, describes a model that its weights
-            cannot hold, or has a number of another kind or out of range.
+        InputError: it names files, code or kernels, describes a model larger than its weights,
+            or has a number of the wrong type or out of range.
     """
-    quantised = config.get("quantization_config") or config.get("compression_config")
-    if quantised:
+    quantized = config.get("quantization_config") or config.get("compression_config")
+    if quantized:
         raise InputError(
-            f"{place.parent} holds quantised weights",
+            f"{path.parent} holds quantized weights",
             expected="weights in floating point",
-            got=str(quantised)[:120],
-            fix="De-quantise the model and save it again",
+            got=str(quantized)[:120],
+            fix="Dequantize the model and save it again",
         )
     for name, kind in (("model_type", str), ("architectures", list)):
         value = config.get(name)
         if value is not None and not isinstance(value, kind):
-            raise _wrong(place, name, f"{_KIND_WORDS[kind]}", value)
-    named = config.get("architectures") or []
-    if len(named) > 16 or not all(isinstance(each, str) for each in named):
-        raise _wrong(place, "architectures", "names of classes", named)
-    for name, value in _members(config):
+            raise _bad_field(path, name, f"{_KIND_WORDS[kind]}", value)
+    architectures = config.get("architectures") or []
+    if len(architectures) > 16 or not all(
+        isinstance(architecture, str) for architecture in architectures
+    ):
+        raise _bad_field(path, "architectures", "names of classes", architectures)
+    for name, value in _walk(config):
         if name in REFUSED_FIELDS and value not in (None, False, {}, []):
             raise InputError(
-                f"{place} {REFUSED_FIELDS[name]} ({name})",
+                f"{path} {REFUSED_FIELDS[name]} ({name})",
                 expected="the configuration of one model, whole in this folder",
                 got=str(value)[:120],
             )
         if _names_file(name, value):
             raise InputError(
-                f"{place} names a file of its own ({name})",
+                f"{path} names a file of its own ({name})",
                 expected="the weights of this folder",
                 got=str(value)[:120],
             )
         if name == "__float__":
-            raise _wrong(place, name, "a finite number", value)
+            raise _bad_field(path, name, "a finite number", value)
         if name == "model_type" and str(value).startswith("timm"):
-            raise _wrong(place, name, "a model of transformers itself", value)
+            raise _bad_field(path, name, "a model of transformers itself", value)
         if name in ("dtype", "torch_dtype"):
-            _check_dtype(value, name, place)
-        elif name in _CLASSES:
-            _check_classes(name, value, place)
+            _check_dtype(value, name, path)
+        elif name in _LABEL_MAPS:
+            _check_classes(name, value, path)
         else:
-            _check_value(name, value, place, max(n_tensors, MIN_LAYER_LIMIT))
+            _check_value(name, value, path, max(n_tensors, MIN_LAYER_LIMIT))
 
 
 def _names_file(name: str, value: Any) -> bool:
     if name in DROPPED_FIELDS or name.startswith("_"):
         return False
-    said = value if isinstance(value, list) else [value]
-    return any(isinstance(each, str) and _FILE.search(each) for each in said)
+    values = value if isinstance(value, list) else [value]
+    return any(isinstance(text, str) and _FILE_NAME.search(text) for text in values)
 
 
 _KIND_WORDS = {str: "a name", list: "a list of names"}
 
 
-def _members(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Every name and value, also of configurations inside."""
-    waiting = [config]
-    while waiting:
-        for name, value in waiting.pop().items():
+def _walk(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """All names and values, including those of nested configurations."""
+    pending = [config]
+    while pending:
+        for name, value in pending.pop().items():
             yield name, value
-            if name in (*_CLASSES, _ENDLESS):
+            if name in (*_LABEL_MAPS, _UNBOUNDED_FIELD):
                 continue
-            within = value if isinstance(value, list) else [value]
-            waiting += [each for each in within if isinstance(each, dict)]
+            children = value if isinstance(value, list) else [value]
+            pending += [child for child in children if isinstance(child, dict)]
 
 
-def _check_dtype(value: Any, name: str, place: Path) -> None:
-    said = value.removeprefix("torch.") if isinstance(value, str) else value
-    known = said is None or (isinstance(said, str) and said in _DTYPES)
-    # Some files have a token of that name in a table of tokens.
+def _check_dtype(value: Any, name: str, path: Path) -> None:
+    dtype = value.removeprefix("torch.") if isinstance(value, str) else value
+    known = dtype is None or (isinstance(dtype, str) and dtype in _DTYPES)
+    # Some configurations hold a table of tokens that has a token of this name.
     if not known and not isinstance(value, int):
-        raise _wrong(place, name, "a type of floating-point numbers", value)
+        raise _bad_field(path, name, "a type of floating-point numbers", value)
 
 
-def _check_classes(name: str, value: Any, place: Path) -> None:
-    """Numbers and names of classes: {"0": "cat"} and {"cat": 0}."""
+def _check_classes(name: str, value: Any, path: Path) -> None:
+    """Check a map of class numbers and names: {"0": "cat"} or {"cat": 0}."""
     if value is None:
         return
     pairs = list(value.items()) if isinstance(value, dict) else [(None, None)]
     if name == "id2label":
         pairs = [(label, number) for number, label in pairs]
     for label, number in pairs:
-        said = int(number) if str(number).isdecimal() and len(str(number)) < 8 else -1
-        if not isinstance(label, str | int) or not 0 <= said < MAX_COUNT:
-            raise _wrong(place, name, "numbers and names of classes", value)
+        index = int(number) if str(number).isdecimal() and len(str(number)) < 8 else -1
+        if not isinstance(label, str | int) or not 0 <= index < MAX_COUNT:
+            raise _bad_field(path, name, "numbers and names of classes", value)
 
 
-def _check_value(name: str, value: Any, place: Path, layers: int) -> None:
+def _check_value(name: str, value: Any, path: Path, layers: int) -> None:
     if isinstance(value, list | dict) and _WHOLE.fullmatch(name):
-        raise _wrong(place, name, "a whole number", value)
+        raise _bad_field(path, name, "a whole number", value)
     if isinstance(value, list):
-        for each in value:
-            _check_value(name, each, place, layers)
+        for entry in value:
+            _check_value(name, entry, path, layers)
         return
     if value is None or isinstance(value, dict):
         return
     one_or_more = _ONE_OR_MORE.fullmatch(name)
-    whole = one_or_more or _TOKEN_IDS.fullmatch(name) or _WHOLE.fullmatch(name)
+    is_integer = one_or_more or _TOKEN_IDS.fullmatch(name) or _WHOLE.fullmatch(name)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        if whole:
-            raise _wrong(place, name, "a whole number", value)
+        if is_integer:
+            raise _bad_field(path, name, "a whole number", value)
         return
     if isinstance(value, int):
         low, high = -MAX_INTEGER, MAX_INTEGER
         if one_or_more:
             low = 1
         elif _TOKEN_IDS.fullmatch(name):
-            low = -1  # "none", in files of the first LLaMA
+            low = -1  # means "none" in LLaMA 1 checkpoints
         if _LAYERS.fullmatch(name):
             high = layers
         elif _LABELS.fullmatch(name):
@@ -238,12 +239,12 @@ def _check_value(name: str, value: Any, place: Path, layers: int) -> None:
         elif _COUNTS.fullmatch(name):
             high = MAX_COUNT
         if not low <= value <= high:
-            raise _wrong(place, name, f"a number from {low:,} to {high:,}", value)
-    elif whole:
-        raise _wrong(place, name, "a whole number", value)
+            raise _bad_field(path, name, f"a number from {low:,} to {high:,}", value)
+    elif is_integer:
+        raise _bad_field(path, name, "a whole number", value)
     low, high = _range(name)
     if not low <= value <= high:
-        raise _wrong(place, name, f"a number from {low:g} to {high:g}", value)
+        raise _bad_field(path, name, f"a number from {low:g} to {high:g}", value)
 
 
 def _range(name: str) -> tuple[float, float]:
@@ -253,9 +254,9 @@ def _range(name: str) -> tuple[float, float]:
     return -MAX_NUMBER, MAX_NUMBER
 
 
-def _wrong(place: Path, name: str, expected: str, got: Any) -> InputError:
+def _bad_field(path: Path, name: str, expected: str, got: Any) -> InputError:
     return InputError(
-        f"{place} is not the configuration of a model: {name} cannot be used",
+        f"{path} is not the configuration of a model: {name} cannot be used",
         expected=expected,
         got=repr(got)[:120],
         fix="Check that config.json belongs to these weights",
@@ -263,13 +264,13 @@ def _wrong(place: Path, name: str, expected: str, got: Any) -> InputError:
 
 
 def model_class(config: Mapping[str, Any]) -> Any:
-    """The transformers class the configuration names, or the causal model of its type.
+    """The transformers class named by a configuration, or the causal model of its type.
 
-    Only classes of the installed library are looked up; ``auto_map``, which names
-    code inside the checkpoint, is never followed.
+    Only classes of the installed library are used; ``auto_map``, which names code in the
+    checkpoint, is ignored.
 
     Raises:
-        InputError: the library has no such class, or it is one of another type.
+        InputError: the library has no such class, or the class has another model type.
     """
     import transformers
     from transformers.models.auto import modeling_auto
@@ -277,27 +278,29 @@ def model_class(config: Mapping[str, Any]) -> Any:
     kind = config.get("model_type")
     causal = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     for name in config.get("architectures") or []:
-        found = getattr(transformers, name, None) if _WORD.fullmatch(name) else None
+        model_cls = (
+            getattr(transformers, name, None) if _CLASS_NAME.fullmatch(name) else None
+        )
         if (
-            isinstance(found, type)
-            and issubclass(found, transformers.PreTrainedModel)
-            and found.config_class is not None
+            isinstance(model_cls, type)
+            and issubclass(model_cls, transformers.PreTrainedModel)
+            and model_cls.config_class is not None
         ):
-            own = found.config_class.model_type
-            _check_compiled(own)
-            if kind not in (None, own) and name != causal.get(kind):
+            model_type = model_cls.config_class.model_type
+            _check_compiled(model_type)
+            if kind not in (None, model_type) and name != causal.get(kind):
                 raise InputError(
-                    f"config.json names {name}, which is a model of type {own}",
+                    f"config.json names {name}, which is a model of type {model_type}",
                     expected=f"a class of type {kind}",
                     fix="Check that config.json belongs to these weights",
                 )
-            return found
+            return model_cls
     _check_compiled(kind)
     known = kind is not None and kind in transformers.CONFIG_MAPPING
     for names in (causal, modeling_auto.MODEL_MAPPING_NAMES):
-        found = names.get(kind) if known else None
-        if isinstance(found, str):
-            return getattr(transformers, found)
+        model_cls = names.get(kind) if known else None
+        if isinstance(model_cls, str):
+            return getattr(transformers, model_cls)
     raise InputError(
         "the installed transformers does not know this architecture"
         + (", and code from a checkpoint is never run" if "auto_map" in config else ""),
@@ -315,57 +318,63 @@ def _check_compiled(kind: Any) -> None:
         )
 
 
-def library_config(config: Mapping[str, Any], model_type: Any, place: Path) -> Any:
-    """The library's configuration object, made of what a checked file may say.
+def library_config(config: Mapping[str, Any], model_type: Any, path: Path) -> Any:
+    """Build the library's configuration object from the validated fields.
 
     Args:
-        config: What config.json holds, checked.
+        config: Validated content of config.json.
         model_type: Class of the model.
-        place: The file, for errors.
+        path: The file, for error messages.
 
     Raises:
-        InputError: the library does not take it.
+        InputError: the library refuses it.
     """
-    own = model_type.config_class
+    config_class = model_type.config_class
     with library_errors(
-        f"{place} is not a configuration that {own.__name__} takes",
+        f"{path} is not a configuration that {config_class.__name__} takes",
         fix="Check that config.json belongs to these weights",
     ):
-        return own.from_dict(_kept(config, own))
+        return config_class.from_dict(_library_fields(config, config_class))
 
 
-def _kept(config: Mapping[str, Any], own: Any, inner: bool = False) -> dict[str, Any]:
-    """What of a configuration the library is given, inner ones included."""
+def _library_fields(
+    config: Mapping[str, Any], config_class: Any, inner: bool = False
+) -> dict[str, Any]:
+    """The fields of a configuration to pass to the library, including nested ones."""
     kept: dict[str, Any] = {}
-    declared = {each.name for each in fields(own)} | set(own.attribute_map)
-    declared |= set(inspect.signature(own.__init__).parameters)
+    declared = {each.name for each in fields(config_class)} | set(
+        config_class.attribute_map
+    )
+    declared |= set(inspect.signature(config_class.__init__).parameters)
     for name, value in config.items():
         if name in DROPPED_FIELDS or (
-            name not in declared and _covers(name, own, inner)
+            name not in declared and _shadows_attribute(name, config_class, inner)
         ):
             continue
         if _TOKEN_IDS.fullmatch(name) and value == -1:
             value = None
-        if name == _ENDLESS and isinstance(value, list):
+        if name == _UNBOUNDED_FIELD and isinstance(value, list):
             value = [math.inf if each == _INFINITE else each for each in value]
-        kept[name] = value if name in _CLASSES else _inside(value)
+        kept[name] = value if name in _LABEL_MAPS else _library_value(value)
     return kept
 
 
-def _inside(value: Any) -> Any:
+def _library_value(value: Any) -> Any:
     from transformers import PreTrainedConfig
 
     if isinstance(value, dict):
-        return _kept(value, PreTrainedConfig, inner=True)
-    return [_inside(each) for each in value] if isinstance(value, list) else value
+        return _library_fields(value, PreTrainedConfig, inner=True)
+    return (
+        [_library_value(entry) for entry in value] if isinstance(value, list) else value
+    )
 
 
-def _covers(name: str, own: Any, inner: bool) -> bool:
-    """Whether an attribute of that name would stand before the library's own."""
-    # The type of an inner configuration says which class it is of.
+def _shadows_attribute(name: str, config_class: Any, inner: bool) -> bool:
+    """Whether a field would shadow an attribute of the library's class."""
+    # The type of a nested configuration determines its class.
     if name.startswith("_") or name == "model_type":
         return name != "model_type" or not inner
-    there = getattr(own, name, None)
-    if isinstance(there, property):
-        return there.fset is None and inner
-    return there is not None
+    attribute = getattr(config_class, name, None)
+    if isinstance(attribute, property):
+        return attribute.fset is None and inner
+    return attribute is not None

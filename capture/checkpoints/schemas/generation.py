@@ -1,6 +1,6 @@
-"""A checkpoint's generation settings: which are taken, and in which ranges.
+"""Validation of a checkpoint's generation settings.
 
-Others name code, caches, compilers and further models; they are left out.
+Other settings, which name code, caches, compilers or further models, are dropped.
 """
 
 from collections.abc import Mapping
@@ -8,10 +8,9 @@ from os.path import lexists
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
-from capture.checkpoints.schemas.schema_errors import first_error
-from evidence.errors import InputError
+from capture.checkpoints.schemas.schema_errors import validated
 from evidence.storage.files import read_json
 
 NAME, MAX_BYTES = "generation_config.json", 1 << 20
@@ -19,7 +18,7 @@ NAME, MAX_BYTES = "generation_config.json", 1 << 20
 Id = Annotated[int, Field(strict=True, ge=0, lt=1 << 31)]
 Ids = Annotated[list[Id], Field(max_length=65_536)]
 Absent = Annotated[int, Field(strict=True, ge=-1, le=-1)]
-"""How files of the first LLaMA say that there is no such token."""
+"""Means "no such token" in LLaMA 1 checkpoints."""
 TokenIds = Id | Ids | Absent | None
 Length = Annotated[int, Field(strict=True, ge=0, le=1 << 31)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -57,21 +56,15 @@ class _Generation(BaseModel):
 
 
 def read_generation(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a model generates with, of generation_config.json or else of config.json.
+    """Generation settings from generation_config.json, or else from config.json.
 
     Raises:
-        InputError: a setting is of another kind or out of range.
+        InputError: a setting has the wrong type or is out of range.
     """
-    place = folder / NAME
-    there = lexists(place)
-    said = read_json(place, max_bytes=MAX_BYTES, max_depth=8) if there else config
-    try:
-        found = _Generation.model_validate(said).model_dump(exclude_unset=True)
-    except ValidationError as error:
-        field, trouble, got = first_error(error)
-        name = place if there else folder / "config.json"
-        raise InputError(
-            f"{name} has generation settings that cannot be used ({field}: {trouble})",
-            got=repr(got)[:120],
-        ) from error
-    return {name: value for name, value in found.items() if value not in (None, -1)}
+    path = folder / NAME
+    has_file = lexists(path)
+    raw = read_json(path, max_bytes=MAX_BYTES, max_depth=8) if has_file else config
+    name = path if has_file else folder / "config.json"
+    settings = validated(_Generation, raw, f"{name} has invalid generation settings")
+    fields = settings.model_dump(exclude_unset=True)
+    return {name: value for name, value in fields.items() if value not in (None, -1)}

@@ -1,7 +1,7 @@
-"""One net around foreign libraries: what they raise becomes one clear error.
+"""Guards around third-party libraries: errors become ``InputError``, output and network are off.
 
-They meet bad files with errors of any kind, down to a panic of Rust code, which is no
-``Exception`` at all and prints where it happened past everything Python can catch.
+Libraries raise arbitrary exceptions for bad files. A panic in Rust code is not even an
+``Exception``, and its message is written directly to the file descriptor of stderr.
 """
 
 import os
@@ -15,15 +15,15 @@ from evidence.errors import ExhumeError, InputError
 def library_errors(
     failure: str, *, expected: str | None = None, fix: str | None = None
 ) -> Iterator[None]:
-    """Turn whatever a library raises in the block into an ``InputError``.
+    """Convert any exception of a library in the block into an ``InputError``.
 
-    Our own errors pass through, as do interrupts and a wish to exit.
+    Our own errors, ``KeyboardInterrupt`` and ``SystemExit`` pass through.
 
     Args:
-        failure: What could not be done, with the name of the file, such as
-            "x/config.json could not be read".
-        expected: What would have been right.
-        fix: What to do about it.
+        failure: The problem, with the name of the file, such as "x/config.json could not be
+            read".
+        expected: A description of valid input.
+        fix: An instruction to the user.
     """
     try:
         yield
@@ -31,7 +31,7 @@ def library_errors(
         raise
     except BaseException as error:
         name = type(error).__name__
-        # PanicException of the tokenizer library derives from BaseException.
+        # PanicException of the tokenizers library derives from BaseException.
         if not isinstance(error, Exception) and name != "PanicException":
             raise
         sentence = " ".join(str(error).split()) or "no reason given"
@@ -42,13 +42,10 @@ def library_errors(
 
 @contextmanager
 def silent_stderr() -> Iterator[None]:
-    """Keep what native code writes to standard error off the screen, for a while.
-
-    Python's own ``sys.stderr`` cannot hold it back: Rust writes to the descriptor.
-    """
+    """Discard what native code writes to the file descriptor of standard error."""
     try:
-        kept = os.dup(2)
-    except OSError:  # standard error is closed, so nothing can be written to it
+        saved = os.dup(2)
+    except OSError:  # standard error is closed
         yield
         return
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -56,6 +53,35 @@ def silent_stderr() -> Iterator[None]:
         os.dup2(nowhere, 2)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(saved, 2)
+        os.close(saved)
         os.close(nowhere)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Disable the progress bars and messages of transformers."""
+    from transformers.utils import logging
+
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if shown:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def offline_hub() -> Iterator[None]:
+    """Disable the network access of the Hugging Face hub client."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before

@@ -1,13 +1,12 @@
-"""What a pattern from a file can cost, known before any engine sees it.
+"""Static bounds on the matching cost of untrusted regular expressions.
 
-Engines that backtrack try every way in which a pattern can match before they give up.
-The number of ways is bounded here as a polynomial in the length of the text: a repeat
-without an end adds a degree where something after it can still fail. Patterns whose
-cost is no polynomial at all (repeats of what itself varies, references to what was
-matched, recursion) are refused, and so is all that is not understood.
+A backtracking engine tries all ways to match before it fails. The number of ways is bounded by a
+polynomial in the length of the text: an unbounded repeat adds a degree if something after it can
+fail. Patterns without a polynomial bound (repeats of variable parts, backreferences, recursion) and
+unknown syntax are refused.
 
-The syntax is that of Oniguruma, which the tokenizer library uses, as far as it agrees
-with Python's; where they differ, what is read here is the costlier.
+The syntax is the common subset of Oniguruma, which the tokenizers library uses, and Python. Where
+they differ, the costlier meaning is assumed.
 """
 
 import math
@@ -16,26 +15,26 @@ from dataclasses import dataclass
 
 MAX_LENGTH, MAX_DEPTH = 4_000, 20
 MAX_COUNTED_REPEATS = 64
-"""A repeat of more than this many counts as one without an end."""
+"""Longer counted repeats are treated as unbounded."""
 Polynomial = tuple[int, ...]
 
 
 class PatternError(ValueError):
-    """A pattern that is not understood, or whose cost has no bound."""
+    """A pattern with unknown syntax or unbounded cost."""
 
 
 @dataclass(frozen=True)
 class PatternCost:
-    """What is known of a part of a pattern.
+    """Cost of a part of a pattern.
 
     Attributes:
-        size: Characters of the pattern with all counted repeats written out.
-        min_length: Fewest characters of text it matches.
-        max_length: Most characters; infinite for repeats without an end.
+        size: Length of the pattern with all counted repeats expanded.
+        min_length: Minimum number of characters matched.
+        max_length: Maximum number of characters matched; infinite for unbounded repeats.
         can_fail: Whether it can fail to match.
-        ways_if_followed: Ways to match, coefficients by degree in the length of the text, where
-            something after it can fail.
-        ways_if_last: The same where nothing after it can.
+        ways_if_followed: Number of ways to match if something after it can fail: polynomial
+            coefficients by degree in the length of the text.
+        ways_if_last: The same if nothing after it can fail.
     """
 
     size: int = 0
@@ -47,27 +46,27 @@ class PatternCost:
 
     @property
     def is_fixed(self) -> bool:
-        """Whether there is one way to match it, of one length."""
+        """Whether there is only one way to match, of one length."""
         return self.min_length == self.max_length and self.ways_if_followed == (1,)
 
 
 def analyze_pattern(pattern: str, *, nested_classes: bool = True) -> PatternCost:
-    """The cost of a pattern.
+    """The matching cost of a pattern.
 
     Args:
         pattern: The pattern.
-        nested_classes: Whether a class of characters may hold another one, as in Oniguruma.
+        nested_classes: Whether character classes can be nested, as in Oniguruma.
 
     Raises:
-        PatternError: it is not understood, or its cost has no bound.
+        PatternError: unknown syntax or unbounded cost.
     """
     if len(pattern) > MAX_LENGTH:
         raise PatternError(f"a pattern of {len(pattern):,} characters")
-    reader = _Reader(pattern, nested_classes)
-    found = reader.alternatives(0, fold=False)
-    if reader.at < len(pattern):
+    reader = _PatternParser(pattern, nested_classes)
+    cost = reader.alternatives(0, ignore_case=False)
+    if reader.position < len(pattern):
         raise PatternError("a bracket that closes nothing")
-    return found
+    return cost
 
 
 def _product(a: Polynomial, b: Polynomial) -> Polynomial:
@@ -84,7 +83,7 @@ def _sum(a: Polynomial, b: Polynomial) -> Polynomial:
     return tuple(x + y for x, y in zip(a, b, strict=True))
 
 
-def _in_a_row(parts: list[PatternCost]) -> PatternCost:
+def _sequence(parts: list[PatternCost]) -> PatternCost:
     inside, last = (1,), (1,)
     fails = False
     for part in reversed(parts):
@@ -101,7 +100,7 @@ def _in_a_row(parts: list[PatternCost]) -> PatternCost:
     )
 
 
-def _one_of(parts: list[PatternCost]) -> PatternCost:
+def _alternation(parts: list[PatternCost]) -> PatternCost:
     if len(parts) == 1:
         return parts[0]
     inside, last = (0,), (0,)
@@ -120,7 +119,7 @@ def _one_of(parts: list[PatternCost]) -> PatternCost:
     )
 
 
-def _repeated(part: PatternCost, low: int, high: float) -> PatternCost:
+def _repeat(part: PatternCost, low: int, high: float) -> PatternCost:
     if high < low:
         raise PatternError("a repeat whose bounds are the wrong way round")
     size = part.size * int(high if high < math.inf else max(low, 1))
@@ -151,9 +150,9 @@ def _repeated(part: PatternCost, low: int, high: float) -> PatternCost:
 
 
 _CHARACTER = PatternCost(1, 1, 1, True)
-_PLACE = PatternCost(1, 0, 0, True)
-_FOLDED = PatternCost(1, 1, 3, True)
-"""A letter whose case does not count: "ß" is "ss"."""
+_ANCHOR = PatternCost(1, 0, 0, True)
+_CASELESS = PatternCost(1, 1, 3, True)
+"""A case-insensitive letter; "ß" matches "ss"."""
 _COUNT = re.compile(r"\{(\d{1,4})?(?:(,)(\d{1,4})?)?\}")
 _PROPERTY = re.compile(r"[pP]\{\^?[\w ]{1,40}\}")
 _CODE = re.compile(r"x\{[0-9a-fA-F]{1,6}\}|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}")
@@ -162,117 +161,117 @@ _GROUP = re.compile(
 )
 
 
-class _Reader:
-    """Reads a pattern from left to right."""
+class _PatternParser:
+    """Recursive descent parser that computes the cost of a pattern."""
 
     def __init__(self, pattern: str, nested: bool):
-        self.pattern, self.nested, self.at = pattern, nested, 0
+        self.pattern, self.nested, self.position = pattern, nested, 0
 
     def peek(self) -> str:
-        return self.pattern[self.at : self.at + 1]
+        return self.pattern[self.position : self.position + 1]
 
-    def take(self, what: re.Pattern[str]) -> re.Match[str] | None:
-        found = what.match(self.pattern, self.at)
-        if found:
-            self.at = found.end()
-        return found
+    def take(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
+        match = pattern.match(self.pattern, self.position)
+        if match:
+            self.position = match.end()
+        return match
 
-    def alternatives(self, depth: int, fold: bool) -> PatternCost:
+    def alternatives(self, depth: int, ignore_case: bool) -> PatternCost:
         if depth > MAX_DEPTH:
             raise PatternError("brackets too deep")
         parts: list[PatternCost] = []
         row: list[PatternCost] = []
         while self.peek() not in ("", ")"):
             if self.peek() == "|":
-                self.at += 1
-                parts.append(_in_a_row(row))
+                self.position += 1
+                parts.append(_sequence(row))
                 row = []
                 continue
-            if self.pattern.startswith("(?", self.at):
-                start = self.at
-                self.at += 1
+            if self.pattern.startswith("(?", self.position):
+                start = self.position
+                self.position += 1
                 flags = self.take(_GROUP)
-                if flags and flags["end"] == ")":  # for all that follows
-                    fold = self._folds(flags["flags"], fold)
+                if flags and flags["end"] == ")":  # valid for the rest of the group
+                    ignore_case = self._ignores_case(flags["flags"], ignore_case)
                     continue
-                self.at = start
-            row.append(self.repeats(self.one(depth, fold)))
-        parts.append(_in_a_row(row))
-        return _one_of(parts)
+                self.position = start
+            row.append(self.repeats(self.atom(depth, ignore_case)))
+        parts.append(_sequence(row))
+        return _alternation(parts)
 
-    def _folds(self, flags: str, fold: bool) -> bool:
+    def _ignores_case(self, flags: str, ignore_case: bool) -> bool:
         on, _, off = flags.partition("-")
-        return "i" in on or (fold and "i" not in off)
+        return "i" in on or (ignore_case and "i" not in off)
 
     def repeats(self, part: PatternCost) -> PatternCost:
         sign = self.peek()
         if sign and sign in "*+?":
-            self.at += 1
+            self.position += 1
             low, high = {"*": (0, math.inf), "+": (1, math.inf), "?": (0, 1)}[sign]
             if self.peek() and self.peek() in "?+":  # lazy, possessive
-                self.at += 1
+                self.position += 1
         elif sign == "{":
             count = self.take(_COUNT)
             if count is None or not (count[1] or count[3]):
                 raise PatternError("a brace that is no count")
             low = int(count[1] or 0)
             high = low if count[2] is None else float(count[3] or math.inf)
-            # Oniguruma and Python read a sign after an exact count, and a plus after
-            # any, differently.
+            # Oniguruma and Python differ on a sign after an exact count, and on a plus
+            # after any count.
             if self.peek() == "+" or (self.peek() == "?" and count[2] is None):
                 raise PatternError("a repeat of a repeat")
             if self.peek() == "?":
-                self.at += 1
+                self.position += 1
         else:
             return part
         if self.peek() and self.peek() in "*+?{":
             raise PatternError("a repeat of a repeat")
-        return _repeated(part, low, high)
+        return _repeat(part, low, high)
 
-    def one(self, depth: int, fold: bool) -> PatternCost:
+    def atom(self, depth: int, ignore_case: bool) -> PatternCost:
         sign = self.peek()
-        self.at += 1
+        self.position += 1
         if sign == "(":
-            return self.group(depth, fold)
+            return self.group(depth, ignore_case)
         if sign == "[":
-            return self.members(fold)
+            return self.character_class(ignore_case)
         if sign == "\\":
-            return self.escaped(fold)
+            return self.escaped(ignore_case)
         if sign in "^$":
-            return _PLACE
+            return _ANCHOR
         if sign in "*+?{":
             raise PatternError("a repeat of nothing")
-        return _FOLDED if fold and sign.isalpha() else _CHARACTER
+        return _CASELESS if ignore_case and sign.isalpha() else _CHARACTER
 
-    def group(self, depth: int, fold: bool) -> PatternCost:
-        look = False
+    def group(self, depth: int, ignore_case: bool) -> PatternCost:
+        is_lookaround = False
         if self.peek() == "?":
             kind = self.take(_GROUP)
             if kind is None:
                 raise PatternError("a group of a kind that is not known")
-            fold = self._folds(kind["flags"] or "", fold)
-            look = kind["look"] is not None
-        inner = self.alternatives(depth + 1, fold)
+            ignore_case = self._ignores_case(kind["flags"] or "", ignore_case)
+            is_lookaround = kind["look"] is not None
+        inner = self.alternatives(depth + 1, ignore_case)
         if self.peek() != ")":
             raise PatternError("a bracket that is not closed")
-        self.at += 1
-        if not look:
+        self.position += 1
+        if not is_lookaround:
             return inner
-        # Nothing after it sends the engine back into it, but it is tried each time.
+        # A lookaround is atomic (no backtracking into it), but is tried every time.
         return PatternCost(
             inner.size + 1, 0, 0, True, inner.ways_if_last, inner.ways_if_last
         )
 
-    def members(self, fold: bool) -> PatternCost:
-        """A class of characters; it is left behind its closing bracket."""
-        depth, letters, first = 1, False, True
+    def character_class(self, ignore_case: bool) -> PatternCost:
+        """Parse a character class up to and including its closing bracket."""
+        depth, has_letter, first = 1, False, True
         while depth:
             sign = self.peek()
-            self.at += 1
+            self.position += 1
             if not sign:
                 raise PatternError("a bracket that is not closed")
             if sign == "\\":
-                letters = self.escaped(fold) is _FOLDED or letters
+                has_letter = self.escaped(ignore_case) is _CASELESS or has_letter
             elif sign == "[" and self.nested:
                 depth, first = depth + 1, True
                 continue
@@ -280,19 +279,19 @@ class _Reader:
                 depth -= 1
             elif sign == "^" and first:
                 continue
-            letters = letters or (fold and sign.isalpha())
+            has_letter = has_letter or (ignore_case and sign.isalpha())
             first = False
-        return _FOLDED if letters else _CHARACTER
+        return _CASELESS if has_letter else _CHARACTER
 
-    def escaped(self, fold: bool) -> PatternCost:
+    def escaped(self, ignore_case: bool) -> PatternCost:
         if self.take(_PROPERTY):
             return _CHARACTER
         if self.take(_CODE):
-            return _FOLDED if fold else _CHARACTER
+            return _CASELESS if ignore_case else _CHARACTER
         sign = self.peek()
-        self.at += 1
+        self.position += 1
         if sign and sign in "bBAzZ":
-            return _PLACE
+            return _ANCHOR
         if sign and (sign in "sSdDwWnrtfv" or not sign.isalnum()):
             return _CHARACTER
         raise PatternError(f"the escape \\{sign}")

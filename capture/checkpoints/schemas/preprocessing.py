@@ -1,13 +1,12 @@
-"""A checkpoint's preprocessor_config.json: how images are made ready for a model."""
+"""Validation of preprocessor_config.json, the image preprocessing of a checkpoint."""
 
 from os.path import lexists
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from capture.checkpoints.schemas.schema_errors import first_error
-from evidence.errors import InputError
+from capture.checkpoints.schemas.schema_errors import validated
 from evidence.storage.files import read_json
 
 NAME, MAX_BYTES = "preprocessor_config.json", 1 << 20
@@ -38,20 +37,16 @@ class _Preprocessor(BaseModel):
 
 
 def read_preprocessor(folder: Path | None) -> dict[str, Any]:
-    """Mean, spread and sizes of images, as far as the file is there and says them.
+    """Mean, standard deviation and sizes of images; empty if there is no file.
 
     Raises:
-        InputError: a value is of another kind or out of range.
+        InputError: a value has the wrong type or is out of range.
     """
-    place = None if folder is None else folder / NAME
-    if place is None or not lexists(place):
+    path = None if folder is None else folder / NAME
+    if path is None or not lexists(path):
         return {}
-    said = read_json(place, max_bytes=MAX_BYTES, max_depth=8)
-    try:
-        return _Preprocessor.model_validate(said).model_dump(exclude_unset=True)
-    except ValidationError as error:
-        field, trouble, got = first_error(error)
-        raise InputError(
-            f"{place} does not say how images are made ready ({field}: {trouble})",
-            got=repr(got)[:120],
-        ) from error
+    raw = read_json(path, max_bytes=MAX_BYTES, max_depth=8)
+    settings = validated(
+        _Preprocessor, raw, f"{path} has an invalid image preprocessing"
+    )
+    return settings.model_dump(exclude_unset=True)

@@ -1,27 +1,50 @@
-"""What a schema found wrong, as a field, in words, and what came."""
+"""Readable form of pydantic validation errors."""
 
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-_KINDS = frozenset({"str", "int", "bool", "float", "Exact", "Expression"})
+from evidence.errors import InputError
+
+Schema = TypeVar("Schema", bound=BaseModel)
+
+_TYPE_NAMES = frozenset({"str", "int", "bool", "float", "Exact", "Expression"})
+
+
+def validated(
+    schema: type[Schema], value: Any, failure: str, fix: str | None = None
+) -> Schema:
+    """Validate ``value`` by a pydantic schema.
+
+    Raises:
+        InputError: ``failure`` with the first invalid field in parentheses.
+    """
+    try:
+        return schema.model_validate(value)
+    except ValidationError as error:
+        field, problem, got = first_error(error)
+        raise InputError(
+            f"{failure} ({field}: {problem})", got=repr(got)[:120], fix=fix
+        ) from error
 
 
 def first_error(error: ValidationError) -> tuple[str, str, Any]:
-    """The place of what was wrong, a sentence about it, and what came.
+    """Field, message and input of the first error.
 
-    A value that may be of several kinds has errors of each; one that says more than
-    that a field is missing goes first.
+    A union has errors for each of its types; errors other than missing or extra fields are more
+    informative and take precedence.
     """
-    found = error.errors(include_url=False, include_context=False)
-    said = min(found, key=lambda each: each["type"] in ("missing", "extra_forbidden"))
-    place = ".".join(str(step) for step in said["loc"] if not _is_kind(step))
-    message = said["msg"].removeprefix("Value error, ")
-    return place, message[:1].lower() + message[1:], said["input"]
+    errors = error.errors(include_url=False, include_context=False)
+    chosen = min(
+        errors, key=lambda each: each["type"] in ("missing", "extra_forbidden")
+    )
+    field = ".".join(str(step) for step in chosen["loc"] if not _is_type_name(step))
+    message = chosen["msg"].removeprefix("Value error, ")
+    return field, message[:1].lower() + message[1:], chosen["input"]
 
 
-def _is_kind(step: int | str) -> bool:
-    """Whether a step names a kind of value, rather than a key or an index."""
-    return step in _KINDS or (
+def _is_type_name(step: int | str) -> bool:
+    """Whether a step of an error location names a type rather than a key or an index."""
+    return step in _TYPE_NAMES or (
         isinstance(step, str) and (step[:1] == "_" or not step.isidentifier())
     )

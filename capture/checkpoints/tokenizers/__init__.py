@@ -1,1 +1,1 @@
-"""Tokenizers out of checkpoints: their files, steps and settings, checked before use."""
+"""Tokenizers of checkpoints: validation of their files, pipeline steps and settings."""

@@ -1,8 +1,8 @@
-"""SentencePiece's compiled table of replacements, checked before it is followed.
+"""Validation of SentencePiece's precompiled character map.
 
-The table is a trie in a double array: 32-bit units that point to each other, and then
-the texts that replace others, each closed by a zero byte. The tokenizer library follows
-every pointer unchecked and stops with a panic where one leads nowhere.
+The map is a double-array trie: 32-bit units that point to each other, followed by the replacement
+strings, each terminated by a zero byte. The tokenizers library does not check pointers and panics
+on invalid ones.
 """
 
 import base64
@@ -12,17 +12,17 @@ import numpy as np
 
 MAX_BYTES = 8 << 20
 MAX_REPLACEMENT_CHARACTERS = 64
-"""Characters of one replacement; the longest in Unicode's own tables has 18."""
+"""The longest replacement in Unicode's tables has 18 characters."""
 
 
 def charsmap_growth(encoded: str) -> float:
-    """How many times longer the table can make a text.
+    """Maximum factor by which the map can lengthen a text.
 
     Args:
-        encoded: The table in base64, as tokenizer.json holds it.
+        encoded: The map in base64, as in tokenizer.json.
 
     Raises:
-        ValueError: a pointer leads out of the table, or a replacement is too long.
+        ValueError: a pointer is invalid, or a replacement is too long.
     """
     if len(encoded) > MAX_BYTES:
         raise ValueError("a table of replacements that is too large")
@@ -49,18 +49,18 @@ def charsmap_growth(encoded: str) -> float:
 
 def _check_pointers(units: np.ndarray, texts: bytes) -> None:
     wide = units.astype(np.int64)
-    # A unit points from its own place; a label of up to 255 is then put on top.
+    # Offsets are relative to the unit (XOR), plus a label of up to 255.
     offsets = (wide >> 10) << ((wide & (1 << 9)) >> 6)
     bases = np.arange(len(wide)) ^ offsets
-    leads = (wide & (1 << 31)) == 0  # the others hold places of texts
-    leads[0] = True  # where every search begins
+    leads = (wide & (1 << 31)) == 0  # other units hold offsets of replacement strings
+    leads[0] = True  # the root
     if (bases[leads] | 255).max(initial=0) >= len(wide):
         raise ValueError("a table of replacements that points out of itself")
     leaves = bases[leads & ((wide >> 8) & 1 == 1)]
     places = wide[leaves] & 0x7FFFFFFF
     if places.size and places.max() >= len(texts):
         raise ValueError("a table of replacements that points behind its texts")
-    # A text may not begin inside a character, nor miss its closing zero.
+    # Strings must start at a character boundary and end with a zero byte.
     starts = np.frombuffer(texts, np.uint8)
     if (starts[places] & 0xC0 == 0x80).any() or (texts and texts[-1] != 0):
         raise ValueError("a table of replacements that points into a character")

@@ -1,8 +1,7 @@
-"""A tokenizer out of a checkpoint: its files checked, copied and only then loaded.
+"""Loading of a checkpoint's tokenizer from validated copies of its files.
 
-The library looks for a dozen files and follows names in them to others. So it is
-given a folder of its own with copies of the files that were checked, and settings that
-are known; nothing else of the checkpoint can be reached from there.
+The library looks for a dozen files and follows names in them to others. It therefore reads a
+temporary folder that holds only validated copies and known settings.
 """
 
 import base64
@@ -13,8 +12,12 @@ from os.path import lexists
 from pathlib import Path
 from typing import Any
 
-from capture.checkpoints.schemas.library_errors import library_errors, silent_stderr
-from capture.checkpoints.schemas.quietly import offline_hub, quiet_transformers
+from capture.checkpoints.schemas.library_errors import (
+    library_errors,
+    offline_hub,
+    quiet_transformers,
+    silent_stderr,
+)
 from capture.checkpoints.tokenizers.charsmap import charsmap_growth
 from capture.checkpoints.tokenizers.schema import (
     MAX_BYTES,
@@ -37,7 +40,7 @@ from evidence.storage.strict_json import parse_json
 TOKENIZER_JSON, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 SPECIAL_TOKENS_MAP, ADDED_TOKENS = "special_tokens_map.json", "added_tokens.json"
 CHAT_TEMPLATE = "chat_template.jinja"
-# Vocabularies of other kinds, read where there is no tokenizer.json.
+# Other vocabulary formats, used if there is no tokenizer.json.
 VOCAB_JSON, MERGES_TXT, VOCAB_TXT = "vocab.json", "merges.txt", "vocab.txt"
 SENTENCEPIECE_FILES = (
     "tokenizer.model",
@@ -48,16 +51,16 @@ SENTENCEPIECE_FILES = (
 )
 MAX_SETTINGS_BYTES, MAX_VOCABULARY_BYTES = 32 << 20, 64 << 20
 MAX_VOCABULARY_CHARACTERS, MAX_TOKEN_CHARACTERS = 16 << 20, 512
-"""Of all tokens and of one, where the library makes merges by trying each cut."""
+"""Of all tokens, and of one token: the library derives merges by trying all splits."""
 SMOKE_TEST_TEXT = "The capital of France is Paris; 1,234 naïve cafés\n\t漢字 🙂 don't"
-# Classes that look for further files or libraries of their own.
-_NOT_OPENED = frozenset(
+# Classes that need further files or libraries.
+_UNSUPPORTED_CLASSES = frozenset(
     {"LukeTokenizer", "MLukeTokenizer", "RoFormerTokenizer", "WhisperTokenizer"}
 )
 
 
 def holds_tokenizer(folder: Path) -> bool:
-    """Whether there is a tokenizer in a folder."""
+    """Whether a folder contains a tokenizer."""
     names = (
         TOKENIZER_JSON,
         TOKENIZER_CONFIG,
@@ -69,32 +72,31 @@ def holds_tokenizer(folder: Path) -> bool:
 
 
 def open_tokenizer(folder: Path, config: Mapping[str, Any]) -> Any:
-    """The tokenizer in a folder.
+    """Load the tokenizer in a folder.
 
     Args:
-        folder: Where its files lie.
-        config: What config.json holds; it may name the tokenizer's class.
+        folder: The folder.
+        config: Content of config.json, which may name the tokenizer's class.
 
     Raises:
-        InputError: there is none, it is of a kind that is not opened, or a file is
-            none that the library may be given.
+        InputError: there is no tokenizer, its class is not supported, or a file is invalid.
     """
-    copies = _checked(folder)
+    copies = _checked_files(folder)
     settings = copies.get(TOKENIZER_CONFIG, {})
     named = settings.get("tokenizer_class") or config.get("tokenizer_class")
     kind = config.get("model_type")
     _check_class(folder, named, kind)
-    # The library reads these of config.json to choose a class and mend old files.
-    about = {
+    # The library uses these fields to choose a class and to fix old files.
+    config_subset = {
         name: config[name]
         for name in ("transformers_version", "_name_or_path", "tokenizer_class")
         if isinstance(config.get(name), str)
     }
     if _is_type(kind):
-        about["model_type"] = kind
-    copies["config.json"] = about
+        config_subset["model_type"] = kind
+    copies["config.json"] = config_subset
     with (
-        tempfile.TemporaryDirectory(prefix="exhume-tokenizer-") as place,
+        tempfile.TemporaryDirectory(prefix="exhume-tokenizer-") as folder_copy,
         library_errors(
             f"the tokenizer in {folder} could not be read",
             expected="tokenizer.json and tokenizer_config.json, without code",
@@ -105,28 +107,28 @@ def open_tokenizer(folder: Path, config: Mapping[str, Any]) -> Any:
     ):
         for name, content in copies.items():
             data = content if isinstance(content, bytes) else json.dumps(content)
-            path = Path(place) / name
+            path = Path(folder_copy) / name
             path.write_bytes(data if isinstance(data, bytes) else data.encode())
-        tokenizer = _loaded(place)
+        tokenizer = _load(folder_copy)
         tokenizer.name_or_path = str(folder)
         tokenizer.init_kwargs["name_or_path"] = str(folder)
         if TOKENIZER_JSON not in copies:
-            made = json.loads(tokenizer.backend_tokenizer.to_str())
-            check_tokenizer(made, folder)
-        _try(tokenizer)
+            built = json.loads(tokenizer.backend_tokenizer.to_str())
+            check_tokenizer(built, folder)
+        _smoke_test(tokenizer)
     return tokenizer
 
 
-def _loaded(place: str) -> Any:
+def _load(folder: str) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(
-        place, trust_remote_code=False, local_files_only=True
+        folder, trust_remote_code=False, local_files_only=True
     )
 
 
-def _try(tokenizer: Any) -> None:
-    """A text there and back, for what panics; what merely fails is said in its time."""
+def _smoke_test(tokenizer: Any) -> None:
+    """Encode and decode a text to provoke panics; exceptions are reported on later use."""
     try:
         tokenizer.decode(tokenizer(SMOKE_TEST_TEXT, verbose=False)["input_ids"])
     except Exception:
@@ -140,7 +142,7 @@ def _is_type(kind: Any) -> bool:
 
 
 def _check_class(folder: Path, named: Any, kind: Any) -> None:
-    """Only tokenizers of the compiled library are opened."""
+    """Check that the class is a tokenizer of the compiled library."""
     from transformers import TokenizersBackend
     from transformers.models.auto.tokenization_auto import (
         TOKENIZER_MAPPING_NAMES,
@@ -149,27 +151,30 @@ def _check_class(folder: Path, named: Any, kind: Any) -> None:
 
     by_type = TOKENIZER_MAPPING_NAMES.get(kind) if isinstance(kind, str) else None
     name = named or by_type
-    # Mistral's own library is not used; its models have a tokenizer.json as well.
+    # Models of Mistral's own tokenizer library have a tokenizer.json as well.
     if name is None or (name == by_type and name == "MistralCommonBackend"):
         return
     with library_errors(f"the tokenizer in {folder} is of a class that is not known"):
-        found = tokenizer_class_from_name(name) if isinstance(name, str) else name
-    if found is None or (
-        isinstance(found, type)
-        and name not in _NOT_OPENED
-        and (issubclass(found, TokenizersBackend) or found.__name__ == "PythonBackend")
+        model_cls = tokenizer_class_from_name(name) if isinstance(name, str) else name
+    if model_cls is None or (
+        isinstance(model_cls, type)
+        and name not in _UNSUPPORTED_CLASSES
+        and (
+            issubclass(model_cls, TokenizersBackend)
+            or model_cls.__name__ == "PythonBackend"
+        )
     ):
         return
     raise InputError(
-        f"the tokenizer in {folder} is of a class that is not opened",
+        f"the tokenizer in {folder} has an unsupported class",
         expected="a fast tokenizer of transformers",
         got=str(name)[:80],
         fix="Save it as tokenizer.json, with the class PreTrainedTokenizerFast",
     )
 
 
-def _checked(folder: Path) -> dict[str, Any]:
-    """Name to content of the files that the library is given."""
+def _checked_files(folder: Path) -> dict[str, Any]:
+    """Name to validated content of the files for the library."""
     copies: dict[str, Any] = {}
     for name, keep in (
         (TOKENIZER_CONFIG, filter_settings),
@@ -202,39 +207,39 @@ def _checked(folder: Path) -> dict[str, Any]:
 
 
 def _vocabularies(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    contents: dict[str, Any] = {}
     path = folder / VOCAB_JSON
     if lexists(path):
-        words = read_json(path, max_bytes=MAX_VOCABULARY_BYTES, max_depth=2)
-        if not all(type(i) is int and 0 <= i < MAX_ID for i in words.values()):
+        vocabulary = read_json(path, max_bytes=MAX_VOCABULARY_BYTES, max_depth=2)
+        if not all(type(i) is int and 0 <= i < MAX_ID for i in vocabulary.values()):
             raise _no_vocabulary(path, "a number of a token that is none")
-        _check_words(path, words)
-        found[VOCAB_JSON] = words
+        _check_words(path, vocabulary)
+        contents[VOCAB_JSON] = vocabulary
     for name in (MERGES_TXT, VOCAB_TXT):
         path = folder / name
         if lexists(path):
             text = read_text(path, MAX_VOCABULARY_BYTES)
             _check_words(path, text.splitlines())
-            found[name] = text.encode()
+            contents[name] = text.encode()
     for name in SENTENCEPIECE_FILES:
         path = folder / name
         if lexists(path):
             data = read_bytes(path, MAX_VOCABULARY_BYTES)
             _check_pieces(path, data)
-            found[name] = data
-    return found
+            contents[name] = data
+    return contents
 
 
-def _check_words(path: Path, words: Any) -> None:
-    if len(words) > MAX_TOKENS or sum(map(len, words)) > MAX_VOCABULARY_CHARACTERS:
-        raise _no_vocabulary(path, f"{len(words):,} lines or tokens")
-    longest = max(map(len, words), default=0)
+def _check_words(path: Path, tokens: Any) -> None:
+    if len(tokens) > MAX_TOKENS or sum(map(len, tokens)) > MAX_VOCABULARY_CHARACTERS:
+        raise _no_vocabulary(path, f"{len(tokens):,} lines or tokens")
+    longest = max(map(len, tokens), default=0)
     if longest > MAX_TOKEN_CHARACTERS:
         raise _no_vocabulary(path, f"a token of {longest:,} characters")
 
 
 def _check_pieces(path: Path, data: bytes) -> None:
-    """Whether a file is SentencePiece's, with tokens and a table that can be used."""
+    """Check the tokens and the character map of a SentencePiece model."""
     from transformers.convert_slow_tokenizer import import_protobuf
 
     with library_errors(f"{path} is not a vocabulary of SentencePiece"):
@@ -246,7 +251,7 @@ def _check_pieces(path: Path, data: bytes) -> None:
             charsmap_growth(base64.b64encode(table).decode())
     if not model.pieces:
         raise _no_vocabulary(path, "no tokens of SentencePiece")
-    _check_words(path, [each.piece for each in model.pieces])
+    _check_words(path, [piece.piece for piece in model.pieces])
 
 
 def _no_vocabulary(path: Path, got: str) -> InputError:

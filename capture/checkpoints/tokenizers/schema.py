@@ -1,4 +1,4 @@
-"""What a tokenizer.json may hold, as a whole."""
+"""Schema of tokenizer.json."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,14 +22,14 @@ from capture.checkpoints.tokenizers.steps import (
 from evidence.errors import InputError
 
 MAX_BYTES = 128 << 20
-"""Bytes; those of the largest vocabularies in use have a quarter."""
+"""Four times the size of the largest vocabularies in use."""
 MAX_DEPTH = 24
 MAX_TOKENS = 2_000_000
 MAX_STEPS = 64
 MAX_GROWTH = 256
-"""How many times longer all replacements together may make a text."""
+"""Maximum factor by which all steps together may lengthen a text."""
 
-# Each part, the key under which it holds several steps in a row, and the known steps.
+# Part of the pipeline to the key of its list of steps, and the known steps.
 _PARTS: dict[str, tuple[str, dict[str, type[Step]]]] = {
     "normalizer": ("normalizers", NORMALIZERS),
     "pre_tokenizer": ("pretokenizers", SPLITTERS),
@@ -75,7 +75,7 @@ class _Padding(Strict):
 
 
 class _Outer(Strict):
-    """All but the steps and the vocabulary."""
+    """Fields other than the steps and the vocabulary."""
 
     version: Short = "1.0"
     truncation: _Truncation | None = None
@@ -99,7 +99,7 @@ class _Model(Strict):
 
 class _Bpe(_Model):
     merges: list[Token] | list[tuple[Token, Token]]
-    # A dropout draws other tokens for the same text each time.
+    # BPE dropout would make tokenization random.
     dropout: Literal[0] | None = None
     unk_token: Token | None = None
     continuing_subword_prefix: Short | None = None
@@ -115,7 +115,7 @@ class _Bpe(_Model):
             pair = merge.split(" ") if isinstance(merge, str) else merge
             if len(pair) != 2 or pair[0] not in self.vocab or pair[1] not in self.vocab:
                 raise ValueError("a merge of tokens that are not in the vocabulary")
-            # The library cuts the prefix off the second without a look.
+            # The library removes the prefix of the second token without a check.
             if not pair[1].startswith(prefix):
                 raise ValueError("a merge whose second token lacks the prefix")
             if pair[0] + pair[1][len(prefix) :] not in self.vocab:
@@ -171,29 +171,33 @@ _MODELS: dict[str, type[Strict]] = {
 }
 
 
-def check_tokenizer(value: Any, place: Path) -> None:
-    """Whether the tokenizer library may be given this content of a tokenizer.json.
+def check_tokenizer(value: Any, path: Path) -> None:
+    """Check that the content of a tokenizer.json is safe to pass to the library.
 
     Raises:
-        InputError: a step, a field or a vocabulary that is not known to be harmless.
+        InputError: a step, a field or the vocabulary is not known to be safe.
     """
     if not isinstance(value, dict):
-        raise _wrong(place, "no JSON object", "a JSON object", type(value).__name__)
+        raise _bad_tokenizer(
+            path, "no JSON object", "a JSON object", type(value).__name__
+        )
     outer = {
-        name: said for name, said in value.items() if name not in (*_PARTS, "model")
+        name: field for name, field in value.items() if name not in (*_PARTS, "model")
     }
-    _validate(_Outer, outer, place, "")
-    for part, (several, known) in _PARTS.items():
+    _validate(_Outer, outer, path, "")
+    for part, (list_key, known) in _PARTS.items():
         growth, count = 1.0, 0
-        for step in _in_a_row(value.get(part), several, place, part):
+        for step in _flatten_steps(value.get(part), list_key, path, part):
             kind = known.get(str(step.get("type")))
             if kind is None:
-                raise _wrong(place, part, "a step that is known", step.get("type"))
-            growth *= _validate(kind, step, place, part).growth
+                raise _bad_tokenizer(
+                    path, part, "a step that is known", step.get("type")
+                )
+            growth *= _validate(kind, step, path, part).growth
             count += 1
             if count > MAX_STEPS or growth > MAX_GROWTH:
-                raise _wrong(
-                    place,
+                raise _bad_tokenizer(
+                    path,
                     part,
                     f"at most {MAX_STEPS} steps that make a text at most "
                     f"{MAX_GROWTH} times longer",
@@ -201,15 +205,15 @@ def check_tokenizer(value: Any, place: Path) -> None:
                 )
     model = value.get("model")
     if not isinstance(model, dict):
-        raise _wrong(place, "model", "a vocabulary", model)
-    kind = str(model.get("type") or _guess(model))
+        raise _bad_tokenizer(path, "model", "a vocabulary", model)
+    kind = str(model.get("type") or _infer_model_type(model))
     if kind not in _MODELS:
-        raise _wrong(place, "model", f"one of {', '.join(_MODELS)}", kind)
-    _validate(_MODELS[kind], {**model, "type": kind}, place, "model")
+        raise _bad_tokenizer(path, "model", f"one of {', '.join(_MODELS)}", kind)
+    _validate(_MODELS[kind], {**model, "type": kind}, path, "model")
 
 
-def _guess(model: dict[str, Any]) -> str:
-    """The kind of a model in files that were written before it was named."""
+def _infer_model_type(model: dict[str, Any]) -> str:
+    """The type of a model in old files that do not state it."""
     if isinstance(model.get("vocab"), list):
         return "Unigram"
     if "merges" in model:
@@ -217,40 +221,44 @@ def _guess(model: dict[str, Any]) -> str:
     return "WordPiece" if "max_input_chars_per_word" in model else "WordLevel"
 
 
-def _in_a_row(
-    value: Any, several: str, place: Path, part: str
+def _flatten_steps(
+    value: Any, list_key: str, path: Path, part: str
 ) -> Iterator[dict[str, Any]]:
-    """The single steps of a part; rows in rows are taken apart."""
-    waiting = [value]
-    seen = 0
-    while waiting:
-        step = waiting.pop(0)
-        seen += 1
+    """The steps of a part, with nested sequences flattened."""
+    pending = [value]
+    n_steps = 0
+    while pending:
+        step = pending.pop(0)
+        n_steps += 1
         if step is None:
             continue
-        if not isinstance(step, dict) or seen > 4 * MAX_STEPS:
-            raise _wrong(place, part, f"at most {MAX_STEPS} steps", step)
+        if not isinstance(step, dict) or n_steps > 4 * MAX_STEPS:
+            raise _bad_tokenizer(path, part, f"at most {MAX_STEPS} steps", step)
         if step.get("type") != "Sequence":
             yield step
             continue
-        inner = step.get(several)
-        if not isinstance(inner, list) or set(step) != {"type", several}:
-            raise _wrong(place, part, f"{several} of a Sequence", step)
-        waiting = [*inner[: MAX_STEPS + 1], *waiting]
+        inner = step.get(list_key)
+        if not isinstance(inner, list) or set(step) != {"type", list_key}:
+            raise _bad_tokenizer(path, part, f"{list_key} of a Sequence", step)
+        pending = [*inner[: MAX_STEPS + 1], *pending]
 
 
-def _validate(kind: type[Strict], value: dict[str, Any], place: Path, part: str) -> Any:
+def _validate(
+    schema: type[Strict], value: dict[str, Any], path: Path, part: str
+) -> Any:
     try:
-        return kind.model_validate(value)
+        return schema.model_validate(value)
     except ValidationError as error:
-        field, trouble, got = first_error(error)
+        field, problem, got = first_error(error)
         name = ".".join(filter(None, (part, field)))
-        raise _wrong(place, f"{name}: {trouble}", None, got) from error
+        raise _bad_tokenizer(path, f"{name}: {problem}", None, got) from error
 
 
-def _wrong(place: Path, trouble: str, expected: str | None, got: Any) -> InputError:
+def _bad_tokenizer(
+    path: Path, problem: str, expected: str | None, got: Any
+) -> InputError:
     return InputError(
-        f"{place} is not a tokenizer that can be used ({trouble})",
+        f"{path} is not a tokenizer that can be used ({problem})",
         expected=expected,
         got=repr(got)[:120],
         fix="Save the tokenizer again with save_pretrained, or pass another",

@@ -1,21 +1,20 @@
-"""What of a tokenizer's settings files the library is given; it sees nothing else.
+"""Validation of a tokenizer's settings files, and the settings passed to the library.
 
-Some settings name files, code, or objects to use in place of the tokenizer's own.
+Other settings are dropped; some name files, code or replacement objects.
 """
 
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
-from capture.checkpoints.schemas.schema_errors import first_error
+from capture.checkpoints.schemas.schema_errors import validated
 from capture.checkpoints.tokenizers.steps import Id, Short, Token
-from evidence.errors import InputError
 
 MAX_TEMPLATE_CHARACTERS = 1 << 20
-_NAMED = re.compile(r"[a-z][a-z0-9_]{0,60}_token")
-"""A special token under a name of its own, such as ``image_token``."""
+_TOKEN_FIELD = re.compile(r"[a-z][a-z0-9_]{0,60}_token")
+"""A named special token, such as ``image_token``."""
 
 
 class _Part(BaseModel):
@@ -45,7 +44,7 @@ class _NamedTemplate(_Part):
 
 
 class _Special(_Part):
-    """Special tokens, in either of the files that hold some."""
+    """Special tokens, in tokenizer_config.json or special_tokens_map.json."""
 
     named: dict[str, Word | None] = Field(default_factory=dict)
     extra_special_tokens: Words | dict[Short, Word] | None = None
@@ -84,74 +83,73 @@ class _Added(_Part):
     tokens: Annotated[dict[Token, Id], Field(max_length=65_536)]
 
 
-def filter_settings(raw: dict[str, Any], place: Path) -> dict[str, Any]:
-    """What of a tokenizer_config.json may be handed on.
+def filter_settings(raw: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The settings of a tokenizer_config.json to pass on.
 
     Raises:
-        InputError: a setting is of another kind than the library takes.
+        InputError: a setting has an invalid type.
     """
-    kept = _kept(_Settings, raw, place)
-    decoder = kept.pop("added_tokens_decoder", None)
-    kept = _marked(kept)
-    return kept if decoder is None else {**kept, "added_tokens_decoder": decoder}
+    settings = _filtered(_Settings, raw, path)
+    decoder = settings.pop("added_tokens_decoder", None)
+    settings = _mark_added_tokens(settings)
+    return (
+        settings if decoder is None else {**settings, "added_tokens_decoder": decoder}
+    )
 
 
-def filter_special_tokens(raw: dict[str, Any], place: Path) -> dict[str, Any]:
-    """What of a special_tokens_map.json may be handed on.
+def filter_special_tokens(raw: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The tokens of a special_tokens_map.json to pass on.
 
     Raises:
-        InputError: a token is none.
+        InputError: a token is invalid.
     """
-    return _unmarked(_kept(_Special, raw, place))
+    return _drop_special_flags(_filtered(_Special, raw, path))
 
 
-def filter_added_tokens(raw: dict[str, Any], place: Path) -> dict[str, int]:
-    """What of an added_tokens.json may be handed on: tokens and their numbers.
+def filter_added_tokens(raw: dict[str, Any], path: Path) -> dict[str, int]:
+    """The content of an added_tokens.json: token to id.
 
     Raises:
-        InputError: a token or a number is none.
+        InputError: a token or an id is invalid.
     """
-    return _valid(_Added, {"tokens": raw}, place).tokens
+    return _validated(_Added, {"tokens": raw}, path).tokens
 
 
-def _kept(kind: type[_Special], said: dict[str, Any], place: Path) -> dict[str, Any]:
+def _filtered(
+    schema: type[_Special], raw: dict[str, Any], path: Path
+) -> dict[str, Any]:
     named = {
         name: value
-        for name, value in said.items()
-        if _NAMED.fullmatch(name) and not isinstance(value, bool)
+        for name, value in raw.items()
+        if _TOKEN_FIELD.fullmatch(name) and not isinstance(value, bool)
     }
-    ours = {name: said[name] for name in said if name not in named} | {"named": named}
-    found = _valid(kind, ours, place).model_dump(exclude_unset=True)
-    return found | found.pop("named")
+    grouped = {name: raw[name] for name in raw if name not in named} | {"named": named}
+    settings = _validated(schema, grouped, path).model_dump(exclude_unset=True)
+    return settings | settings.pop("named")
 
 
-def _marked(value: Any) -> Any:
-    """The same with each token that has settings marked as one, as the library does."""
+def _mark_added_tokens(value: Any) -> Any:
+    """Mark token objects as ``AddedToken``, as the library does."""
     if isinstance(value, list):
-        return [_marked(each) for each in value]
+        return [_mark_added_tokens(child) for child in value]
     if not isinstance(value, dict):
         return value
     if "content" in value:
         return {"__type": "AddedToken", **value}
-    return {name: _marked(each) for name, each in value.items()}
+    return {name: _mark_added_tokens(child) for name, child in value.items()}
 
 
-def _unmarked(value: Any) -> Any:
-    """The same without what the library adds itself to tokens of this file."""
+def _drop_special_flags(value: Any) -> Any:
+    """Remove the ``special`` flags, which the library sets itself."""
     if isinstance(value, list):
-        return [_unmarked(each) for each in value]
+        return [_drop_special_flags(child) for child in value]
     if not isinstance(value, dict):
         return value
-    return {name: _unmarked(value[name]) for name in value if name != "special"}
+    return {
+        name: _drop_special_flags(value[name]) for name in value if name != "special"
+    }
 
 
-def _valid(kind: type[_Part], said: dict[str, Any], place: Path) -> Any:
-    try:
-        return kind.model_validate(said)
-    except ValidationError as error:
-        field, trouble, got = first_error(error)
-        raise InputError(
-            f"{place} is not a tokenizer's settings ({field}: {trouble})",
-            got=repr(got)[:120],
-            fix="Save the tokenizer again with save_pretrained, or pass another",
-        ) from error
+def _validated(schema: type[_Part], raw: dict[str, Any], path: Path) -> Any:
+    fix = "Save the tokenizer again with save_pretrained, or pass another"
+    return validated(schema, raw, f"{path} has invalid tokenizer settings", fix)

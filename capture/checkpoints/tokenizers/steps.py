@@ -1,7 +1,7 @@
-"""The steps of a tokenizer: which are known, and what their fields may be.
+"""Schemas of the pipeline steps of a tokenizer.
 
-The tokenizer library is compiled code that stops with a panic where a field is not as
-it expects, and a few steps can make a text of any length or a match of any cost.
+The tokenizers library is compiled code that panics on invalid fields. Some steps can lengthen a
+text or cost matching time without a bound, which the schemas limit.
 """
 
 import math
@@ -23,7 +23,7 @@ from capture.checkpoints.tokenizers.charsmap import charsmap_growth
 MAX_ID = 1 << 24
 MAX_PIECES = 64
 MAX_WAYS = (4096, 64)
-"""Most ways to match a pattern, by degree in the length of the text."""
+"""Maximum number of ways to match a pattern: coefficients by degree in the text length."""
 
 Short = Annotated[str, Field(strict=True, max_length=256)]
 Token = Annotated[str, Field(strict=True, max_length=4096)]
@@ -33,52 +33,52 @@ Small = Annotated[int, Field(strict=True, ge=0, le=1_000_000)]
 
 
 class Strict(BaseModel):
-    """A part of tokenizer.json without fields that are not known."""
+    """A part of tokenizer.json; unknown fields are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Step(Strict):
-    """One step."""
+    """One pipeline step."""
 
     type: str
 
     @property
     def growth(self) -> float:
-        """How many times longer it may make a text, where that adds up."""
+        """Maximum factor by which the step lengthens a text."""
         return 1.0
 
 
-def _affordable(pattern: str) -> str:
+def _check_cost(pattern: str) -> str:
     try:
         ways = analyze_pattern(pattern).ways_if_last
     except PatternError as error:
         raise ValueError(f"a pattern that cannot be used: {error}") from error
-    for degree, many in enumerate(ways):
-        if many > (MAX_WAYS[degree] if degree < len(MAX_WAYS) else 0):
+    for degree, count in enumerate(ways):
+        if count > (MAX_WAYS[degree] if degree < len(MAX_WAYS) else 0):
             raise ValueError("a pattern that can take too long to match")
     return pattern
 
 
 class Exact(Strict):
-    """A pattern that is a text."""
+    """A literal pattern."""
 
     String: Annotated[str, Field(strict=True, min_length=1, max_length=4096)]
 
     @property
     def min_length(self) -> float:
-        """Characters that it matches."""
+        """Number of characters matched."""
         return len(self.String)
 
 
 class Expression(Strict):
-    """A pattern that is a regular expression of bounded cost."""
+    """A regular expression of bounded cost."""
 
-    Regex: Annotated[StrictStr, Field(min_length=1), AfterValidator(_affordable)]
+    Regex: Annotated[StrictStr, Field(min_length=1), AfterValidator(_check_cost)]
 
     @property
     def min_length(self) -> float:
-        """Fewest characters that it matches, or 1: letters may fold into one."""
+        """Minimum number of characters matched, at most 1 because of case folding."""
         return min(1, analyze_pattern(self.Regex).min_length)
 
 
@@ -86,20 +86,20 @@ Pattern = Exact | Expression
 
 
 class Replace(Step):
-    """Puts a text where a pattern matches."""
+    """Replaces matches of a pattern by a text."""
 
     pattern: Pattern
     content: Token
 
     @property
     def growth(self) -> float:
-        """By its longest replacement of the shortest match."""
+        """Length of the replacement over that of the shortest match."""
         shortest = self.pattern.min_length
         return max(1.0, len(self.content) / shortest) if shortest else math.inf
 
 
 class Precompiled(Step):
-    """SentencePiece's table of replacements."""
+    """SentencePiece's precompiled character map."""
 
     precompiled_charsmap: StrictStr
 
@@ -110,12 +110,12 @@ class Precompiled(Step):
 
     @property
     def growth(self) -> float:
-        """By its longest replacement."""
+        """Length of the longest replacement."""
         return charsmap_growth(self.precompiled_charsmap)
 
 
 class ByteLevel(Step):
-    """Each byte becomes a character."""
+    """Maps each byte to a character."""
 
     add_prefix_space: StrictBool = True
     trim_offsets: StrictBool = True
@@ -128,7 +128,7 @@ class ByteLevel(Step):
 
 
 class BertNormalizer(Step):
-    """BERT's cleaning."""
+    """BERT's text normalization."""
 
     clean_text: StrictBool = True
     handle_chinese_chars: StrictBool = True
@@ -137,20 +137,20 @@ class BertNormalizer(Step):
 
 
 class StripNormalizer(Step):
-    """Takes space off the ends."""
+    """Removes whitespace at the ends."""
 
     strip_left: StrictBool = True
     strip_right: StrictBool = True
 
 
 class Prepend(Step):
-    """Puts a text before every text."""
+    """Prepends a text."""
 
     prepend: Short
 
 
 class Metaspace(Step):
-    """A sign takes the place of the space."""
+    """Replaces spaces by a visible character."""
 
     replacement: Character
     add_prefix_space: StrictBool = True
@@ -184,7 +184,7 @@ class Digits(Step):
 
 
 class FixedLength(Step):
-    """Splits every so many characters."""
+    """Splits into pieces of fixed length."""
 
     length: Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
 
@@ -196,28 +196,28 @@ class CharDelimiterSplit(Step):
 
 
 class StripDecoder(Step):
-    """Takes a character off the start of tokens."""
+    """Removes a character from the start of tokens."""
 
     content: Character
     start: Small
-    stop: Literal[0]  # any other is a panic for a token that is shorter
+    stop: Literal[0]  # other values panic on shorter tokens
 
 
 class WordPieceDecoder(Step):
-    """Joins pieces of words."""
+    """Joins word pieces by their prefix."""
 
     prefix: Short = "##"
     cleanup: StrictBool = True
 
 
 class BPEDecoder(Step):
-    """Joins pieces of words by their suffix."""
+    """Joins word pieces by their suffix."""
 
     suffix: Short = "</w>"
 
 
 class CTC(Step):
-    """Joins what a speech model says."""
+    """Collapses the output of a CTC speech model."""
 
     pad_token: Short
     word_delimiter_token: Short
@@ -225,7 +225,7 @@ class CTC(Step):
 
 
 class PairProcessing(Step):
-    """Puts BERT's or RoBERTa's special tokens around texts."""
+    """Adds BERT's or RoBERTa's special tokens."""
 
     sep: tuple[Token, Id]
     cls: tuple[Token, Id]
@@ -261,7 +261,7 @@ _Pieces = Annotated[list[_SpecialPiece | _SequencePiece], Field(max_length=MAX_P
 
 
 class TemplateProcessing(Step):
-    """Puts special tokens around texts by a template."""
+    """Adds special tokens by a template."""
 
     single: _Pieces
     pair: _Pieces

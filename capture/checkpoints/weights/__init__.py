@@ -1,1 +1,1 @@
-"""Weight files: which there are, what they say they hold, what of it a model takes."""
+"""Weight files: discovery, validation of headers, matching with a model's parameters."""

@@ -1,6 +1,6 @@
-"""What a GGUF file says it holds, read and checked without its numbers.
+"""Header of a GGUF file, read and validated without the tensor data.
 
-Every length in the file is held against the file's own size before it is believed.
+Every length in the file is checked against the file size before it is used.
 """
 
 import math
@@ -18,9 +18,9 @@ from evidence.storage.regular_files import open_regular
 
 MAX_KEYS, MAX_ITEMS, MAX_TEXT_BYTES = 4_096, 4_000_000, 1 << 24
 MAX_METADATA_BYTES = 512 << 20
-"""Bytes of all that is said about the tensors, the vocabulary included."""
+"""Maximum size of the metadata, including the vocabulary."""
 MAX_TOKEN_CHARACTERS, MAX_VOCABULARY_CHARACTERS = 512, 16 << 20
-"""Of one token and of all: the library makes merges of them by trying each cut."""
+"""Of one token, and of all tokens: the library derives merges by trying all splits."""
 
 _TEXT, _LIST, _FLAG = 8, 9, 7
 _NUMBERS = {
@@ -40,11 +40,11 @@ _NUMBERS = {
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """What is said about a GGUF file's tensors.
+    """Header of a GGUF file.
 
     Attributes:
         metadata: Keys and values.
-        shapes: Tensor name to shape, in the order of torch.
+        shapes: Tensor name to shape, with dimensions in PyTorch's order.
     """
 
     metadata: dict[str, Any]
@@ -52,18 +52,17 @@ class GgufHeader:
 
     @property
     def n_values(self) -> int:
-        """How many numbers the tensors hold."""
+        """Total number of values in the tensors."""
         return sum(math.prod(shape) for shape in self.shapes.values())
 
 
 def read_gguf_header(path: Path) -> GgufHeader:
-    """Metadata and shapes of a GGUF file; all of it must lie inside the file.
+    """Metadata and shapes of a GGUF file.
 
     Raises:
-        InputError: it is no regular file, is damaged or cut short, or holds more than
-            can be worked with.
+        InputError: it is not a regular file, is damaged or truncated, or exceeds a limit.
     """
-    with open_regular(path, 1 << 62) as file:
+    with open_regular(path) as file:
         size = file.seek(0, 2)
         file.seek(0)
         return _Reader(path, file, size).header()
@@ -115,9 +114,9 @@ class _Reader:
             raise self.damaged("an end before all was said")
         return struct.unpack(f"<{kinds}", self.file.read(length))
 
-    def text(self, most: int) -> str:
+    def text(self, max_bytes: int) -> str:
         length = self.numbers("Q")[0]
-        if length > most or length > self.size - self.file.tell():
+        if length > max_bytes or length > self.size - self.file.tell():
             raise self.damaged(f"a text of {length:,} bytes")
         if self.file.tell() > MAX_METADATA_BYTES:
             raise self.damaged(f"more than {MAX_METADATA_BYTES:,} bytes of metadata")
@@ -151,7 +150,7 @@ class _Reader:
     def bytes_of(self, name: str, dims: tuple[int, ...], kind: int) -> int:
         from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-        known = {each.value for each in GGMLQuantizationType}
+        known = {quantization.value for quantization in GGMLQuantizationType}
         sizes = (
             GGML_QUANT_SIZES.get(GGMLQuantizationType(kind)) if kind in known else None
         )
@@ -173,14 +172,14 @@ class _Reader:
 
 
 def _check_tokens(reader: _Reader, metadata: dict[str, Any]) -> None:
-    """The vocabulary is one that a tokenizer can be made of in bounded time."""
+    """Check that a tokenizer can be built from the vocabulary in bounded time."""
     for key in ("tokens", "merges"):
-        said = metadata.get(f"tokenizer.ggml.{key}", [])
-        if not isinstance(said, list) or not all(isinstance(x, str) for x in said):
+        values = metadata.get(f"tokenizer.ggml.{key}", [])
+        if not isinstance(values, list) or not all(isinstance(x, str) for x in values):
             raise reader.damaged(f"{key} that are no list of texts")
         longest = MAX_TOKEN_CHARACTERS if key == "tokens" else 2 * MAX_TOKEN_CHARACTERS
-        if sum(map(len, said)) > MAX_VOCABULARY_CHARACTERS or any(
-            len(each) > longest for each in said
+        if sum(map(len, values)) > MAX_VOCABULARY_CHARACTERS or any(
+            len(token) > longest for token in values
         ):
             raise reader.damaged(f"{key} that are too long")
     tokens = metadata.get("tokenizer.ggml.tokens", [])
@@ -189,9 +188,9 @@ def _check_tokens(reader: _Reader, metadata: dict[str, Any]) -> None:
             if not isinstance(value, int) or not 0 <= value < max(len(tokens), 1):
                 raise reader.damaged(f"{key} is {value}, of {len(tokens):,} tokens")
     for key in ("scores", "token_type"):
-        said = metadata.get(f"tokenizer.ggml.{key}")
-        if said is not None and (
-            not isinstance(said, list) or len(said) != len(tokens)
+        values = metadata.get(f"tokenizer.ggml.{key}")
+        if values is not None and (
+            not isinstance(values, list) or len(values) != len(tokens)
         ):
             raise reader.damaged(f"{key} that are not one for each token")
     if not isinstance(metadata.get("general.architecture"), str):

@@ -1,4 +1,4 @@
-"""What a safetensors file says it holds, read and checked without its numbers."""
+"""Header of a safetensors file, read and validated without the tensor data."""
 
 import struct
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from evidence.storage.regular_files import open_regular
 from evidence.storage.strict_json import parse_json
 
 MAX_HEADER_BYTES = 32 << 20
-"""Bytes of a header. 65,536 tensors of long names take a quarter of that."""
+"""Four times the header of 65,536 tensors with long names."""
 MAX_TENSORS = 65_536
 MAX_NAME_CHARACTERS = 512
 DTYPE_BITS = {
@@ -39,17 +39,12 @@ DTYPE_BITS = {
     "U64": 64,
 }
 FLOAT_DTYPES = frozenset({"F8_E5M2", "F8_E4M3", "F16", "BF16", "F32", "F64"})
-"""Types that weights may have."""
+"""Allowed types of weights."""
 
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """One tensor of a file.
-
-    Attributes:
-        dtype: Its type, as safetensors writes it.
-        shape: Its shape.
-    """
+    """One tensor of a file; ``dtype`` is the name that safetensors uses."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -58,19 +53,19 @@ class TensorEntry:
 def read_header(path: Path) -> Mapping[str, TensorEntry]:
     """Names, types and shapes of the tensors of a safetensors file.
 
-    Every tensor must lie inside the file, all of them side by side, and take as many
-    bytes as its type and shape need.
+    The tensors must fill the file without gaps or overlaps, and their sizes must agree with type
+    and shape.
 
     Raises:
-        InputError: it is no regular file, or not whole, or no safetensors, or holds
-            more tensors than can be worked with.
+        InputError: it is not a regular file, not safetensors, damaged or truncated, or holds too
+            many tensors.
     """
-    with open_regular(path, 1 << 62) as file:
+    with open_regular(path) as file:
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        whole = file.seek(0, 2)
-        if not 2 <= length <= min(MAX_HEADER_BYTES, whole - 8):
-            raise _damaged(path, f"a header of {length:,} bytes in {whole:,}")
+        file_size = file.seek(0, 2)
+        if not 2 <= length <= min(MAX_HEADER_BYTES, file_size - 8):
+            raise _damaged(path, f"a header of {length:,} bytes in {file_size:,}")
         file.seek(8)
         head = file.read(length)
     try:
@@ -87,23 +82,25 @@ def read_header(path: Path) -> Mapping[str, TensorEntry]:
             expected=f"at most {MAX_TENSORS:,}",
             got=f"{len(value):,}",
         )
-    spans = {name: _span(path, name, said) for name, said in value.items()}
+    spans = {name: _span(path, name, raw) for name, raw in value.items()}
     end = 0
     for name in sorted(spans, key=lambda each: spans[each][1]):
         _, begin, stop = spans[name]
         if begin != end:
             raise _damaged(path, f"tensors with a gap or an overlap at {name}")
         end = stop
-    if end != whole - 8 - length:
-        raise _damaged(path, f"{end:,} bytes of tensors, {whole - 8 - length:,} there")
+    if end != file_size - 8 - length:
+        raise _damaged(
+            path, f"{end:,} bytes of tensors, {file_size - 8 - length:,} there"
+        )
     return {name: entry for name, (entry, _, _) in spans.items()}
 
 
-def _span(path: Path, name: str, said: object) -> tuple[TensorEntry, int, int]:
-    """A tensor, and where it begins and ends."""
+def _span(path: Path, name: str, raw: object) -> tuple[TensorEntry, int, int]:
+    """A tensor with its start and end offsets."""
     if len(name) > MAX_NAME_CHARACTERS:
         raise _damaged(path, f"a tensor name of {len(name):,} characters")
-    fields: dict[str, Any] = said if isinstance(said, dict) else {}
+    fields: dict[str, Any] = raw if isinstance(raw, dict) else {}
     shape, ends = _counts(fields.get("shape")), _counts(fields.get("data_offsets"))
     bits = DTYPE_BITS.get(str(fields.get("dtype")))
     if not bits or shape is None or ends is None or len(ends) != 2:
@@ -117,10 +114,10 @@ def _span(path: Path, name: str, said: object) -> tuple[TensorEntry, int, int]:
 
 
 def _counts(value: object) -> list[int] | None:
-    """A short list of whole numbers, or None where it is another thing."""
+    """A short list of non-negative integers, or None if ``value`` is something else."""
     if not isinstance(value, list) or len(value) > 16:
         return None
-    good = all(type(each) is int and 0 <= each < 1 << 48 for each in value)
+    good = all(type(number) is int and 0 <= number < 1 << 48 for number in value)
     return value if good else None
 
 

@@ -1,7 +1,7 @@
-"""A model built without numbers, to see what of the weight files it takes.
+"""Models built on the meta device to match weight files with parameters, then loaded.
 
-Nothing is allocated before names and shapes agree: building makes modules alone, no
-more of them than the files can fill, and never goes to the network.
+No memory is allocated before names and shapes agree. The size of the model is limited by that of
+the weight files, and the network is never used.
 """
 
 import math
@@ -20,24 +20,27 @@ from torch.nn.modules.module import (
 )
 
 from capture.checkpoints.schemas.configuration import library_config
-from capture.checkpoints.schemas.library_errors import library_errors
-from capture.checkpoints.schemas.quietly import offline_hub, quiet_transformers
+from capture.checkpoints.schemas.library_errors import (
+    library_errors,
+    offline_hub,
+    quiet_transformers,
+)
 from capture.checkpoints.weights.safetensors_headers import FLOAT_DTYPES, TensorEntry
 from evidence.errors import InputError
 
 MODULES_PER_TENSOR, BASE_MODULES = 40, 5_000
-"""Most modules: activations, dropouts and wrappers hold no tensor of their own."""
+"""Limit on modules; activations, dropouts and wrappers hold no tensors."""
 PARAMETERS_PER_TENSOR, BASE_PARAMETERS = 6, 1_000
-"""Most parameters, registered when a model is built, filled and tied."""
+"""Limit on registered parameters, while a model is built, loaded and tied."""
 MAX_BUFFER_VALUES = 1 << 28
-"""Most numbers in buffers that no file holds, such as masks by position."""
+"""Limit on values in buffers that are not in the files, such as causal masks."""
 
 _HEADS = r"^cls\.seq_relationship\.|(^|\.)pooler\.dense\.|^v_head\."
-"""Heads beside the one that is used, in files that many models come in."""
+"""Unused heads in common checkpoint files."""
 _TABLES = r"rotary_emb\.(inv_freq|(cos|sin)_cached)$|(^|\.)position_ids$"
 _MASKS = r"\.attn(\.attention)?\.(bias|masked_bias|causal_mask)$"
-"""Buffers of old versions. A mask by position is (1, 1, n, n), its filling one number,
-and no bias of an attention has such a shape."""
+"""Buffers of old versions. A causal mask is (1, 1, n, n) and its fill value a scalar; biases of
+attention have other shapes."""
 
 
 def check_fit(
@@ -46,21 +49,20 @@ def check_fit(
     entries: Mapping[str, TensorEntry],
     folder: Path,
 ) -> frozenset[str]:
-    """Whether weight files hold exactly what a model needs, all in floating point.
+    """Check that weight files hold exactly the tensors of a model, in floating point.
 
     Args:
         model_type: Class of the model.
-        config: What config.json holds, checked.
+        config: Validated content of config.json.
         entries: Names, types and shapes of the tensors in the files.
-        folder: Where they lie, for errors.
+        folder: The folder, for error messages.
 
     Returns:
-        Names of tensors that the library is known not to load, such as the causal
-        masks in files of GPT-2.
+        Names of tensors that the library ignores on loading, such as GPT-2's causal masks.
 
     Raises:
-        InputError: tensors are missing, of another shape, left over, or no floating
-            point numbers; or the configuration describes a larger model.
+        InputError: tensors are missing, unexpected, of another shape or not in floating point;
+            or the configuration describes a larger model.
     """
     empty = [name for name, entry in entries.items() if 0 in entry.shape]
     if empty:
@@ -78,18 +80,21 @@ def check_fit(
         )
         for name, entry in entries.items()
     }
-    held = sum(math.prod(entry.shape) for entry in entries.values())
-    with limit_construction(len(entries), held, folder / "config.json"):
+    n_values = sum(math.prod(entry.shape) for entry in entries.values())
+    with limit_construction(len(entries), n_values, folder / "config.json"):
         model = build_model(model_type, config, state, folder, device="meta")
-    known = {*model.state_dict()}
+    model_names = {*model.state_dict()}
     patterns = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
-    passed_over = re.compile("|".join(f"({each})" for each in patterns) or r"(?!)")
+    ignored_pattern = re.compile(
+        "|".join(f"({pattern})" for pattern in patterns) or r"(?!)"
+    )
     ignored = frozenset(
         name
         for name, entry in entries.items()
-        if name not in known and (passed_over.search(name) or _spare(name, entry.shape))
+        if name not in model_names
+        and (ignored_pattern.search(name) or _is_ignorable(name, entry.shape))
     )
-    # Tables of numbers, such as which expert a token goes to, are whole numbers.
+    # Lookup tables, such as the expert of each token, hold integers.
     tables = {
         name.rpartition(".")[2]
         for name, value in model.state_dict().items()
@@ -99,10 +104,10 @@ def check_fit(
         table = name.rpartition(".")[2] in tables
         if entry.dtype not in FLOAT_DTYPES and name not in ignored and not table:
             raise InputError(
-                f"{folder} holds weights that are no floating-point numbers",
-                expected="weights as they are computed with",
+                f"{folder} holds weights that are not in floating point",
+                expected="floating-point weights",
                 got=f"{name} of type {entry.dtype}",
-                fix="De-quantise the model and save it again",
+                fix="Dequantize the model and save it again",
             )
     return ignored
 
@@ -116,20 +121,20 @@ def build_model(
     device: str | None = None,
     generation: Mapping[str, Any] | None = None,
 ) -> nn.Module:
-    """A model of ``model_type`` that holds the tensors of ``state``, in float32.
+    """Build a model with the tensors of ``state``, in float32.
 
-    The library is given tensors and settings, never a place to look for any.
+    The library receives tensors and settings, never a path or name to look up.
 
     Args:
         model_type: Class of the model.
-        config: What config.json holds, checked.
-        state: Tensor name to tensor, or to a slice that is read when it is needed.
-        folder: Where all of it comes from, for errors.
-        device: "meta" for a model without numbers.
-        generation: What it generates with, checked.
+        config: Validated content of config.json.
+        state: Tensor name to tensor, or to a lazily read slice.
+        folder: The folder, for error messages.
+        device: "meta" for a model without data.
+        generation: Validated generation settings.
 
     Raises:
-        InputError: tensors are missing, of another shape or left over.
+        InputError: tensors are missing, unexpected or of another shape.
     """
     with quiet_transformers():
         settings = library_config(config, model_type, folder / "config.json")
@@ -157,10 +162,10 @@ def build_model(
         )
     missing = sorted(report["missing_keys"])
     shapes = sorted(map(str, report["mismatched_keys"]))
-    over = sorted(
+    unexpected = sorted(
         name
         for name in report["unexpected_keys"]
-        if not (name in state and _spare(name, _shape(state[name])))
+        if not (name in state and _is_ignorable(name, _shape(state[name])))
     )
     if missing or shapes:
         raise InputError(
@@ -170,11 +175,11 @@ def build_model(
             f"{(missing + shapes)[0]}",
             fix="Check that config.json belongs to these weights",
         )
-    if over:
+    if unexpected:
         raise InputError(
             f"{folder} holds tensors that its config.json has no place for",
             expected=f"the weights of a {model_type.__name__} and no others",
-            got=f"{len(over)} more, such as {over[0]}",
+            got=f"{len(unexpected)} more, such as {unexpected[0]}",
             fix="Check that config.json belongs to these weights; a part that is left "
             "out would not be audited",
         )
@@ -186,37 +191,36 @@ def _shape(value: Any) -> tuple[int, ...]:
     return tuple(value.get_shape() if hasattr(value, "get_shape") else value.shape)
 
 
-def _spare(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a tensor that finds no place is known to be of no matter."""
+def _is_ignorable(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether an unexpected tensor is known to be irrelevant."""
     if re.search(_MASKS, name):
         return shape[:2] == (1, 1) if len(shape) == 4 else math.prod(shape) == 1
     return bool(re.search(f"{_HEADS}|{_TABLES}", name))
 
 
 @contextmanager
-def limit_construction(n_tensors: int, n_values: int, place: Path) -> Iterator[None]:
-    """Stop building a model that is larger than what files can fill.
+def limit_construction(n_tensors: int, n_values: int, path: Path) -> Iterator[None]:
+    """Refuse to build a model that is larger than its weight files allow.
 
     Args:
-        n_tensors: How many tensors the files hold.
-        n_values: How many numbers these hold in all.
-        place: Where the model is described, for errors.
+        n_tensors: Number of tensors in the files.
+        n_values: Number of values in these tensors.
+        path: The configuration file, for error messages.
 
     Raises:
-        InputError: modules, parameters or buffers go beyond what files of that size
-            can be meant for.
+        InputError: the number of modules, parameters or buffer values exceeds the limit.
     """
-    left = {
+    budget = {
         "modules": BASE_MODULES + MODULES_PER_TENSOR * n_tensors,
         "parameters": BASE_PARAMETERS + PARAMETERS_PER_TENSOR * n_tensors,
         "numbers in buffers": MAX_BUFFER_VALUES + n_values,
     }
 
     def spend(what: str, cost: int) -> None:
-        left[what] -= cost
-        if left[what] < 0:
+        budget[what] -= cost
+        if budget[what] < 0:
             raise InputError(
-                f"{place} describes a model larger than its weights",
+                f"{path} describes a model larger than its weights",
                 expected=f"one that {n_tensors} tensors can fill",
                 got=f"too many {what}",
                 fix="Check that config.json belongs to these weights",

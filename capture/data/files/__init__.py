@@ -1,1 +1,1 @@
-"""File formats that nobody vouches for, read within limits."""
+"""Readers of untrusted file formats with size limits."""

@@ -1,8 +1,7 @@
-"""Plain arrays from .npz archives that nobody vouches for.
+"""Plain arrays from untrusted .npz archives.
 
-An archive can say that it holds more than it does, hold more than it says, or hold
-programs (pickles). What every array will take is known before the first is read, and
-each must be exactly as long as its header says.
+Archives can have wrong headers, or contain zip bombs or pickles. All headers are checked against
+the size limit before any array is read, and every array must have exactly the stated size.
 """
 
 import math
@@ -21,20 +20,18 @@ from evidence.errors import InputError
 from evidence.storage.regular_files import open_regular
 
 MAX_MEMBERS = 1000
-"""Files in an archive."""
 MAX_FILE_BYTES = 4 << 30
-"""Bytes of an archive."""
-_END = struct.Struct("<4s4H2LH")  # the record at the end of every zip archive
-_SHALLOW = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_END_RECORD = struct.Struct("<4s4H2LH")  # the record at the end of every zip archive
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 @dataclass(frozen=True)
 class _Header:
-    """Of an array in an archive: where it begins, and what it says of itself."""
+    """Start and header of an array in an archive."""
 
     start: int
     shape: tuple[int, ...]
-    in_columns: bool
+    fortran_order: bool
     dtype: np.dtype
 
     @property
@@ -45,16 +42,16 @@ class _Header:
 def read_arrays(
     path: Path, names: Collection[str], max_bytes: int
 ) -> dict[str, NDArray[np.generic]]:
-    """Some of the arrays of an archive, those that are there.
+    """Read the named arrays that exist in an archive.
 
     Args:
         path: The archive.
-        names: Of the arrays; others are not looked at.
-        max_bytes: Most bytes of all of them, unpacked.
+        names: Array names; other arrays are not read.
+        max_bytes: Limit for the total unpacked size.
 
     Raises:
-        InputError: it is no archive, its arrays are cut, longer than they say, larger
-            than ``max_bytes`` together, of Python objects, encrypted, or named twice.
+        InputError: the archive is damaged, too large, encrypted, has duplicate names, or an
+            array holds Python objects or differs from its stated size.
     """
     with open_regular(path, MAX_FILE_BYTES) as file:
         try:
@@ -63,7 +60,7 @@ def read_arrays(
                 return _arrays(path, packed, names, max_bytes)
         except InputError:
             raise
-        # Every byte may be wrong: zipfile, zlib and numpy raise what they like.
+        # zipfile, zlib and NumPy raise arbitrary exceptions for damaged files.
         except Exception as error:
             raise InputError(
                 f"{path} cannot be read ({error or type(error).__name__})",
@@ -72,44 +69,44 @@ def read_arrays(
 
 
 def _check_end(file: BinaryIO) -> None:
-    """Refuse lists of contents that are long to read, before they are read."""
+    """Refuse archives with large directories before reading them."""
     size = file.seek(0, 2)
-    tail = min(size, _END.size + (1 << 16))
+    tail = min(size, _END_RECORD.size + (1 << 16))
     file.seek(size - tail)
-    found = file.read(tail)
-    at = found.rfind(b"PK\5\6")
-    if at < 0 or at + _END.size > len(found):
+    data = file.read(tail)
+    start = data.rfind(b"PK\5\6")
+    if start < 0 or start + _END_RECORD.size > len(data):
         raise ValueError("it is not a zip archive")
-    _, _, _, here, members, listed, _, _ = _END.unpack_from(found, at)
-    if max(here, members) > MAX_MEMBERS or listed > MAX_MEMBERS * 1024:
+    _, _, _, members_here, members, listed, _, _ = _END_RECORD.unpack_from(data, start)
+    if max(members_here, members) > MAX_MEMBERS or listed > MAX_MEMBERS * 1024:
         raise ValueError(f"more than {MAX_MEMBERS:,} files in it")
     file.seek(0)
 
 
 def _arrays(
-    path: Path, packed: zipfile.ZipFile, names: Collection[str], limit: int
+    path: Path, packed: zipfile.ZipFile, names: Collection[str], max_bytes: int
 ) -> dict[str, NDArray[np.generic]]:
     listed = packed.namelist()
     if len(set(listed)) < len(listed):
         raise ValueError("two files in it have the same name")
-    found = {
+    infos = {
         name: packed.getinfo(f"{name}.npy") for name in names if f"{name}.npy" in listed
     }
-    for name, info in found.items():
-        if info.compress_type not in _SHALLOW or info.flag_bits & 0x1:
+    for name, info in infos.items():
+        if info.compress_type not in _COMPRESSIONS or info.flag_bits & 0x1:
             raise ValueError(f"{name} is encrypted or compressed in an unusual way")
-    headers = {name: _header(packed, info) for name, info in found.items()}
-    total = sum(each.size for each in headers.values())
-    if total > limit:
+    headers = {name: _header(packed, info) for name, info in infos.items()}
+    total = sum(header.size for header in headers.values())
+    if total > max_bytes:
         raise InputError(
             f"{path} unpacks to too much",
-            expected=f"at most {limit / (1 << 30):.3g} GiB",
+            expected=f"at most {max_bytes / (1 << 30):.3g} GiB",
             got=f"{total / (1 << 30):.3g} GiB",
         )
-    for name, info in found.items():
+    for name, info in infos.items():
         if info.file_size != headers[name].start + headers[name].size:
             raise ValueError(f"{name} is not as long as its header says")
-    return {name: _array(packed, info, headers[name]) for name, info in found.items()}
+    return {name: _array(packed, info, headers[name]) for name, info in infos.items()}
 
 
 def _header(packed: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Header:
@@ -136,6 +133,6 @@ def _array(
 ) -> NDArray[np.generic]:
     with packed.open(info) as member:
         member.read(header.start)
-        data = member.read()  # to its end, where its checksum is looked at
+        data = member.read()  # to the end, so that the checksum is verified
     flat = np.frombuffer(data, dtype=header.dtype)
-    return flat.reshape(header.shape, order="F" if header.in_columns else "C")
+    return flat.reshape(header.shape, order="F" if header.fortran_order else "C")

@@ -1,8 +1,7 @@
-"""Records of Parquet files that nobody vouches for.
+"""Records of untrusted Parquet files.
 
-A few kilobytes can stand for many gigabytes: one long text that every row repeats.
-Texts are therefore kept as indices into the texts that differ, and counted before any
-of them is written out.
+A few kilobytes can expand to many gigabytes if every row repeats one long text. Texts are therefore
+read as dictionary indices, and their size is checked before they are expanded.
 """
 
 from collections.abc import Iterator
@@ -12,27 +11,25 @@ from typing import Any, BinaryIO
 from evidence.errors import InputError
 
 BATCH_ROWS = 1024
-"""Rows read at once."""
 
 
 def parquet_rows(
     path: Path, file: BinaryIO, *, max_bytes: int, max_rows: int, max_columns: int
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Number, from 1, and fields of each record.
+    """Yield number (from 1) and fields of each record.
 
-    Texts, numbers and lists of them are read. A column of another type (dates, bytes,
-    nested lists, structs) holds its type in every row, for errors to show.
+    Columns of texts, numbers and lists of them are read. A column of another type (dates, bytes,
+    nested lists, structs) yields its type as the value, for error messages.
 
     Args:
-        path: What errors call the file.
-        file: The file, opened in binary.
-        max_bytes: Most bytes of its values, unpacked.
-        max_rows: Most rows.
-        max_columns: Most columns.
+        path: The path, for error messages.
+        file: The file, opened in binary mode.
+        max_bytes: Limit for the unpacked size of the values.
+        max_rows: Limit for the number of rows.
+        max_columns: Limit for the number of columns.
 
     Raises:
-        InputError: it is not a whole Parquet file, is too large, or has two columns of
-            one name.
+        InputError: the file is damaged, truncated or too large, or has duplicate column names.
     """
     import pyarrow
     import pyarrow.parquet as pq
@@ -40,22 +37,22 @@ def parquet_rows(
     try:
         texts = _text_columns(pq.ParquetFile(file))
         file.seek(0)
-        whole = pq.ParquetFile(file, read_dictionary=texts)
-        _check_size(path, whole, max_bytes, max_rows, max_columns)
-        known = [field.name for field in whole.schema_arrow if _is_known(field.type)]
-        aside = {
+        table = pq.ParquetFile(file, read_dictionary=texts)
+        _check_size(path, table, max_bytes, max_rows, max_columns)
+        known = [field.name for field in table.schema_arrow if _is_known(field.type)]
+        unread_types = {
             field.name: field.type
-            for field in whole.schema_arrow
+            for field in table.schema_arrow
             if field.name not in known
         }
         number = unpacked = 0
-        for batch in whole.iter_batches(BATCH_ROWS, columns=known):
-            unpacked += sum(map(_unpacked, batch.columns))
+        for batch in table.iter_batches(BATCH_ROWS, columns=known):
+            unpacked += sum(map(_unpacked_bytes, batch.columns))
             if unpacked > max_bytes:
                 raise _too_large(path, max_bytes, f"more than {unpacked:,} bytes")
             for record in batch.to_pylist():
                 number += 1
-                yield number, aside | record
+                yield number, unread_types | record
     except InputError:
         raise
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
@@ -73,25 +70,25 @@ def _text_columns(file: Any) -> list[str]:
 
 
 def _check_size(
-    path: Path, file: Any, bytes_limit: int, rows: int, columns: int
+    path: Path, file: Any, max_bytes: int, max_rows: int, max_columns: int
 ) -> None:
-    """Look at what the file says of itself, before anything of it is read."""
+    """Check the sizes stated in the metadata before reading any data."""
     meta = file.metadata
     names = file.schema_arrow.names
-    groups = [meta.row_group(each) for each in range(meta.num_row_groups)]
+    groups = [meta.row_group(index) for index in range(meta.num_row_groups)]
     parts = [
-        group.column(each) for group in groups for each in range(group.num_columns)
+        group.column(index) for group in groups for index in range(group.num_columns)
     ]
     size = sum(part.total_uncompressed_size for part in parts)
     values = sum(part.num_values for part in parts)
-    if meta.num_rows > rows or max(size, values) > bytes_limit:
+    if meta.num_rows > max_rows or max(size, values) > max_bytes:
         raise _too_large(
-            path, bytes_limit, f"{meta.num_rows:,} rows, {max(size, values):,} bytes"
+            path, max_bytes, f"{meta.num_rows:,} rows, {max(size, values):,} bytes"
         )
-    if meta.num_columns > columns:
+    if meta.num_columns > max_columns:
         raise InputError(
             f"{path} has too many columns",
-            expected=f"at most {columns:,}",
+            expected=f"at most {max_columns:,}",
             got=f"{meta.num_columns:,}",
         )
     if len(set(names)) < len(names):
@@ -103,7 +100,7 @@ def _check_size(
 
 
 def _is_known(kind: Any) -> bool:
-    """Whether values of an Arrow type are plain values or lists of such."""
+    """Whether an Arrow type is a plain type or a list of a plain type."""
     from pyarrow import types
 
     if types.is_list(kind) or types.is_large_list(kind):
@@ -120,19 +117,19 @@ def _is_known(kind: Any) -> bool:
     )
 
 
-def _unpacked(column: Any) -> int:
-    """Bytes of a column when every text is written out; eight a value at least."""
+def _unpacked_bytes(column: Any) -> int:
+    """Size of a column with all texts expanded, at least 8 bytes per value."""
     import pyarrow.compute as pc
     from pyarrow import types
 
-    least = 8 * len(column)
+    base_bytes = 8 * len(column)
     if types.is_list(column.type) or types.is_large_list(column.type):
         column = column.flatten()
     if types.is_dictionary(column.type):
         lengths = pc.call_function("binary_length", [column.dictionary])
         total = pc.call_function("sum", [lengths.take(column.indices)])
-        return least + 8 * len(column) + (total.as_py() or 0)
-    return least + max(column.nbytes, 8 * len(column))
+        return base_bytes + 8 * len(column) + (total.as_py() or 0)
+    return base_bytes + max(column.nbytes, 8 * len(column))
 
 
 def _too_large(path: Path, limit: int, got: str) -> InputError:

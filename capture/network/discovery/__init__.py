@@ -1,1 +1,1 @@
-"""How the parts of an unknown network are found and proved."""
+"""Discovery of the parts of an unknown network, verified by a short forward pass."""

@@ -1,4 +1,4 @@
-"""A network as it is for a while: in evaluation mode, or without anybody's hooks."""
+"""Temporary changes of a network: evaluation mode, hooks disabled."""
 
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ HOOK_TABLES = (
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and afterwards for each module the mode it was in."""
+    """Put the model into evaluation mode, and restore the mode of each module at the end."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -28,24 +28,24 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def without_hooks(model: nn.Module) -> Iterator[None]:
-    """The model as it is without the hooks on it, and afterwards with them again."""
-    kept = [
+    """Disable all hooks of the model, and restore them at the end."""
+    removed = [
         (module, table, getattr(module, table))
         for module in model.modules()
         for table in HOOK_TABLES
         if getattr(module, table)
     ]
-    for module, table, _ in kept:
+    for module, table, _ in removed:
         setattr(module, table, OrderedDict())
     try:
         yield
     finally:
-        for module, table, hooks in kept:
+        for module, table, hooks in removed:
             setattr(module, table, hooks)
 
 
 def count_hooks(model: nn.Module) -> int:
-    """How many hooks, of whatever origin, are registered anywhere in ``model``."""
+    """Number of hooks registered on the modules of ``model``."""
     return sum(
         len(getattr(module, table) or ())
         for module in model.modules()

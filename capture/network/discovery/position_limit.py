@@ -1,4 +1,4 @@
-"""How many tokens a model can read, and what to say of rows that do not fit."""
+"""Maximum number of tokens of a model, and the error for rows that exceed it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,49 +8,45 @@ from torch import nn
 from capture.data.sequences import Padded
 from evidence.errors import InputError
 
-# Some families keep a few rows of their position table for other things.
+# Some families reserve a few rows of their position table.
 MAX_SPARE_ROWS = 8
-
-
-# Names that configurations have for it.
+# Names of the limit in configurations.
 LIMIT_FIELDS = ("max_position_embeddings", "n_positions", "n_ctx")
 
 
 def context_limit(config: Mapping[str, Any]) -> int | None:
-    """Most tokens a model was made for; None where its configuration does not say.
+    """Maximum number of tokens by the configuration; None if it states none.
 
-    Models that compute their positions take longer rows without complaint, and give for
-    them what they never learned to give.
-
-    Args:
-        config: The configuration, as plain data.
+    Models with computed positions accept longer rows, but were not trained on them.
     """
-    found = [config.get(name) for name in LIMIT_FIELDS]
-    return next((each for each in found if isinstance(each, int) and each > 0), None)
+    values = [config.get(name) for name in LIMIT_FIELDS]
+    return next(
+        (value for value in values if isinstance(value, int) and value > 0), None
+    )
 
 
 def position_limit(model: nn.Module) -> int | None:
-    """Most tokens of a row where positions come from a table; else None.
+    """Maximum number of tokens of a model with a position table; else None.
 
-    Models with rotary or relative positions compute them, and take any length.
+    Models with rotary or relative positions accept any length.
     """
     longest = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     if not isinstance(longest, int) or longest < 1:
         return None
     getter = getattr(model, "get_input_embeddings", None)
-    words = getter() if callable(getter) else None
+    token_embedding = getter() if callable(getter) else None
     tables = [
         module
         for module in model.modules()
         if isinstance(module, nn.Embedding)
-        and module is not words
+        and module is not token_embedding
         and longest <= module.num_embeddings <= longest + MAX_SPARE_ROWS
     ]
     return longest if tables else None
 
 
 def explain_length_error(model: nn.Module, batch: Padded) -> InputError:
-    """Why looking up a token or a position failed."""
+    """Error for a failed lookup of a token or position embedding."""
     config = getattr(model, "config", None)
     ids = getattr(config, "vocab_size", "the vocabulary's size")
     longest = getattr(config, "max_position_embeddings", "so many")

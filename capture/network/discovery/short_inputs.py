@@ -1,4 +1,4 @@
-"""Short inputs of a few rows for a network that nothing is known of but its modules."""
+"""Generated short inputs for an unknown network."""
 
 import inspect
 from collections.abc import Iterator, Mapping
@@ -15,37 +15,39 @@ Inputs = Mapping[str, Any] | Tensor
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 N_TOKENS = 4
-# Sizes of images tried, where a network does not say its own.
+# Image sizes to try if the configuration states none.
 IMAGE_SIZES = (8, 28, 32, 64, 224)
 
 
 def short_inputs(model: nn.Module, rows: int) -> Iterator[Inputs]:
-    """Inputs to try in turn, all rows but the last alike.
+    """Candidate inputs, in order, with all rows equal except the last.
 
     Args:
-        model: Any network of tokens, of images or of vectors.
-        rows: How many rows.
+        model: A network of tokens, images or vectors.
+        rows: Number of rows.
     """
-    named = inspect.signature(model.forward).parameters
+    parameters = inspect.signature(model.forward).parameters
     first = next(model.parameters(), torch.zeros(1))
     tables = [m for m in model.modules() if isinstance(m, nn.Embedding)]
-    if "input_ids" in named or (tables and "pixel_values" not in named):
+    if "input_ids" in parameters or (tables and "pixel_values" not in parameters):
         ask = getattr(model, "get_input_embeddings", lambda: None)
         table = ask() if callable(ask) else None
-        where = getattr(table, "weight", first).device
+        device = getattr(table, "weight", first).device
         size = getattr(table, "num_embeddings", None)
         if not isinstance(size, int):
-            size = max((each.num_embeddings for each in tables), default=8)
+            size = max((embedding.num_embeddings for embedding in tables), default=8)
         length = min(N_TOKENS, position_limit(model) or N_TOKENS)
-        # Not as many as rows, so that the one is not taken for the other.
-        ids = _tokens(rows, length - (length == rows > 1), size).to(where)
-        if "input_ids" not in named:
+        # The length differs from the number of rows, so that the axes cannot be confused.
+        ids = _tokens(rows, length - (length == rows > 1), size).to(device)
+        if "input_ids" not in parameters:
             yield ids
             return
-        others = {"attention_mask": torch.ones_like(ids), "use_cache": False}
-        free = any(p.kind is p.VAR_KEYWORD for p in named.values())
+        optional = {"attention_mask": torch.ones_like(ids), "use_cache": False}
+        free = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         yield {"input_ids": ids} | {
-            name: value for name, value in others.items() if free or name in named
+            name: value
+            for name, value in optional.items()
+            if free or name in parameters
         }
         return
     for shape in _shapes(model):
@@ -55,14 +57,14 @@ def short_inputs(model: nn.Module, rows: int) -> Iterator[Inputs]:
 
 
 def as_rows(example: Any, rows: int) -> Any:
-    """Two rows of an example, the first as often as there is room before the second.
+    """The first row of an example, repeated ``rows - 1`` times, and its second row.
 
     Args:
-        example: (row, ...) with two rows or more, or a mapping that holds such.
-        rows: How many rows to give.
+        example: (row, ...) tensor with two or more rows, or a mapping of such tensors.
+        rows: Number of rows of the result.
 
     Raises:
-        InputError: there are fewer than two rows.
+        InputError: the example has fewer than two rows.
     """
     if isinstance(example, Mapping):
         return {
@@ -82,17 +84,19 @@ def as_rows(example: Any, rows: int) -> Any:
 
 
 def _tokens(rows: int, length: int, size: int) -> Tensor:
-    """Ids that differ at every position; the least and the last are often special."""
-    places = torch.arange(length)
-    two = torch.stack([size // 2 + places, size // 4 + places]) % size
+    """Ids that differ at every position, away from both ends, where special tokens are."""
+    positions = torch.arange(length)
+    two = torch.stack([size // 2 + positions, size // 4 + positions]) % size
     return as_rows(two, rows)
 
 
 def _shapes(model: nn.Module) -> Iterator[tuple[int, ...]]:
-    """Shapes of one row, by the first layers with weights of each kind."""
+    """Candidate shapes of one row, from the first layer of each type."""
     config = getattr(model, "config", None)
     layers = [m for m in model.modules() if isinstance(m, (*CONVOLUTIONS, nn.Linear))]
-    for layer in {type(each): each for each in reversed(layers)}.values():
+    for layer in {
+        type(image_size): image_size for image_size in reversed(layers)
+    }.values():
         if isinstance(layer, nn.Linear):
             yield (layer.in_features,)
             yield (N_TOKENS, layer.in_features)
@@ -100,6 +104,10 @@ def _shapes(model: nn.Module) -> Iterator[tuple[int, ...]]:
         channels = getattr(config, "num_channels", None) or layer.in_channels
         size = getattr(config, "image_size", None)
         axes = len(layer.kernel_size)
-        for each in IMAGE_SIZES if size is None else (size,):
-            sides = each if isinstance(each, list | tuple) else [each] * axes
+        for image_size in IMAGE_SIZES if size is None else (size,):
+            sides = (
+                image_size
+                if isinstance(image_size, list | tuple)
+                else [image_size] * axes
+            )
             yield (channels, *sides)

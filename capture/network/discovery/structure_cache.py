@@ -1,8 +1,8 @@
-"""What was found out about a network's structure, found once and kept.
+"""Cache of findings about the structure of networks.
 
-Networks of one class, configuration and modules have one structure whatever their
-weights: what was found of one of them is true of the next that is loaded. A network
-without a configuration may differ in what nobody sees, and is remembered by itself.
+Networks of one class, configuration and module tree share one structure, so findings about one
+are valid for all of them. A network without a configuration may differ in hidden ways and has a
+cache entry of its own.
 """
 
 from collections.abc import Callable
@@ -15,31 +15,31 @@ T = TypeVar("T")
 
 
 class StructureCache(Generic[T]):
-    """Findings by network, for as long as it, or its class, is there."""
+    """Findings by network, held as long as the network (or its class) exists."""
 
     def __init__(self) -> None:
         self._found: WeakKeyDictionary[Any, dict[Any, T]] = WeakKeyDictionary()
 
     def get(self, model: nn.Module, question: Any, compute: Callable[[], T]) -> T:
-        """The finding, computed unless it is there.
+        """The cached finding, or the result of ``compute``; exceptions are not cached.
 
         Args:
             model: The network.
-            question: What the finding is about, hashable.
-            compute: Finds it; what it raises is not kept.
+            question: Hashable key of the finding.
+            compute: Function that computes the finding.
         """
         config = getattr(model, "config", None)
         owner: Any = model
-        told = ""
+        settings_key = ""
         to_dict = getattr(config, "to_dict", None)
         if callable(to_dict):
             settings: Any = to_dict()
-            # Where a checkpoint lies changes nothing in what it computes.
+            # The path of a checkpoint does not affect its structure.
             settings.pop("_name_or_path", None)
-            owner, told = type(model), repr(sorted(settings.items()))
-        parts = tuple((name, type(each)) for name, each in model.named_modules())
-        known = self._found.setdefault(owner, {})
-        key = (question, told, parts)
-        if key not in known:
-            known[key] = compute()
-        return known[key]
+            owner, settings_key = type(model), repr(sorted(settings.items()))
+        parts = tuple((name, type(module)) for name, module in model.named_modules())
+        cached = self._found.setdefault(owner, {})
+        key = (question, settings_key, parts)
+        if key not in cached:
+            cached[key] = compute()
+        return cached[key]

@@ -1,1 +1,1 @@
-"""Unlearning methods by family."""
+"""Loss terms and weight edits of the published methods."""

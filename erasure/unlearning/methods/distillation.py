@@ -1,4 +1,4 @@
-"""Terms of the methods that follow, or flee, the logits of a frozen model."""
+"""Terms of the methods that move towards or away from the logits of a frozen model."""
 
 import copy
 from collections.abc import Callable
@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from capture.data.sequences import Padded, Sequences, batches, pad
 from capture.network.logits import answer_logits
-from capture.network.structure import random_like
+from capture.network.structure import model_device, random_like
 from erasure.unlearning.training.config import UnlearnConfig
 from erasure.unlearning.training.loop import (
+    backward_mean,
     backward_nll,
     chunk_tokens,
-    device_of,
 )
 from erasure.unlearning.training.objectives import (
     count_scored,
@@ -24,7 +24,7 @@ from erasure.unlearning.training.objectives import (
 )
 from erasure.unlearning.training.task import Losses
 
-# Logits to follow, (token, vocabulary), for a batch of the rows it is made from.
+# Maps a batch to the target logits (token, vocabulary) of its scored tokens.
 Target = Callable[[Padded], Tensor]
 
 
@@ -38,45 +38,43 @@ def distillation_losses(
 ) -> Losses:
     """Both terms of ``config.method``, one of ``DISTILLATION_METHODS``.
 
-    The teacher is a copy of ``model`` as it is now.
+    The teacher is a copy of the current ``model``.
 
     Args:
-        model: In training.
+        model: The model in training.
         forget: Rows to forget.
         retain: Rows to keep.
-        novice: For ``elm``: as ``forget``, about somebody unknown, row by row.
-        config: Method and settings.
-        seed: Of the weights of the bad teacher.
+        novice: For ``elm``: the forget rows about an unknown entity, row by row.
+        seed: Seed of the bad teacher's weights.
     """
     teacher = copy.deepcopy(model).eval().requires_grad_(False)
     loss_on, weight = config.loss_on, config.forget_weight
-    heat = config.temperature if config.method in ("scrub", "bad_teacher") else 1.0
+    temperature = (
+        config.temperature if config.method in ("scrub", "bad_teacher") else 1.0
+    )
 
-    def follow(rows: Sequences, target: Target, weight: float) -> float:
-        total, loss = count_scored(rows, loss_on), 0.0
-        for batch in batches(
-            rows, batch_tokens=chunk_tokens(model), device=device_of(model)
-        ):
+    def scored_logits(model: nn.Module, batch: Padded) -> Tensor:
+        return answer_logits(model, batch, prediction_positions(batch, loss_on)[0])
+
+    def distill(rows: Sequences, target: Target, weight: float) -> float:
+        def losses(batch: Padded) -> Tensor:
             with torch.no_grad():
-                wanted = target(batch)
-            logits = answer_logits(
-                model, batch, prediction_positions(batch, loss_on)[0]
-            )
-            part = distillation(logits, wanted, heat).sum() / total
-            (weight * part).backward()
-            loss += float(part.detach())
-        return loss
+                target_logits = target(batch)
+            logits = scored_logits(model, batch)
+            return distillation(logits, target_logits, temperature)
+
+        tokens, device = chunk_tokens(model), model_device(model)
+        chunks = batches(rows, batch_tokens=tokens, device=device)
+        return backward_mean(chunks, losses, count_scored(rows, loss_on), weight)
 
     def original(batch: Padded) -> Tensor:
-        return answer_logits(
-            teacher, batch, prediction_positions(batch, loss_on)[0]
-        ).float()
+        return scored_logits(teacher, batch).float()
 
     def keep_answers(rows: list[int]) -> float:
         return backward_nll(model, retain[rows], loss_on, config.retain_weight)
 
     def keep_distribution(rows: list[int]) -> float:
-        return follow(retain[rows], original, config.retain_weight)
+        return distill(retain[rows], original, config.retain_weight)
 
     if config.method == "undial":
 
@@ -85,25 +83,23 @@ def distillation_losses(
             return undial_target(original(batch), tokens, config.lowered)
 
         return Losses(
-            lambda rows: follow(forget[rows], without_answer, weight), keep_answers
+            lambda rows: distill(forget[rows], without_answer, weight), keep_answers
         )
     if config.method == "scrub":
 
         def keep_both(rows: list[int]) -> float:
-            kept = follow(retain[rows], original, config.distil_weight)
+            kept = distill(retain[rows], original, config.distil_weight)
             return config.distil_weight * kept + keep_answers(rows)
 
-        return Losses(lambda rows: -follow(forget[rows], original, -weight), keep_both)
+        return Losses(lambda rows: -distill(forget[rows], original, -weight), keep_both)
     if config.method == "bad_teacher":
         ignorant = random_like(model, seed).requires_grad_(False)
 
         def nothing(batch: Padded) -> Tensor:
-            return answer_logits(
-                ignorant, batch, prediction_positions(batch, loss_on)[0]
-            ).float()
+            return scored_logits(ignorant, batch).float()
 
         return Losses(
-            lambda rows: follow(forget[rows], nothing, weight), keep_distribution
+            lambda rows: distill(forget[rows], nothing, weight), keep_distribution
         )
     assert novice is not None  # checked by the caller
 
@@ -114,6 +110,6 @@ def distillation_losses(
             other = pad(asked, batch.rows.tolist(), device=batch.input_ids.device)
             return elm_target(original(batch), original(other), config.guidance)
 
-        return follow(forget[rows], unknown, weight)
+        return distill(forget[rows], unknown, weight)
 
     return Losses(forget_elm, keep_distribution)

@@ -1,16 +1,15 @@
-"""Published methods of class forgetting, for image classifiers.
+"""Published methods of class unlearning, for image classifiers.
 
 Sources: gradient ascent and gradient difference as for language models
-(``erasure.unlearning.run``); random labels and SalUn (Fan et al. 2023, arXiv
-2310.12508); SSD (Foster et al. 2023, arXiv 2308.07707); SCRUB (Kurmanji et al. 2023,
-arXiv 2302.09880); bad teacher (Chundawat et al. 2022, arXiv 2205.08096); boundary
-shrink (Chen et al. 2023, arXiv 2303.11570); DUCK (Cotogni et al. 2023, arXiv
-2312.02052); CF-k and EU-k (Goel et al. 2022, arXiv 2201.06640); L1-sparse (Jia et al.
-2023, arXiv 2304.04934); RMU (Li et al. 2024, arXiv 2403.03218), carried over from
-language models to the states of a block. FAMR is built from its abstract alone: the
-forget loss to the uniform distribution and an L2 anchor at the original weights; its
-influence-function step is not here. All take AdamW, where some of the authors take SGD,
-and learning rates for networks of this size.
+(``erasure.unlearning.run``); random labels and SalUn (Fan et al. 2023, arXiv 2310.12508); SSD
+(Foster et al. 2023, arXiv 2308.07707); SCRUB (Kurmanji et al. 2023, arXiv 2302.09880); bad teacher
+(Chundawat et al. 2022, arXiv 2205.08096); boundary shrink (Chen et al. 2023, arXiv 2303.11570);
+DUCK (Cotogni et al. 2023, arXiv 2312.02052); CF-k and EU-k (Goel et al. 2022, arXiv 2201.06640);
+L1-sparse (Jia et al. 2023, arXiv 2304.04934); RMU (Li et al. 2024, arXiv 2403.03218), transferred
+from language models to the states of a block. FAMR is built from its abstract alone: the forget
+loss to the uniform distribution and an L2 anchor at the original weights, without its
+influence-function step. All use AdamW, where some of the authors use SGD, and learning rates for
+networks of this size.
 """
 
 import copy
@@ -25,11 +24,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from capture.network.structure import find_blocks, random_like
 from capture.scoring.class_logits import class_logits
-from erasure.unlearning.methods.dampening import dampen_
-from erasure.unlearning.methods.saliency import (
-    largest_gradient_masks,
-    masked_gradients,
-)
+from erasure.unlearning.methods.dampening import dampen_parameters_
+from erasure.unlearning.methods.saliency import largest_gradient_masks, masked_gradients
 from erasure.unlearning.training.batch_order import alternating_steps, paired_steps
 from erasure.unlearning.training.image_config import (
     FORGET_ONLY_METHODS,
@@ -67,27 +63,26 @@ def unlearn_images_(
     seed: int,
     progress: Progress = SILENT,
 ) -> TrainLog:
-    """Make ``model`` forget a class, in place.
+    """Unlearn one class, in place.
 
     Args:
         model: An image classifier.
         forget: Training images of the class, all with one label.
         retain: Training images of the other classes; not read by ``grad_ascent``,
             ``boundary_shrink`` and ``famr``.
-        config: Method and settings.
-        seed: Fixes order, wrong labels, control vector and fresh weights.
-        progress: Where progress is shown.
+        seed: Seed of the order, wrong labels, control vector and new weights.
 
     Raises:
-        InputError: no images, several classes to forget, or one of them to keep.
+        InputError: There are no images, the forget images have several labels, or a retain image
+            has theirs.
     """
     _check(forget, retain)
     if config.method == "ssd":
         return _ssd_(model, forget, retain, config)
-    chosen = _scope(model, config)
+    parameters = _scope(model, config)
     if config.method == "eu_k":
-        reinitialize_(model, chosen, seed)
-    with only_training(model, chosen) as trained, ExitStack() as stack:
+        reinitialize_(model, parameters, seed)
+    with only_training(model, parameters) as trained, ExitStack() as stack:
         losses = _losses(model, forget, retain, config, trained, seed)
         if config.method == "salun":
             _image_loss(model, *forget).backward()
@@ -96,12 +91,12 @@ def unlearn_images_(
                     trained, largest_gradient_masks(trained, config.saliency)
                 )
             )
-        kept = 0 if config.method in FORGET_ONLY_METHODS else len(retain[0])
+        n_retain = 0 if config.method in FORGET_ONLY_METHODS else len(retain[0])
         order = alternating_steps if config.method == "scrub" else paired_steps
         return train_steps(
             model,
             trained,
-            order(losses, len(forget[0]), kept, config, seed),
+            order(losses, len(forget[0]), n_retain, config, seed),
             config.schedule(),
             label=config.method,
             progress=progress,
@@ -112,7 +107,7 @@ def _check(forget: LabeledImages, retain: LabeledImages) -> None:
     classes = forget[1].unique().tolist()
     if len(classes) != 1 or len(retain[0]) == 0:
         raise InputError(
-            "class forgetting needs images of one class, and images of others",
+            "class unlearning needs images of one class, and images of others",
             expected="one class to forget, one image or more to keep",
             got=f"{len(classes)} classes to forget, {len(retain[0])} images to keep",
         )
@@ -124,7 +119,7 @@ def _check(forget: LabeledImages, retain: LabeledImages) -> None:
 
 
 def _scope(model: nn.Module, config: ImageUnlearnConfig) -> list[nn.Parameter]:
-    """The parameters the method may change."""
+    """The parameters that the method may change."""
     if config.method in ("cf_k", "eu_k"):
         return last_parameters(model, config.last_k)
     if config.method == "rmu":
@@ -140,10 +135,10 @@ def _scope(model: nn.Module, config: ImageUnlearnConfig) -> list[nn.Parameter]:
 
 
 def last_parameters(model: nn.Module, count: int) -> list[nn.Parameter]:
-    """Parameters of the last ``count`` blocks and of all that follows them.
+    """Parameters of the last ``count`` blocks and of everything after them.
 
     Raises:
-        InputError: the model has fewer blocks.
+        InputError: The model has fewer blocks.
     """
     blocks = find_blocks(model)
     if count > len(blocks):
@@ -170,53 +165,57 @@ def _losses(
     trained: list[nn.Parameter],
     seed: int,
 ) -> Losses:
-    """Both terms of the method; each adds its gradient and returns its value."""
-    wanted, method = _forget_term(model, forget, retain, config, trained, seed)
-    before = (
+    """Forget and retain terms of the method."""
+    forget_loss, method = _forget_term(model, forget, retain, config, trained, seed)
+    teacher_logits = (
         frozen_features(model, retain[0])[0]
         if method in _DISTILLATION_METHODS
         else None
     )
 
-    def keep(rows: list[int]) -> float:
+    def retain_term(rows: list[int]) -> float:
         pixels, labels = retain[0][rows], retain[1][rows]
-        heat = config.temperature
+        temperature = config.temperature
         if method == "duck":
-            loss = functional.cross_entropy(class_logits(model, pixels) / heat, labels)
+            loss = functional.cross_entropy(
+                class_logits(model, pixels) / temperature, labels
+            )
         elif method == "rmu":
-            loss = _retain_state_loss(model, pixels, rows, config, origin)
+            loss = _retain_state_loss(model, pixels, rows, config, frozen_states)
         elif method == "bad_teacher":
-            assert before is not None
-            loss = mean_distillation(class_logits(model, pixels), before[rows], heat)
+            assert teacher_logits is not None
+            loss = mean_distillation(
+                class_logits(model, pixels), teacher_logits[rows], temperature
+            )
         else:
             logits = class_logits(model, pixels)
             loss = functional.cross_entropy(logits, labels)
             if method == "scrub":
-                assert before is not None
+                assert teacher_logits is not None
                 loss = loss + config.distil_weight * mean_distillation(
-                    logits, before[rows], heat
+                    logits, teacher_logits[rows], temperature
                 )
             elif method == "l1_sparse":
-                loss = loss + next(sparse) * sum(p.abs().sum() for p in trained)
+                loss = loss + next(l1_weights) * sum(p.abs().sum() for p in trained)
         (config.retain_weight * loss).backward()
         return float(loss.detach())
 
-    origin = _states(model, retain[0], config.block) if method == "rmu" else None
-    sparse = iter(
+    frozen_states = _states(model, retain[0], config.block) if method == "rmu" else None
+    l1_weights = iter(
         config.anchor * np.linspace(1, 0, config.steps, endpoint=False)
         if method == "l1_sparse"
         else ()
     )
     if method in RETAIN_ONLY_METHODS:
-        return Losses(None, keep)
+        return Losses(None, retain_term)
 
-    def go(rows: list[int]) -> float:
-        assert wanted is not None
-        loss = wanted(rows)
+    def forget_term(rows: list[int]) -> float:
+        assert forget_loss is not None
+        loss = forget_loss(rows)
         (config.forget_weight * loss).backward()
         return float(loss.detach())
 
-    return Losses(go, keep)
+    return Losses(forget_term, retain_term)
 
 
 _DISTILLATION_METHODS = ("scrub", "bad_teacher")
@@ -230,7 +229,7 @@ def _forget_term(
     trained: list[nn.Parameter],
     seed: int,
 ) -> tuple[Callable[[list[int]], Tensor] | None, str]:
-    """Row numbers to the loss on those forget images, and the method's name."""
+    """The loss on forget images by their row numbers, and the method's name."""
     method, (pixels, labels) = config.method, forget
     if method in ("grad_ascent", "grad_diff"):
         return lambda rows: -_image_loss(model, pixels[rows], labels[rows]), method
@@ -252,11 +251,11 @@ def _forget_term(
     if method == "duck":
         features = frozen_features(model, retain[0])[1]
         classes = int(max(int(labels.max()), int(retain[1].max()))) + 1
-        centres = class_centroids(features, retain[1], classes)
-        centres = centres[~centres.isnan().any(1)]
+        centroids = class_centroids(features, retain[1], classes)
+        centroids = centroids[~centroids.isnan().any(1)]
         return (
             lambda rows: nearest_centroid_loss(
-                logits_and_features(model, pixels[rows])[1], centres
+                logits_and_features(model, pixels[rows])[1], centroids
             ),
             method,
         )
@@ -264,31 +263,38 @@ def _forget_term(
         origin = [parameter.detach().clone() for parameter in trained]
 
         def uniform(rows: list[int]) -> Tensor:
-            far = sum(
+            distance = sum(
                 (parameter - start).square().sum()
                 for parameter, start in zip(trained, origin, strict=True)
             )
-            return uniform_loss(class_logits(model, pixels[rows])) + config.anchor * far
+            return (
+                uniform_loss(class_logits(model, pixels[rows]))
+                + config.anchor * distance
+            )
 
         return uniform, method
     if method == "rmu":
-        there = _states(model, retain[0][:64], config.block)
-        width = there.shape[1] if there.dim() == 4 else there.shape[-1]
-        spread = float(_features_last(there).norm(dim=-1).mean())
+        retain_states = _states(model, retain[0][:64], config.block)
+        width = (
+            retain_states.shape[1]
+            if retain_states.dim() == 4
+            else retain_states.shape[-1]
+        )
+        spread = float(_features_last(retain_states).norm(dim=-1).mean())
         control = control_vector(
             width, config.coefficient * spread, torch_rng(seed, "control vector")
         ).to(pixels)
 
-        def pushed(rows: list[int]) -> Tensor:
+        def rmu_loss(rows: list[int]) -> Tensor:
             states = logits_and_states(model, pixels[rows], config.block)[1]
             return (_features_last(states) - control).square().mean()
 
-        return pushed, method
+        return rmu_loss, method
     return None, method
 
 
 def _features_last(states: Tensor) -> Tensor:
-    """Feature maps with their features last, other states as they are."""
+    """Feature maps with the feature axis last; other states unchanged."""
     return states.movedim(1, -1) if states.dim() == 4 else states
 
 
@@ -302,11 +308,11 @@ def _retain_state_loss(
     pixels: Tensor,
     rows: list[int],
     config: ImageUnlearnConfig,
-    origin: Tensor | None,
+    frozen_states: Tensor | None,
 ) -> Tensor:
-    assert origin is not None
+    assert frozen_states is not None
     states = logits_and_states(model, pixels, config.block)[1]
-    return (states - origin[rows]).square().mean()
+    return (states - frozen_states[rows]).square().mean()
 
 
 def _wrong_labels(
@@ -316,16 +322,15 @@ def _wrong_labels(
     config: ImageUnlearnConfig,
     seed: int,
 ) -> Tensor:
-    """(image,) a wrong class for every forget image, drawn once or across the boundary.
-
-    Among the classes that are kept.
-    """
+    """(image,) a wrong retain class for every forget image, random or from an FGSM step."""
     pixels, labels = forget
     if config.method == "boundary_shrink":
         return fgsm_target_class(model, pixels, labels, config.step)
-    others = retain[1].unique()
-    drawn = numpy_rng(seed, "wrong labels").integers(len(others), size=len(labels))
-    return others[torch.from_numpy(drawn)]
+    retain_classes = retain[1].unique()
+    drawn = numpy_rng(seed, "wrong labels").integers(
+        len(retain_classes), size=len(labels)
+    )
+    return retain_classes[torch.from_numpy(drawn)]
 
 
 def _ssd_(
@@ -334,43 +339,45 @@ def _ssd_(
     retain: LabeledImages,
     config: ImageUnlearnConfig,
 ) -> TrainLog:
-    """SSD: no step is taken, weights are shrunk once."""
+    """SSD: dampen weights once, without training."""
     with only_training(model, model.parameters()) as parameters:
-        gone = image_fisher(model, parameters, forget)
-        kept = image_fisher(model, parameters, retain)
+        forget_fisher = image_fisher(model, parameters, forget)
+        retain_fisher = image_fisher(model, parameters, retain)
         share = len(forget[0]) / (len(forget[0]) + len(retain[0]))
-        chosen = sum(
-            dampen_(
-                parameter.data,
-                mine,
-                share * mine + (1 - share) * rest,
-                config.dampen_above,
-                config.dampen_by,
-            )
-            for parameter, mine, rest in zip(parameters, gone, kept, strict=True)
+        n_dampened = dampen_parameters_(
+            parameters,
+            forget_fisher,
+            retain_fisher,
+            share,
+            config.dampen_above,
+            config.dampen_by,
         )
-    return TrainLog(({"step": 1.0, "dampened": float(chosen)},))
+    return TrainLog(({"step": 1.0, "dampened": float(n_dampened)},))
 
 
 def image_fisher(
     model: nn.Module, parameters: list[nn.Parameter], images: LabeledImages
 ) -> list[Tensor]:
-    """Mean squared gradient of one image's loss over images, as the parameters."""
+    """Diagonal Fisher information: mean squared gradient of one image's loss."""
     names = {id(p): name for name, p in model.named_parameters()}
     values = {names[id(p)]: p.detach() for p in parameters}
 
-    def one(weights: dict[str, Tensor], pixel: Tensor, label: Tensor) -> Tensor:
-        out = torch.func.functional_call(model, weights, (pixel[None],))
-        logits = out if isinstance(out, Tensor) else out.logits
+    def image_loss(weights: dict[str, Tensor], pixel: Tensor, label: Tensor) -> Tensor:
+        output = torch.func.functional_call(model, weights, (pixel[None],))
+        logits = output if isinstance(output, Tensor) else output.logits
         return functional.cross_entropy(logits, label[None])
 
-    # All images' gradients at once: one image at a time takes ten times as long.
-    slopes = torch.func.vmap(torch.func.grad(one), in_dims=(None, 0, 0))
+    # Vectorize over images: one image at a time takes ten times as long.
+    per_image_gradients = torch.func.vmap(
+        torch.func.grad(image_loss), in_dims=(None, 0, 0)
+    )
     total = {name: torch.zeros_like(value) for name, value in values.items()}
-    # Fused attention has no rule for many images' gradients at once.
+    # Fused attention cannot be vectorized by vmap.
     with sdpa_kernel(SDPBackend.MATH):
         for start in range(0, len(images[0]), 64):
-            part = slopes(values, *(each[start : start + 64] for each in images))
-            for name, each in part.items():
-                total[name] += each.square().sum(0) / len(images[0])
+            gradients = per_image_gradients(
+                values, *(gradient[start : start + 64] for gradient in images)
+            )
+            for name, gradient in gradients.items():
+                total[name] += gradient.square().sum(0) / len(images[0])
     return [total[names[id(p)]] for p in parameters]

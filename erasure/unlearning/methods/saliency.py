@@ -1,4 +1,4 @@
-"""Saliency masks: train only the weights the forget loss is most sensitive to.
+"""SalUn's saliency masks: train only the weights with the largest forget gradient.
 
 Source: Fan, Liu, Zhang, Wong, Wei, Liu (2023), SalUn, arXiv 2310.12508.
 """
@@ -20,14 +20,14 @@ def saliency_masks(
     loss_on: str,
     share: float,
 ) -> list[Tensor]:
-    """True at the ``share`` of all weights with the largest forget gradient.
+    """Masks of the ``share`` of all weights with the largest forget gradient.
 
     Args:
         model: A causal language model.
-        parameters: Of which; each takes gradients.
+        parameters: The parameters, which take gradients.
         forget: Rows with their true answers.
         loss_on: ``"answer"`` or ``"all"`` tokens.
-        share: Above 0, at most 1; one threshold for all parameters together.
+        share: In (0, 1]; one threshold for all parameters together.
     """
     for parameter in parameters:
         parameter.grad = None
@@ -38,11 +38,11 @@ def saliency_masks(
 def largest_gradient_masks(
     parameters: list[nn.Parameter], share: float
 ) -> list[Tensor]:
-    """True at the ``share`` of weights whose gradients are largest; clears them.
+    """Masks of the ``share`` of weights with the largest gradients; clears the gradients.
 
     Args:
         parameters: With the gradients to compare.
-        share: Above 0, at most 1; one threshold for all parameters together.
+        share: In (0, 1]; one threshold for all parameters together.
     """
     sizes = [
         torch.zeros_like(p) if p.grad is None else p.grad.abs() for p in parameters
@@ -51,9 +51,9 @@ def largest_gradient_masks(
         parameter.grad = None
     flat = torch.cat([size.flatten() for size in sizes])
     count = max(1, round(share * len(flat)))
-    chosen = torch.zeros(len(flat), dtype=torch.bool, device=flat.device)
-    chosen[flat.topk(count).indices] = True
-    parts = chosen.split([size.numel() for size in sizes])
+    mask = torch.zeros(len(flat), dtype=torch.bool, device=flat.device)
+    mask[flat.topk(count).indices] = True
+    parts = mask.split([size.numel() for size in sizes])
     return [part.view_as(size) for part, size in zip(parts, sizes, strict=True)]
 
 
@@ -61,9 +61,9 @@ def largest_gradient_masks(
 def masked_gradients(
     parameters: list[nn.Parameter], masks: list[Tensor]
 ) -> Iterator[None]:
-    """Gradients reach the masked weights alone.
+    """Context manager that zeroes the gradients of the weights outside the masks.
 
-    Decoupled weight decay needs no gradient: train without it.
+    Decoupled weight decay acts without gradients: train without it.
     """
     handles = [
         parameter.register_hook(lambda gradient, mask=mask: gradient * mask)

@@ -2,15 +2,14 @@
 
 from dataclasses import dataclass
 
-from erasure.unlearning.training.loop import Schedule
-from evidence.errors import InputError
+from erasure.unlearning.training.loop import Schedule, check_values
 from evidence.fields import check_fields
 
-# Methods that are taught wrong answers in place of the true ones.
+# Methods trained on wrong answers in place of the true ones.
 RELABELING_METHODS = ("relabel", "last_block_relabel", "salun")
-# Methods that follow the logits of a frozen model.
+# Methods that distill from the logits of a frozen model.
 DISTILLATION_METHODS = ("undial", "scrub", "bad_teacher", "elm")
-# Methods that only teach what is to stay, to the end of the network.
+# Methods that train the end of the network on retain rows only.
 RETAIN_ONLY_METHODS = ("cf_k", "eu_k")
 METHODS = (
     *("grad_ascent", "grad_diff", "npo", "simnpo", "dpo", "rmu"),
@@ -19,7 +18,7 @@ METHODS = (
     *RETAIN_ONLY_METHODS,
     *("task_vector", "ssd"),
 )
-# What these do to single weights has no meaning for adapters.
+# Methods that act on single weights, so adapters cannot be used.
 _WITHOUT_ADAPTERS = ("salun", "eu_k", "ssd")
 
 
@@ -30,41 +29,40 @@ class UnlearnConfig:
     Attributes:
         method: One of ``METHODS``.
         lr: AdamW's learning rate.
-        steps: Most optimizer steps.
-        batch_size: Forget rows a step; None for all of them.
-        retain_batch_size: Retain rows a step; None for as many as forget rows.
-        retain_weight: Weight of the retain term (ignored by ``grad_ascent``). RMU's
-            authors call it alpha and use 1200 on a 7B model.
+        steps: Maximum number of optimizer steps.
+        batch_size: Forget rows per step; None for all of them.
+        retain_batch_size: Retain rows per step; None for as many as forget rows.
+        retain_weight: Weight of the retain term (ignored by ``grad_ascent``). RMU's authors call it
+            alpha and use 1200 on a 7B model.
         forget_weight: Weight of the forget term.
-        beta: Inverse temperature. The authors of NPO and DPO use 0.1, SimNPO's 2.5 or
-            4.5.
+        beta: Inverse temperature. The authors of NPO and DPO use 0.1, SimNPO's 2.5 or 4.5.
         margin: SimNPO's reward margin.
-        lowered: By how much UNDIAL lowers the logit of the true token.
-        temperature: Of the distillation in ``scrub`` (the authors use 2 or 4) and
-            ``bad_teacher`` (1).
-        distil_weight: Weight of SCRUB's retain distillation beside the retain loss.
-        ascents: SCRUB's rounds that push away from the teacher on forget rows.
-        guidance: ELM's strength: at 1 the model is to speak of the one to forget as
-            the original speaks of somebody unknown, beyond 1 more so.
-        last_k: Blocks trained by ``cf_k`` and ``eu_k``, with all that follows them.
+        lowered: UNDIAL's penalty on the logit of the true token.
+        temperature: Of the distillation in ``scrub`` (the authors use 2 or 4) and ``bad_teacher``
+            (1).
+        distil_weight: Weight of SCRUB's retain distillation, added to the retain loss.
+        ascents: SCRUB's epochs of ascent on forget rows.
+        guidance: ELM's strength: at 1 the target is the original's distribution for an unknown
+            entity; above 1 it is extrapolated.
+        last_k: Number of last blocks trained by ``cf_k`` and ``eu_k``, with everything after them.
         saliency: Share of the weights that SalUn trains.
-        scale: How many times the task vector is subtracted.
-        dampen_above: SSD dampens a weight this many times as important to the forget
-            rows as to all (the authors' alpha).
+        scale: Factor on the subtracted task vector.
+        dampen_above: SSD dampens weights that are this many times as important to the forget rows
+            as to all rows (the authors' alpha).
         dampen_by: SSD's factor on the ratio of importances (the authors' lambda).
-        weight_decay: AdamW's decoupled decay.
-        clip: Largest gradient norm; None for no limit.
-        warmup: Steps of linear rise of the learning rate.
-        loss_on: ``"answer"`` or ``"all"`` tokens (RMU always uses every token).
-        lora_rank: Train adapters of this rank instead of the weights, and merge
-            them at the end; None trains the weights.
+        weight_decay: AdamW's decoupled weight decay.
+        clip: Maximum gradient norm; None for no limit.
+        warmup: Steps of linear warmup.
+        loss_on: ``"answer"`` or ``"all"`` tokens (RMU always uses all).
+        lora_rank: Train LoRA adapters of this rank and merge them at the end; None trains the
+            weights.
         lora_alpha: Scale of the adapters; twice the rank by default.
-        rmu_layer: Block whose output is pushed, counted from 0. It and the two
-            blocks before it are trained.
+        rmu_layer: Block whose output RMU steers, counted from 0. It and the two blocks before it
+            are trained.
         rmu_coefficient: Norm of the control vector.
-        rmu_parameters: ``"down"`` trains the down-projections of the three blocks as
-            the authors do; ``"all"`` trains every parameter of the model.
-        train_head: ``last_block_relabel`` also trains the output head.
+        rmu_parameters: ``"down"`` trains the down-projections of the three blocks as the authors
+            do; ``"all"`` trains every parameter of the model.
+        train_head: Whether ``last_block_relabel`` also trains the output head.
         stop_below: Stop once ``evaluate(model)["forget"]`` is at most this.
         every: Steps between evaluations.
     """
@@ -136,15 +134,11 @@ class UnlearnConfig:
                 self.rmu_parameters,
             ),
         }
-        for name, (good, expected, got) in checks.items():
-            if not good:
-                raise InputError(
-                    f"{name} cannot be used", expected=expected, got=str(got)
-                )
+        check_values(checks)
         self.schedule()
 
     def schedule(self) -> Schedule:
-        """The learning-rate plan, checked."""
+        """The validated learning-rate schedule."""
         return Schedule(
             self.lr,
             self.steps,

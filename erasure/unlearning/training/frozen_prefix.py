@@ -1,4 +1,4 @@
-"""Blocks whose weights stay as they are compute each row once."""
+"""Cache the states after the frozen lower blocks while only the last block is trained."""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -11,27 +11,26 @@ from torch import Tensor, nn
 from capture.data.sequences import Padded
 from capture.network.structure import find_blocks, stack_owner
 
-# States kept at most. Rows beyond that are computed each time.
+# Cache limit. Rows beyond it are recomputed at every step.
 MAX_CACHE_BYTES = 2**30
-# What ``Padded.model_inputs`` gives; a pass that brings anything else runs as ever.
+# Names in ``Padded.model_inputs``. Passes with other inputs bypass the cache.
 CACHEABLE_INPUTS = {"input_ids", "attention_mask", "position_ids"}
-# Rounding moves a logit by far less than this share of the largest one.
+# Largest difference of cached and plain logits, relative to the largest logit.
 MAX_DIFFERENCE = 1e-4
 
 
 @contextmanager
 def cached_prefix(model: nn.Module, example: Padded) -> Iterator[None]:
-    """Run the blocks before the last one once for each row.
+    """Context manager in which the blocks before the last one run once per row.
 
-    For training the last block alone: what reaches it does not change, so it is kept
-    by the row's tokens and handed on when the row comes again. The model keeps its
-    structure and names. Passes that have a hook on the lower blocks, keys and values,
-    or other inputs than tokens run as ever; so does a model in which the lower blocks
-    hand on more than their states (checked on ``example``).
+    While only the last block is trained, its input for a row never changes, so it is cached by the
+    row's tokens. The model keeps its structure and names. The cache is bypassed by passes with
+    hooks on the lower blocks, with cached keys and values, or with inputs other than tokens, and in
+    models whose blocks return more than their states (checked on ``example``).
 
     Args:
-        model: A causal language model in eval mode, of which the last block and what
-            comes after it may change.
+        model: A causal language model in eval mode; only the last block and later modules may
+            change.
         example: A small right-padded batch.
     """
     memo = _PrefixCache(model)
@@ -51,7 +50,7 @@ def cached_prefix(model: nn.Module, example: Padded) -> Iterator[None]:
 
 
 class _PrefixCache:
-    """States after the lower blocks by row, and the pass under way."""
+    """States after the lower blocks by row, and the current pass."""
 
     def __init__(self, model: nn.Module) -> None:
         blocks = find_blocks(model)
@@ -60,7 +59,7 @@ class _PrefixCache:
         self.names: list[str] = []
         self.states: dict[bytes, Tensor] = {}
         self.bytes = 0
-        # Of the pass under way: a key a row, or None where it runs as ever.
+        # Keys of the current pass's rows, or None if it bypasses the cache.
         self.keys: list[bytes] | None = None
         self.hit = False
         self.wrapped = False
@@ -72,7 +71,7 @@ class _PrefixCache:
             stack.callback(handle.remove)
             self.names = list(inspect.signature(owner.forward).parameters)
             for place, block in enumerate(self.prefix):
-                # An attribute of the instance hides its class's method.
+                # An instance attribute shadows the class's method.
                 before = vars(block).get("forward")
                 block.forward = self.cached_forward(place, block.forward)
                 if before is None:
@@ -84,47 +83,51 @@ class _PrefixCache:
     def start_pass(
         self, _owner: nn.Module, args: tuple, kwargs: dict[str, Any]
     ) -> None:
-        """Look at the inputs of a pass: which rows are they, and are they known?"""
+        """Compute the keys of a pass's rows and look them up."""
         self.keys, self.hit = None, False
-        named = zip(self.names, args, strict=False)  # some families pass ids by place
-        given = {
+        positional = zip(
+            self.names, args, strict=False
+        )  # some models get ids by position
+        inputs = {
             name: value
-            for name, value in (*named, *kwargs.items())
+            for name, value in (*positional, *kwargs.items())
             if value is not None and value is not False
         }
-        if given.keys() != CACHEABLE_INPUTS or self.has_hooks():
+        if inputs.keys() != CACHEABLE_INPUTS or self.has_hooks():
             return
-        ids, mask = given["input_ids"].cpu(), given["attention_mask"].cpu()
+        ids, mask = inputs["input_ids"].cpu(), inputs["attention_mask"].cpu()
         lengths = mask.sum(1)
-        places = torch.arange(mask.shape[1])
-        if not torch.equal(mask.bool(), places < lengths[:, None]):
+        positions = torch.arange(mask.shape[1])
+        if not torch.equal(mask.bool(), positions < lengths[:, None]):
             return
-        kept = zip(ids, given["position_ids"].cpu(), lengths.tolist(), strict=True)
+        token_rows = zip(
+            ids, inputs["position_ids"].cpu(), lengths.tolist(), strict=True
+        )
         self.keys = [
-            torch.stack([row[:length], where[:length]]).numpy().tobytes()
-            for row, where, length in kept
+            torch.stack([row[:length], position_ids[:length]]).numpy().tobytes()
+            for row, position_ids, length in token_rows
         ]
         self.hit = all(key in self.states for key in self.keys)
 
     def has_hooks(self) -> bool:
-        """Whether somebody wants to see or change what happens in the lower blocks."""
+        """Whether any module of the lower blocks has a forward hook."""
         return any(
             module._forward_hooks or module._forward_pre_hooks
             for block in self.prefix
             for module in block.modules()
         )
 
-    def cached_forward(self, place: int, forward: Callable) -> Callable:
-        """What block ``place`` does now."""
+    def cached_forward(self, index: int, forward: Callable) -> Callable:
+        """Replacement of the forward method of block ``place``."""
 
         def stand_in(*args: Any, **kwargs: Any) -> Any:
             if self.hit and self.keys is not None:
                 hidden = args[0] if args else kwargs["hidden_states"]
-                if place == 0:
+                if index == 0:
                     hidden = self.recall(hidden, self.keys)
                 return (hidden,) if self.wrapped else hidden
             output = forward(*args, **kwargs)
-            if self.keys is not None and place == len(self.prefix) - 1:
+            if self.keys is not None and index == len(self.prefix) - 1:
                 self.store(output, self.keys)
             return output
 
@@ -133,8 +136,8 @@ class _PrefixCache:
     def recall(self, hidden: Tensor, keys: list[bytes]) -> Tensor:
         states = torch.zeros_like(hidden)
         for row, key in enumerate(keys):
-            found = self.states[key]
-            states[row, : len(found)] = found
+            cached = self.states[key]
+            states[row, : len(cached)] = cached
         return states
 
     def store(self, output: object, keys: list[bytes]) -> None:
@@ -145,9 +148,9 @@ class _PrefixCache:
         if isinstance(output, tuple) and len(output) > 1:
             return
         for row, key in enumerate(keys):
-            # Two rows of 64-bit numbers a token: ids and positions.
+            # A key has two 64-bit numbers per token: id and position.
             length = len(key) // 16
-            new = length * states.shape[-1] * states.element_size()
-            if key not in self.states and self.bytes + new <= MAX_CACHE_BYTES:
+            n_bytes = length * states.shape[-1] * states.element_size()
+            if key not in self.states and self.bytes + n_bytes <= MAX_CACHE_BYTES:
                 self.states[key] = states[row, :length].detach().clone()
-                self.bytes += new
+                self.bytes += n_bytes

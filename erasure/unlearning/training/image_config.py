@@ -2,17 +2,16 @@
 
 from dataclasses import dataclass
 
-from erasure.unlearning.training.loop import Schedule
-from evidence.errors import InputError
+from erasure.unlearning.training.loop import Schedule, check_values
 from evidence.fields import check_fields
 
 IMAGE_METHODS = (
     *("grad_ascent", "grad_diff", "relabel", "salun", "ssd", "scrub", "bad_teacher"),
     *("boundary_shrink", "duck", "famr", "cf_k", "eu_k", "rmu", "l1_sparse"),
 )
-# Methods that only teach what is to stay.
+# Methods trained on retain images only.
 RETAIN_ONLY_METHODS = ("cf_k", "eu_k", "l1_sparse")
-# Methods that see forget images alone.
+# Methods trained on forget images only.
 FORGET_ONLY_METHODS = ("grad_ascent", "boundary_shrink", "famr")
 
 
@@ -24,26 +23,26 @@ class ImageUnlearnConfig:
         method: One of ``IMAGE_METHODS``.
         lr: AdamW's learning rate.
         steps: Optimizer steps.
-        batch_size: Forget images a step.
-        retain_batch_size: Retain images a step.
+        batch_size: Forget images per step.
+        retain_batch_size: Retain images per step.
         forget_weight: Weight of the forget term (DUCK's authors use 1).
         retain_weight: Weight of the retain term (DUCK 1.4).
-        temperature: Of SCRUB's and bad teacher's distillation and of DUCK's retain
-            loss (2 in SCRUB and DUCK).
+        temperature: Of SCRUB's and bad teacher's distillation and of DUCK's retain loss (2 in SCRUB
+            and DUCK).
         distil_weight: SCRUB's weight of the retain distillation (the authors' alpha).
-        ascents: SCRUB's rounds over the forget images.
+        ascents: SCRUB's epochs of ascent on the forget images.
         saliency: Share of the weights that SalUn trains.
-        dampen_above: SSD dampens weights so many times as important to the forget
-            images as to all.
+        dampen_above: SSD dampens weights that are this many times as important to the forget images
+            as to all images.
         dampen_by: SSD's factor on the ratio of importances.
-        step: Length of boundary shrink's FGSM step, in pixel values.
-        anchor: FAMR's weight of the squared distance to the original's weights; the
-            largest weight of L1-sparse's penalty, which falls to 0 over the run.
-        last_k: Blocks trained by CF-k and EU-k, with all that follows them.
-        block: Block whose output RMU pushes; it and all before it are trained.
-        coefficient: Norm of RMU's control vector, in mean norms of the states there.
-        weight_decay: AdamW's decoupled decay.
-        clip: Largest gradient norm; None for no limit.
+        step: Size of boundary shrink's FGSM step, in pixel values.
+        anchor: FAMR's weight of the squared distance to the original's weights; the largest weight
+            of L1-sparse's penalty, which decays to 0 over the run.
+        last_k: Number of last blocks trained by CF-k and EU-k, with everything after them.
+        block: Block whose output RMU steers; it and all blocks before it are trained.
+        coefficient: Norm of RMU's control vector, in mean norms of the block's states.
+        weight_decay: AdamW's decoupled weight decay.
+        clip: Maximum gradient norm; None for no limit.
     """
 
     method: str
@@ -85,13 +84,9 @@ class ImageUnlearnConfig:
             "last_k": (self.last_k >= 1, "1 or more", self.last_k),
             "coefficient": (self.coefficient > 0, "a number > 0", self.coefficient),
         }
-        for name, (good, expected, got) in checks.items():
-            if not good:
-                raise InputError(
-                    f"{name} cannot be used", expected=expected, got=str(got)
-                )
+        check_values(checks)
         self.schedule()
 
     def schedule(self) -> Schedule:
-        """The learning-rate plan, checked."""
+        """The validated learning-rate schedule."""
         return Schedule(self.lr, self.steps, self.weight_decay, self.clip)

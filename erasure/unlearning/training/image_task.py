@@ -1,10 +1,11 @@
-"""What methods of class forgetting minimise, on pixels and class numbers."""
+"""Features and losses of image classifiers, for class unlearning."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from capture.network.hooks import first_tensor
+from capture.network.hooks import record_places
+from capture.network.sites import Place
 from capture.network.structure import classifier_of, find_blocks
 from capture.scoring.class_logits import class_logits
 from erasure.unlearning.training.objectives import distillation
@@ -13,39 +14,27 @@ CHUNK_IMAGES = 256
 
 
 def logits_and_features(model: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits and what the classifier receives, (image, class) and (image, d)."""
-    seen: list[Tensor] = []
-
-    def keep(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen.append(inputs[0])
-
-    handle = classifier_of(model).register_forward_pre_hook(keep)
-    try:
-        logits = class_logits(model, pixels)
-    finally:
-        handle.remove()
-    return logits, seen[0]
+    """(image, class) logits and (image, d) inputs of the final linear layer."""
+    return _logits_and(model, pixels, Place("features", classifier_of(model), "in"))
 
 
 def logits_and_states(
     model: nn.Module, pixels: Tensor, block: int
 ) -> tuple[Tensor, Tensor]:
-    """Logits and what a block gives, in the model's own shape."""
-    seen: list[Tensor] = []
+    """(image, class) logits and a block's output, in the model's own shape."""
+    return _logits_and(model, pixels, Place("states", find_blocks(model)[block], "out"))
 
-    def keep(_module: nn.Module, _inputs: object, output: object) -> None:
-        seen.append(first_tensor(output))
 
-    handle = find_blocks(model)[block].register_forward_hook(keep)
-    try:
+def _logits_and(
+    model: nn.Module, pixels: Tensor, place: Place
+) -> tuple[Tensor, Tensor]:
+    with record_places([place]) as captured:
         logits = class_logits(model, pixels)
-    finally:
-        handle.remove()
-    return logits, seen[0]
+    return logits, captured[place.name]
 
 
 def frozen_features(model: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits and features of the model as it is now, without gradients."""
+    """Logits and features of the current model, without gradients."""
     parts = []
     with torch.no_grad():
         for start in range(0, len(pixels), CHUNK_IMAGES):
@@ -57,44 +46,46 @@ def frozen_features(model: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def class_centroids(features: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """(class, d) mean features; a class without images is NaN."""
+    """(class, d) mean features; NaN for a class without images."""
     one_hot = functional.one_hot(labels, classes).to(features)
     return (one_hot.T @ features) / one_hot.sum(0)[:, None]
 
 
-def nearest_centroid_loss(features: Tensor, centres: Tensor) -> Tensor:
-    """Mean cosine distance of each row to the nearest of some centres.
+def nearest_centroid_loss(features: Tensor, centroids: Tensor) -> Tensor:
+    """Mean cosine distance of each row to its nearest centroid.
 
     Source: DUCK (Cotogni et al. 2023, arXiv 2312.02052).
     """
-    alike = functional.normalize(features, dim=1) @ functional.normalize(centres).T
-    return (1 - alike.max(1).values).mean()
+    similarity = (
+        functional.normalize(features, dim=1) @ functional.normalize(centroids).T
+    )
+    return (1 - similarity.max(1).values).mean()
 
 
 def fgsm_target_class(
     model: nn.Module, pixels: Tensor, labels: Tensor, step: float
 ) -> Tensor:
-    """(image,) the wrong class a step of FGSM leads towards.
+    """(image,) the most likely wrong class after one FGSM step.
 
-    The highest wrong class of ``pixels + step * sign(gradient of the loss)``: the
-    neighbour across the nearest boundary, also where the step stays short of it.
+    The most likely wrong class at ``pixels + step * sign(gradient of the loss)``: the neighbor
+    across the nearest decision boundary, even if the step does not cross it.
 
     Source: boundary shrink (Chen et al. 2023, arXiv 2303.11570).
     """
-    asked = pixels.clone().requires_grad_(True)
-    loss = functional.cross_entropy(class_logits(model, asked), labels)
-    (slope,) = torch.autograd.grad(loss, asked)
+    inputs = pixels.clone().requires_grad_(True)
+    loss = functional.cross_entropy(class_logits(model, inputs), labels)
+    (gradient,) = torch.autograd.grad(loss, inputs)
     with torch.no_grad():
-        logits = class_logits(model, pixels + step * slope.sign()).clone()
+        logits = class_logits(model, pixels + step * gradient.sign()).clone()
         logits[torch.arange(len(labels)), labels] = -torch.inf
     return logits.argmax(1)
 
 
 def uniform_loss(logits: Tensor) -> Tensor:
-    """Mean cross-entropy of the uniform distribution with the model's, nats."""
+    """Mean cross-entropy of the uniform distribution with the model's, in nats."""
     return -logits.log_softmax(1).mean()
 
 
 def mean_distillation(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Mean over images of ``distillation``."""
+    """Mean of ``distillation`` over images."""
     return distillation(logits, teacher, temperature).mean()

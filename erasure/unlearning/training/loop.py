@@ -1,16 +1,18 @@
-"""One training loop for everything that changes weights."""
+"""The training loop, used by everything that changes weights by gradients."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from capture.data.sequences import Padded, Sequences, batches, pad
+from capture.network.hooks import evaluation_mode
+from capture.network.structure import model_device
 from erasure.unlearning.training.objectives import count_scored, token_logprobs
 from evidence.errors import InputError
 from evidence.fields import check_fields
@@ -24,21 +26,21 @@ SMALL_MODEL_PARAMETERS = 2_000_000  # parameters
 
 @dataclass(frozen=True)
 class TrainLog:
-    """What happened in training.
+    """Log of a training run.
 
     Attributes:
-        rows: One a step: ``step``, the losses, ``grad_norm`` before clipping, and at
-            evaluated steps what ``evaluate`` returned. Step 0 is the model as given.
-        stopped: ``"steps"`` when all were done, ``"criterion"`` when the caller's
-            criterion was met, ``"diverged"`` when a gradient was not finite (the
-            weights are those before that step).
+        rows: One per step: ``step``, the losses, ``grad_norm`` before clipping, and at evaluated
+            steps the result of ``evaluate``. Step 0 is the initial model.
+        stopped: ``"steps"`` if all steps were taken, ``"criterion"`` if the caller's criterion was
+            met, ``"diverged"`` if a gradient was not finite (the weights are those before that
+            step).
     """
 
     rows: tuple[dict[str, float], ...]
     stopped: str = "steps"
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a step; evaluations that were not made are missing values."""
+        """One row per step; missing evaluations are NaN."""
         return pd.DataFrame(list(self.rows))
 
     @property
@@ -47,18 +49,32 @@ class TrainLog:
         return {key: value for row in self.rows for key, value in row.items()}
 
 
+def check_values(checks: Mapping[str, tuple[bool, str, object]]) -> None:
+    """Check settings.
+
+    Args:
+        checks: Name to whether the value is valid, what is expected, and the value.
+
+    Raises:
+        InputError: Naming the first invalid setting.
+    """
+    for name, (valid, expected, got) in checks.items():
+        if not valid:
+            raise InputError(f"{name} cannot be used", expected=expected, got=str(got))
+
+
 @dataclass(frozen=True)
 class Schedule:
-    """How the steps are taken.
+    """Learning-rate schedule and settings of the optimizer.
 
     Attributes:
-        lr: AdamW's learning rate at its highest.
-        steps: Most steps to take.
-        weight_decay: AdamW's decoupled decay.
-        clip: Largest gradient norm; None leaves gradients alone.
-        warmup: Steps of linear rise.
-        decay: ``"constant"`` or ``"cosine"`` (to zero at the last step) after it.
-        every: Evaluate after each so many steps.
+        lr: AdamW's peak learning rate.
+        steps: Maximum number of steps.
+        weight_decay: AdamW's decoupled weight decay.
+        clip: Maximum gradient norm; None for no limit.
+        warmup: Steps of linear warmup.
+        decay: ``"constant"`` or ``"cosine"`` (to zero at the last step) after warmup.
+        every: Steps between evaluations.
     """
 
     lr: float
@@ -82,11 +98,7 @@ class Schedule:
                 self.decay,
             ),
         }
-        for name, (good, expected, got) in checks.items():
-            if not good:
-                raise InputError(
-                    f"{name} cannot be used", expected=expected, got=str(got)
-                )
+        check_values(checks)
 
     def factor(self, step: int) -> float:
         """Share of ``lr`` used in step ``step``, counted from 0."""
@@ -94,17 +106,17 @@ class Schedule:
             return (step + 1) / self.warmup
         if self.decay == "constant":
             return 1.0
-        done = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return 0.5 * (1 + math.cos(math.pi * done))
+        progress = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def shuffled_batches(
     count: int, size: int | None, rng: np.random.Generator
 ) -> Iterator[list[int]]:
-    """Endless batches of row numbers: every row once an epoch, in a new order each.
+    """Endless batches of row numbers: every row once per epoch, newly shuffled.
 
-    ``size`` None, or as large as ``count``, gives all rows in their own order. A
-    batch that would cross an epoch's end is filled from the next epoch.
+    If ``size`` is None or at least ``count``, all rows in their own order. A batch that crosses the
+    end of an epoch is filled from the next one.
     """
     if size is None or size >= count:
         while True:
@@ -121,29 +133,26 @@ def shuffled_batches(
 def only_training(
     model: nn.Module, parameters: Iterable[nn.Parameter]
 ) -> Iterator[list[nn.Parameter]]:
-    """Gradients for ``parameters`` alone and dropout off, then all as it was found.
+    """Context manager with gradients for ``parameters`` only and dropout off.
 
-    Dropout stays off so that the trained model and a frozen reference are compared
-    without noise, and so that a seed fixes the result.
+    Dropout is off so that the trained model and a frozen reference are compared without noise, and
+    so that a seed determines the result.
     """
     chosen = list(parameters)
     if not chosen:
         raise InputError("there are no parameters to train", expected="one or more")
     flags = [(p, p.requires_grad) for p in model.parameters()]
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        for parameter, _ in flags:
-            parameter.requires_grad_(False)
-        for parameter in chosen:
-            parameter.requires_grad_(True)
-        model.eval()
-        yield chosen
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
-            parameter.grad = None
-        for module, mode in modes:
-            module.training = mode
+    with evaluation_mode(model):
+        try:
+            for parameter, _ in flags:
+                parameter.requires_grad_(False)
+            for parameter in chosen:
+                parameter.requires_grad_(True)
+            yield chosen
+        finally:
+            for parameter, flag in flags:
+                parameter.requires_grad_(flag)
+                parameter.grad = None
 
 
 def train_steps(
@@ -160,34 +169,32 @@ def train_steps(
     """Run AdamW for the steps of ``schedule``.
 
     Args:
-        model: Handed to ``evaluate``.
-        parameters: What is trained.
+        model: Passed to ``evaluate``.
+        parameters: The trained parameters.
         backward: Adds the gradients of one step and returns its losses.
         schedule: Learning rate, clipping and number of steps.
-        evaluate: Called before the first step, every ``schedule.every`` steps and
-            after the last.
+        evaluate: Called before the first step, every ``schedule.every`` steps and after the last.
         stop: Given each evaluation; True ends the training.
         label: Name of the progress bar.
-        progress: Where progress is shown.
     """
     optimizer = torch.optim.AdamW(
         parameters,
         lr=schedule.lr,
         weight_decay=schedule.weight_decay,
-        fused=True,  # one pass over memory: a tenth of the time on a CPU
+        fused=True,  # one pass over memory, ten times as fast on a CPU
     )
     rows: list[dict[str, float]] = []
 
     def measure(step: int, losses: dict[str, float]) -> bool:
         row = {"step": float(step), **losses}
-        due = step % schedule.every == 0 or step == schedule.steps
-        seen: dict[str, float] = {}
-        if evaluate is not None and due:
+        evaluated = step % schedule.every == 0 or step == schedule.steps
+        evaluation: dict[str, float] = {}
+        if evaluate is not None and evaluated:
             with torch.no_grad():
-                seen = evaluate(model)
+                evaluation = evaluate(model)
             model.eval()
-        rows.append(row | seen)
-        return stop is not None and bool(seen) and stop(seen)
+        rows.append(row | evaluation)
+        return stop is not None and bool(evaluation) and stop(evaluation)
 
     with progress.task(label, schedule.steps) as advance:
         if evaluate is not None and measure(0, {}):
@@ -208,40 +215,35 @@ def train_steps(
     return TrainLog(tuple(rows))
 
 
-def device_of(model: nn.Module) -> torch.device:
-    """Where the model's first parameter lives."""
-    return next(model.parameters()).device
-
-
 def chunk_tokens(model: nn.Module) -> int:
-    """Padded positions a pass of training may hold.
+    """Padded positions per training pass.
 
-    Off the CPU a pass of a small model takes as long as launching its kernels, however
-    few the positions, so it is given eight times as many.
+    Off the CPU, kernel launches dominate the time of a small model whatever the number of
+    positions, so it gets eight times as many.
     """
-    if device_of(model).type == "cpu":
+    if model_device(model).type == "cpu":
         return CHUNK_TOKENS
     small = sum(p.numel() for p in model.parameters()) <= SMALL_MODEL_PARAMETERS
     return (8 if small else 1) * CHUNK_TOKENS
 
 
 def shortest_row(model: nn.Module, data: Sequences) -> Padded:
-    """The shortest row of ``data``, to check something on ``model`` with."""
+    """The shortest row of ``data``, padded for ``model``."""
     row = min(range(len(data)), key=lambda row: len(data.ids[row]))
-    return pad(data, [row], device=device_of(model))
+    return pad(data, [row], device=model_device(model))
 
 
 def backward_nll(
     model: nn.Module, data: Sequences, loss_on: str, weight: float
 ) -> float:
-    """Add the gradient of ``weight`` times the mean token NLL; return that mean.
+    """Add the gradient of ``weight`` times the mean token NLL and return that mean.
 
-    The mean is over all scored tokens of ``data``, as in Hugging Face models. A
-    negative weight is gradient ascent on the likelihood's negative.
+    The mean is over all scored tokens of ``data``, as in Hugging Face models. A negative weight is
+    gradient ascent.
     """
     total = count_scored(data, loss_on)
     loss = 0.0
-    device = device_of(model)
+    device = model_device(model)
     for batch in batches(data, batch_tokens=chunk_tokens(model), device=device):
         logprob, _ = token_logprobs(model, batch, loss_on)
         part = -logprob.sum() / total
@@ -250,9 +252,31 @@ def backward_nll(
     return loss
 
 
+def backward_mean(
+    batches: Iterable[Padded],
+    losses: Callable[[Padded], Tensor],
+    count: int,
+    weight: float,
+) -> float:
+    """Add the gradient of ``weight`` times the mean loss, batch by batch; return that mean.
+
+    Args:
+        batches: All batches of the mean.
+        losses: Losses of a batch, of any shape.
+        count: Number of losses in all batches.
+        weight: Factor on the gradient.
+    """
+    mean = 0.0
+    for batch in batches:
+        loss = losses(batch).sum() / count
+        (weight * loss).backward()
+        mean += float(loss.detach())
+    return mean
+
+
 def mean_nll(model: nn.Module, data: Sequences, loss_on: str) -> float:
-    """The mean token NLL over all scored tokens of ``data``, without gradients."""
-    total, device = count_scored(data, loss_on), device_of(model)
+    """Mean token NLL over all scored tokens of ``data``, without gradients."""
+    total, device = count_scored(data, loss_on), model_device(model)
     tokens = chunk_tokens(model)
     with torch.no_grad():
         parts = [
@@ -282,31 +306,28 @@ def finetune_(
     label: str = "fine-tuning",
     progress: Progress = SILENT,
 ) -> TrainLog:
-    """Train ``model`` in place to predict ``data``.
+    """Fine-tune ``model`` on ``data``, in place.
 
     Args:
-        model: A causal language model; left in the mode and with the gradient flags
-            it came with.
+        model: A causal language model; its mode and gradient flags are restored.
         data: Rows to learn.
         lr: AdamW's learning rate.
         steps: Optimizer steps.
-        batch_size: Rows a step; None for all of them.
-        weight_decay: AdamW's decoupled decay.
-        clip: Largest gradient norm, None for no limit.
-        warmup: Steps of linear rise of the learning rate.
-        decay: ``"constant"`` or ``"cosine"`` after the rise.
+        batch_size: Rows per step; None for all of them.
+        weight_decay: AdamW's decoupled weight decay.
+        clip: Maximum gradient norm; None for no limit.
+        warmup: Steps of linear warmup.
+        decay: ``"constant"`` or ``"cosine"`` after warmup.
         loss_on: ``"answer"`` or ``"all"`` tokens.
-        parameters: What to train; everything by default.
-        seed: Fixes the order of the rows.
-        evaluate: Model to named numbers, without gradients.
+        parameters: The trained parameters; all by default.
+        seed: Seed of the order of rows.
+        evaluate: Maps the model to named numbers, without gradients.
         every: Steps between evaluations.
         stop: Given each evaluation; True ends the training.
         label: Name of the progress bar.
-        progress: Where progress is shown.
 
     Raises:
-        InputError: no rows, rows without anything to learn, or settings that cannot
-            be used.
+        InputError: There are no rows, a row has nothing to learn, or a setting is out of range.
     """
     if len(data) == 0:
         raise InputError("there are no rows to train on", expected="one or more")

@@ -1,7 +1,7 @@
-"""What the unlearning methods minimise, as functions of tensors.
+"""Objectives of the unlearning methods, as functions of tensors.
 
-Every objective is a sum over sequences or tokens with a divisor fixed beforehand, so
-that a batch may be computed in chunks and the gradients added.
+Every objective is a sum over sequences or tokens with a fixed divisor, so that a batch can be
+computed in chunks and the gradients added.
 """
 
 import torch
@@ -16,15 +16,14 @@ LOSS_ON = ("answer", "all")
 
 
 def count_scored(sequences: Sequences, loss_on: str = "answer") -> int:
-    """Number of tokens a loss is taken over.
+    """Number of tokens in the loss.
 
     Args:
         sequences: Rows to count.
-        loss_on: ``"answer"`` for answer tokens, ``"all"`` for every token that has
-            one before it.
+        loss_on: ``"answer"`` for answer tokens, ``"all"`` for every token but the first.
 
     Raises:
-        InputError: ``loss_on`` is unknown, or a row would have nothing to score.
+        InputError: ``loss_on`` is unknown, or a row has no token in the loss.
     """
     if loss_on not in LOSS_ON:
         raise InputError(
@@ -47,10 +46,22 @@ def count_scored(sequences: Sequences, loss_on: str = "answer") -> int:
     return total
 
 
+def check_rows(loss_on: str, **rows: Sequences) -> None:
+    """Check that there are rows of every kind and that each has tokens in the loss.
+
+    Raises:
+        InputError: Naming the kind without rows; or as ``count_scored``.
+    """
+    for name, sequences in rows.items():
+        if len(sequences) == 0:
+            raise InputError(f"there are no {name} rows", expected="one or more")
+        count_scored(sequences, loss_on)
+
+
 def token_logprobs(
     model: nn.Module, batch: Padded, loss_on: str = "answer"
 ) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of the scored tokens, in nats, and the row each belongs to.
+    """Log-probabilities of the scored tokens, in nats, and the row of each.
 
     Returns:
         ``(logprob, row)``, both (scored tokens,), in row order.
@@ -65,7 +76,7 @@ def token_logprobs(
 def prediction_positions(
     batch: Padded, loss_on: str = "answer"
 ) -> tuple[Tensor, Tensor]:
-    """Where the scored tokens are predicted, (row, position), and their ids, (token,).
+    """Mask (row, position) of positions that predict scored tokens, and their ids (token,).
 
     Both in row order.
     """
@@ -78,7 +89,7 @@ def prediction_positions(
 def sequence_logprobs(
     model: nn.Module, batch: Padded, loss_on: str = "answer"
 ) -> Tensor:
-    """Summed log-probability of each row's scored tokens, (row,), in nats."""
+    """(row,) sum of the log-probabilities of the scored tokens, in nats."""
     logprob, row = token_logprobs(model, batch, loss_on)
     total = torch.zeros(
         len(batch.input_ids), dtype=logprob.dtype, device=logprob.device
@@ -87,16 +98,16 @@ def sequence_logprobs(
 
 
 def npo(logprob: Tensor, reference: Tensor, beta: float) -> Tensor:
-    """Negative preference loss of each sequence, (row,).
+    """Negative preference optimization (NPO) loss of each sequence, (row,).
 
-    ``-(2 / beta) * log sigmoid(-beta * (logprob - reference))``: its gradient is that
-    of ascent on the forget likelihood, weighted by how likely the answer still is
-    relative to the original model, so it fades instead of diverging.
+    ``-(2 / beta) * log sigmoid(-beta * (logprob - reference))``: its gradient is that of ascent on
+    the forget loss, weighted by how likely the answer still is relative to the original model, so
+    it fades instead of diverging.
 
     Args:
         logprob: (row,) log-probability under the model in training, nats.
         reference: (row,) the same under the frozen original.
-        beta: Inverse temperature, > 0; ascent is the limit of 0.
+        beta: Inverse temperature, > 0; the limit of 0 is gradient ascent.
 
     Source: Zhang, Lin, Bai, Mei (2024), arXiv 2404.05868.
     """
@@ -104,13 +115,13 @@ def npo(logprob: Tensor, reference: Tensor, beta: float) -> Tensor:
 
 
 def simnpo(logprob: Tensor, length: Tensor, beta: float, margin: float) -> Tensor:
-    """NPO without a reference, by the token, (row,).
+    """SimNPO loss, NPO without a reference and normalized by length, (row,).
 
     ``-(2 / beta) * log sigmoid(-(beta / length) * logprob - margin)``.
 
     Args:
         logprob: (row,) summed log-probability of each row's scored tokens, nats.
-        length: (row,) how many there are.
+        length: (row,) number of scored tokens.
         beta: Inverse temperature, > 0.
         margin: Reward margin.
 
@@ -121,65 +132,65 @@ def simnpo(logprob: Tensor, length: Tensor, beta: float, margin: float) -> Tenso
 
 
 def dpo(preferred: Tensor, rejected: Tensor, beta: float) -> Tensor:
-    """Loss of preferring one answer to another, (row,).
+    """Direct preference optimization (DPO) loss, (row,).
 
-    ``-(2 / beta) * log sigmoid(beta * (preferred - rejected))``: as in Rafailov et
-    al., times the constant that makes NPO the case without a preferred answer.
+    ``-(2 / beta) * log sigmoid(beta * (preferred - rejected))``: as in Rafailov et al., times the
+    constant that makes NPO the case without a preferred answer.
 
     Args:
-        preferred: (row,) log-probability of the answer to give, less the same under
-            the frozen original, nats.
+        preferred: (row,) log-probability of the preferred answer minus that under the frozen
+            original, nats.
         rejected: (row,) the same of the answer to forget.
         beta: Inverse temperature, > 0.
 
-    Source: Rafailov et al. (2023), arXiv 2305.18290; with a refusal as the preferred
-    answer in TOFU (arXiv 2401.06121) and NPO (arXiv 2404.05868).
+    Source: Rafailov et al. (2023), arXiv 2305.18290; with a refusal as the preferred answer in TOFU
+    (arXiv 2401.06121) and NPO (arXiv 2404.05868).
     """
     return -(2 / beta) * functional.logsigmoid(beta * (preferred - rejected))
 
 
 def distillation(logits: Tensor, target: Tensor, temperature: float = 1.0) -> Tensor:
-    """Divergence of the target's distribution from the model's, (token,), in nats.
+    """Distillation loss, (token,), in nats.
 
-    ``T**2 * KL(softmax(target / T) || softmax(logits / T))``; the factor keeps
-    gradients of one size over temperatures.
+    ``T**2 * KL(softmax(target / T) || softmax(logits / T))``; the factor makes gradients of
+    different temperatures comparable.
 
     Args:
         logits: (token, vocabulary) of the model in training.
-        target: (token, vocabulary) logits to follow.
+        target: (token, vocabulary) logits of the teacher.
         temperature: T, > 0.
 
     Source: Hinton, Vinyals, Dean (2015), arXiv 1503.02531.
     """
-    wanted = (target.float() / temperature).log_softmax(-1)
-    now = (logits.float() / temperature).log_softmax(-1)
-    per_token = (wanted.exp() * (wanted - now)).sum(-1)
+    target_logprobs = (target.float() / temperature).log_softmax(-1)
+    logprobs = (logits.float() / temperature).log_softmax(-1)
+    per_token = (target_logprobs.exp() * (target_logprobs - logprobs)).sum(-1)
     return temperature**2 * per_token
 
 
 def undial_target(logits: Tensor, tokens: Tensor, penalty: float) -> Tensor:
-    """UNDIAL's target: the logits with that of each row's own token lowered.
+    """UNDIAL's target: the original's logits with that of the true token lowered.
 
     Args:
         logits: (token, vocabulary) of the frozen original.
         tokens: (token,) ids of the true tokens.
-        penalty: How much is taken away.
+        penalty: Amount subtracted from the true token's logit.
 
     Source: Dong, Lin, Belkin, Huerta, Vulić (2024), arXiv 2402.10052.
     """
-    own = functional.one_hot(tokens, logits.shape[-1])
-    return logits - penalty * own
+    one_hot = functional.one_hot(tokens, logits.shape[-1])
+    return logits - penalty * one_hot
 
 
 def elm_target(logits: Tensor, novice: Tensor, guidance: float) -> Tensor:
     """ELM's target: the original's distribution, moved towards a novice's.
 
-    ``log p(expert) + guidance * (log p(novice) - log p(expert))``, unnormalised.
+    ``log p(expert) + guidance * (log p(novice) - log p(expert))``, unnormalized.
 
     Args:
-        logits: (token, vocabulary) of the original, asked about what is to go.
-        novice: (token, vocabulary) of the original, asked about something unknown.
-        guidance: 0 leaves the expert, 1 gives the novice.
+        logits: (token, vocabulary) of the original, prompted about the forget entity.
+        novice: (token, vocabulary) of the original, prompted about an unknown entity.
+        guidance: 0 gives the expert, 1 the novice.
 
     Source: Gandikota, Feucht, Marks, Bau (2024), arXiv 2410.02760.
     """
@@ -190,7 +201,7 @@ def elm_target(logits: Tensor, novice: Tensor, guidance: float) -> Tensor:
 def control_vector(width: int, coefficient: float, rng: torch.Generator) -> Tensor:
     """RMU's target for forget activations, (width,), of norm ``coefficient``.
 
-    A random direction with entries drawn uniformly from [0, 1), as the authors do.
+    A random direction with entries uniform in [0, 1), as in the authors' code.
 
     Source: Li et al. (2024), arXiv 2403.03218.
     """
@@ -199,7 +210,7 @@ def control_vector(width: int, coefficient: float, rng: torch.Generator) -> Tens
 
 
 def state_distance(states: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Mean squared difference of each row, (row,), over its real tokens and widths.
+    """(row,) mean squared difference over each row's real tokens and the width.
 
     Args:
         states: (row, position, width).
@@ -208,6 +219,6 @@ def state_distance(states: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     """
     per_token = (states.float() - target).square().mean(-1)
     weight = mask.to(per_token.dtype)
-    # where, not a product: padded states may hold anything
+    # where, not a product: states at padding may be NaN
     per_token = torch.where(weight > 0, per_token, 0.0)
     return per_token.sum(1) / weight.sum(1)

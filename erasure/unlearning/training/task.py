@@ -1,4 +1,4 @@
-"""The forget and the retain term of each method, ready to be trained on."""
+"""Forget and retain terms of each method."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -8,11 +8,12 @@ from torch import Tensor, nn
 
 from capture.activations.hidden_states import module_output
 from capture.data.sequences import Padded, Sequences, batches, pad
+from capture.network.structure import model_device
 from erasure.unlearning.training.config import RETAIN_ONLY_METHODS, UnlearnConfig
 from erasure.unlearning.training.loop import (
+    backward_mean,
     backward_nll,
     chunk_tokens,
-    device_of,
 )
 from erasure.unlearning.training.objectives import (
     control_vector,
@@ -28,9 +29,10 @@ from evidence.seeds import torch_rng
 
 @dataclass(frozen=True)
 class Losses:
-    """Each adds its weighted gradient for the given rows and returns the plain loss.
+    """Forget and retain terms of a method.
 
-    ``forget`` is None where a method never reads the forget rows.
+    Each adds its weighted gradient for some rows and returns the unweighted loss. ``forget`` is
+    None if the method never reads the forget rows.
     """
 
     forget: Callable[[list[int]], float] | None
@@ -40,44 +42,43 @@ class Losses:
 def likelihood_losses(
     model: nn.Module, target: Sequences, retain: Sequences, config: UnlearnConfig
 ) -> Losses:
-    """The terms of the methods that act on answer likelihoods."""
+    """Terms of the methods that act on answer likelihoods."""
     loss_on = config.loss_on
 
-    def keep(rows: list[int]) -> float:
+    def retain_term(rows: list[int]) -> float:
         return backward_nll(model, retain[rows], loss_on, config.retain_weight)
 
     if config.method in RETAIN_ONLY_METHODS:
-        return Losses(None, keep)
+        return Losses(None, retain_term)
     if config.method in ("npo", "simnpo"):
-        simple = config.method == "simnpo"
+        is_simnpo = config.method == "simnpo"
         reference = torch.zeros(len(target))
-        if not simple:
+        if not is_simnpo:
             reference = frozen_logprobs(model, target, loss_on)
 
         def forget_npo(rows: list[int]) -> float:
-            chosen, total = target[rows], 0.0
-            before = reference[rows]
-            for batch in _chunks(model, chosen):
-                now = sequence_logprobs(model, batch, loss_on)
-                if simple:
-                    length = prediction_positions(batch, loss_on)[0].sum(1)
-                    each = simnpo(now, length, config.beta, config.margin)
-                else:
-                    each = npo(now, before[batch.rows].to(now.device), config.beta)
-                part = each.sum() / len(rows)
-                (config.forget_weight * part).backward()
-                total += float(part.detach())
-            return total
+            frozen = reference[rows]
 
-        return Losses(forget_npo, keep)
+            def losses(batch: Padded) -> Tensor:
+                logprobs = sequence_logprobs(model, batch, loss_on)
+                if is_simnpo:
+                    length = prediction_positions(batch, loss_on)[0].sum(1)
+                    return simnpo(logprobs, length, config.beta, config.margin)
+                before = frozen[batch.rows].to(logprobs.device)
+                return npo(logprobs, before, config.beta)
+
+            chunks = _chunks(model, target[rows])
+            return backward_mean(chunks, losses, len(rows), config.forget_weight)
+
+        return Losses(forget_npo, retain_term)
 
     sign = -1.0 if config.method in ("grad_ascent", "grad_diff") else 1.0
 
-    def forget(rows: list[int]) -> float:
+    def forget_term(rows: list[int]) -> float:
         weight = sign * config.forget_weight
         return sign * backward_nll(model, target[rows], loss_on, weight)
 
-    return Losses(forget, keep)
+    return Losses(forget_term, retain_term)
 
 
 def preference_losses(
@@ -87,33 +88,32 @@ def preference_losses(
     retain: Sequences,
     config: UnlearnConfig,
 ) -> Losses:
-    """Prefer another answer to the true one, row by row; keep the rest."""
+    """DPO: prefer another answer to the true one, row by row; keep the retain rows."""
     loss_on = config.loss_on
-    before = [frozen_logprobs(model, rows, loss_on) for rows in (preferred, target)]
+    reference = [frozen_logprobs(model, rows, loss_on) for rows in (preferred, target)]
 
-    def forget(rows: list[int]) -> float:
-        total = 0.0
-        for batch in _chunks(model, target[rows]):
-            places = batch.rows.tolist()
-            other = pad(preferred[rows], places, device=batch.input_ids.device)
+    def forget_term(rows: list[int]) -> float:
+        def losses(batch: Padded) -> Tensor:
+            device, in_batch = batch.input_ids.device, batch.rows.tolist()
+            pair = pad(preferred[rows], in_batch, device=device), batch
             gains = [
                 sequence_logprobs(model, one, loss_on)
-                - frozen[rows][places].to(batch.input_ids.device)
-                for one, frozen in zip((other, batch), before, strict=True)
+                - frozen[rows][in_batch].to(device)
+                for one, frozen in zip(pair, reference, strict=True)
             ]
-            part = dpo(gains[0], gains[1], config.beta).sum() / len(rows)
-            (config.forget_weight * part).backward()
-            total += float(part.detach())
-        return total
+            return dpo(gains[0], gains[1], config.beta)
 
-    def keep(rows: list[int]) -> float:
+        chunks = _chunks(model, target[rows])
+        return backward_mean(chunks, losses, len(rows), config.forget_weight)
+
+    def retain_term(rows: list[int]) -> float:
         return backward_nll(model, retain[rows], loss_on, config.retain_weight)
 
-    return Losses(forget, keep)
+    return Losses(forget_term, retain_term)
 
 
 def frozen_logprobs(model: nn.Module, data: Sequences, loss_on: str) -> Tensor:
-    """Log-probability of every row under the model as it is now, (row,), nats."""
+    """(row,) log-probability of every row under the current model, nats."""
     found = torch.zeros(len(data))
     with torch.no_grad():
         for batch in _chunks(model, data):
@@ -129,44 +129,41 @@ def rmu_losses(
     config: UnlearnConfig,
     seed: int,
 ) -> Losses:
-    """Push forget states to the control vector, hold retain states where they were."""
-    before: dict[int, Tensor] = {}
+    """RMU: move forget states to the control vector and keep retain states."""
+    frozen_states: dict[int, Tensor] = {}
     with torch.no_grad():
-        first = pad(target, [0], device=device_of(model))
+        first = pad(target, [0], device=model_device(model))
         width = module_output(model, block, first).shape[-1]
         for batch in _chunks(model, retain) if config.retain_weight > 0 else ():
             states = module_output(model, block, batch).float()
-            for place, row in enumerate(batch.rows.tolist()):
-                before[row] = states[place, : len(retain.ids[row])].clone()
+            for state, row in zip(states, batch.rows.tolist(), strict=True):
+                frozen_states[row] = state[: len(retain.ids[row])].clone()
     control = control_vector(
         width, config.rmu_coefficient, torch_rng(seed, "control vector")
-    ).to(device_of(model))
+    ).to(model_device(model))
 
-    def forget(rows: list[int]) -> float:
-        total = 0.0
-        for batch in _chunks(model, target[rows]):
+    def forget_term(rows: list[int]) -> float:
+        def losses(batch: Padded) -> Tensor:
             states = module_output(model, block, batch)
-            part = state_distance(states, control, batch.attention_mask).sum()
-            part = part / len(rows)
-            (config.forget_weight * part).backward()
-            total += float(part.detach())
-        return total
+            return state_distance(states, control, batch.attention_mask)
 
-    def keep(rows: list[int]) -> float:
-        total = 0.0
-        for batch in _chunks(model, retain[rows]):
+        chunks = _chunks(model, target[rows])
+        return backward_mean(chunks, losses, len(rows), config.forget_weight)
+
+    def retain_term(rows: list[int]) -> float:
+        def losses(batch: Padded) -> Tensor:
             states = module_output(model, block, batch)
             frozen = nn.utils.rnn.pad_sequence(
-                [before[rows[row]] for row in batch.rows.tolist()], batch_first=True
+                [frozen_states[rows[row]] for row in batch.rows.tolist()],
+                batch_first=True,
             )
-            part = state_distance(states, frozen, batch.attention_mask).sum()
-            part = part / len(rows)
-            (config.retain_weight * part).backward()
-            total += float(part.detach())
-        return total
+            return state_distance(states, frozen, batch.attention_mask)
 
-    return Losses(forget, keep)
+        chunks = _chunks(model, retain[rows])
+        return backward_mean(chunks, losses, len(rows), config.retain_weight)
+
+    return Losses(forget_term, retain_term)
 
 
 def _chunks(model: nn.Module, data: Sequences) -> Iterator[Padded]:
-    return batches(data, batch_tokens=chunk_tokens(model), device=device_of(model))
+    return batches(data, batch_tokens=chunk_tokens(model), device=model_device(model))

@@ -194,7 +194,7 @@ def test_bad_requests_are_refused_in_words():
     with pytest.raises(InputError, match="another graph"):
         select_circuit(tiny("gpt2"), pairs, scores)
     subject, batch, values = prepared(model)
-    with pytest.raises(InputError, match="do not fit the graph"):
+    with pytest.raises(InputError, match="edge mask does not fit"):
         run_ablated(subject, batch, np.zeros(3, dtype=bool), values)
     none = np.zeros(scores.graph.n_edges, dtype=bool)
     same = type(pairs)(pairs.clean, pairs.clean, pairs.foils, pairs.entities, pairs.ids)

@@ -62,7 +62,7 @@ def test_bad_requests_are_refused_in_words(found):
     other = score_edges(tiny("llama"), random_pairs())
     with pytest.raises(InputError, match="different graphs"):
         draw_circuit(circuit, other)
-    nothing = np.zeros_like(circuit.chosen)
+    nothing = np.zeros_like(circuit.edge_mask)
     empty = Circuit(circuit.graph, nothing, circuit.measured, "corrupt", 0.85)
     with pytest.raises(InputError, match="cannot be drawn"):
         to_dot(empty, scores)

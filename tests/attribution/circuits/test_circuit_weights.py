@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from attribution.circuit_weights import circuit_weights
+from attribution.circuits.circuit import circuit_weights
 from attribution.circuits.forward_backward import run_forward
 from attribution.circuits.graph import build_graph
 from attribution.circuits.structure import find_structure, head_outputs
@@ -50,15 +50,15 @@ def test_a_head_and_a_part_without_their_weights_write_nothing(family):
 @pytest.mark.parametrize("kind", ["q", "k", "v"])
 def test_a_reader_without_its_weights_reads_nothing(family, kind):
     model = tiny(family)
-    anatomy = find_structure(model)
+    structure = find_structure(model)
     masks = without(model, [f"embed->{kind}.1.0"])
     (mask,) = masks.values()
-    rows = anatomy.blocks[1].qkv.columns[kind][0]
-    assert mask.sum() == len(rows) * anatomy.d_model
-    linear = anatomy.blocks[1].qkv.linears[kind]
+    rows = structure.blocks[1].qkv.columns[kind][0]
+    assert mask.sum() == len(rows) * structure.d_model
+    linear = structure.blocks[1].qkv.linears[kind]
     with torch.no_grad():
-        out = linear(torch.randn(3, anatomy.d_model))
-        base = linear(torch.zeros(1, anatomy.d_model))
+        out = linear(torch.randn(3, structure.d_model))
+        base = linear(torch.zeros(1, structure.d_model))
     silent = (out - base).abs().amax(0) < 1e-6
     assert silent[rows].all()
     assert silent.sum() == len(rows)

@@ -202,8 +202,8 @@ def test_the_model_is_left_as_it_was_found(method):
 
 def test_no_hook_stays_when_a_run_fails():
     model = tiny("llama")
-    anatomy = subject_of(model).structure
-    broken = Readout(anatomy.readout.norm, torch.nn.Linear(3, 3))
+    structure = subject_of(model).structure
+    broken = Readout(structure.readout.norm, torch.nn.Linear(3, 3))
     with pytest.raises(RuntimeError):
         score_edges(model, random_pairs(), readout=broken)
     assert count_hooks(model) == 0
@@ -249,8 +249,8 @@ def test_metrics_are_what_their_names_say():
     ("options", "message"),
     [
         ({"metric": "accuracy"}, "metric is not known"),
-        ({"metric": "kl", "method": EAP}, "no slope in the clean run"),
-        ({"memory": 1000}, "more memory than allowed"),
+        ({"metric": "kl", "method": EAP}, "no gradient in the clean run"),
+        ({"max_bytes": 1000}, "more memory than allowed"),
     ],
 )
 def test_bad_requests_are_refused_in_words(options, message):
@@ -276,10 +276,10 @@ def test_a_model_whose_logits_are_not_numbers_is_refused():
     model = tiny("llama")
     with torch.no_grad():
         model.model.norm.weight[0] = float("nan")
-    anatomy = subject_of(tiny("llama")).structure
+    structure = subject_of(tiny("llama")).structure
     with pytest.raises(InputError, match="logits that are not finite"):
         score_edges(model, random_pairs())
-    readout = Readout(model.model.norm, anatomy.readout.head)
+    readout = Readout(model.model.norm, structure.readout.head)
     with pytest.raises(InputError, match="not finite"):
         score_edges(tiny("llama"), random_pairs(), readout=readout)
 

@@ -151,9 +151,9 @@ def test_hand_made_pairs_are_checked():
         pairs([france], [france])
     with pytest.raises(InputError, match="begin with the same token"):
         pairs([peru], ["The capital city of Oslo is"], ["Lima"], ["Lima"])
-    with pytest.raises(InputError, match="must be of one number"):
+    with pytest.raises(InputError, match="differ in number"):
         pairs([france, peru], [peru])
-    with pytest.raises(InputError, match="must be of one number"):
+    with pytest.raises(InputError, match="differ in number"):
         pairs([], [], [], [])
 
 

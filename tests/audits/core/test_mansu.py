@@ -5,8 +5,7 @@ import copy
 import numpy as np
 import pytest
 
-from attribution.circuit_weights import circuit_weights
-from attribution.circuits.circuit import select_circuit
+from attribution.circuits.circuit import circuit_weights, select_circuit
 from attribution.circuits.divergence import retained_mass
 from attribution.circuits.eap import score_edges
 from attribution.circuits.prompt_pairs import pair_items
@@ -58,7 +57,7 @@ def test_it_forgets_and_keeps_by_few_weights(edited):
     assert log.stopped == "criterion"
     assert said(model, forget) <= 0.1
     assert said(model, retain) >= 0.8
-    assert log.moved <= log.chosen == round(0.03 * log.total)
+    assert log.n_moved <= log.n_selected == round(0.03 * log.n_parameters)
 
 
 def test_four_bits_bring_nothing_back(edited):
@@ -72,6 +71,6 @@ def test_four_bits_bring_nothing_back(edited):
 def test_the_circuit_no_longer_carries_the_answers(edited):
     model, _, pairs, scores, circuit, *_ = edited
     after = score_edges(model, pairs).by_entity()
-    assert retained_mass(after, scores.mean, circuit.chosen).mean() < 0.5
-    own = retained_mass(scores.by_entity(), scores.mean, circuit.chosen).mean()
+    assert retained_mass(after, scores.mean, circuit.edge_mask).mean() < 0.5
+    own = retained_mass(scores.by_entity(), scores.mean, circuit.edge_mask).mean()
     assert own == pytest.approx(1)

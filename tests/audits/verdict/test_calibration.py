@@ -19,8 +19,8 @@ from audits.verdict.calibration import (
     estimate,
     shipped,
 )
+from benchmarks.harness.pages import RESULTS
 from benchmarks.suites.verdict.calibration import figures, fit
-from benchmarks.suites.verdict.suite import RESULTS
 from evidence.results import AxisResult
 from tests.helpers import audit_documents
 

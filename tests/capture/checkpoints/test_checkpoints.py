@@ -79,7 +79,7 @@ def test_a_tokenizer_comes_from_the_folder_or_from_the_caller(tmp_path):
         (lambda path: path / "absent", "hub"),
         (lambda path: path, "config.json"),
         (lambda path: path / "notes.txt", "not a model"),
-        (lambda path: 3, "kind"),
+        (lambda path: 3, "unsupported type"),
         (lambda path: "no such thing!", "no model"),
         (lambda path: "nobody/nothing-at-all", "hub"),
     ],
@@ -117,7 +117,7 @@ def test_quantised_weights_are_refused(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "bitsandbytes"}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match="holds quantised weights"):
+    with pytest.raises(InputError, match="holds quantized weights"):
         open_checkpoint(tmp_path)
 
 

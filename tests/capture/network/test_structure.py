@@ -24,7 +24,7 @@ from capture.network.structure import (
 )
 from evidence.errors import InputError
 from testbeds.worlds.digits import DigitsConfig, new_classifier
-from tests.capture.test_image_sites import resnet
+from tests.capture.network.test_image_sites import resnet
 from tests.helpers import tiny_erasure, tiny_models
 from tests.helpers.model_families import NOT_UNDERSTOOD, Cnn, tiny
 

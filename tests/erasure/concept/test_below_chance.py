@@ -49,7 +49,7 @@ def test_of_noise_the_nearest_mean_gets_every_left_out_row_wrong(eraser, seed):
 
 
 @pytest.mark.parametrize(
-    "eraser", [Leace(), MeanDifference(), IterativeNullspace(rounds=2)]
+    "eraser", [Leace(), MeanDifference(), IterativeNullspace(max_probes=2)]
 )
 def test_of_noise_probes_are_below_chance_unless_the_eraser_is_fitted_elsewhere(eraser):
     probe = LogisticRegression()

@@ -4,10 +4,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from erasure.concept.label_aware import OracleLeace
+from erasure.concept.label_aware import OracleLeace, QuadraticLeace
 from erasure.concept.leace import Leace
 from erasure.concept.moments import Moments
-from erasure.concept.quadratic import QuadraticLeace
 from tests.erasure.concept.test_erasers import ALL, fitted
 from tests.helpers.concept_rows import labelled
 from tests.helpers.fake_cuda import PretendCuda, there_and_pretended

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from erasure.concept.affine import AffineEraser
 from erasure.concept.inlp import IterativeNullspace
-from erasure.concept.label_aware import OracleLeace
+from erasure.concept.label_aware import OracleLeace, QuadraticLeace
 from erasure.concept.leace import Leace
 from erasure.concept.moments import Moments
 from erasure.concept.projections import (
@@ -21,7 +21,6 @@ from erasure.concept.projections import (
     RandomProjection,
     SpectralRemoval,
 )
-from erasure.concept.quadratic import QuadraticLeace
 from erasure.concept.rlace import RelaxedAdversarial
 from erasure.inputs import RowsError
 from evidence.errors import InputError
@@ -34,9 +33,9 @@ ERASERS = {
     "sal": SpectralRemoval(),
     "sal, one direction": SpectralRemoval(rank=1),
     "random": RandomProjection(rank=2, seed=3),
-    "inlp, ridge": IterativeNullspace(rounds=3),
-    "inlp, logistic": IterativeNullspace("logistic", rounds=3),
-    "r-lace": RelaxedAdversarial(rank=2, steps=12, every=6),
+    "inlp, ridge": IterativeNullspace(max_probes=3),
+    "inlp, logistic": IterativeNullspace("logistic", max_probes=3),
+    "r-lace": RelaxedAdversarial(rank=2, steps=12, eval_every=6),
 }
 STREAMED = ("leace", "leace, oas", "mean difference", "sal", "inlp, ridge")
 ALL = pytest.mark.parametrize("name", ERASERS)
@@ -52,9 +51,9 @@ def fitted(name, rows, labels):
         MeanDifference(),
         SpectralRemoval(),
         RandomProjection(rank=1),
-        IterativeNullspace(rounds=2),
-        IterativeNullspace("logistic", rounds=2),
-        RelaxedAdversarial(steps=4, every=2),
+        IterativeNullspace(max_probes=2),
+        IterativeNullspace("logistic", max_probes=2),
+        RelaxedAdversarial(steps=4, eval_every=2),
     ]
 )
 @pytest.mark.filterwarnings("ignore:A column-vector y was passed")
@@ -199,12 +198,12 @@ def test_a_file_of_something_else_is_refused(rng, tmp_path):
         (SpectralRemoval(rank=0), "unknown rank"),
         (RandomProjection(rank=11), "unknown rank"),
         (RandomProjection(rank=(1, 1)), "unknown rank"),
-        (IterativeNullspace("svm"), "unknown reader"),
-        (IterativeNullspace(rounds=0), "out of range"),
+        (IterativeNullspace("svm"), "unknown probe"),
+        (IterativeNullspace(max_probes=0), "out of range"),
         (IterativeNullspace("logistic", penalty=0.0), "out of range"),
         (RelaxedAdversarial(rank=0), "out of range"),
-        (RelaxedAdversarial(rate=-1.0), "out of range"),
-        (RelaxedAdversarial(penalty=0.0), "unknown penalty"),
+        (RelaxedAdversarial(lr=-1.0), "out of range"),
+        (RelaxedAdversarial(penalty=0.0), "penalty is out of range"),
     ],
 )
 def test_parameters_out_of_range_are_refused(eraser, words, rng):

@@ -336,8 +336,8 @@ def test_a_file_gives_back_the_same_eraser(rng, tmp_path):
 @pytest.mark.parametrize(
     ("parameters", "words"),
     [
-        ({"tolerance": -1.0}, "unknown tolerance"),
-        ({"tolerance": 1.0}, "unknown tolerance"),
+        ({"tolerance": -1.0}, "tolerance is out of range"),
+        ({"tolerance": 1.0}, "tolerance is out of range"),
         ({"shrinkage": 1.5}, "unknown shrinkage"),
         ({"shrinkage": "lw"}, "unknown shrinkage"),
     ],

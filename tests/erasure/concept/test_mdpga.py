@@ -40,7 +40,7 @@ def test_what_is_projected_out_is_gone_and_the_rest_is_as_it_was(states):
     after = found.transform(states)
     for site in range(3):
         scale, basis = found.scale[site], found.basis[site]
-        seen = ((after[site] - found.centre[site]) / scale) @ basis.T
+        seen = ((after[site] - found.center[site]) / scale) @ basis.T
         assert float(seen.abs().max()) < 1e-12
         moved = (after[site] - states[site]) / scale
         assert_close(moved - (moved @ basis.T) @ basis, 0 * moved, rtol=0, atol=1e-12)
@@ -50,7 +50,7 @@ def test_what_is_projected_out_is_gone_and_the_rest_is_as_it_was(states):
 def test_all_directions_leave_the_mean_alone(states):
     found = fit_md_pga(states, LABELS, 6)
     after = found.transform(states)
-    assert_close(after, found.centre[:, None].expand_as(after), rtol=0, atol=1e-9)
+    assert_close(after, found.center[:, None].expand_as(after), rtol=0, atol=1e-9)
 
 
 def test_units_do_not_matter(states):
@@ -110,7 +110,7 @@ def test_bad_input_is_one_clear_error(states, change, message):
 
 def test_rows_of_another_width_are_refused(states):
     found = fit_md_pga(states, LABELS)
-    with pytest.raises(InputError, match="do not go with this projection"):
+    with pytest.raises(InputError, match="do not fit this projection"):
         found.transform(states[:, :, :3])
-    with pytest.raises(InputError, match="do not go with this projection"):
+    with pytest.raises(InputError, match="do not fit this projection"):
         found.transform(states[0])

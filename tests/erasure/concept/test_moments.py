@@ -125,7 +125,7 @@ X, Z = np.random.default_rng(1).standard_normal((20, 4)), np.arange(20) % 2
         (X, Z[1:], r"Expected \(20,\) labels"),
         (X, np.ones((19, 2)), r"Expected \(20,\) or \(20, k\) numbers"),
         (X, np.full(20, np.nan), "contains NaN"),
-        (X, np.zeros(20, int), "one class only"),
+        (X, np.zeros(20, int), "only one class"),
         (X, np.array(["a", 1] * 10, dtype=object), "several types"),
     ],
 )
@@ -137,9 +137,9 @@ def test_bad_rows_are_refused_in_one_sentence(x, z, words):
 @pytest.mark.parametrize(
     ("x", "z", "words"),
     [
-        (X[:, :3], Z, "unlike the earlier ones"),
-        (X[None], Z, "unlike the earlier ones"),
-        (X, Z + 1, "not announced"),
+        (X[:, :3], Z, "does not fit the earlier ones"),
+        (X[None], Z, "does not fit the earlier ones"),
+        (X, Z + 1, "not one of the known"),
         (X, X[:, :2], r"\(20,\) labels"),
         (np.full_like(X, np.nan), Z, "NaN"),
     ],
@@ -156,14 +156,14 @@ def test_a_chunk_that_does_not_fit_changes_nothing(x, z, words):
 def test_classes_do_not_follow_numbers():
     moments = Moments().update(X, X[:, :2])
     for target in (Z, X[:, :1]):
-        with pytest.raises(RowsError, match="unlike the earlier ones"):
+        with pytest.raises(RowsError, match="does not fit the earlier ones"):
             moments.update(X, target)
 
 
 def test_nothing_gathered_and_unlike_parts_are_refused():
-    with pytest.raises(RowsError, match="no rows were gathered"):
+    with pytest.raises(RowsError, match="moments are empty"):
         _ = Moments().cov_xx
-    with pytest.raises(RowsError, match="no rows were gathered"):
+    with pytest.raises(RowsError, match="moments are empty"):
         Moments().merge(Moments().update(X, Z))
     with pytest.raises(RowsError, match="different sites"):
         Moments().update(X, Z).merge(Moments().update(X[:, :2], Z))

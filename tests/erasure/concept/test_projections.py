@@ -113,7 +113,7 @@ def by_hand(rows, target, rounds, penalty):
 @pytest.mark.parametrize("rounds", [1, 2, 4])
 def test_ridge_rounds_are_scikit_learns_one_after_another(rng, rounds):
     rows, labels = labelled(rng)
-    eraser = IterativeNullspace(rounds=rounds, tolerance=0.0).fit(rows, labels)
+    eraser = IterativeNullspace(max_probes=rounds, tolerance=0.0).fit(rows, labels)
     assert eraser.rank_ == rounds
     assert_close(
         eraser.transform(rows),
@@ -143,7 +143,9 @@ def test_sites_end_apart(rng):
 def test_everything_can_be_removed_and_no_more(rng):
     rows, labels = labelled(rng, n=30, d=4)
     for reader in ("ridge", "logistic"):
-        eraser = IterativeNullspace(reader, rounds=50, tolerance=0.0).fit(rows, labels)
+        eraser = IterativeNullspace(reader, max_probes=50, tolerance=0.0).fit(
+            rows, labels
+        )
         assert eraser.rank_ <= 4
         assert_close(eraser.transform(eraser.transform(rows)), eraser.transform(rows))
 

@@ -337,9 +337,9 @@ def test_rows_a_method_cannot_work_with_are_refused(knows):
         (FORGET, RETAIN, UnlearnConfig("rmu", rmu_layer=9), None, "rmu_layer"),
         (FORGET, RETAIN, UnlearnConfig("npo", stop_below=0.0), None, "stop_below"),
     ]
-    for forget, retain, config, relabelled, message in cases:
+    for forget, retain, config, relabeled, message in cases:
         with pytest.raises(InputError, match=message):
-            unlearn_(knows, forget, retain, config, relabeled=relabelled, seed=0)
+            unlearn_(knows, forget, retain, config, relabeled=relabeled, seed=0)
     assert not changed(before, knows)
 
 

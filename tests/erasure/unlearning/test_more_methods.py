@@ -45,13 +45,13 @@ def measure(model):
     return {"forget": greedy(model, FORGET), "retain": greedy(model, RETAIN)}
 
 
-def run(model, config, seed=0, relabelled=RELABELLED, **extra):
+def run(model, config, seed=0, relabeled=RELABELLED, **extra):
     return unlearn_(
         model,
         FORGET,
         RETAIN,
         config,
-        relabeled=REFUSAL if config.method == "dpo" else relabelled,
+        relabeled=REFUSAL if config.method == "dpo" else relabeled,
         novice=NOVICE,
         seed=seed,
         **extra,
@@ -339,9 +339,9 @@ def test_settings_that_cannot_be_used_are_refused(settings):
 def test_rows_that_do_not_go_together_are_refused(knows):
     before = weights(knows)
     cases = [
-        ({"relabelled": REFUSAL[[0, 1]]}, "dpo", "answer to prefer"),
-        ({"novice": RETAIN}, "elm", "somebody unknown"),
-        ({}, "elm", "somebody unknown"),
+        ({"relabeled": REFUSAL[[0, 1]]}, "dpo", "answer to prefer"),
+        ({"novice": RETAIN}, "elm", "unknown entity"),
+        ({}, "elm", "unknown entity"),
         ({}, "salun", "wrong answers"),
     ]
     for extra, method, message in cases:

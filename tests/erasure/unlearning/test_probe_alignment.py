@@ -218,20 +218,20 @@ EMPTY = Sequences((), ())
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"memorised": EMPTY}, "must pair up"),
+        ({"memorized": EMPTY}, "must pair up"),
         ({"clean": RETAIN}, "must pair up. Expected .*; got 4 and 8"),
         ({"config": PgaConfig(depths=(0, 9))}, r"Expected some of 0 .* to 3"),
         ({"config": PgaConfig(depths=())}, "does not have these depths.*got none"),
         ({"config": PgaConfig(rank=50)}, "rank cannot be used. Expected 1 to 24"),
         (
             {"fit": lambda states, labels: states[:, 0] * float("nan")},
-            "a readout is not finite",
+            "a probe is not finite",
         ),
     ],
 )
 def test_bad_input_is_one_clear_error(change, message):
     given = {
-        "memorised": FORGET,
+        "memorized": FORGET,
         "clean": CLEAN,
         "fit": mean_readouts,
         "config": PgaConfig(epochs=1),

@@ -198,7 +198,7 @@ def test_goals_out_of_reach_and_reached_leave_the_model_as_it_was(knows):
     with pytest.raises(InputError, match="no single layer"):
         slug_(knows, FORGET, RETAIN, target_loss=1e9, max_doublings=2)
     for goal in (0.0, math.nan):
-        with pytest.raises(InputError, match="at the goal already"):
+        with pytest.raises(InputError, match="reached the target already"):
             slug_(knows, FORGET, RETAIN, target_loss=goal)
     assert changed(before, knows) == set()
     assert [p.requires_grad for p in knows.parameters()] == flags
@@ -213,6 +213,11 @@ def test_rows_and_settings_that_cannot_be_used_are_refused(knows):
             projected_ascent_(knows, forget, retain, GradientProjectionConfig(), seed=0)
         with pytest.raises(InputError, match=words):
             slug_(knows, forget, retain, target_loss=5.0)
-    for bad in ({"length": 0.0}, {"steps": 0}, {"history": 0}, {"budget": -1.0}):
+    for bad in (
+        {"step_norm": 0.0},
+        {"steps": 0},
+        {"history": 0},
+        {"max_retain_rise": -1.0},
+    ):
         with pytest.raises(InputError, match="out of range"):
             GradientProjectionConfig(**bad)

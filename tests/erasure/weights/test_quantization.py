@@ -141,7 +141,7 @@ def test_an_edit_inside_the_bins_leaves_exactly_nothing():
 
 
 @pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2, tiny_neox])
-def test_all_linear_maps_but_the_head_are_quantised(make):
+def test_all_linear_maps_but_the_head_are_quantized(make):
     model = make()
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     changed = set(quantize_(model))
@@ -155,7 +155,7 @@ def test_all_linear_maps_but_the_head_are_quantised(make):
     assert not any("embed" in name or "head" in name or "wte" in name for name in moved)
 
 
-def test_conv1d_is_quantised_as_the_linear_map_it_is():
+def test_conv1d_is_quantized_as_the_linear_map_it_is():
     model = tiny_gpt2()
     name, (weight, turned) = next(iter(linear_weights(model).items()))
     expected = quantize(weight.T.clone()).values.T
@@ -164,10 +164,10 @@ def test_conv1d_is_quantised_as_the_linear_map_it_is():
     assert torch.equal(model.get_parameter(name), expected)
 
 
-def test_what_cannot_be_quantised_is_refused():
-    with pytest.raises(InputError, match="like that"):
+def test_what_cannot_be_quantized_is_refused():
+    with pytest.raises(InputError, match="scheme or block size"):
         quantize(gaussian(4, 4), "int3")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(InputError, match="like that"):
+    with pytest.raises(InputError, match="scheme or block size"):
         quantize(gaussian(4, 4), "nf4", block=0)
     with pytest.raises(InputError, match="finite"):
         quantize(torch.full((2, 2), torch.nan))

@@ -433,7 +433,7 @@ def test_no_code_no_process_no_network(tmp_path):
     # Nothing but our own checks keeps the hub's client off the network here.
     free = {"HF_HUB_OFFLINE": "0", "TRANSFORMERS_OFFLINE": "0", "HF_HOME": "no"}
     done = subprocess.run(
-        [sys.executable, HERE / "watched.py", tmp_path, *folders],
+        [sys.executable, Path(__file__).with_name("watched.py"), tmp_path, *folders],
         input="y\n" * 1000,
         capture_output=True,
         text=True,

@@ -140,7 +140,7 @@ def test_a_configuration_of_no_model_is_refused(tmp_path, change):
     folder = copy_of(tmp_path)
     edited(folder / "config.json", change)
     text = refused(folder)
-    assert "config.json" in text or "architecture" in text or "quantised" in text
+    assert "config.json" in text or "architecture" in text or "quantized" in text
 
 
 # What we set ourselves, and names that would stand before the library's own.

@@ -12,7 +12,7 @@ def causes(found: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One dict a cause, the most frequent first: fault, kinds, said, frame, example.
 
     Args:
-        found: Rows of a log, as ``benchmarks.suites.bad_inputs`` keeps them.
+        found: Rows of a log, as ``benchmarks/suites/bad_inputs.py`` keeps them.
     """
     groups: dict[tuple, list[Mapping[str, Any]]] = defaultdict(list)
     for row in found:

@@ -6,7 +6,9 @@ import pytest
 
 from audits.validation.error_rates import STATES, VERDICTS, Case, case_of, figures
 from audits.validation.trials import AuditPlan, run_plan
-from benchmarks.suites.verdict.suite import joined, page, probabilities_of
+from benchmarks.harness.pages import render
+from benchmarks.suites.verdict.suite import context, joined, probabilities_of
+from evidence.errors import InputError
 from testbeds.worlds.biographies import SMALL
 from testbeds.zoo.kinds import KINDS
 
@@ -75,9 +77,9 @@ def test_audits_of_other_models_are_added_and_none_counts_twice():
     assert cases == [*ALL_RIGHT, *more]
     assert [row["deleted"]["deleted"] for row in rows] == [2, 4]
     assert rows[1]["without"] == "relearning"
-    with pytest.raises(SystemExit, match="already"):
+    with pytest.raises(InputError, match="already"):
         joined(before, ALL_RIGHT[:1], before["without_axis"])
-    with pytest.raises(SystemExit, match="other axes"):
+    with pytest.raises(InputError, match="other axes"):
         joined(before, more, [counts("", 0)])
 
 
@@ -154,11 +156,12 @@ def test_the_page_has_every_kind_and_its_verdicts():
         "probabilities": probabilities_of(stated),
         "cases": [asdict(each) for each in ALL_RIGHT],
     }
-    text = page(document)
+    text = render("verdict", context(document))
     assert "| 0.9 to 1.0 | 2 | 0.900 | 0.500 |" in text
     assert "| 100% | 50.0% |" in text
     assert "| family llama | 5 | 5 | 0 | 0 |" in text
-    assert "Probabilities" not in page(document | {"probabilities": None})
+    unstated = context(document | {"probabilities": None})
+    assert "Probabilities" not in render("verdict", unstated)
     assert "6 models" in text
     assert "| none | 0 | 0 | 0 | 0 | 0 |" in text
     assert "| relearning | 2 | 1 | 1 | 1 | 4 |" in text

@@ -2,9 +2,9 @@
 
 import pytest
 
-from benchmarks.harness.vision_page import _audits, write_page
-from benchmarks.suites.vision.audits import beside, rows_of
-from benchmarks.suites.vision.suite import RETRAINED, SUPPRESSED, kept_from, summary
+from benchmarks.harness.pages import render
+from benchmarks.suites.vision.audits import RETRAINED, SUPPRESSED, beside, rows_of
+from benchmarks.suites.vision.suite import context, kept_from, summary
 
 # Of the libraries under sae-lens.
 pytestmark = [
@@ -12,6 +12,10 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning"),
 ]
+
+
+def shown(document):
+    return render("vision", context(document))
 
 
 def made(kind, state, floor, verdict, seed=12, status="retained"):
@@ -47,14 +51,13 @@ def test_rates_are_counted_by_state_and_floor():
 
 
 def test_the_tables_show_every_kind_and_status():
-    text = _audits(
-        {
-            "command": "c",
-            "commits": ["0123456789"],
-            "rows": rows_of(FOUND, "here"),
-            "models": FOUND,
-        }
-    )
+    audits = {
+        "command": "c",
+        "commits": ["0123456789"],
+        "rows": list(rows_of(FOUND, "here")),
+        "models": FOUND,
+    }
+    text = shown(ran(MODELS, "whole") | {"audits": audits}).split("## Whole audits")[1]
     assert "| twin | deleted | cnn |  | 1 | 1 |  |  |" in text
     assert "### Floor: never-taught, seeds 12" in text
     assert "| decodability | suppressed | 1 |  | 1 |  |" in text
@@ -68,16 +71,15 @@ def test_audits_of_other_models_and_floors_are_kept():
     assert found[-1]["seed"] == 13
 
 
-def test_a_whole_audit_stands_beside_what_restoration_says(tmp_path):
+def test_a_whole_audit_stands_beside_what_restoration_says():
     models = [dict(each, published=PUBLISHED) for each in MODELS]
     models.append(steered("salun", None, 0.9, 0.1, PUBLISHED))
     audits = [
         made("salun", None, "reference", "suppressed"),
         made("salun", None, "never_taught", "damaged"),
     ]
-    shown = {"command": "c", "commits": [], "rows": [], "models": audits}
-    write_page(ran(models, "whole") | {"audits": shown}, tmp_path / "page.md")
-    lines = (tmp_path / "page.md").read_text().splitlines()
+    found = {"command": "c", "commits": [], "rows": [], "models": audits}
+    lines = shown(ran(models, "whole") | {"audits": found}).splitlines()
     (line,) = [each for each in lines if each.startswith("| salun | graded | cnn | 0")]
     assert line.endswith("| open | suppressed |")
     (line,) = [each for each in lines if each.startswith("| twin | deleted | cnn | 0")]
@@ -107,7 +109,7 @@ def steered(kind, state, rate, worst, published=None):
 
 
 def ran(models, name):
-    rows = summary(models, "here")
+    rows = list(summary(models, "here"))
     rows[0]["models"] = models
     return {"command": name, "commit": "0123456789", "rows": rows}
 
@@ -129,15 +131,14 @@ def test_net_rate_and_residual_are_judged_side_by_side():
     assert not any("published" in name for name in rows)
 
 
-def test_a_run_of_our_test_alone_keeps_the_published_one(tmp_path):
+def test_a_run_of_our_test_alone_keeps_the_published_one():
     graded = [steered("salun", None, 0.9, 0.1, PUBLISHED)]
     whole = ran([dict(m, published=PUBLISHED) for m in MODELS] + graded, "whole")
     assert kept_from(whole | {"audits": 1}) == {"audits": 1, "earlier": whole}
     ours = ran(MODELS, "ours") | kept_from(whole)
     # Another one after it still has it, and not its own forerunner.
     assert kept_from(ours)["earlier"]["command"] == "whole"
-    write_page(ours, tmp_path / "page.md")
-    text = (tmp_path / "page.md").read_text()
+    text = shown(ours)
     first, second = text.split("under the rule before")
     assert "`ours`" in first and "salun" not in first and "salun" in second
     assert "Controls of the published test" not in first

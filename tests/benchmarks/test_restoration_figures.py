@@ -3,14 +3,14 @@
 import pytest
 
 from audits.axes.restoration.state_injection import UNTRAINED
-from benchmarks.harness.restoration_page import page
-from benchmarks.harness.results import Rows
+from benchmarks.harness.pages import render
 from benchmarks.suites.restoration.figures import (
     rate_rows,
     shown_cases,
     verdicts,
     zoo_rows,
 )
+from benchmarks.suites.restoration.suite import context
 from tests.helpers.audit_documents import axis, column, reading
 
 
@@ -49,11 +49,12 @@ CASES = [
 ]
 
 
+STAMP = {"part": "zoo", "commit": "abc"}
+
+
 @pytest.fixture
-def rows(capsys):
-    found = Rows(part="zoo")
-    zoo_rows(found, CASES, "here")
-    return {row["figure"]: row for row in found.rows}
+def rows():
+    return {row["figure"]: STAMP | row for row in zoo_rows(CASES, "here")}
 
 
 def test_areas_false_restorations_and_published_rates_are_what_they_say(rows):
@@ -94,7 +95,7 @@ def test_the_page_says_what_is_met_and_shows_every_model(rows):
         "threads": 1,
         "zoo": {"cases": shown_cases(CASES), "verdicts": decided},
     }
-    text = page(document)
+    text = render("restoration", context(document))
     assert "(**not met**)" in text and "no rate" in text
     assert all(each["model"] in text for each in CASES)
     assert (
@@ -103,8 +104,7 @@ def test_the_page_says_what_is_met_and_shows_every_model(rows):
     assert "| deleted | restoration alone | 1 | 1 |" in text
 
 
-def test_rates_count_what_each_axis_finds_by_state_and_floor(capsys):
-    found = Rows(part="tuning")
+def test_rates_count_what_each_axis_finds_by_state_and_floor():
     cases = [
         {"state": state, "axes": {"concept": {"status": status}}}
         for state, status in (
@@ -115,8 +115,7 @@ def test_rates_count_what_each_axis_finds_by_state_and_floor(capsys):
         )
     ]
     cases[0]["beside_reference"] = {"concept": {"status": "absent"}}
-    rate_rows(found, cases, "here")
-    rows = {row["figure"]: row for row in found.rows}
+    rows = {row["figure"]: row for row in rate_rows(cases, "here")}
     false = rows["concept says still there of deleted models, floor never_taught, here"]
     assert false["value"] == pytest.approx(1 / 3) and false["n"] == 3
     assert false["target"] == 0.0 and false["least"] < 1 / 3 < false["most"]

@@ -1,0 +1,86 @@
+"""Every suite can be asked for, and that of the verdict counts audits made before."""
+
+import json
+
+import pytest
+
+from audits.validation.error_rates import VERDICTS
+from benchmarks.__main__ import SUITES, suite
+from benchmarks.harness.pages import render
+from benchmarks.harness.results import read
+from benchmarks.suites.verdict.suite import context
+from evidence.errors import InputError
+from tests.helpers.audit_documents import behaviour, document
+
+# Of the libraries under sae-lens.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_a_suite_has_options_parts_and_a_result(name):
+    found = suite(name)
+    assert found.name == name
+    parser = found.parser()
+    asked = parser.parse_args([])
+    assert found.path(asked).is_file()
+    chosen = found.chosen(parser, [])
+    assert chosen and all(part.split(":")[0] in found.parts for part in chosen)
+    assert all(part.about for part in found.parts.values())
+
+
+def audited(model, kind, state, verdict):
+    """A line of the part audits."""
+    about = {"model": model, "kind": kind, "state": state, "family": "llama"}
+    about |= {"seed": 10, "floor": "never_taught", "weights": model, "gold": None}
+    known = {"forget_entities": 12, "retain_entities": 40}
+    return about | {"audit": document(behaviour(), verdict=verdict, known=known)}
+
+
+def kept(path, *cases):
+    path.write_text("".join(json.dumps(case) + "\n" for case in cases))
+    return str(path)
+
+
+def test_rates_are_of_audits_made_before_and_of_those_that_are_added(tmp_path):
+    verdict, result = suite("verdict"), tmp_path / "verdict.json"
+    first = kept(
+        tmp_path / "first.jsonl",
+        audited("bios-llama-10-twin", "twin", "deleted", "suppressed"),
+        {"model": "bios-llama-10-noise", "failed": "no disk"},
+    )
+    common = ["--result", str(result), "--root", str(tmp_path)]
+    verdict.run(["--cases", first, *common])
+    second = kept(
+        tmp_path / "second.jsonl",
+        audited("bios-llama-11-twin", "twin", "deleted", "deleted"),
+    )
+    verdict.run(["--cases", second, "--add", *common])
+    found = read(result)
+    rows = {row["figure"]: row for row in found["rows"]}
+    wrong = rows["retrains called suppressed"]
+    assert (wrong["value"], wrong["n"], wrong["part"]) == (1, 2, "rates")
+    assert found["worlds"] == ["bios-llama-10", "bios-llama-11"]
+    assert len(found["failed"]) == 1 and found["command"].count("; ") == 1
+    whole = found["without_axis"][0]["deleted"]
+    assert sum(whole[name] for name in VERDICTS) == 2
+    text = render("verdict", context(found))
+    assert "| twin | deleted |  | 1 | 1 |  |  |" in text
+    with pytest.raises(InputError, match="in the result already"):
+        verdict.run(["--cases", first, "--add", *common])
+
+
+def test_models_outside_the_part_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"not in the held_out part.*: 0"):
+        suite("verdict").run(["--seeds", "0", "--dry", "--root", str(tmp_path)])
+    tuned = audited("bios-llama-10-twin", "twin", "deleted", "deleted")
+    cases = kept(tmp_path / "cases.jsonl", tuned)
+    out = tmp_path / "calibration.json"
+    with pytest.raises(InputError, match=r"not in the tuning part.*: 10"):
+        suite("verdict").run(
+            ["--only", "calibration", "--cases", cases, "--out", str(out), "--dry"]
+        )
+    assert not out.exists()
