@@ -267,7 +267,7 @@ def test_images_that_cannot_be_audited(digits_zoo, world, tmp_path, what):
         case "several classes":
             forget = forget + retain.select(range(5))
         case "shared class":
-            retain = retain + world.images("forget").rows(range(5))
+            retain = retain + world.images("forget").select(range(5))
         case "one class to keep":
             retain = retain.select(retain.labels == retain.labels[0])
         case "same image":
@@ -284,7 +284,7 @@ def test_images_that_cannot_be_audited(digits_zoo, world, tmp_path, what):
         case "few":
             forget = forget.select(range(5))
         case "never-taught class":
-            other["never_taught"] = world.images("never_taught").rows(range(5))
+            other["never_taught"] = world.images("never_taught").select(range(5))
     with pytest.raises(InputError, match=BAD[what]):
         audit(
             world.original,
