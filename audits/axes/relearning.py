@@ -270,18 +270,12 @@ def judge(
         readings=tuple(readings),
         controls=tuple(controls),
         n_entities=len(held_out_entities(runs)),
-        details={
-            "learning_rate": rate,
-            "steps": steps,
-            "curves": _mean_curves(runs),
-        },
+        details={"learning_rate": rate, "steps": steps, "curves": _mean_curves(runs)},
         notes=(*extra, *notes),
     )
 
 
-def held_out_entities(
-    runs: Mapping[str, Sequence[dict[str, Any]]],
-) -> tuple[str, ...]:
+def held_out_entities(runs: Mapping[str, Sequence[dict[str, Any]]]) -> tuple[str, ...]:
     """Forgotten entities that were held out."""
     return scores_after_learning(runs["unlearned"], "asked", "said").entities
 

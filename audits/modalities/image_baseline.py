@@ -77,12 +77,7 @@ def select(run: ImageRun) -> dict[str, Any]:
         chosen = {}
         for name, images, max_images, min_images in (
             ("forget", forget, budget.retain_entities, run.config.min_entities),
-            (
-                "retain",
-                retain,
-                RETAIN_FACTOR * budget.retain_entities,
-                MIN_RETAIN,
-            ),
+            ("retain", retain, RETAIN_FACTOR * budget.retain_entities, MIN_RETAIN),
         ):
             order = numpy_rng(seed, "images", name).permutation(len(images))
             tried = order[: 2 * max_images]

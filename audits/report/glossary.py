@@ -67,7 +67,7 @@ CLASS_BEHAVIOUR = {
     "absent": "the class is not named beyond the floor",
 }
 IMAGE_FLOORS = FLOORS | {
-    "never_taught": "never-taught images: halves of two known classes each",
+    "never_taught": "never-taught images: halves of two known classes each"
 }
 TERMS = (
     ("original", "The model before unlearning; it knows the forget set."),

@@ -129,12 +129,7 @@ def audit(
     shared: dict[str, Any] = {
         "references": reference,
         "never_taught": never_taught,
-        "settings": {
-            "profile": profile,
-            "axes": axes,
-            "seed": seed,
-            "device": device,
-        },
+        "settings": {"profile": profile, "axes": axes, "seed": seed, "device": device},
         "fresh": fresh,
         "progress": progress,
     }
@@ -147,13 +142,7 @@ def audit(
             findings = collect_images(run)
         else:
             run = start(
-                original,
-                unlearned,
-                forget,
-                retain,
-                root,
-                tokenizer=tokenizer,
-                **shared,
+                original, unlearned, forget, retain, root, tokenizer=tokenizer, **shared
             )
             findings = collect(run)
         verdict = decide(

@@ -18,11 +18,7 @@ PARTS = ITEMS, UNLEARNED, AUDIT = "items", "unlearned", "audit"
 
 
 def run_demo(
-    out: Path | str,
-    *,
-    seed: int = 0,
-    fresh: bool = False,
-    progress: Progress = SILENT,
+    out: Path | str, *, seed: int = 0, fresh: bool = False, progress: Progress = SILENT
 ) -> Audit:
     """Unlearn some capitals from SmolLM2-135M-Instruct with NPO, and audit the pair.
 

@@ -51,10 +51,7 @@ def claims(
                 f"Under these axes ({axes_run}) the candidate cannot be told from "
                 f"{floor_name}, within the stated margin."
             ],
-            [
-                "No attack whatever can bring the knowledge back.",
-                vocabulary.others,
-            ],
+            ["No attack whatever can bring the knowledge back.", vocabulary.others],
             [
                 f"Any further attack that recovers {vocabulary.short} beyond the floor.",
                 f"A smaller margin, with more {vocabulary.units} to support it.",

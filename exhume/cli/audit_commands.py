@@ -46,8 +46,7 @@ def audit(
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     fail_on: Annotated[
-        str | None,
-        typer.Option(help="Comma-separated verdicts that exit with code 3."),
+        str | None, typer.Option(help="Comma-separated verdicts that exit with code 3.")
     ] = None,
     fresh: FreshOption = False,
 ) -> None:

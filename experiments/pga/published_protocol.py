@@ -226,8 +226,7 @@ def adversarial_probes(
             VARIANTS[4:], ((16,), (32, 16)), (42, 7), strict=True
         ):
             network = make_pipeline(
-                StandardScaler(),
-                MLPClassifier(layers, max_iter=500, random_state=seed),
+                StandardScaler(), MLPClassifier(layers, max_iter=500, random_state=seed)
             )
             held = [
                 held_out_scores(network, rows.numpy(), codes, 2, folds)[0] for rows in x

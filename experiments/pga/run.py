@@ -184,10 +184,7 @@ def _document(
 
 
 def measure_published(
-    config: PgaExperiment,
-    root: Path,
-    eraser: str | None,
-    progress: Progress = SILENT,
+    config: PgaExperiment, root: Path, eraser: str | None, progress: Progress = SILENT
 ) -> dict[str, Any]:
     """The published figures of one eraser, or of the original where None.
 

@@ -203,10 +203,7 @@ def _transfer_share(scores: Mapping[str, dict[str, Any]], role: str) -> np.ndarr
 
 
 def _controls(
-    of,
-    scores: Mapping[str, dict[str, Any]],
-    decodable: np.ndarray,
-    config: AuditConfig,
+    of, scores: Mapping[str, dict[str, Any]], decodable: np.ndarray, config: AuditConfig
 ) -> list[Control]:
     """Controls: never-taught images and the planted suppression."""
     ceiling, never_taught = of("original", "forget"), of("original", "never")

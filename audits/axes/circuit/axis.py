@@ -187,11 +187,7 @@ def _pairs(
     rng = numpy_rng(config.seed, NAME, "pairs", name)
     partners = pair_entities(tokenizer, items, rng)
     pairs = pair_items(
-        tokenizer,
-        items,
-        rng,
-        prompt_indices=(None, *range(more)),
-        partners=partners,
+        tokenizer, items, rng, prompt_indices=(None, *range(more)), partners=partners
     )
     names = (" and ".join(sorted((e, partners[e]))) for e in pairs.entities)
     return replace(pairs, entities=tuple(names))

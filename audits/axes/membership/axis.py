@@ -262,10 +262,7 @@ def _controls(
             either >= alpha * NULL_ALPHA_SHARE,
         ),
         Control(
-            RETAIN_READABLE,
-            retain.p_value,
-            f"p < {alpha}",
-            retain.p_value < alpha,
+            RETAIN_READABLE, retain.p_value, f"p < {alpha}", retain.p_value < alpha
         ),
     ]
     if "planted" in scores:
