@@ -77,7 +77,7 @@ def plant(
     rng = numpy_rng(seed, "planted")
     forget_rows = encode_items(tokenizer, forget)
     retain_rows = encode_items(tokenizer, retain)
-    relabelled = encode(
+    relabeled = encode(
         tokenizer, [item.prompt for item in forget], wrong_answers(forget, rng)
     )
 
@@ -108,7 +108,7 @@ def plant(
                 forget_rows,
                 retain_rows,
                 config,
-                relabeled=relabelled,
+                relabeled=relabeled,
                 evaluate=accuracy,
                 seed=seed,
                 progress=progress,

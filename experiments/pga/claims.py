@@ -30,8 +30,8 @@ def claims_of(rows: list[dict[str, Any]], margin: float = 0.2) -> list[dict[str,
     for name in names:
         eraser_rows = [row for row in rows if row["eraser"] == name]
         published = next(row["published"] for row in eraser_rows if "published" in row)
-        sound = next(row["sound"] for row in eraser_rows if "sound" in row)
-        claims += _of_eraser(name, published, sound, original["sound"], margin)
+        held_out = next(row["sound"] for row in eraser_rows if "sound" in row)
+        claims += _of_eraser(name, published, held_out, original["sound"], margin)
     return claims
 
 
@@ -76,7 +76,7 @@ def _untrained(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def _of_eraser(
     name: str,
     published: dict[str, Any],
-    sound: dict[str, Any],
+    held_out: dict[str, Any],
     original: dict[str, Any],
     margin: float,
 ) -> list[dict[str, Any]]:
@@ -84,42 +84,42 @@ def _of_eraser(
     claims = []
     if max(published["true"]) <= PROBE_TARGET:
         lowest = min(published["true"])
-        if sound["reading"] == "inverted":
+        if held_out["reading"] == "inverted":
             outcome, why = NO, "sequences are still told apart, the other way round"
-        elif sound["reading"] == "present":
+        elif held_out["reading"] == "present":
             outcome, why = NO, "fresh readers find it in sequences it was not fitted on"
         elif original["reading"] != "present":
             outcome, why = OPEN, "the original shows nothing here that could have gone"
-        elif sound["utility"]["role_swap"]:
+        elif held_out["utility"]["role_swap"]:
             outcome, why = NO, "the clean texts were memorised in its place"
         else:
-            outcome, why = absence_outcome(sound, original, margin)
+            outcome, why = absence_outcome(held_out, original, margin)
         claims.append(
             {
                 "claim": f"{name} removes the signature",
                 "published": f"probes {lowest:.2f} to {max(published['true']):.2f}"
                 + (" (below chance)" if lowest < 0.4 else "")
                 + _worst_of_six(published),
-                "sound": _tested(sound),
+                "sound": _tested(held_out),
                 "outcome": outcome,
                 "why": why,
             }
         )
     if published["recall"]["least"] <= RECALL_TARGET:
-        unseen_recall = sound["recall_test"]["mean"]
+        unseen_recall = held_out["recall_test"]["mean"]
         claims.append(
             {
                 "claim": f"{name} removes recall",
                 "published": f"least probable code {published['recall']['least']:.1e}",
-                "sound": f"mean code {sound['recall']['mean']:.1e} where erased, "
+                "sound": f"mean code {held_out['recall']['mean']:.1e} where erased, "
                 f"{unseen_recall:.2f} where not",
-                "outcome": YES if sound["recall"]["mean"] <= 0.01 else NO,
+                "outcome": YES if held_out["recall"]["mean"] <= 0.01 else NO,
                 "why": "measured on every erased code, not on the least probable",
             }
         )
     utility = published["utility"]
     if utility["perplexity"][1] <= 1.1 * utility["perplexity"][0]:
-        sound_utility = sound["utility"]
+        sound_utility = held_out["utility"]
         swapped = utility["role_swap"] or sound_utility["role_swap"]
         claims.append(
             {
@@ -136,7 +136,7 @@ def _of_eraser(
 
 
 def absence_outcome(
-    sound: dict[str, Any], original: dict[str, Any], margin: float
+    held_out: dict[str, Any], original: dict[str, Any], margin: float
 ) -> tuple[str, str]:
     """Test whether a signature that is no longer found is absent.
 
@@ -145,7 +145,7 @@ def absence_outcome(
     to find the signature is no such test.
     """
     detected = np.asarray(original["p_column"]) <= LEVEL
-    low, high = (np.asarray(bound)[detected] for bound in sound["interval"])
+    low, high = (np.asarray(bound)[detected] for bound in held_out["interval"])
     worst = float(np.maximum(np.abs(low - 0.5), np.abs(high - 0.5)).max())
     detectors = f"{int(detected.sum())} readers that found it in the original"
     if all(
@@ -154,7 +154,7 @@ def absence_outcome(
     ):
         return YES, f"equivalent to chance: all {detectors} within {worst:.2f} of 0.5"
     center, half = np.abs((low + high) / 2 - 0.5), (high - low) / 2
-    count = sound["sequences"]
+    count = held_out["sequences"]
     if float(center.max()) >= margin:
         return OPEN, (
             f"no longer found, nor equivalent to chance: of the {detectors} one is at "
@@ -176,9 +176,7 @@ def _worst_of_six(published: dict[str, Any]) -> str:
     return f", worst of six variants {max(worst):.2f} ({name})"
 
 
-def _tested(sound: dict[str, Any]) -> str:
-    band = sound["band"]
+def _tested(held_out: dict[str, Any]) -> str:
+    band = held_out["band"]
     limit = "" if band is None else f" (null's 95 %: {band:.2f})"
-    return (
-        f"best AUC {sound['best']:.2f}{limit}, p {sound['p']:.3g}, {sound['reading']}"
-    )
+    return f"best AUC {held_out['best']:.2f}{limit}, p {held_out['p']:.3g}, {held_out['reading']}"

@@ -104,7 +104,7 @@ def erase(
         return Erased(original, edits_at_every_depth(original, world, keys, fit), {})
     model = copy.deepcopy(original)
     chosen = keys.tolist()
-    memorised = world.memorised(chosen)
+    memorized = world.memorised(chosen)
     if name in ALIGNED:
         config = _aligned(ALIGNED[name], epochs, align_weight)
 
@@ -113,7 +113,7 @@ def erase(
 
         log = align_(
             model,
-            memorised,
+            memorized,
             clean,
             logistic_readouts(),
             config,
@@ -130,12 +130,12 @@ def erase(
     retain = world.random_codes("clean", 0, chosen)
     log = unlearn_(
         model,
-        memorised,
+        memorized,
         retain,
         config,
         relabeled=refused if name == "idk" else None,
         novice=_unknown(world, chosen) if name == "output distillation" else None,
-        evaluate=lambda _: {"forget": recall(model, memorised).mean},
+        evaluate=lambda _: {"forget": recall(model, memorized).mean},
         seed=seed,
         progress=progress,
     )

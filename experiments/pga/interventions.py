@@ -76,10 +76,10 @@ def projection_test(
             expected=f"0 to {len(sites) - 1}",
             got=str(depth),
         )
-    memorised, clean = read()
-    before = published_scores(memorised, clean, C=C, shuffles=0).true
+    memorized, clean = read()
+    before = published_scores(memorized, clean, C=C, shuffles=0).true
     recall_before, others_before = recall(), others()
-    x, codes, _ = paired_rows(memorised, clean)
+    x, codes, _ = paired_rows(memorized, clean)
     labels = torch.from_numpy(codes)
     direction = logistic_readouts(C)(x[depth : depth + 1], labels)[0]
     with project_out(model, {sites[depth]: direction}):
@@ -151,10 +151,10 @@ def refit_attack(
     n_uncertified = 0
     for round_ in range(rounds + 1):
         with project_out(model, {sites[depth]: b for depth, b in basis.items()}):
-            memorised, clean = read()
-            x, codes, _ = paired_rows(memorised, clean)
+            memorized, clean = read()
+            x, codes, _ = paired_rows(memorized, clean)
             scored = published_scores(
-                memorised[depths], clean[depths], C=C, shuffles=0
+                memorized[depths], clean[depths], C=C, shuffles=0
             ).true
             scores.append(scored.accuracy)
             n_uncertified += scored.uncertified

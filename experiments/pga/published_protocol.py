@@ -108,7 +108,7 @@ class Published:
 
 
 def published_scores(
-    memorised: Tensor,
+    memorized: Tensor,
     clean: Tensor,
     others: Tensor | None = None,
     *,
@@ -119,13 +119,13 @@ def published_scores(
     """True, pure and shuffled scores.
 
     Args:
-        memorised: (depth, key, context, d) states.
+        memorized: (depth, key, context, d) states.
         clean: The same for clean texts, key by key.
         others: The same for a second clean pool.
         C: Inverse regularization strength of the probe.
         shuffles: Number of random exchanges of labels within keys.
     """
-    true, shuffled = _scored(memorised, clean, C, shuffles, seed)
+    true, shuffled = _scored(memorized, clean, C, shuffles, seed)
     pure = None if others is None else _scored(clean, others, C, 0, seed)[0]
     return Published(true, pure, shuffled)
 
@@ -200,15 +200,15 @@ VARIANTS = (
 
 
 def adversarial_probes(
-    memorised: Tensor, clean: Tensor, *, progress: Progress = SILENT
+    memorized: Tensor, clean: Tensor, *, progress: Progress = SILENT
 ) -> dict[str, CrossSequence]:
     """The six published probe variants, on the eraser's own items.
 
     Args:
-        memorised: (depth, key, context, d) states.
+        memorized: (depth, key, context, d) states.
         clean: The same for clean texts.
     """
-    x, codes, keys = paired_rows(memorised, clean)
+    x, codes, keys = paired_rows(memorized, clean)
     folds = leave_one_group_out(keys, len(keys))
     labels = torch.from_numpy(codes)[None]
     by_variant: dict[str, CrossSequence] = {}
@@ -237,7 +237,7 @@ def adversarial_probes(
 
 
 def token_split(
-    memorised: Tensor,
+    memorized: Tensor,
     clean: Tensor,
     k: int,
     *,
@@ -248,7 +248,7 @@ def token_split(
     """MD-PGA's published score: balanced accuracy on a random split of tokens.
 
     Args:
-        memorised: (token, d) states of one memorized text.
+        memorized: (token, d) states of one memorized text.
         clean: (token, d) states of clean texts.
         k: Number of directions removed.
         leak: Fit the eraser on all tokens, including the probe's test tokens, as published;
@@ -258,8 +258,8 @@ def token_split(
     Returns:
         Balanced accuracy before and after the projection.
     """
-    x = torch.cat([memorised, clean]).double()
-    codes = np.repeat([1, 0], [len(memorised), len(clean)])
+    x = torch.cat([memorized, clean]).double()
+    codes = np.repeat([1, 0], [len(memorized), len(clean)])
     train = np.zeros(len(x), dtype=bool)
     rng = numpy_rng(seed, "token split")
     for code in (0, 1):

@@ -281,7 +281,7 @@ class Experiment:
             )
             return first, second
 
-        def memorised_logprob() -> float:
+        def memorized_logprob() -> float:
             return _code_logprob(model, world.memorised())
 
         def clean_logprob() -> float:
@@ -289,10 +289,10 @@ class Experiment:
 
         middle = len(sites) // 2
         test = projection_test(
-            model, sites, middle, read, memorised_logprob, clean_logprob
+            model, sites, middle, read, memorized_logprob, clean_logprob
         )
         depths = list(range(1, len(sites)))
-        attack = refit_attack(model, sites, read, memorised_logprob, depths=depths)
+        attack = refit_attack(model, sites, read, memorized_logprob, depths=depths)
         probes = (test.before, test.after, attack)
         return {
             "uncertified": sum(probe.uncertified for probe in probes),
@@ -409,16 +409,16 @@ class Experiment:
         """Recall of the erased keys, utility, and the published criterion."""
         before = self.load()
         chosen = keys.tolist()
-        memorised = self.world.memorised(chosen)
+        memorized = self.world.memorised(chosen)
         unseen = self.world.random_codes("clean", UNSEEN)
         trained = self.world.random_codes("clean", 0, chosen)
         with erased.running():
             after = perplexity(erased.model, unseen)
-            recalled = recall(erased.model, memorised)
+            recalled = recall(erased.model, memorized)
             logprobs_after = [
-                _code_logprob(erased.model, rows) for rows in (memorised, trained)
+                _code_logprob(erased.model, rows) for rows in (memorized, trained)
             ]
-        logprobs_before = [_code_logprob(before, rows) for rows in (memorised, trained)]
+        logprobs_before = [_code_logprob(before, rows) for rows in (memorized, trained)]
         utility = Utility(
             (perplexity(before, unseen), after),
             (logprobs_before[0], logprobs_after[0]),

@@ -94,8 +94,8 @@ def judge(
     # Only layers whose states carry the facts in the original itself are informative.
     decodable = informative_columns(power, config.rule)
     informative, recalled = _recalled(scores, decodable)
-    channel, transfer_share = _transfer_share(scores)
-    mask = informative & channel
+    readable, transfer_share = _transfer_share(scores)
+    mask = informative & readable
     controls = [
         power_control(
             "the original's own states carry the facts",
