@@ -25,6 +25,7 @@ from audits.axes.judgement import (
     MetricComparison,
     compare_to_floors,
     failed_controls,
+    informative_columns,
     planted_control,
     status_from_readings,
     status_with_controls,
@@ -72,7 +73,7 @@ def run_membership(
         models: Models by role: "original", "unlearned", and where available "planted" and
             "reference-N".
         sets: The entities compared.
-        sites: As returned by ``capture``.
+        sites: As returned by ``capture_states``.
     """
     rows = encode(tokenizer, sets.prompts)
 
@@ -106,9 +107,7 @@ def run_membership(
             advance(1)
     every = np.ones(len(sites), dtype=bool)
     power = scores["original"].test("forget", "never_taught", every, config)
-    lead = power.difference
-    mask = (lead >= 0.5 * lead.max()) & (lead > MIN_SPAN)
-    mask &= power.p_column < config.rule.alpha
+    mask = informative_columns(power, config.rule)
     details = {
         "reader": chosen,
         "sites": list(sites),
