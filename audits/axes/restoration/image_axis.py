@@ -18,13 +18,13 @@ from audits.axes.judgement import (
     status_from_readings,
     unpaired_test,
 )
-from audits.axes.restoration.axis import CHANCE_CONTROL, MAX_BY_CHANCE
 from audits.axes.restoration.image_trial import (
     NAME,
     net_rate,
     restore_images,
     unseen_classes,
 )
+from audits.axes.restoration.net_rate import CHANCE_CONTROL, chance_control
 from audits.core.context import AuditedModel, ImageRun, reference_roles
 from audits.modalities.image_baseline import EvaluationSets, image_values
 from audits.modalities.image_vocabulary import STEERED_NAMED
@@ -124,15 +124,7 @@ def _controls(
     controls = []
     if net is not None:
         worst = max(net["controls"][arm] for arm in ("random", "others"))
-        max_worst = max(MAX_BY_CHANCE, 0.5 * net["rate"])
-        controls.append(
-            Control(
-                CHANCE_CONTROL,
-                worst,
-                f"below {MAX_BY_CHANCE} of what was lost, or half of what is restored",
-                worst < max_worst,
-            )
-        )
+        controls.append(chance_control(net["rate"], worst))
     if "planted" in runs:
         test = unpaired_test(
             image_values(runs["planted"]["steered"], sets.forget),

@@ -27,7 +27,8 @@ from attribution.sae.features import expert_sets, rank_latents
 from attribution.sae.training import SaeConfig, train_sae
 from audits.axes.restoration.autoencoder import MAX_FVU
 from audits.axes.restoration.image_steering import named_as_class
-from audits.axes.restoration.state_injection import ALPHAS, MIN_LOST
+from audits.axes.restoration.net_rate import MIN_LOST
+from audits.axes.restoration.state_injection import ALPHAS
 from capture.data.images import ImageSet
 from capture.network.hooks import Edit
 from capture.network.sites import as_positions, find_image_sites, restore_shape

@@ -23,19 +23,19 @@ from audits.axes.restoration.image_steering import (
     randomly_rotated,
     split_in_halves,
 )
+from audits.axes.restoration.net_rate import MIN_LOST, net_of_worst_control
 from audits.axes.restoration.search import (
     SideEffectLimits,
     fit_steering,
     model_variants,
     search_best_edit,
 )
-from audits.axes.restoration.state_injection import MIN_LOST
 from audits.axes.restoration.trial import NAME
 from capture.data.images import ImageSet
 from capture.data.invented_classes import invent_images
 from capture.network.sites import find_image_sites
 from evidence.errors import InputError
-from evidence.intervals import average_by_entity, difference_interval, rate_interval
+from evidence.intervals import average_by_entity
 from evidence.results import MIN_RANGE
 from evidence.seeds import numpy_rng
 
@@ -276,42 +276,22 @@ def net_rate(
     if lost_share < MIN_LOST:
         return None
     steered = average_by_entity(np.array(run["steered"]), run["ids"])
-    rows = {
+    controls = {
         arm: (average_by_entity(np.array(run[arm]), run["ids"]), before)
         for arm in ("random", "others")
     }
-    rows["never_taught"] = (
-        average_by_entity(np.array(run["never"]), run["never_ids"]),
-        0.0,
-    )
+    never_taught = average_by_entity(np.array(run["never"]), run["never_ids"])
+    controls["never_taught"] = never_taught, 0.0
     for number, reference in enumerate(references, start=1):
-        values = np.array(reference["steered"])
-        rows[f"reference-{number}"] = (average_by_entity(values, reference["ids"]), 0.0)
-    rates = {
-        arm: (float(values.mean[0]) - level) / lost_share
-        for arm, (values, level) in rows.items()
-    }
-    worst = max(rates, key=lambda arm: rates[arm])
+        values = average_by_entity(np.array(reference["steered"]), reference["ids"])
+        controls[f"reference-{number}"] = values, 0.0
+    net = net_of_worst_control(steered, before, lost_share, controls)
+    worst_rate = net["controls"][net["worst_control"]]
     hits, kinds = np.array(run["never"]), np.array(run["never_kinds"])
-    values, level = rows[worst]
-    low, high = difference_interval(
-        float(steered.mean[0]),
-        rate_interval(steered),
-        float(values.mean[0]),
-        rate_interval(values),
-    )
-    rate = (float(steered.mean[0]) - before) / lost_share
-    shift = level - before
-    return {
-        "rate": rate,
+    return net | {
         "own_rate": (float(np.mean(run["own"])) - before) / lost_share,
-        "controls": rates,
-        "worst_control": worst,
-        "net": rate - rates[worst],
-        "interval": [(low + shift) / lost_share, (high + shift) / lost_share],
-        "residual": (rate - rates[worst]) / max(1 - rates[worst], MIN_RANGE),
+        "residual": net["net"] / max(1 - worst_rate, MIN_RANGE),
         "kinds": [
             float(hits[kinds == k].mean()) / lost_share for k in np.unique(kinds)
         ],
-        "lost": lost_share,
     }

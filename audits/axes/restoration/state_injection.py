@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from attribution.patching.steering import RowEdit, score_edited
 from attribution.sae.latents import decode_difference, draw_control_latents, match_norms
 from audits.axes.restoration.autoencoder import AnswerAutoencoder, states_by_prompt
+from audits.axes.restoration.net_rate import MIN_LOST
 from audits.axes.restoration.text_steering import EncodedQuestions, permuted_donors
 from audits.core.context import AuditedModel
 from capture.network.sites import find_sites
@@ -41,8 +42,6 @@ CONTROLS = ARMS[3:]
 """Arms without information about the item: as many random latents, another answer's latents,
 another item's states."""
 STATE_ARMS = (PUBLISHED, STATE, ARMS[5])
-MIN_LOST = 0.1
-"""Minimum share of answers lost for a restoration rate to be defined."""
 UNTRAINED = "never-trained"
 
 
