@@ -15,6 +15,7 @@ from capture.data.tokenization import encode
 from capture.network.discovery.position_limit import position_limit
 from capture.scoring import contrast
 from capture.scoring.answers import generate_greedy, score_answers, score_choices
+from capture.scoring.contrast import QuestionScores
 from evidence.progress import Progress
 
 # JSON has no infinity, so log-probabilities are clipped here.
@@ -47,9 +48,9 @@ def score_question_sets(
     return result
 
 
-def scores_from_json(saved: dict[str, Any]) -> contrast.QuestionScores:
+def scores_from_json(saved: dict[str, Any]) -> QuestionScores:
     """The inverse of one set of ``score_question_sets``."""
-    return contrast.QuestionScores(
+    return QuestionScores(
         exact_match=np.array(saved["greedy"], dtype=np.float64),
         contrast=np.array(saved["contrast"], dtype=np.float64),
         mean_logprob=np.array(saved["mean_logprob"], dtype=np.float64),
