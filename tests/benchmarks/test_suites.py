@@ -75,12 +75,20 @@ def test_rates_are_of_audits_made_before_and_of_those_that_are_added(tmp_path):
 
 def test_models_outside_the_part_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"not in the held_out part.*: 0"):
-        suite("verdict").run(["--seeds", "0", "--dry", "--root", str(tmp_path)])
+        suite("verdict").run(["--seeds", "0", "--no-result", "--root", str(tmp_path)])
     tuned = audited("bios-llama-10-twin", "twin", "deleted", "deleted")
     cases = kept(tmp_path / "cases.jsonl", tuned)
     out = tmp_path / "calibration.json"
     with pytest.raises(InputError, match=r"not in the tuning part.*: 10"):
         suite("verdict").run(
-            ["--only", "calibration", "--cases", cases, "--out", str(out), "--dry"]
+            [
+                "--only",
+                "calibration",
+                "--cases",
+                cases,
+                "--out",
+                str(out),
+                "--no-result",
+            ]
         )
     assert not out.exists()
