@@ -108,7 +108,7 @@ def variant(run: Run, config: CodesConfig, seed: int, align: PgaConfig) -> dict:
     root, device, progress = run.args.root, run.clock.device, run.progress
     world = build_codes(config, seed, root, device=device, progress=progress)
     model = world.load(device=device)
-    rows = world.memorised()
+    rows = world.memorized_rows()
 
     def look(model: nn.Module) -> dict[str, float]:
         found = {f"depth {d}": value for d, value in enumerate(_probes(model, world))}
