@@ -258,11 +258,12 @@ class Suite:
             stamps |= {"device": clock.device, "clock": clock.name}
             stamps["threads"] = clock.threads
             # Another process may have kept parts of its own.
-            run.document = read(path)
+            run.document = before = read(path)
             stamp = {"part": run.part, "commit": stamps["commit"]}
             rows = [stamp | self.as_kept(row, clock.device) for row in rows]
             run.document = self.keep(run, self, rows, stamps)
-            write(path, run.document)
+            if run.document != before:
+                write(path, run.document)
 
         if not args.no_result:
             run.keep = keep
