@@ -241,7 +241,7 @@ def test_settings_come_from_yaml(tmp_path):
         ("colour: red", "colour of .* cannot be used.*Settings are size"),
         ("erasers: [magic]", "there is no eraser 'magic'"),
         ("- 1", "does not hold settings"),
-        ("size: [", "is not YAML"),
+        ("size: [", "is not valid YAML"),
         ("permutations: 3", "permutations of .* cannot be used"),
     ],
 )
