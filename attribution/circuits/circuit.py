@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -32,7 +33,8 @@ from attribution.circuits.metrics import (
 from attribution.circuits.prompt_pairs import PromptPairs
 from attribution.circuits.structure import TransformerStructure, find_structure
 from capture.network.hooks import evaluation_mode
-from capture.network.structure import is_transposed, matrix_view, model_device
+from capture.network.structure import is_transposed, model_device
+from evidence.display.html_table import frame_html
 from evidence.errors import InputError
 
 # Circuit sizes tried: a logarithmic grid of this many, from this share of the edges to all.
@@ -76,6 +78,13 @@ class Circuit:
         measured: The metric under the ablation that the circuit was selected by.
         ablation: That ablation.
         target: The requested faithfulness.
+
+    Examples:
+        >>> pairs = exhume.pair_items(tokenizer, births[:8], np.random.default_rng(0))
+        >>> scores = exhume.score_edges(model, pairs)
+        >>> circuit = exhume.select_circuit(model, pairs, scores, target=0.5)
+        >>> circuit.to_frame().columns.tolist()
+        ['edge', 'writer', 'reader']
     """
 
     graph: EdgeGraph
@@ -94,16 +103,33 @@ class Circuit:
             f"completeness {self.measured.completeness:.2f}, {self.ablation})"
         )
 
+    def _repr_html_(self) -> str:
+        return frame_html(repr(self), self.to_frame())
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a chosen edge: its name, writer and reader."""
+        pairs = [edge.split("->") for edge in self.edges]
+        frame = pd.DataFrame(pairs, columns=["writer", "reader"])
+        frame.insert(0, "edge", self.edges)
+        return frame
+
     @property
     def edges(self) -> tuple[str, ...]:
         """Names of the circuit's edges, in graph order."""
         return tuple(
-            self.graph.edges[place] for place in np.flatnonzero(self.edge_mask)
+            self.graph.edges[index] for index in np.flatnonzero(self.edge_mask)
         )
 
 
 def top_edges(scores: EdgeScores, count: int) -> np.ndarray:
-    """(edge,) mask of the ``count`` edges of largest |score|, without dead ends."""
+    """(edge,) mask of the ``count`` edges of largest |score|, without dead ends.
+
+    Examples:
+        >>> pairs = exhume.pair_items(tokenizer, births[:8], np.random.default_rng(0))
+        >>> scores = exhume.score_edges(model, pairs)
+        >>> bool(0 < exhume.top_edges(scores, 20).sum() <= 20)
+        True
+    """
     return scores.graph.connected_to_logits(
         scores.graph.mask(scores.top(count).tolist())
     )
@@ -137,6 +163,13 @@ def select_circuit(
     Raises:
         InputError: The target or ablation is invalid, or the scores belong to another graph; or as
             ``measure_circuit``.
+
+    Examples:
+        >>> pairs = exhume.pair_items(tokenizer, births[:8], np.random.default_rng(0))
+        >>> scores = exhume.score_edges(model, pairs)
+        >>> circuit = exhume.select_circuit(model, pairs, scores, target=0.8)
+        >>> circuit.measured.faithfulness >= 0.8, len(circuit.edges) < scores.graph.n_edges
+        (True, True)
     """
     if not 0 < target <= 1:
         raise InputError(
@@ -191,6 +224,13 @@ def measure_circuit(
     Raises:
         InputError: Ablating every edge does not lower the metric, so no share of it is defined;
             ``edge_mask`` has another length; or as ``score_edges``.
+
+    Examples:
+        >>> pairs = exhume.pair_items(tokenizer, births[:8], np.random.default_rng(0))
+        >>> scores = exhume.score_edges(model, pairs)
+        >>> everything = np.ones(scores.graph.n_edges, dtype=bool)
+        >>> exhume.measure_circuit(model, pairs, everything).faithfulness
+        1.0
     """
     return _AblationRuns(model, pairs, metric, ablation, structure, max_bytes).measure(
         edge_mask
@@ -239,9 +279,11 @@ class _AblationRuns:
         self.pairs, self.max_bytes = pairs, max_bytes
         self.metric: MetricName = check_metric(metric)
         self.ablation: AblationName = check_ablation(ablation)
-        parts = structure or find_structure(model)
-        self.graph = build_graph(parts)
-        self.instrumented = InstrumentedModel(model, parts, self.graph, parts.readout)
+        structure = structure or find_structure(model)
+        self.graph = build_graph(structure)
+        self.instrumented = InstrumentedModel(
+            model, structure, self.graph, structure.readout
+        )
         no_edges = np.zeros(self.graph.n_edges, dtype=bool)
         self.full, self.empty = self.values([no_edges, ~no_edges]).mean(1).tolist()
 
@@ -303,13 +345,13 @@ def circuit_weights(
         InputError: The model's heads cannot be separated, or ``edge_mask`` belongs to another
             graph.
     """
-    parts = structure or find_structure(model)
-    graph = build_graph(parts)
-    if not parts.n_heads:
+    structure = structure or find_structure(model)
+    graph = build_graph(structure)
+    if not structure.n_heads:
         raise InputError(
             "a circuit's weights need separate heads",
             expected="queries, keys and values that can be told apart",
-            got=parts.note,
+            got=structure.note,
         )
     if edge_mask.shape != (graph.n_edges,):
         raise InputError(
@@ -325,7 +367,7 @@ def circuit_weights(
         kind, *indices = node.split(".")
         if kind in ("embed", "logits"):
             continue
-        block = parts.blocks[int(indices[0])]
+        block = structure.blocks[int(indices[0])]
         if kind == "mlp":
             for parameter in block.mlp.parameters():
                 if parameter.dim() == 2:
@@ -334,9 +376,9 @@ def circuit_weights(
         head = int(indices[1])
         if kind == "head":
             linear = block.output_projection
-            head_width = matrix_view(linear).shape[1] // parts.n_heads
             weight = cast(Tensor, linear.weight)
             mask = _oriented(_mask(masks, names, weight), linear)
+            head_width = mask.shape[1] // structure.n_heads
             mask[:, head * head_width : (head + 1) * head_width] = True
         else:
             assert block.qkv is not None
@@ -356,5 +398,5 @@ def _mask(masks: dict[str, Tensor], names: dict[int, str], weight: Tensor) -> Te
 
 
 def _oriented(mask: Tensor, linear: nn.Module) -> Tensor:
-    """A view of shape (out, in); GPT-2's Conv1D stores its matrix transposed."""
+    """(out, in) view of the mask of a linear map."""
     return mask.T if is_transposed(linear) else mask

@@ -24,7 +24,7 @@ NOT_ALIGNED = "no other entity's name has as many tokens in its place"
 SAME_TOKEN = "every other answer begins with the same token"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PromptPairs:
     """Aligned pairs of prompts.
 
@@ -35,6 +35,11 @@ class PromptPairs:
         entities: (pair,) entity of the clean prompt.
         ids: (pair,) name of each pair.
         skipped: (item id, reason) of items that could not be paired.
+
+    Examples:
+        >>> pairs = exhume.pair_items(tokenizer, births[:12], np.random.default_rng(0))
+        >>> len(pairs[[0, 1, 2]]), pairs.clean
+        (3, Sequences(12 rows of 6 to 6 tokens, with answers))
     """
 
     clean: Sequences
@@ -46,6 +51,12 @@ class PromptPairs:
 
     def __len__(self) -> int:
         return len(self.foils)
+
+    def __repr__(self) -> str:
+        return (
+            f"PromptPairs({len(self)} pairs of {len(set(self.entities))} entities, "
+            f"{len(self.skipped)} items skipped)"
+        )
 
     def __getitem__(self, rows: Sequence[int]) -> "PromptPairs":
         """The selected pairs, in the given order."""
@@ -82,6 +93,11 @@ def make_pairs(
     Raises:
         InputError: The lists differ in length, a pair does not align or has equal prompts, or an
             answer and its foil begin with the same token; or as ``encode``.
+
+    Examples:
+        >>> prompts = [item.prompt for item in births[:2]]
+        >>> exhume.make_pairs(tokenizer, prompts, prompts[::-1], cities[:2], cities[1::-1])
+        PromptPairs(2 pairs of 2 entities, 0 items skipped)
     """
     count = len(prompts)
     if count == 0 or any(len(x) != count for x in (corrupt, answers, foils)):
@@ -140,6 +156,11 @@ def pair_items(
 
     Raises:
         InputError: No item could be paired; the reasons are counted.
+
+    Examples:
+        >>> pairs = exhume.pair_items(tokenizer, births[:12], np.random.default_rng(0))
+        >>> pairs
+        PromptPairs(12 pairs of 12 entities, 0 items skipped)
     """
     items = list(items)
     by_relation: dict[str, list[Item]] = defaultdict(list)
@@ -149,11 +170,11 @@ def pair_items(
     skipped: list[tuple[str, str]] = []
     for item in items:
         candidates = [
-            other
-            for other in by_relation[item.relation]
-            if normalize_text(other.entity) != normalize_text(item.entity)
-            and normalize_text(other.answer) != normalize_text(item.answer)
-            and (partners is None or partners.get(item.entity) == other.entity)
+            candidate
+            for candidate in by_relation[item.relation]
+            if normalize_text(candidate.entity) != normalize_text(item.entity)
+            and normalize_text(candidate.answer) != normalize_text(item.answer)
+            and (partners is None or partners.get(item.entity) == candidate.entity)
         ]
         for index in prompt_indices:
             prompt = prompt_of(item, index)
@@ -179,7 +200,7 @@ def pair_items(
         [item.answer for item, _, _, _ in rows],
         [foil for _, _, _, foil in rows],
         entities=[item.entity for item, _, _, _ in rows],
-        ids=[f"{item.id}/{place}" for place, (item, _, _, _) in enumerate(rows)],
+        ids=[f"{item.id}/{number}" for number, (item, _, _, _) in enumerate(rows)],
     )
     return PromptPairs(
         pairs.clean,
@@ -199,45 +220,34 @@ def _find_partners(
     rng: np.random.Generator,
     n_wanted: int,
 ) -> tuple[list[tuple[str, str]], str]:
-    """(corrupt prompt, its answer) of matching rivals, and the reason if there are none."""
+    """(corrupt prompt, its answer) of matching candidates, and the reason if there are none."""
     try:
         rename_entity(item, prompt, item.entity)
     except InputError:
         return [], NOT_NAMED
     drawn = [candidates[position] for position in rng.permutation(len(candidates))]
-    named = [
-        (candidate, rename_entity(item, prompt, candidate.entity))
-        for candidate in drawn
-    ]
+    renamed = [(c, rename_entity(item, prompt, c.entity)) for c in drawn]
     if not item.relation:
-        named = [
-            (candidate, text)
-            for candidate, text in named
-            if _is_prompt_of(candidate, text)
-        ]
-    if not named:
+        renamed = [(c, text) for c, text in renamed if _is_prompt_of(c, text)]
+    if not renamed:
         return [], NO_PARTNER
-    named_items, texts = (
-        [candidate for candidate, _ in named],
-        [text for _, text in named],
-    )
-    size = len(named_items)
-    rows = encode(tokenizer, [prompt, *texts], [item.answer] * (size + 1))
-    others = encode(tokenizer, texts, [other.answer for other in named_items])
-    answer_ids, start = rows.ids[0], rows.answer_start[0]
+    texts, answers = [text for _, text in renamed], [c.answer for c, _ in renamed]
+    clean = encode(tokenizer, [prompt], [item.answer])
+    corrupt = encode(tokenizer, texts, [item.answer] * len(texts))
+    foils = encode(tokenizer, texts, answers)
+    clean_ids, start = clean.ids[0], clean.answer_start[0]
     partners, any_aligned = [], False
-    for position, other in enumerate(named_items):
-        ids = rows.ids[position + 1]
-        fits = (
-            rows.answer_start[position + 1] == start
-            and ids[start:] == answer_ids[start:]
+    for row, (text, answer) in enumerate(zip(texts, answers, strict=True)):
+        ids = corrupt.ids[row]
+        aligned = (
+            corrupt.answer_start[row] == start and ids[start:] == clean_ids[start:]
         )
-        if not fits or ids == answer_ids:
+        if not aligned or ids == clean_ids:
             continue
         any_aligned = True
-        if others.ids[position][others.answer_start[position]] == answer_ids[start]:
+        if foils.ids[row][foils.answer_start[row]] == clean_ids[start]:
             continue
-        partners.append((texts[position], other.answer))
+        partners.append((text, answer))
         if len(partners) == n_wanted:
             break
     return partners, SAME_TOKEN if any_aligned else NOT_ALIGNED
@@ -282,15 +292,15 @@ def pair_entities(
         by_length[length].append(names[position])
     partners = {}
     for same_length in by_length.values():
-        for first, other in zip(same_length[::2], same_length[1::2], strict=False):
-            partners |= {first: other, other: first}
+        for first, second in zip(same_length[::2], same_length[1::2], strict=False):
+            partners |= {first: second, second: first}
     return partners
 
 
 def _check_aligned(
-    prompt: str, corrupt: str, clean: Sequences, other: Sequences, row: int
+    prompt: str, corrupt: str, clean: Sequences, corrupt_rows: Sequences, row: int
 ) -> None:
-    start, length = clean.answer_start[row], other.answer_start[row]
+    start, length = clean.answer_start[row], corrupt_rows.answer_start[row]
     if start != length:
         raise InputError(
             f"the prompts {prompt!r} and {corrupt!r} do not line up",
@@ -298,12 +308,12 @@ def _check_aligned(
             got=f"{length} in the second",
             fix="Choose an entity whose name has as many tokens",
         )
-    if clean.ids[row][start:] != other.ids[row][start:]:
+    if clean.ids[row][start:] != corrupt_rows.ids[row][start:]:
         raise InputError(
             f"the answer has other tokens after {prompt!r} than after {corrupt!r}",
             expected="prompts that end alike",
         )
-    if clean.ids[row] == other.ids[row]:
+    if clean.ids[row] == corrupt_rows.ids[row]:
         raise InputError(
             f"the prompt {prompt!r} is its own corrupt prompt",
             expected="two prompts that differ",

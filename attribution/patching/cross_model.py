@@ -74,7 +74,7 @@ def patch_positions(
     return PositionSelection(np.where(mask, first[:, None] + steps, 0), mask, False)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class DonorStates:
     """Activations of a donor at several sites and at selected positions.
 
@@ -88,6 +88,9 @@ class DonorStates:
 
     def __len__(self) -> int:
         return len(self.mask)
+
+    def __repr__(self) -> str:
+        return f"DonorStates({len(self)} rows at {len(self.sites)} sites)"
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -119,7 +122,7 @@ def read_states(
     sites: Sequence[str],
     positions: PatchPositions = "predicting",
     *,
-    tokens: int = 4096,
+    batch_tokens: int = 4096,
 ) -> DonorStates:
     """Run the donor and record its activations.
 
@@ -130,16 +133,24 @@ def read_states(
         sequences: Rows with answers.
         sites: Names of residual, component or head sites.
         positions: As in ``patch_positions``.
-        tokens: Padded positions per batch.
+        batch_tokens: Padded positions per batch.
 
     Raises:
         InputError: A site is unknown; or as ``patch_positions``.
+
+    Examples:
+        >>> exhume.read_states(model, rows, ["resid.0", "resid.1"])
+        DonorStates(76 rows at 2 sites)
     """
-    wanted = patch_positions(sequences, positions)
-    assert wanted.mask is not None
-    seen = Sequences(tuple(ids[:-1] for ids in sequences.ids), sequences.answer_start)
-    arrays = capture_selected(model, seen, sites, wanted, batch_tokens=tokens)
-    return DonorStates(arrays, wanted.mask)
+    selection = patch_positions(sequences, positions)
+    assert selection.mask is not None
+    without_last = Sequences(
+        tuple(ids[:-1] for ids in sequences.ids), sequences.answer_start
+    )
+    arrays = capture_selected(
+        model, without_last, sites, selection, batch_tokens=batch_tokens
+    )
+    return DonorStates(arrays, selection.mask)
 
 
 def score_patched(
@@ -149,7 +160,7 @@ def score_patched(
     positions: PatchPositions = "predicting",
     *,
     watch: Sequence[int] = (),
-    tokens: int = 4096,
+    batch_tokens: int = 4096,
     progress: Progress = SILENT,
 ) -> dict[str, dict[str, AnswerScores]]:
     """Answer scores of the receiver with each donor's activations, by donor and site.
@@ -165,10 +176,18 @@ def score_patched(
         donors: States by donor, all at the same sites and positions.
         positions: As in ``patch_positions``.
         watch: As in ``score_answers``.
-        tokens: Padded positions per batch.
+        batch_tokens: Padded positions per batch.
 
     Raises:
         InputError: The donors' states do not match the rows; or as ``score_answers``.
+
+    Examples:
+        >>> forget = exhume.encode_items(tokenizer, exhume.read_items("forget.jsonl"))
+        >>> unlearned = exhume.open_checkpoint("unlearned").load()
+        >>> donors = {"unlearned": exhume.read_states(unlearned, forget, ["resid.0"])}
+        >>> scores = exhume.score_patched(model, forget, donors)["unlearned"]["resid.0"]
+        >>> bool(scores.greedy.mean() > 0.9)  # the unlearned model's states still hold the answers
+        True
     """
     selection = patch_positions(sequences, positions)
     assert selection.index is not None
@@ -198,7 +217,7 @@ def score_patched(
         patches,
         selection,
         watch=watch,
-        tokens=tokens,
+        batch_tokens=batch_tokens,
         progress=progress,
     )
     by_donor: dict[str, dict[str, AnswerScores]] = {name: {} for name in names}

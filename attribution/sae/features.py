@@ -15,6 +15,7 @@ from capture.data.sequences import Sequences, batches
 from capture.network.hooks import evaluation_mode, patch
 from capture.network.sites import find_sites
 from capture.network.structure import model_device
+from evidence.display.html_table import frame_html
 from evidence.errors import InputError
 
 CRITERIA = ("f1", "auc", "difference")
@@ -53,6 +54,16 @@ class LatentRanking:
         table = getattr(self, by)[self.concepts.index(concept)]
         return np.argsort(-table, kind="stable")[:count]
 
+    def __repr__(self) -> str:
+        return (
+            f"LatentRanking({len(self.concepts)} concepts, {self.f1.shape[1]} latents)"
+        )
+
+    def _repr_html_(self) -> str:
+        best = [self.to_frame(name).head(3) for name in self.concepts]
+        frame = pd.concat(best, keys=self.concepts, names=["concept"])
+        return frame_html(repr(self), frame.reset_index(level=0))
+
     def to_frame(self, concept: str) -> pd.DataFrame:
         """One row per latent of a concept, best F1 first."""
         order = self.top(concept, self.f1.shape[1])
@@ -77,6 +88,13 @@ def rank_latents(
 
     Raises:
         InputError: A mask has another number of rows, or is all True or all False.
+
+    Examples:
+        >>> sae = exhume.load_sae("sae")
+        >>> latents = sae.encode(torch.from_numpy(states.site("resid.0")))
+        >>> ranking = exhume.rank_latents(latents, {"Lisbon": cities == "Lisbon"})
+        >>> len(ranking.top("Lisbon", 3))
+        3
     """
     z = np.asarray(latents, dtype=np.float64)
     masks = np.stack([np.asarray(mask, dtype=bool) for mask in concept_masks.values()])
@@ -151,7 +169,7 @@ def jaccard_overlap(sets: Mapping[str, Sequence[int] | NDArray]) -> NDArray[np.f
 
 
 def latent_attribution(
-    model: nn.Module, sae: Sae, sequences: Sequences, *, tokens: int = 4096
+    model: nn.Module, sae: Sae, sequences: Sequences, *, batch_tokens: int = 4096
 ) -> NDArray[np.float64]:
     """(row, latent) activation times gradient of the first answer token's log-probability.
 
@@ -161,7 +179,7 @@ def latent_attribution(
     Args:
         model: A causal language model.
         sequences: Rows with answers.
-        tokens: Padded positions per batch.
+        batch_tokens: Padded positions per batch.
 
     Raises:
         InputError: The site does not exist in the model.
@@ -179,7 +197,7 @@ def latent_attribution(
         evaluation_mode(model),
         patch(model, {sae.site: capture}, known_sites=sites),
     ):
-        for batch in batches(sequences, batch_tokens=tokens, device=device):
+        for batch in batches(sequences, batch_tokens=batch_tokens, device=device):
             logits = model(**batch.model_inputs, use_cache=False).logits.float()
             start = batch.answer_mask.int().argmax(1)
             row = torch.arange(len(start), device=device)
@@ -201,7 +219,7 @@ def ablation_effect(
     sequences: Sequences,
     latents: Sequence[int],
     *,
-    tokens: int = 4096,
+    batch_tokens: int = 4096,
 ) -> NDArray[np.float64]:
     """(row,) fall of the answer's log-probability when the latents are switched off together.
 
@@ -218,8 +236,10 @@ def ablation_effect(
         activations = sae.encode(states)[:, latent_idx]
         return states - activations @ sae.decoder[latent_idx].to(states)
 
-    plain = score_edited(model, sequences, {}, tokens=tokens)
-    without = score_edited(model, sequences, {sae.site: switch_off}, tokens=tokens)
+    plain = score_edited(model, sequences, {}, batch_tokens=batch_tokens)
+    without = score_edited(
+        model, sequences, {sae.site: switch_off}, batch_tokens=batch_tokens
+    )
     return plain.logprob - without.logprob
 
 

@@ -17,7 +17,8 @@ import pandas as pd
 from audits.modalities.vocabulary import is_image_audit
 from audits.report.formatting import last_part
 from audits.run.api import Audit, load
-from evidence.errors import InputError, check_list
+from evidence.display.html_table import frame_html
+from evidence.errors import InputError, check_list, printable
 from evidence.storage.files import utf8_path
 from evidence.storage.regular_files import as_path
 
@@ -33,6 +34,13 @@ class Comparison:
         names: Folder names, extended by parent folders where two are equal.
         differences: Differences of inputs, settings or code, in sentences; empty where verdicts
             are comparable.
+
+    Examples:
+        >>> found = exhume.compare(["finished", "finished-behaviour"])
+        >>> found.to_frame()[["audit", "verdict", "said_before", "said"]].round(2)
+                        audit       verdict  said_before  said
+        0            finished    suppressed          1.0   0.0
+        1  finished-behaviour  inconclusive          1.0   0.0
     """
 
     names: tuple[str, ...]
@@ -56,9 +64,11 @@ class Comparison:
             f"{name}: {audit.verdict}"
             for name, audit in zip(self.names, self.audits, strict=True)
         ]
-        return "\n".join(
-            [*lines, *(f"! {difference}" for difference in self.differences)]
-        )
+        lines += [f"! {difference}" for difference in self.differences]
+        return "\n".join(map(printable, lines))
+
+    def _repr_html_(self) -> str:
+        return frame_html("\n".join(self.differences) or "Audits", self.to_frame())
 
 
 def compare(folders: Sequence[Path | str]) -> Comparison:
@@ -69,6 +79,13 @@ def compare(folders: Sequence[Path | str]) -> Comparison:
 
     Raises:
         InputError: fewer than two folders, one given twice, or one without an audit.
+
+    Examples:
+        >>> exhume.compare(["finished", "finished-behaviour"])
+        finished: suppressed
+        finished-behaviour: inconclusive
+        ! Not the same axes. ["behaviour", "decodability"]: finished; ["behaviour"]:
+        finished-behaviour.
     """
     paths = [as_path(folder, "an audit") for folder in check_list(folders, "audits")]
     if len(paths) < 2:

@@ -1,9 +1,10 @@
 """``exhume audit`` in Python: one call from two checkpoints to a verdict."""
 
+import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -14,11 +15,16 @@ from audits.run.image_pipeline import collect_images, start_images
 from audits.run.pipeline import collect, start
 from audits.verdict.rule import decide
 from capture.data.image_files import is_image_source
+from evidence.display.html_table import frame_html
+from evidence.errors import printable
 from evidence.progress import SILENT, Progress
 from evidence.results import AxisResult
 from evidence.storage.files import write_files_atomic
 from evidence.storage.locks import run_lock
 from evidence.storage.regular_files import as_path, is_folder
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 
 @dataclass(frozen=True, repr=False)
@@ -28,6 +34,19 @@ class Audit:
     Attributes:
         path: Its output folder.
         document: The whole of ``audit.json``.
+
+    Examples:
+        >>> done = exhume.load("finished")
+        >>> print(done.reasons[1])
+        The candidate says 0% of the forgotten answers (original 100%, floor 14%).
+        >>> done.to_frame()[["axis", "status", "statistic", "floor", "ceiling"]].round(2)
+                   axis    status  statistic  floor  ceiling
+        0     behaviour    absent       0.00   0.14     1.00
+        1     behaviour    absent       0.72   0.51     1.00
+        2  decodability  retained       0.89   0.12     0.89
+        3  decodability  retained       0.89   0.12     0.89
+        >>> done.plot().layout.title.text
+        'suppressed: residual of each reading'
     """
 
     path: Path
@@ -76,10 +95,50 @@ class Audit:
         return pd.DataFrame(rows)
 
     def __repr__(self) -> str:
-        lines = [f"Audit: {self.verdict} ({self.path})"]
-        lines += [f"  {reason}" for reason in self.reasons[:2]]
-        lines += [f"  {axis}" for axis in self.axes.values()]
-        return "\n".join(lines)
+        lines = [*self._heading(), *map(str, self.axes.values())]
+        return "\n  ".join(map(printable, lines))
+
+    def _repr_html_(self) -> str:
+        columns = ["axis", "status", "reading", "statistic", "floor", "ceiling"]
+        columns += ["residual", "residual_low", "residual_high", "p_value", "where"]
+        frame = self.to_frame().reindex(columns=columns)
+        return frame_html("\n".join(self._heading()), frame)
+
+    def _heading(self) -> list[str]:
+        return [f"Audit: {self.verdict} ({self.path})", *self.reasons[:2]]
+
+    def plot(self) -> "go.Figure":
+        """A Plotly figure of the residual of every reading, with its 90 % interval.
+
+        0 is the floor (nothing was ever known), 1 the original.
+        """
+        import plotly.graph_objects as go
+
+        frame = self.to_frame()
+        pairs = zip(frame["axis"], frame["reading"], strict=True)
+        names = [html.escape(f"{axis}: {reading}") for axis, reading in pairs]
+        figure = go.Figure(
+            go.Scatter(
+                x=frame["residual"],
+                y=names,
+                mode="markers",
+                error_x={
+                    "type": "data",
+                    "symmetric": False,
+                    "array": frame["residual_high"] - frame["residual"],
+                    "arrayminus": frame["residual"] - frame["residual_low"],
+                },
+            )
+        )
+        figure.add_vline(x=0, line_dash="dot", annotation_text="floor")
+        figure.add_vline(x=1, line_dash="dot", annotation_text="original")
+        figure.update_layout(
+            template="plotly_white",
+            title=f"{self.verdict}: residual of each reading",
+            xaxis_title="residual between floor and original, 90 % interval",
+            yaxis={"autorange": "reversed"},
+        )
+        return figure
 
 
 def audit(
@@ -123,6 +182,14 @@ def audit(
     Raises:
         InputError: the inputs cannot be audited, or another run works in ``out``; no partial
             result is left.
+
+    Examples:
+        >>> done = exhume.audit("original", "unlearned", "forget.jsonl", "retain.jsonl", "an-audit",
+        ...     never_taught="never_taught.jsonl", axes=["behaviour", "decodability"])
+        >>> done.verdict
+        'suppressed'
+        >>> done.report.name
+        'report.html'
     """
     from audits.report.page import render
 
@@ -171,6 +238,13 @@ def load(out: Path | str) -> Audit:
 
     Raises:
         InputError: there is none, or it was not written by an audit.
+
+    Examples:
+        >>> done = exhume.load("finished")
+        >>> done.verdict
+        'suppressed'
+        >>> list(done.axes)
+        ['behaviour', 'decodability']
     """
     path = as_path(out, "the audit")
     document = result.read_document(path)

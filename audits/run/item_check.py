@@ -38,6 +38,15 @@ def check_items(
 
     Raises:
         InputError: a file or the model cannot be read.
+
+    Examples:
+        >>> found = exhume.check_items("forget.jsonl", "retain.jsonl", "original")
+        >>> found.ok, found.overlap
+        (True, ())
+        >>> found.to_frame()[["set", "items", "entities", "known"]]
+              set  items  entities  known
+        0  forget     60        20     60
+        1  retain    228        76    228
     """
     config = make_config({"profile": profile})
     forget_items, retain_items = (

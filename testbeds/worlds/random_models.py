@@ -1,4 +1,4 @@
-"""Small causal language models with random weights, in several shapes."""
+"""Small causal language models with random weights, in several architectures."""
 
 from collections.abc import Sequence
 from typing import Literal, get_args
@@ -17,17 +17,17 @@ from evidence.errors import InputError, check_list
 
 Family = Literal["llama", "gpt2", "neox", "smollm2"]
 PRETRAINED: Family = "smollm2"
-"""SmolLM2-135M-Instruct with the weights it was published with."""
+"""SmolLM2-135M-Instruct with its published weights."""
 FAMILIES: tuple[Family, ...] = tuple(f for f in get_args(Family) if f != PRETRAINED)
-"""Shapes of models that are trained from scratch."""
+"""Architectures that are trained from scratch."""
 MAX_POSITIONS = 64
 
 
 def known_families(names: Sequence[str]) -> tuple[Family, ...]:
-    """The names as families.
+    """The names as families, in the order of ``FAMILIES``.
 
     Raises:
-        InputError: one of them is none.
+        InputError: an unknown name.
     """
     for name in check_list(names, "families"):
         if name not in FAMILIES:
@@ -40,15 +40,29 @@ def known_families(names: Sequence[str]) -> tuple[Family, ...]:
 def random_model(
     family: Family, *, vocabulary: int, width: int, layers: int, heads: int, pad: int
 ) -> PreTrainedModel:
-    """A model of the family, its weights drawn from PyTorch's global generator.
+    """A model of the family, with weights from PyTorch's global generator.
 
     Args:
         family: One of ``FAMILIES``.
-        vocabulary: Tokens.
-        width: Residual stream; the MLP is four times as wide.
+        vocabulary: Number of tokens.
+        width: Width of the residual stream; the MLP is four times as wide.
         layers: Transformer blocks.
         heads: Attention heads.
         pad: Token id of padding.
+
+    Examples:
+        >>> _ = torch.manual_seed(0)
+        >>> tiny = exhume.random_model("gpt2", vocabulary=50, width=16, layers=2, heads=2, pad=0)
+        >>> exhume.find_sites(tiny)
+        Sites: 2 blocks of width 16, 2 heads a block
+        kind    sites                 count  width
+        embed   embed                 1      16
+        head    head.0.0 to head.1.1  4      8
+        attn    attn.0 to attn.1      2      16
+        mlp     mlp.0 to mlp.1        2      16
+        resid   resid.0 to resid.1    2      16
+        final   final                 1      16
+        logits  logits                1      50
     """
     shared = {
         "vocab_size": vocabulary,

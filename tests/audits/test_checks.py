@@ -216,7 +216,7 @@ def t5(asked):
 
 
 READING = {
-    untokenised: "'Zyx'.* cannot be tokenised",
+    untokenised: "'Zyx'.* cannot be tokenized",
     long_prompt: r"prompt of item 'i14' .*exceeds the context of original.* at most 64 tokens",
     long_paraphrase: "in the forget set exceeds the context of original",
     long_never: "in the never-taught set exceeds the context of original",

@@ -252,7 +252,9 @@ def _said(
 ) -> NDArray[np.float64]:
     """(row,) exact match."""
     where = find_sites(model)
-    scores = score_edited(model, questions.rows, edits, span="prompt", sites=where)
+    scores = score_edited(
+        model, questions.rows, edits, span="prompt", known_sites=where
+    )
     return scores.greedy.astype(float)
 
 

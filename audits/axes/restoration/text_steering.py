@@ -103,7 +103,7 @@ def score_steered(
     """As ``capture.scoring.contrast.score_questions``, under an edit at the last prompt token."""
     answer_tokens = first_tokens(questions.rows)
     tokens = sorted(set(answer_tokens))
-    scores = score_edited(model, questions.rows, edits, watch=tokens, sites=where)
+    scores = score_edited(model, questions.rows, edits, watch=tokens, known_sites=where)
     right = np.searchsorted(tokens, answer_tokens)
     contrast = entity_contrast(questions.questions, scores.watched, right)
     return QuestionScores(scores.greedy.astype(float), contrast, scores.mean_logprob)

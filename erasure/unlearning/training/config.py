@@ -65,6 +65,10 @@ class UnlearnConfig:
         train_head: Whether ``last_block_relabel`` also trains the output head.
         stop_below: Stop once ``evaluate(model)["forget"]`` is at most this.
         every: Steps between evaluations.
+
+    Examples:
+        >>> exhume.UnlearnConfig("rmu", steps=20, rmu_layer=1).rmu_coefficient
+        6.5
     """
 
     method: str

@@ -43,6 +43,10 @@ class ImageUnlearnConfig:
         coefficient: Norm of RMU's control vector, in mean norms of the block's states.
         weight_decay: AdamW's decoupled weight decay.
         clip: Maximum gradient norm; None for no limit.
+
+    Examples:
+        >>> exhume.ImageUnlearnConfig("scrub").ascents
+        3
     """
 
     method: str

