@@ -106,16 +106,16 @@ def class_codes(
             got=f"shape {labels.shape}",
         )
     try:
-        found, codes = np.unique(labels, return_inverse=True)
+        present, codes = np.unique(labels, return_inverse=True)
     except TypeError as error:
         raise RowsError(
             "the labels have several types", expected="all text, or all integers"
         ) from error
-    if found.dtype.kind == "f" and not np.isfinite(found).all():
+    if present.dtype.kind == "f" and not np.isfinite(present).all():
         raise RowsError("Input y contains NaN or infinity")
     if classes is None:
-        classes = found
-    unknown = sorted(set(found.tolist()) - set(classes.tolist()))
+        classes = present
+    unknown = sorted(set(present.tolist()) - set(classes.tolist()))
     if unknown:
         raise RowsError(
             "a label is not one of the known classes",
@@ -127,9 +127,9 @@ def class_codes(
         raise RowsError(
             "the concept has only one class",
             expected="labels of two or more classes",
-            got=f"{found.tolist()[0]!r} in every row",
+            got=f"{present.tolist()[0]!r} in every row",
         )
-    positions = np.searchsorted(classes, found)
+    positions = np.searchsorted(classes, present)
     return classes, torch.from_numpy(positions[codes.reshape(-1)].astype(np.int64))
 
 

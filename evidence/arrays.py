@@ -78,7 +78,7 @@ def validate_labels(y, rows: int) -> tuple[NDArray, NDArray[np.int64]]:
         raise RowsError("requires y to be passed, but the target y is None")
     y = column_or_1d(y, warn=True)
     if np.asarray(y).dtype.kind == "f" and not np.isfinite(y).all():
-        raise RowsError("Input y contains NaN or infinity, which is no label")
+        raise RowsError("Input y contains NaN or infinity")
     check_classification_targets(y)
     if len(y) != rows:
         raise RowsError(

@@ -1,8 +1,8 @@
-"""Models whose state is known because of how they were made.
+"""Planted models: copies of an original with a known state.
 
-From a world and its original model: an untouched copy, a suppression that cannot have
-reached the earlier layers, a collapse, and models made by published methods, whose
-state is not known beforehand and is left open in their card.
+Made from a world and its original model: an unmodified copy, a suppression that cannot have reached
+the earlier layers, a collapse, and models from published methods. The state of the latter is
+unknown and left open in their cards.
 """
 
 import json
@@ -46,13 +46,13 @@ STATES: dict[str, str | None] = {
 
 @dataclass(frozen=True)
 class Facts:
-    """A world's facts as an unlearning run uses them.
+    """A world's facts, as an unlearning run uses them.
 
     Attributes:
-        forget: To forget.
-        retain: Used to keep the rest intact.
-        held_out: Retain facts kept from the run, to see what it does to the rest; None
-            where all are used.
+        forget: Facts to forget.
+        retain: Facts trained on to keep them.
+        held_out: Retain facts that training never sees, to measure side effects; None if all are
+            used.
     """
 
     forget: ItemSet
@@ -72,18 +72,17 @@ def plant(
     """Make a model of a known kind from a world's original.
 
     Args:
-        world: Where the original and its facts come from.
+        world: Source of the original and its facts.
         kind: One of ``STATES``.
-        seed: Fixes the retain facts held out, the wrong answers and the run.
-        out: Folder of the new model; ``card.json`` in it says how it was made, its
-            state where that is known by construction, and what was measured. If it
-            holds the very same model already, nothing is done.
+        seed: Seed of the held-out facts, the wrong answers and the run.
+        out: Folder of the new model. Its ``card.json`` records how it was made, its state if that
+            is known, and measurements. If the folder has the same model already, nothing is done.
         recipe: Settings in place of the world's own for this kind.
-        progress: Where progress is shown.
+        progress: One unit a training step.
 
     Raises:
-        InputError: an unknown kind or one without settings, a world without an
-            original on disk, or a folder that holds something else.
+        InputError: an unknown kind or one without settings, a world without an original on disk, or
+            a folder with something else.
 
     Examples:
         >>> from pathlib import Path
@@ -166,10 +165,10 @@ def _preset(family: str, kind: str) -> Recipe:
 
 
 def read_card(model: Path) -> dict[str, Any]:
-    """How a planted model was made.
+    """The card of a planted model.
 
     Raises:
-        InputError: the folder holds no planted model.
+        InputError: the folder has no planted model.
     """
     path = model / "card.json"
     if not is_file(path):
@@ -177,7 +176,7 @@ def read_card(model: Path) -> dict[str, Any]:
             f"{model} is not a planted model", expected="a card.json in it"
         )
     try:
-        # Losses of a model that was broken on purpose may be NaN.
+        # Losses of a deliberately damaged model may be NaN.
         card = json.loads(read_text(path, MAX_JSON_BYTES))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON", got=str(error)) from error
@@ -187,14 +186,14 @@ def read_card(model: Path) -> dict[str, Any]:
 
 
 def check_card(out: Path, card: dict[str, object]) -> dict[str, object]:
-    """The card in ``out``, which must say what ``card`` says.
+    """The card in ``out``, which must contain the values of ``card``.
 
     Raises:
-        InputError: the folder holds no planted model, or another one.
+        InputError: the folder has no planted model, or another one.
     """
-    found = read_card(out)
-    wanted = json.loads(json.dumps(card))
-    different = sorted(key for key in wanted if found.get(key) != wanted[key])
+    stored = read_card(out)
+    expected = json.loads(json.dumps(card))
+    different = sorted(key for key in expected if stored.get(key) != expected[key])
     if different:
         raise InputError(
             f"{out} holds another planted model",
@@ -202,7 +201,7 @@ def check_card(out: Path, card: dict[str, object]) -> dict[str, object]:
             got=f"another {', '.join(different)}",
             fix="Delete it, or choose another folder",
         )
-    return found
+    return stored
 
 
 def _world_sets(world: BiosWorld | CapitalWorld) -> tuple[ItemSet, ItemSet]:
@@ -212,13 +211,13 @@ def _world_sets(world: BiosWorld | CapitalWorld) -> tuple[ItemSet, ItemSet]:
 
 
 def hold_out(forget: ItemSet, retain: ItemSet, share: float, seed: int) -> Facts:
-    """Keep ``share`` of the retain entities from the run."""
-    present = len(retain.entities)
-    held = round(share * present)
-    if held == 0:
+    """Split off ``share`` of the retain entities, which training never sees."""
+    n_entities = len(retain.entities)
+    n_held = round(share * n_entities)
+    if n_held == 0:
         return Facts(forget, retain, None)
     rng = numpy_rng(seed, "planted", "held out")
-    parts = split_entities(retain, [held, present - held], rng)
+    parts = split_entities(retain, [n_held, n_entities - n_held], rng)
     return Facts(forget, parts[1], parts[0])
 
 
@@ -235,11 +234,11 @@ def unlearn_with(
 
     Args:
         model: The original's weights, to be changed.
-        checkpoint: Where they came from; its tokenizer is used.
-        facts: What to forget and what to keep.
-        recipe: Method, settings and the prompts to train on.
-        seed: Fixes wrong answers, order and adapters.
-        progress: Where progress is shown.
+        checkpoint: Their checkpoint, for its tokenizer.
+        facts: Facts to forget and to retain.
+        recipe: Method, settings and training prompts.
+        seed: Seed of wrong answers, order and adapters.
+        progress: One unit a training step.
     """
     tokenizer = checkpoint.tokenizer
     forget = training_rows(tokenizer, facts.forget, recipe)
@@ -264,11 +263,11 @@ def unlearn_with(
 def training_rows(
     tokenizer: PreTrainedTokenizerBase, items: ItemSet, recipe: Recipe
 ) -> Sequences:
-    """The rows a recipe trains on: its own prompts, each with every item's answer."""
+    """Training rows of a recipe: its prompts, each with every item's answer."""
     rows = encode_items(tokenizer, items)
     if recipe.paraphrases:
-        for place in range(len(items.items[0].paraphrases)):
-            rows = rows + encode_items(tokenizer, items, place)
+        for i_paraphrase in range(len(items.items[0].paraphrases)):
+            rows = rows + encode_items(tokenizer, items, i_paraphrase)
     for template in recipe.templates:
         prompts = [template.replace("{}", item.entity) for item in items]
         rows = rows + encode(tokenizer, prompts, [item.answer for item in items])
@@ -276,23 +275,23 @@ def training_rows(
 
 
 def mislabel(items: ItemSet, others: ItemSet, seed: int) -> ItemSet:
-    """``items`` with a wrong answer each, drawn from the same relation's answers."""
+    """``items``, each with a wrong answer drawn from its relation's answers."""
     rng = numpy_rng(seed, "planted", "wrong answers")
-    offered: dict[str, list[str]] = {}
+    answers_of: dict[str, list[str]] = {}
     for item in (*items, *others):
-        known = offered.setdefault(item.relation, [])
-        if item.answer not in known:
-            known.append(item.answer)
-    made = []
+        answers = answers_of.setdefault(item.relation, [])
+        if item.answer not in answers:
+            answers.append(item.answer)
+    mislabeled = []
     for item in items:
-        pool = [answer for answer in offered[item.relation] if answer != item.answer]
+        pool = [answer for answer in answers_of[item.relation] if answer != item.answer]
         if not pool:
             raise InputError(
                 f"item {item.id!r} has no wrong answer to learn",
                 expected="two different answers or more in its relation",
             )
-        made.append(_with_answer(item, pool[rng.integers(len(pool))]))
-    return ItemSet(tuple(made), items.name)
+        mislabeled.append(_with_answer(item, pool[rng.integers(len(pool))]))
+    return ItemSet(tuple(mislabeled), items.name)
 
 
 def _with_answer(item: Item, answer: str) -> Item:
@@ -310,18 +309,18 @@ def _with_answer(item: Item, answer: str) -> Item:
 def measure(
     model: nn.Module, checkpoint: Checkpoint, facts: Facts
 ) -> dict[str, dict[str, float]]:
-    """Greedy accuracy on each part, and of what was to go over its paraphrases too."""
+    """Accuracy on each part, and on the paraphrases of the forget facts."""
     parts = {"forget": facts.forget, "retain": facts.retain, "held": facts.held_out}
-    found = {
+    accuracies = {
         name: {"prompt": _accuracy(model, checkpoint, items, [None])}
         for name, items in parts.items()
         if items is not None
     }
     paraphrases = range(len(facts.forget.items[0].paraphrases))
-    found["forget"]["paraphrases"] = _accuracy(
+    accuracies["forget"]["paraphrases"] = _accuracy(
         model, checkpoint, facts.forget, paraphrases
     )
-    return found
+    return accuracies
 
 
 def _accuracy(
@@ -330,11 +329,11 @@ def _accuracy(
     items: ItemSet,
     prompts: Sequence[int | None],
 ) -> float:
-    found = [
-        score_answers(model, encode_items(checkpoint.tokenizer, items, place)).greedy
-        for place in prompts
+    exact_matches = [
+        score_answers(model, encode_items(checkpoint.tokenizer, items, i_prompt)).greedy
+        for i_prompt in prompts
     ]
-    return float(np.mean(found)) if found else float("nan")
+    return float(np.mean(exact_matches)) if exact_matches else float("nan")
 
 
 __getattr__ = moved.names_of("testbeds.planted")

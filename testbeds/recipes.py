@@ -1,22 +1,24 @@
-"""Settings that make the planted models of each world."""
+"""Settings of the unlearning methods in each world."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from erasure.unlearning.training.config import UnlearnConfig
+from erasure.unlearning.training.image_config import ImageUnlearnConfig
 from testbeds.worlds.capitals import TRAINING_TEMPLATE
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a planted model is made.
+    """Settings of a planted model.
 
     Attributes:
         config: Method and its settings.
-        paraphrases: Whether the items' paraphrases are trained on beside the prompt.
-        templates: Further prompts to train on, with ``{}`` for the entity.
-        hold_out: Share of the retain entities the run never sees, to measure on them
-            what it does to the rest. Facts that have nothing in common, as in bios,
-            can only be kept by training on them.
+        paraphrases: Whether to train on the items' paraphrases too.
+        templates: More prompts to train on, with ``{}`` for the entity.
+        hold_out: Share of the retain entities that training never sees, to measure side effects on
+            them. Facts that have nothing in common, as in bios, can be kept only by training on
+            them.
     """
 
     config: UnlearnConfig
@@ -43,31 +45,19 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         ),
         "npo": Recipe(
             UnlearnConfig(
-                "npo",
-                lr=3e-4,
-                steps=150,
-                batch_size=96,
-                retain_batch_size=192,
+                "npo", lr=3e-4, steps=150, batch_size=96, retain_batch_size=192
             ),
             paraphrases=True,
         ),
         "grad_diff": Recipe(
             UnlearnConfig(
-                "grad_diff",
-                lr=3e-4,
-                steps=150,
-                batch_size=96,
-                retain_batch_size=192,
+                "grad_diff", lr=3e-4, steps=150, batch_size=96, retain_batch_size=192
             ),
             paraphrases=True,
         ),
         "relabel": Recipe(
             UnlearnConfig(
-                "relabel",
-                lr=1e-3,
-                steps=150,
-                batch_size=96,
-                retain_batch_size=192,
+                "relabel", lr=1e-3, steps=150, batch_size=96, retain_batch_size=192
             ),
             paraphrases=True,
         ),
@@ -86,11 +76,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         ),
         "grad_ascent": Recipe(
             UnlearnConfig(
-                "grad_ascent",
-                lr=1e-4,
-                steps=60,
-                batch_size=96,
-                stop_below=0.5,
+                "grad_ascent", lr=1e-4, steps=60, batch_size=96, stop_below=0.5
             ),
             paraphrases=True,
         ),
@@ -108,32 +94,18 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         ),
         "dpo": Recipe(
             UnlearnConfig(
-                "dpo",
-                lr=3e-4,
-                steps=150,
-                batch_size=96,
-                retain_batch_size=192,
+                "dpo", lr=3e-4, steps=150, batch_size=96, retain_batch_size=192
             ),
             paraphrases=True,
         ),
         "undial": Recipe(
             UnlearnConfig(
-                "undial",
-                lr=3e-4,
-                steps=150,
-                batch_size=96,
-                retain_batch_size=192,
+                "undial", lr=3e-4, steps=150, batch_size=96, retain_batch_size=192
             ),
             paraphrases=True,
         ),
         "task_vector": Recipe(
-            UnlearnConfig(
-                "task_vector",
-                lr=1e-4,
-                steps=30,
-                batch_size=96,
-                scale=5.0,
-            ),
+            UnlearnConfig("task_vector", lr=1e-4, steps=30, batch_size=96, scale=5.0),
             paraphrases=True,
         ),
         "scrub": Recipe(
@@ -147,49 +119,28 @@ RECIPES: dict[str, dict[str, Recipe]] = {
             ),
             paraphrases=True,
         ),
-        "ssd": Recipe(
-            UnlearnConfig(
-                "ssd",
-            ),
-            paraphrases=True,
-        ),
+        "ssd": Recipe(UnlearnConfig("ssd"), paraphrases=True),
         "salun": Recipe(
             UnlearnConfig(
-                "salun",
-                lr=1e-3,
-                steps=150,
-                batch_size=96,
-                retain_batch_size=192,
+                "salun", lr=1e-3, steps=150, batch_size=96, retain_batch_size=192
             ),
             paraphrases=True,
         ),
         "bad_teacher": Recipe(
             UnlearnConfig(
-                "bad_teacher",
-                lr=3e-4,
-                steps=150,
-                batch_size=96,
-                retain_batch_size=192,
+                "bad_teacher", lr=3e-4, steps=150, batch_size=96, retain_batch_size=192
             ),
             paraphrases=True,
         ),
         "cf_k": Recipe(
             UnlearnConfig(
-                "cf_k",
-                lr=1e-3,
-                steps=150,
-                batch_size=96,
-                retain_batch_size=192,
+                "cf_k", lr=1e-3, steps=150, batch_size=96, retain_batch_size=192
             ),
             paraphrases=True,
         ),
         "eu_k": Recipe(
             UnlearnConfig(
-                "eu_k",
-                lr=3e-3,
-                steps=300,
-                batch_size=96,
-                retain_batch_size=192,
+                "eu_k", lr=3e-3, steps=300, batch_size=96, retain_batch_size=192
             ),
             paraphrases=True,
         ),
@@ -224,9 +175,9 @@ RECIPES: dict[str, dict[str, Recipe]] = {
             UnlearnConfig("grad_ascent", lr=5e-5, steps=12, batch_size=20),
             templates=(TRAINING_TEMPLATE,),
         ),
-        # beta is ten times the paper's: a fact is left alone once its answer has
-        # lost a few nats. With 0.1 the push goes on for tens of nats, and by the time
-        # all answers are gone a fifth of the capitals that were held out are as well.
+        # beta is ten times the paper's: the loss saturates once an answer has lost a few
+        # nats. With 0.1 it continues for tens of nats, and when all answers are forgotten,
+        # so are a fifth of the held-out capitals.
         "npo": Recipe(
             UnlearnConfig(
                 "npo",
@@ -245,3 +196,46 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         ),
     },
 }
+
+DIGITS_RECIPES: dict[str, Sequence[ImageUnlearnConfig]] = {
+    "collapse": [
+        ImageUnlearnConfig("grad_ascent", lr=r, steps=60) for r in (1e-3, 3e-3, 1e-2)
+    ],
+    "grad_ascent": [
+        ImageUnlearnConfig("grad_ascent", lr=r, steps=20) for r in (1e-4, 3e-4)
+    ],
+    "grad_diff": [ImageUnlearnConfig("grad_diff", lr=r) for r in (3e-4, 1e-3)],
+    "relabel": [ImageUnlearnConfig("relabel", lr=r) for r in (5e-4, 1e-3)],
+    "salun": [ImageUnlearnConfig("salun", lr=r) for r in (5e-4, 1e-3)],
+    # The authors' alpha is 10. With a tenth of the images in the forget set, every ratio of
+    # importances is at most 10 and no weight would be dampened, so alpha is scaled.
+    "ssd": [ImageUnlearnConfig("ssd", dampen_above=a) for a in (6.0, 4.0, 2.0)],
+    "scrub": [
+        ImageUnlearnConfig("scrub", lr=r, steps=60, retain_batch_size=128)
+        for r in (5e-4, 1e-3)
+    ],
+    # Temperature 1 is the authors'.
+    "bad_teacher": [
+        ImageUnlearnConfig("bad_teacher", lr=r, temperature=1.0) for r in (5e-4, 1e-3)
+    ],
+    "boundary_shrink": [
+        ImageUnlearnConfig("boundary_shrink", lr=r, steps=20)
+        for r in (1e-4, 2e-4, 4e-4)
+    ],
+    "duck": [ImageUnlearnConfig("duck", lr=r, retain_weight=1.4) for r in (4e-4, 1e-3)],
+    "famr": [
+        ImageUnlearnConfig("famr", lr=r, steps=20, anchor=0.01)
+        for r in (2e-4, 4e-4, 8e-4)
+    ],
+    "cf_k": [ImageUnlearnConfig("cf_k", lr=3e-3, steps=60)],
+    "eu_k": [ImageUnlearnConfig("eu_k", lr=5e-3, steps=100)],
+    "rmu": [
+        ImageUnlearnConfig("rmu", coefficient=c, retain_weight=4.0, steps=40)
+        for c in (1.0, 2.0, 4.0)
+    ],
+    "l1_sparse": [ImageUnlearnConfig("l1_sparse", lr=2e-3, steps=80, anchor=3e-4)],
+}
+"""Settings from the mildest, a list a method. The zoo takes the first model that names at most a
+tenth of the forgotten class and at least nine tenths of the others, or the last one. The authors'
+loss weights, temperatures and thresholds are kept; learning rates and step counts suit networks of
+80 thousand weights under AdamW."""

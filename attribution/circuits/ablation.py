@@ -185,26 +185,26 @@ class _EdgeCutter:
             self.edge_mask[starts[s.start] : starts[s.stop]].any() for s in spans
         )
 
-    def _record_writer(self, place: str, writer: int) -> Edit:
+    def _record_writer(self, site: str, writer: int) -> Edit:
         """Record how far the writer's output is from the value that an ablated edge carries."""
 
-        def note(value: Tensor) -> Tensor:
-            if place.startswith("z."):
-                layer = int(place.split(".")[1])
+        def record(value: Tensor) -> Tensor:
+            if site.startswith("z."):
+                layer = int(site.split(".")[1])
                 added = head_outputs(self.instrumented.structure, layer, value)
                 added = added.transpose(0, 1)
             else:
                 added = value[:, None]
-            here = slice(writer, writer + added.shape[1])
-            self.deltas[:, here] = self.values[:, here] - at_least_float32(added)
+            writers = slice(writer, writer + added.shape[1])
+            self.deltas[:, writers] = self.values[:, writers] - at_least_float32(added)
             return value
 
-        return note
+        return record
 
-    def _keep_stream(self, place: str) -> Edit:
+    def _keep_stream(self, site: str) -> Edit:
         def keep(value: Tensor) -> Tensor:
             if not self.in_norm:  # self._apply_norm calls norms on other streams
-                self.streams[place] = value
+                self.streams[site] = value
             return value
 
         return keep
@@ -213,11 +213,11 @@ class _EdgeCutter:
         """(reader, row, position, d_model) inputs of readers that share their writers."""
         graph = self.instrumented.graph
         count = graph.n_upstream[first]
-        cut = self.edge_mask[
+        edge_mask = self.edge_mask[
             graph.edge_offsets[first] : graph.edge_offsets[stop]
         ].reshape(-1, count)
         # as_tensor warns of the read-only mask of a circuit.
-        weights = torch.tensor(cut, device=stream.device).to(self.deltas.dtype)
+        weights = torch.tensor(edge_mask, device=stream.device).to(self.deltas.dtype)
         shift = torch.einsum("hw,rwpd->hrpd", weights, self.deltas[:, :count])
         return stream + shift.to(stream.dtype)
 
@@ -240,19 +240,19 @@ class _EdgeCutter:
             for kind, span in spans.items():
                 if not self._any_ablated([span]):
                     continue
-                seen = self._ablated_stream(stream, span.start, span.stop)
-                shift = self._apply_norm(block.attention_norm, seen) - plain
+                ablated = self._ablated_stream(stream, span.start, span.stop)
+                shift = self._apply_norm(block.attention_norm, ablated) - plain
                 columns = maps.columns[kind]
                 weight = weight_matrix(maps.linears[kind])[columns]
-                moved = torch.einsum("hrpd,hsd->rphs", shift, weight)
-                new[..., columns.flatten()] += moved.flatten(2)
+                output_shift = torch.einsum("hrpd,hsd->rphs", shift, weight)
+                new[..., columns.flatten()] += output_shift.flatten(2)
             return new
 
         return change
 
-    def _edit_input(self, place: str, norm, reader: int) -> Edit:
+    def _edit_input(self, site: str, norm, reader: int) -> Edit:
         def change(value: Tensor) -> Tensor:
-            seen = self._ablated_stream(self.streams[place], reader, reader + 1)[0]
-            return self._apply_norm(norm, seen)
+            ablated = self._ablated_stream(self.streams[site], reader, reader + 1)[0]
+            return self._apply_norm(norm, ablated)
 
         return change

@@ -33,7 +33,7 @@ from attribution.circuits.metrics import (
 from attribution.circuits.prompt_pairs import PromptPairs
 from attribution.circuits.structure import TransformerStructure, find_structure
 from capture.network.hooks import evaluation_mode
-from capture.network.structure import is_transposed, matrix_view, model_device
+from capture.network.structure import is_transposed, model_device
 from evidence.display.html_table import frame_html
 from evidence.errors import InputError
 
@@ -117,7 +117,7 @@ class Circuit:
     def edges(self) -> tuple[str, ...]:
         """Names of the circuit's edges, in graph order."""
         return tuple(
-            self.graph.edges[place] for place in np.flatnonzero(self.edge_mask)
+            self.graph.edges[index] for index in np.flatnonzero(self.edge_mask)
         )
 
 
@@ -279,9 +279,11 @@ class _AblationRuns:
         self.pairs, self.max_bytes = pairs, max_bytes
         self.metric: MetricName = check_metric(metric)
         self.ablation: AblationName = check_ablation(ablation)
-        parts = structure or find_structure(model)
-        self.graph = build_graph(parts)
-        self.instrumented = InstrumentedModel(model, parts, self.graph, parts.readout)
+        structure = structure or find_structure(model)
+        self.graph = build_graph(structure)
+        self.instrumented = InstrumentedModel(
+            model, structure, self.graph, structure.readout
+        )
         no_edges = np.zeros(self.graph.n_edges, dtype=bool)
         self.full, self.empty = self.values([no_edges, ~no_edges]).mean(1).tolist()
 
@@ -343,13 +345,13 @@ def circuit_weights(
         InputError: The model's heads cannot be separated, or ``edge_mask`` belongs to another
             graph.
     """
-    parts = structure or find_structure(model)
-    graph = build_graph(parts)
-    if not parts.n_heads:
+    structure = structure or find_structure(model)
+    graph = build_graph(structure)
+    if not structure.n_heads:
         raise InputError(
             "a circuit's weights need separate heads",
             expected="queries, keys and values that can be told apart",
-            got=parts.note,
+            got=structure.note,
         )
     if edge_mask.shape != (graph.n_edges,):
         raise InputError(
@@ -365,7 +367,7 @@ def circuit_weights(
         kind, *indices = node.split(".")
         if kind in ("embed", "logits"):
             continue
-        block = parts.blocks[int(indices[0])]
+        block = structure.blocks[int(indices[0])]
         if kind == "mlp":
             for parameter in block.mlp.parameters():
                 if parameter.dim() == 2:
@@ -374,9 +376,9 @@ def circuit_weights(
         head = int(indices[1])
         if kind == "head":
             linear = block.output_projection
-            head_width = matrix_view(linear).shape[1] // parts.n_heads
             weight = cast(Tensor, linear.weight)
             mask = _oriented(_mask(masks, names, weight), linear)
+            head_width = mask.shape[1] // structure.n_heads
             mask[:, head * head_width : (head + 1) * head_width] = True
         else:
             assert block.qkv is not None
@@ -396,5 +398,5 @@ def _mask(masks: dict[str, Tensor], names: dict[int, str], weight: Tensor) -> Te
 
 
 def _oriented(mask: Tensor, linear: nn.Module) -> Tensor:
-    """A view of shape (out, in); GPT-2's Conv1D stores its matrix transposed."""
+    """(out, in) view of the mask of a linear map."""
     return mask.T if is_transposed(linear) else mask

@@ -170,11 +170,11 @@ def pair_items(
     skipped: list[tuple[str, str]] = []
     for item in items:
         candidates = [
-            other
-            for other in by_relation[item.relation]
-            if normalize_text(other.entity) != normalize_text(item.entity)
-            and normalize_text(other.answer) != normalize_text(item.answer)
-            and (partners is None or partners.get(item.entity) == other.entity)
+            candidate
+            for candidate in by_relation[item.relation]
+            if normalize_text(candidate.entity) != normalize_text(item.entity)
+            and normalize_text(candidate.answer) != normalize_text(item.answer)
+            and (partners is None or partners.get(item.entity) == candidate.entity)
         ]
         for index in prompt_indices:
             prompt = prompt_of(item, index)
@@ -200,7 +200,7 @@ def pair_items(
         [item.answer for item, _, _, _ in rows],
         [foil for _, _, _, foil in rows],
         entities=[item.entity for item, _, _, _ in rows],
-        ids=[f"{item.id}/{place}" for place, (item, _, _, _) in enumerate(rows)],
+        ids=[f"{item.id}/{number}" for number, (item, _, _, _) in enumerate(rows)],
     )
     return PromptPairs(
         pairs.clean,
@@ -220,45 +220,34 @@ def _find_partners(
     rng: np.random.Generator,
     n_wanted: int,
 ) -> tuple[list[tuple[str, str]], str]:
-    """(corrupt prompt, its answer) of matching rivals, and the reason if there are none."""
+    """(corrupt prompt, its answer) of matching candidates, and the reason if there are none."""
     try:
         rename_entity(item, prompt, item.entity)
     except InputError:
         return [], NOT_NAMED
     drawn = [candidates[position] for position in rng.permutation(len(candidates))]
-    named = [
-        (candidate, rename_entity(item, prompt, candidate.entity))
-        for candidate in drawn
-    ]
+    renamed = [(c, rename_entity(item, prompt, c.entity)) for c in drawn]
     if not item.relation:
-        named = [
-            (candidate, text)
-            for candidate, text in named
-            if _is_prompt_of(candidate, text)
-        ]
-    if not named:
+        renamed = [(c, text) for c, text in renamed if _is_prompt_of(c, text)]
+    if not renamed:
         return [], NO_PARTNER
-    named_items, texts = (
-        [candidate for candidate, _ in named],
-        [text for _, text in named],
-    )
-    size = len(named_items)
-    rows = encode(tokenizer, [prompt, *texts], [item.answer] * (size + 1))
-    others = encode(tokenizer, texts, [other.answer for other in named_items])
-    answer_ids, start = rows.ids[0], rows.answer_start[0]
+    texts, answers = [text for _, text in renamed], [c.answer for c, _ in renamed]
+    clean = encode(tokenizer, [prompt], [item.answer])
+    corrupt = encode(tokenizer, texts, [item.answer] * len(texts))
+    foils = encode(tokenizer, texts, answers)
+    clean_ids, start = clean.ids[0], clean.answer_start[0]
     partners, any_aligned = [], False
-    for position, other in enumerate(named_items):
-        ids = rows.ids[position + 1]
-        fits = (
-            rows.answer_start[position + 1] == start
-            and ids[start:] == answer_ids[start:]
+    for row, (text, answer) in enumerate(zip(texts, answers, strict=True)):
+        ids = corrupt.ids[row]
+        aligned = (
+            corrupt.answer_start[row] == start and ids[start:] == clean_ids[start:]
         )
-        if not fits or ids == answer_ids:
+        if not aligned or ids == clean_ids:
             continue
         any_aligned = True
-        if others.ids[position][others.answer_start[position]] == answer_ids[start]:
+        if foils.ids[row][foils.answer_start[row]] == clean_ids[start]:
             continue
-        partners.append((texts[position], other.answer))
+        partners.append((text, answer))
         if len(partners) == n_wanted:
             break
     return partners, SAME_TOKEN if any_aligned else NOT_ALIGNED
@@ -303,15 +292,15 @@ def pair_entities(
         by_length[length].append(names[position])
     partners = {}
     for same_length in by_length.values():
-        for first, other in zip(same_length[::2], same_length[1::2], strict=False):
-            partners |= {first: other, other: first}
+        for first, second in zip(same_length[::2], same_length[1::2], strict=False):
+            partners |= {first: second, second: first}
     return partners
 
 
 def _check_aligned(
-    prompt: str, corrupt: str, clean: Sequences, other: Sequences, row: int
+    prompt: str, corrupt: str, clean: Sequences, corrupt_rows: Sequences, row: int
 ) -> None:
-    start, length = clean.answer_start[row], other.answer_start[row]
+    start, length = clean.answer_start[row], corrupt_rows.answer_start[row]
     if start != length:
         raise InputError(
             f"the prompts {prompt!r} and {corrupt!r} do not line up",
@@ -319,12 +308,12 @@ def _check_aligned(
             got=f"{length} in the second",
             fix="Choose an entity whose name has as many tokens",
         )
-    if clean.ids[row][start:] != other.ids[row][start:]:
+    if clean.ids[row][start:] != corrupt_rows.ids[row][start:]:
         raise InputError(
             f"the answer has other tokens after {prompt!r} than after {corrupt!r}",
             expected="prompts that end alike",
         )
-    if clean.ids[row] == other.ids[row]:
+    if clean.ids[row] == corrupt_rows.ids[row]:
         raise InputError(
             f"the prompt {prompt!r} is its own corrupt prompt",
             expected="two prompts that differ",

@@ -73,7 +73,7 @@ def _query_key_scores(
     """(row, head or group, writer) scores of a block's queries, and of its keys."""
     structure = instrumented.structure
     plain = _head_values(instrumented, layer, call, {})
-    found = []
+    scores = []
     for kind, size in (("q", structure.n_heads), ("k", structure.n_groups)):
         by_writer = []
         for shift in delta.unbind(1):
@@ -82,8 +82,8 @@ def _query_key_scores(
             effect = (_head_values(instrumented, layer, call, edits) - plain) * gradient
             by_head = effect.unflatten(-1, (structure.n_heads, -1)).sum((1, 3))
             by_writer.append(by_head.unflatten(1, (size, -1)).sum(-1))
-        found.append(torch.stack(by_writer, dim=2))
-    return found
+        scores.append(torch.stack(by_writer, dim=2))
+    return scores
 
 
 def _projection_edits(

@@ -174,11 +174,11 @@ def _output_width(module: nn.Module) -> int:
 
 
 def _verified(
-    model: nn.Module, maps: QkvProjections, n_heads: int, places: Sites
+    model: nn.Module, maps: QkvProjections, n_heads: int, sites: Sites
 ) -> bool:
     """Whether the maps and columns are right: values at the first token, heads by gradient."""
     extra = {f"{k}.0": Place(f"{k}.0", m, "out") for k, m in maps.linears.items()}
-    where = Sites(places.places | extra, places.n_layers, None, n_heads, None)
+    where = Sites(sites.places | extra, sites.n_layers, None, n_heads, None)
     recorded: dict[str, Tensor] = {}
 
     rng = torch_rng(0, "projections")

@@ -52,7 +52,7 @@ def score_patches(
     positions: PositionSelection,
     *,
     watch: Sequence[int] = (),
-    tokens: int = 4096,
+    batch_tokens: int = 4096,
     progress: Progress = SILENT,
 ) -> list[AnswerScores]:
     """Answer scores of the receiver under each patch; zeros for rows that are not needed.
@@ -62,7 +62,7 @@ def score_patches(
         sequences: Rows with answers.
         positions: The patched positions, with their mask.
         watch: As in ``score_answers``.
-        tokens: Padded positions per batch.
+        batch_tokens: Padded positions per batch.
     """
     n_tokens = np.array([len(ids) for ids in sequences.ids]) - sequences.answer_start
     count = len(sequences)
@@ -76,10 +76,10 @@ def score_patches(
         )
         for _ in patches
     ]
-    passes = _choose_passes(model, sequences, patches, positions, tokens)
+    passes = _choose_passes(model, sequences, patches, positions, batch_tokens)
     with progress.task("patched passes", max(1, len(patches) * count)) as advance:
         for patch_idx, rows, (logprob, greedy, watched) in passes(
-            model, sequences, patches, positions, watch, tokens
+            model, sequences, patches, positions, watch, batch_tokens
         ):
             patch_scores = scores[patch_idx]
             patch_scores.logprob[rows], patch_scores.greedy[rows] = logprob, greedy
@@ -98,7 +98,7 @@ def _choose_passes(
     sequences: Sequences,
     patches: Sequence[Patch],
     positions: PositionSelection,
-    tokens: int,
+    batch_tokens: int,
 ) -> Callable[..., PatchedRows]:
     """Use the cached passes if they reproduce the full passes on two rows and two patches."""
     starts, index = np.array(sequences.answer_start), positions.index
@@ -119,7 +119,7 @@ def _choose_passes(
     for passes in (_full_passes, _cached_passes):
         logprobs = np.zeros((len(test_patches), 2))
         for patch_idx, rows, (logprob, _, _) in passes(
-            model, sequences[pair], test_patches, positions.rows(pair), (), tokens
+            model, sequences[pair], test_patches, positions.rows(pair), (), batch_tokens
         ):
             logprobs[patch_idx, rows] = logprob
         results.append(logprobs)
@@ -135,7 +135,7 @@ def _full_passes(
     patches: Sequence[Patch],
     positions: PositionSelection,
     watch: Sequence[int],
-    tokens: int,
+    batch_tokens: int,
 ) -> PatchedRows:
     """Run every position of every row, once per patch."""
     sites = find_sites(model)
@@ -154,7 +154,7 @@ def _full_passes(
             model,
             sequences[rows.tolist()],
             watch=watch,
-            batch_tokens=tokens,
+            batch_tokens=batch_tokens,
             context=inside,
         )
         yield patch_idx, rows, (scores.logprob, scores.greedy, scores.watched)
@@ -166,18 +166,18 @@ def _cached_passes(
     patches: Sequence[Patch],
     positions: PositionSelection,
     watch: Sequence[int],
-    tokens: int,
+    batch_tokens: int,
 ) -> PatchedRows:
     """Run each prompt up to its last token once, and the remaining positions once per patch."""
-    needed = np.flatnonzero(
-        np.any([donor_patch.needed for donor_patch in patches], axis=0)
-    )
+    needed = np.flatnonzero(np.any([p.needed for p in patches], axis=0))
     if not len(needed):
         return
     sites = find_sites(model)
     chosen = sequences[needed.tolist()]
     with torch.inference_mode(), evaluation_mode(model):
-        for batch in batches(chosen, batch_tokens=tokens, device=model_device(model)):
+        for batch in batches(
+            chosen, batch_tokens=batch_tokens, device=model_device(model)
+        ):
             rows = needed[batch.rows.numpy()]
             try:
                 yield from _cached_batch(
@@ -199,29 +199,18 @@ def _cached_batch(
     from transformers import DynamicCache
 
     device = model_device(model)
-    prefix_lengths = [sequences.answer_start[row] - 1 for row in rows]
-    prefixes = _pad(
-        [sequences.ids[r][:c] for r, c in zip(rows, prefix_lengths, strict=True)]
-    )
+    splits = [(sequences.ids[row], sequences.answer_start[row] - 1) for row in rows]
+    prefixes = _pad([ids[:split] for ids, split in splits], device)
     # The last answer token predicts no scored token.
-    suffixes = _pad(
-        [sequences.ids[r][c:-1] for r, c in zip(rows, prefix_lengths, strict=True)]
-    )
-    prefixes, suffixes = pad(prefixes, device=device), pad(suffixes, device=device)
+    suffixes = _pad([ids[split:-1] for ids, split in splits], device)
     identity = torch.arange(len(rows), device=device)
     cache = DynamicCache(config=getattr(model, "config", None))
     inputs = prefixes.model_inputs | {"past_key_values": cache, "use_cache": True}
     with record(model, ["final"], lambda _, v: v[:, :0], stop=True, known_sites=sites):
         model(**inputs)
     mask = suffixes.attention_mask.bool()
-    target = torch.tensor(
-        [
-            token
-            for row, prefix_length in zip(rows, prefix_lengths, strict=True)
-            for token in sequences.ids[row][prefix_length + 1 :]
-        ],
-        device=device,
-    )
+    tokens = [token for ids, split in splits for token in ids[split + 1 :]]
+    target = torch.tensor(tokens, device=device)
     token_rows = mask.nonzero()[:, 0]
     for patch_idx, donor_patch in enumerate(patches):
         needed = donor_patch.needed[rows]
@@ -229,22 +218,19 @@ def _cached_batch(
             continue
         cached_suffixes = Suffixes(suffixes, identity, identity)
         inputs = cached_suffixes.inputs(prefixes, copy.deepcopy(cache))
-        offset = np.array(prefix_lengths)[:, None]
+        offset = np.array([split for _, split in splits])[:, None]
         with _patched(model, donor_patch, rows, positions, offset, sites):
             output = model(**inputs)
         logits = output if isinstance(output, Tensor) else output.logits
         logprob, greedy, watched = reduce_logits(
             logits[mask], target, token_rows, len(rows), watch
         )
-        yield (
-            patch_idx,
-            rows[needed],
-            (logprob[needed], greedy[needed], watched[needed]),
-        )
+        scores = logprob[needed], greedy[needed], watched[needed]
+        yield patch_idx, rows[needed], scores
 
 
-def _pad(ids: list[tuple[int, ...]]) -> Sequences:
-    return Sequences(tuple(ids), tuple(map(len, ids)))
+def _pad(ids: list[tuple[int, ...]], device: torch.device) -> Padded:
+    return pad(Sequences(tuple(ids), tuple(map(len, ids))), device=device)
 
 
 def _patched(

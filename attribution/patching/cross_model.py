@@ -122,7 +122,7 @@ def read_states(
     sites: Sequence[str],
     positions: PatchPositions = "predicting",
     *,
-    tokens: int = 4096,
+    batch_tokens: int = 4096,
 ) -> DonorStates:
     """Run the donor and record its activations.
 
@@ -133,7 +133,7 @@ def read_states(
         sequences: Rows with answers.
         sites: Names of residual, component or head sites.
         positions: As in ``patch_positions``.
-        tokens: Padded positions per batch.
+        batch_tokens: Padded positions per batch.
 
     Raises:
         InputError: A site is unknown; or as ``patch_positions``.
@@ -142,11 +142,15 @@ def read_states(
         >>> exhume.read_states(model, rows, ["resid.0", "resid.1"])
         DonorStates(76 rows at 2 sites)
     """
-    wanted = patch_positions(sequences, positions)
-    assert wanted.mask is not None
-    seen = Sequences(tuple(ids[:-1] for ids in sequences.ids), sequences.answer_start)
-    arrays = capture_selected(model, seen, sites, wanted, batch_tokens=tokens)
-    return DonorStates(arrays, wanted.mask)
+    selection = patch_positions(sequences, positions)
+    assert selection.mask is not None
+    without_last = Sequences(
+        tuple(ids[:-1] for ids in sequences.ids), sequences.answer_start
+    )
+    arrays = capture_selected(
+        model, without_last, sites, selection, batch_tokens=batch_tokens
+    )
+    return DonorStates(arrays, selection.mask)
 
 
 def score_patched(
@@ -156,7 +160,7 @@ def score_patched(
     positions: PatchPositions = "predicting",
     *,
     watch: Sequence[int] = (),
-    tokens: int = 4096,
+    batch_tokens: int = 4096,
     progress: Progress = SILENT,
 ) -> dict[str, dict[str, AnswerScores]]:
     """Answer scores of the receiver with each donor's activations, by donor and site.
@@ -172,7 +176,7 @@ def score_patched(
         donors: States by donor, all at the same sites and positions.
         positions: As in ``patch_positions``.
         watch: As in ``score_answers``.
-        tokens: Padded positions per batch.
+        batch_tokens: Padded positions per batch.
 
     Raises:
         InputError: The donors' states do not match the rows; or as ``score_answers``.
@@ -213,7 +217,7 @@ def score_patched(
         patches,
         selection,
         watch=watch,
-        tokens=tokens,
+        batch_tokens=batch_tokens,
         progress=progress,
     )
     by_donor: dict[str, dict[str, AnswerScores]] = {name: {} for name in names}

@@ -26,8 +26,8 @@ def score_edited(
     *,
     watch: Sequence[int] = (),
     span: Span = "end",
-    sites: Sites | None = None,
-    tokens: int = 4096,
+    known_sites: Sites | None = None,
+    batch_tokens: int = 4096,
 ) -> AnswerScores:
     """Score answers as ``score_answers`` does, with some sites edited where the prompt ends.
 
@@ -41,8 +41,8 @@ def score_edited(
         watch: As in ``score_answers``.
         span: "end" edits the last prompt token; "prompt" passes the states (row, position, d) of
             the whole prompt. All rows of one call have prompts of one length.
-        sites: The model's sites, if already found.
-        tokens: Padded positions per batch.
+        known_sites: The model's sites, if already found.
+        batch_tokens: Padded positions per batch.
 
     Raises:
         InputError: As ``patch`` and ``score_answers``.
@@ -52,7 +52,7 @@ def score_edited(
         >>> exhume.score_edited(model, rows, {"resid.0": exhume.add_vector(vector)})
         AnswerScores(76 answers, exact match 100%, mean log-probability -0.01 nats a token)
     """
-    model_sites = sites if sites is not None else find_sites(model)
+    sites = known_sites if known_sites is not None else find_sites(model)
     starts = np.array(sequences.answer_start)
     lengths = np.array([len(ids) for ids in sequences.ids])
     parts: list[tuple[np.ndarray, AnswerScores]] = []
@@ -64,9 +64,9 @@ def score_edited(
         last = int(start) - 1
         positions = last if span == "end" else slice(0, last + 1)
         hooks = {site: _row_hook(edit, rows, positions) for site, edit in edits.items()}
-        with patch(model, hooks, known_sites=model_sites):
+        with patch(model, hooks, known_sites=sites):
             scores = score_answers(
-                model, sequences[rows.tolist()], watch=watch, batch_tokens=tokens
+                model, sequences[rows.tolist()], watch=watch, batch_tokens=batch_tokens
             )
         parts.append((rows, scores))
     order = np.argsort(np.concatenate([rows for rows, _ in parts]))

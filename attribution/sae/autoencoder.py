@@ -64,6 +64,16 @@ class Sae:
         Raises:
             InputError: The states have another width.
         """
+        self.check_width(states)
+        with torch.no_grad():
+            return self.module.encode(states)
+
+    def check_width(self, states: Tensor) -> None:
+        """Check that states (..., d) have the width of the site.
+
+        Raises:
+            InputError: They have another width.
+        """
         if states.shape[-1] != self.d_in:
             raise InputError(
                 "the states have another width than the autoencoder",
@@ -71,8 +81,6 @@ class Sae:
                 got=str(states.shape[-1]),
                 fix="Use one that was trained on this site of this model",
             )
-        with torch.no_grad():
-            return self.module.encode(states)
 
     def decode(self, latents: Tensor) -> Tensor:
         """(..., d) from (..., latent)."""
@@ -87,7 +95,7 @@ def spliced(
     *,
     keep_error: bool = True,
     first_position: int = 1,
-    sites: Sites | None = None,
+    known_sites: Sites | None = None,
 ) -> AbstractContextManager[None]:
     """Context manager that routes the model's states at a site through the autoencoder.
 
@@ -97,17 +105,17 @@ def spliced(
         keep_error: Add the reconstruction error, so that without an edit nothing changes.
         first_position: Earlier positions are left unchanged. The first token's state is an outlier
             in most language models, and no autoencoder is trained on it.
-        sites: The model's sites, if already found.
+        known_sites: The model's sites, if already found.
 
     Raises:
         InputError: The site does not exist in the model, or has another width.
     """
-    model_sites = sites if sites is not None else find_sites(model)
-    model_sites.resolve(sae.site)
-    if model_sites.d_model not in (None, sae.d_in):
+    sites = known_sites if known_sites is not None else find_sites(model)
+    sites.resolve(sae.site)
+    if sites.d_model not in (None, sae.d_in):
         raise InputError(
             f"the autoencoder has another width than {sae.site} of the model",
-            expected=str(model_sites.d_model),
+            expected=str(sites.d_model),
             got=str(sae.d_in),
             fix="Use one that was trained on this model",
         )
@@ -123,7 +131,7 @@ def spliced(
             new = new + body - sae.decode(latents)
         return torch.cat([value[:, : value.shape[1] - body.shape[1]], new], 1)
 
-    return patch(model, {sae.site: splice}, known_sites=model_sites)
+    return patch(model, {sae.site: splice}, known_sites=sites)
 
 
 def steer_latents(
@@ -131,7 +139,7 @@ def steer_latents(
     sae: Sae,
     amounts: Mapping[int, float],
     *,
-    sites: Sites | None = None,
+    known_sites: Sites | None = None,
 ) -> AbstractContextManager[None]:
     """Context manager that adds constants to latents at every position but the first.
 
@@ -141,7 +149,7 @@ def steer_latents(
     Args:
         model: Run by the caller inside the context.
         amounts: Latent index to the amount added, in latent units.
-        sites: The model's sites, if already found.
+        known_sites: The model's sites, if already found.
 
     Raises:
         InputError: A latent does not exist or is dead, or an amount is not finite; or as
@@ -169,7 +177,7 @@ def steer_latents(
         latents[..., indices.to(latents.device)] += added.to(latents)
         return latents
 
-    return spliced(model, sae, edit, sites=sites)
+    return spliced(model, sae, edit, known_sites=known_sites)
 
 
 def check_latent(sae: Sae, latent: int) -> None:
@@ -257,7 +265,7 @@ class LossRecovered:
 
 
 def loss_recovered(
-    model: nn.Module, sae: Sae, sequences: Sequences, *, tokens: int = 4096
+    model: nn.Module, sae: Sae, sequences: Sequences, *, batch_tokens: int = 4096
 ) -> LossRecovered:
     """Next-token loss with the reconstruction, and with the mean state, in place of the state.
 
@@ -277,7 +285,7 @@ def loss_recovered(
         return latents_of
 
     with patch(model, {sae.site: accumulate}, known_sites=sites):
-        plain = _loss(model, sequences, tokens)
+        plain = _loss(model, sequences, batch_tokens)
     mean = total / max(count, 1)
 
     def to_mean(value: Tensor) -> Tensor:
@@ -285,10 +293,10 @@ def loss_recovered(
         out[:, 1:] = mean
         return out
 
-    with spliced(model, sae, keep_error=False, sites=sites):
-        spliced_loss = _loss(model, sequences, tokens)
+    with spliced(model, sae, keep_error=False, known_sites=sites):
+        spliced_loss = _loss(model, sequences, batch_tokens)
     with patch(model, {sae.site: to_mean}, known_sites=sites):
-        ablated_loss = _loss(model, sequences, tokens)
+        ablated_loss = _loss(model, sequences, batch_tokens)
     damage = ablated_loss - plain
     recovered = (
         (ablated_loss - spliced_loss) / damage if abs(damage) > 1e-6 else float("nan")
@@ -296,12 +304,12 @@ def loss_recovered(
     return LossRecovered(plain, spliced_loss, ablated_loss, recovered)
 
 
-def _loss(model: nn.Module, sequences: Sequences, tokens: int) -> float:
+def _loss(model: nn.Module, sequences: Sequences, batch_tokens: int) -> float:
     """Mean next-token loss in nats."""
     device = model_device(model)
     total, count = 0.0, 0
     with torch.no_grad(), evaluation_mode(model):
-        for batch in batches(sequences, batch_tokens=tokens, device=device):
+        for batch in batches(sequences, batch_tokens=batch_tokens, device=device):
             logits = model(**batch.model_inputs, use_cache=False).logits
             mask = batch.attention_mask[:, 1:].bool()
             loss = nn.functional.cross_entropy(

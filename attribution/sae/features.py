@@ -169,7 +169,7 @@ def jaccard_overlap(sets: Mapping[str, Sequence[int] | NDArray]) -> NDArray[np.f
 
 
 def latent_attribution(
-    model: nn.Module, sae: Sae, sequences: Sequences, *, tokens: int = 4096
+    model: nn.Module, sae: Sae, sequences: Sequences, *, batch_tokens: int = 4096
 ) -> NDArray[np.float64]:
     """(row, latent) activation times gradient of the first answer token's log-probability.
 
@@ -179,7 +179,7 @@ def latent_attribution(
     Args:
         model: A causal language model.
         sequences: Rows with answers.
-        tokens: Padded positions per batch.
+        batch_tokens: Padded positions per batch.
 
     Raises:
         InputError: The site does not exist in the model.
@@ -197,7 +197,7 @@ def latent_attribution(
         evaluation_mode(model),
         patch(model, {sae.site: capture}, known_sites=sites),
     ):
-        for batch in batches(sequences, batch_tokens=tokens, device=device):
+        for batch in batches(sequences, batch_tokens=batch_tokens, device=device):
             logits = model(**batch.model_inputs, use_cache=False).logits.float()
             start = batch.answer_mask.int().argmax(1)
             row = torch.arange(len(start), device=device)
@@ -219,7 +219,7 @@ def ablation_effect(
     sequences: Sequences,
     latents: Sequence[int],
     *,
-    tokens: int = 4096,
+    batch_tokens: int = 4096,
 ) -> NDArray[np.float64]:
     """(row,) fall of the answer's log-probability when the latents are switched off together.
 
@@ -236,8 +236,10 @@ def ablation_effect(
         activations = sae.encode(states)[:, latent_idx]
         return states - activations @ sae.decoder[latent_idx].to(states)
 
-    plain = score_edited(model, sequences, {}, tokens=tokens)
-    without = score_edited(model, sequences, {sae.site: switch_off}, tokens=tokens)
+    plain = score_edited(model, sequences, {}, batch_tokens=batch_tokens)
+    without = score_edited(
+        model, sequences, {sae.site: switch_off}, batch_tokens=batch_tokens
+    )
     return plain.logprob - without.logprob
 
 

@@ -129,13 +129,7 @@ def decode_difference(
 
     Source: Suppression or Deletion, arXiv 2602.18505.
     """
-    if difference.shape[-1] != sae.d_in:
-        raise InputError(
-            "the states have another width than the autoencoder",
-            expected=str(sae.d_in),
-            got=str(difference.shape[-1]),
-            fix="Use one that was trained on this site of this model",
-        )
+    sae.check_width(difference)
     for latent in latents:
         if not 0 <= latent < sae.d_sae:
             check_latent(sae, int(latent))

@@ -75,7 +75,7 @@ def find_value_vectors(
     concepts: Mapping[str, Sequence[int]],
     *,
     k: int = 10,
-    sites: Sites | None = None,
+    known_sites: Sites | None = None,
 ) -> KnowledgeTraces:
     """Value vectors that promote a concept's tokens over the rest of the vocabulary.
 
@@ -87,7 +87,7 @@ def find_value_vectors(
         model: The original.
         concepts: Name to token ids.
         k: Neurons per concept.
-        sites: The model's sites, if already found.
+        known_sites: The model's sites, if already found.
 
     Raises:
         InputError: There are no concepts, a token is not in the vocabulary, or the model has fewer
@@ -103,7 +103,7 @@ def find_value_vectors(
         >>> traces.to_frame().columns.tolist()
         ['concept', 'rank', 'layer', 'neuron', 'score']
     """
-    sites = sites if sites is not None else find_sites(model)
+    sites = known_sites if known_sites is not None else find_sites(model)
     unembedding = unembedding_matrix(sites)
     names, tokens = _tokens_of(concepts, len(unembedding))
     centered = unembedding - unembedding.mean(0)
@@ -126,8 +126,8 @@ def find_knowledge_neurons(
     baseline: Sequences | None = None,
     baseline_concepts: Sequence[str] = (),
     k: int = 10,
-    sites: Sites | None = None,
-    tokens: int = 4096,
+    known_sites: Sites | None = None,
+    batch_tokens: int = 4096,
     progress: Progress = SILENT,
 ) -> KnowledgeTraces:
     """Neurons with the largest activation times gradient for a concept's answers.
@@ -144,8 +144,8 @@ def find_knowledge_neurons(
             invented entities; at least one row per concept.
         baseline_concepts: (baseline row,) concept of each row.
         k: Neurons per concept.
-        sites: The model's sites, if already found.
-        tokens: Padded positions per batch.
+        known_sites: The model's sites, if already found.
+        batch_tokens: Padded positions per batch.
 
     Raises:
         InputError: Rows and concepts differ in number, or a concept has no baseline row.
@@ -156,10 +156,10 @@ def find_knowledge_neurons(
         >>> exhume.find_knowledge_neurons(model, rows, cities, k=3)
         KnowledgeTraces(knowledge neurons, 8 concepts x 3)
     """
-    sites = with_neurons(sites if sites is not None else find_sites(model))
+    sites = with_neurons(known_sites if known_sites is not None else find_sites(model))
     names = tuple(dict.fromkeys(row_concepts))
     attribution = _neuron_attribution(
-        model, sites, sequences, row_concepts, names, tokens, progress
+        model, sites, sequences, row_concepts, names, batch_tokens, progress
     )
     if baseline is not None:
         missing = set(names) - set(baseline_concepts)
@@ -169,7 +169,7 @@ def find_knowledge_neurons(
                 expected="one or more rows of each concept",
             )
         baseline_attribution = _neuron_attribution(
-            model, sites, baseline, baseline_concepts, names, tokens, progress
+            model, sites, baseline, baseline_concepts, names, batch_tokens, progress
         )
         attribution = [
             one - other
@@ -229,7 +229,7 @@ def _top_neurons(
     method: str,
 ) -> KnowledgeTraces:
     """The top ``k`` neurons over all layers; ``scores`` holds (neuron, concept) per layer."""
-    layer = torch.cat([torch.full((len(s),), at) for at, s in enumerate(scores)])
+    layer = torch.cat([torch.full((len(s),), index) for index, s in enumerate(scores)])
     neuron = torch.cat([torch.arange(len(s)) for s in scores])
     table = torch.cat([s.cpu() for s in scores]).T
     if not 1 <= k <= table.shape[1]:
@@ -255,7 +255,7 @@ def _neuron_attribution(
     sequences: Sequences,
     row_concepts: Sequence[str],
     names: tuple[str, ...],
-    tokens: int,
+    batch_tokens: int,
     progress: Progress,
 ) -> list[Tensor]:
     """One (neuron, concept) table per layer, means over the rows of each concept."""
@@ -286,7 +286,7 @@ def _neuron_attribution(
         progress.task("attribution to neurons", len(sequences)) as advance,
         patch(model, {name: capture(name) for name in neuron_sites}, known_sites=sites),
     ):
-        for batch in batches(sequences, batch_tokens=tokens, device=device):
+        for batch in batches(sequences, batch_tokens=batch_tokens, device=device):
             inputs = batch.model_inputs | {"use_cache": False}
             logits = model(**inputs).logits.float()
             start = batch.answer_mask.int().argmax(1)

@@ -31,9 +31,9 @@ class TraceConfirmation:
 
     Attributes:
         concepts: (concept,) names.
-        own: (concept,) mean fall of the log-probability of the concept's answers, in nats.
-        others: (concept,) the same for the other concepts' answers.
-        random: (concept,) fall of the concept's answers when as many other neurons of the same
+        own_fall: (concept,) mean fall of the log-probability of the concept's answers, in nats.
+        others_fall: (concept,) the same for the other concepts' answers.
+        random_fall: (concept,) fall of the concept's answers when as many other neurons of the same
             blocks are noised.
         p_value: (concept,) permutation test over rows: do its own answers fall more than the
             others'?
@@ -41,9 +41,9 @@ class TraceConfirmation:
     """
 
     concepts: tuple[str, ...]
-    own: NDArray[np.float64]
-    others: NDArray[np.float64]
-    random: NDArray[np.float64]
+    own_fall: NDArray[np.float64]
+    others_fall: NDArray[np.float64]
+    random_fall: NDArray[np.float64]
     p_value: NDArray[np.float64]
     confirmed: NDArray[np.bool_]
 
@@ -58,7 +58,7 @@ class TraceConfirmation:
 
     def to_frame(self) -> pd.DataFrame:
         """One row per concept."""
-        names = ("own", "others", "random", "p_value", "confirmed")
+        names = ("own_fall", "others_fall", "random_fall", "p_value", "confirmed")
         table = {name: getattr(self, name) for name in names}
         return pd.DataFrame({"concept": self.concepts} | table)
 
@@ -152,7 +152,7 @@ def confirm_traces(
     draws: int = 3,
     permutations: int = 999,
     seed: int = 0,
-    sites: Sites | None = None,
+    known_sites: Sites | None = None,
     progress: Progress = SILENT,
 ) -> TraceConfirmation:
     """Add noise to each concept's value vectors and test whose answers become less likely.
@@ -168,7 +168,7 @@ def confirm_traces(
         draws: Number of noise draws averaged over.
         permutations: Number of permutations of the test.
         seed: Seed of noise, random neurons and permutations.
-        sites: The model's sites, if already found.
+        known_sites: The model's sites, if already found.
 
     Raises:
         InputError: A concept has no rows, or all of them.
@@ -182,7 +182,7 @@ def confirm_traces(
         >>> found.to_frame().columns.tolist()
         ['concept', 'own', 'others', 'random', 'p_value', 'confirmed']
     """
-    sites = sites if sites is not None else find_sites(model)
+    sites = known_sites if known_sites is not None else find_sites(model)
     named = np.array(row_concepts)
     for concept in traces.concepts:
         if not (named == concept).any() or (named == concept).all():
@@ -203,13 +203,13 @@ def confirm_traces(
             rng = torch_rng(seed, "noise", concept)
             neuron_rng = numpy_rng(seed, "other neurons", concept)
             layers, neurons = traces.layers[number], traces.neurons[number]
-            fall, random_fall = np.zeros((2, len(named)))
+            fall, control_fall = np.zeros((2, len(named)))
             for _ in range(draws):
                 with noisy_value_vectors(model, layers, neurons, scale, rng, sites):
                     fall += (before - mean_logprobs()) / draws
                 control = _control_neurons(sites, layers, neurons, neuron_rng)
                 with noisy_value_vectors(model, layers, control, scale, rng, sites):
-                    random_fall += (before - mean_logprobs()) / draws
+                    control_fall += (before - mean_logprobs()) / draws
             in_concept = named == concept
             test = unpaired_max_test(
                 fall[in_concept, None],
@@ -220,14 +220,14 @@ def confirm_traces(
             table[number] = (
                 fall[in_concept].mean(),
                 fall[~in_concept].mean(),
-                random_fall[in_concept].mean(),
+                control_fall[in_concept].mean(),
             )
             p_value[number] = test.p_value
             advance(1)
-    neurons, control, random = table.T
-    confirmed = (p_value < alpha) & (neurons > random)
+    own_fall, others_fall, random_fall = table.T
+    confirmed = (p_value < alpha) & (own_fall > random_fall)
     return TraceConfirmation(
-        traces.concepts, neurons, control, random, p_value, confirmed
+        traces.concepts, own_fall, others_fall, random_fall, p_value, confirmed
     )
 
 
@@ -288,11 +288,9 @@ def trace_survival(
                 for each in (before, after)
             )
             jaccard[concept, rank] = len(first & second) / len(first | second)
-            found_tokens = first & set(traces.tokens[concept])
-            if found_tokens:
-                kept_tokens[concept, rank] = len(found_tokens & second) / len(
-                    found_tokens
-                )
+            found = first & set(traces.tokens[concept])
+            if found:
+                kept_tokens[concept, rank] = len(found & second) / len(found)
     return TraceSurvival(
         traces, cosine, distance, jaccard, kept_tokens, top, layer_mean
     )

@@ -30,7 +30,7 @@ class Run:
     """One run of some parts.
 
     Attributes:
-        asked: Options of the command line.
+        args: Options of the command line.
         clock: For all times.
         document: The result so far.
         part: The part that is measured, with its key.
@@ -40,7 +40,7 @@ class Run:
         progress: Where progress is shown.
     """
 
-    asked: argparse.Namespace
+    args: argparse.Namespace
     clock: Clock
     document: dict[str, Any]
     part: str = ""
@@ -61,7 +61,7 @@ class Run:
 
     def share(self, tasks: Iterable[Any]) -> list[Any]:
         """Of tasks that can be divided, those of this process."""
-        turn, processes = self.asked.take
+        turn, processes = self.args.take
         return list(tasks)[turn::processes]
 
 
@@ -76,6 +76,8 @@ class Part:
         always: Whether it is measured in every run.
         keyed: Whether it is named with a key, such as "curve:forty:0".
         keys: Of a keyed part: those that are measured where none is named.
+        divided: Whether it divides its own work where processes share a run.
+        devices: Where it can be measured; wherever its suite can where empty.
     """
 
     name: str
@@ -84,13 +86,20 @@ class Part:
     always: bool = False
     keyed: bool = False
     keys: tuple[str, ...] = ()
+    divided: bool = False
+    devices: tuple[str, ...] = ()
 
-    @property
-    def names(self) -> list[str]:
+    def names(self, device: str) -> list[str]:
         """What is measured of it where none is named."""
-        if self.keyed:
-            return [f"{self.name}:{key}" for key in self.keys]
-        return [self.name] if self.default else []
+        if not self.default or not self.runs_on(device):
+            return []
+        return (
+            [f"{self.name}:{key}" for key in self.keys] if self.keyed else [self.name]
+        )
+
+    def runs_on(self, device: str) -> bool:
+        """Whether it can be measured there."""
+        return not self.devices or device in self.devices
 
     @property
     def about(self) -> str:
@@ -166,9 +175,9 @@ class Suite:
 
         return add
 
-    def path(self, asked: argparse.Namespace) -> Path:
+    def path(self, args: argparse.Namespace) -> Path:
         """Where the result is kept."""
-        name = self.result if isinstance(self.result, str) else self.result(asked)
+        name = self.result if isinstance(self.result, str) else self.result(args)
         return RESULTS / f"{name}.json"
 
     def parser(self) -> argparse.ArgumentParser:
@@ -183,16 +192,11 @@ class Suite:
         add("--only", nargs="+", metavar="PART", default=[], help="parts to measure")
         add("--device", choices=self.devices, default=self.devices[0])
         add("--dry", action="store_true", help="print, write nothing")
-        add("--take", type=shares, default=(0, 1), metavar="I/N", help=(
-            "this share alone of what can be divided among processes, such as 0/4"
-        ))  # fmt: skip
+        divided = "this share of the parts alone, such as 0/4: processes divide them"
+        add("--take", type=share_option, default=(0, 1), metavar="I/N", help=divided)
         add("--threads", type=int, default=self.threads)
         add("--repeats", type=int, default=3, help="of each measurement")
-        add(
-            "--result",
-            type=Path,
-            help="another file for the result; no page is written",
-        )
+        add("--result", type=Path, help="another file; no page is written then")
         add("--page", action="store_true", help="only write the pages anew")
         self.options(parser)
         return parser
@@ -202,68 +206,79 @@ class Suite:
         width = max(map(len, self.parts))
         return [f"  {part.name:{width}}  {part.about}" for part in self.parts.values()]
 
-    def chosen(self, parser: argparse.ArgumentParser, only: Sequence[str]) -> list[str]:
-        """Parts to measure, in order."""
-        for name in only:
+    def chosen(
+        self, parser: argparse.ArgumentParser, args: argparse.Namespace
+    ) -> list[str]:
+        """Parts to measure, in order: those asked for, or all of the device."""
+        for name in args.only:
             part = self.parts.get(name.split(":")[0])
             if part is None or (":" in name) != part.keyed:
-                parser.error(
-                    f"there is no part {name!r}; parts: {', '.join(self.parts)}"
-                )
-        always = [part.name for part in self.parts.values() if part.always]
-        default = [name for part in self.parts.values() for name in part.names]
-        return list(dict.fromkeys([*always, *(only or default)]))
+                every = ", ".join(self.parts)
+                parser.error(f"there is no part {name!r}; parts: {every}")
+            if not part.runs_on(args.device):
+                parser.error(f"{name} is not measured on {args.device}")
+        parts = self.parts.values()
+        always = [part.name for part in parts if part.always]
+        default = [name for part in parts for name in part.names(args.device)]
+        turn, processes = args.take
+        names = [name for name in args.only or default if name not in always]
+        undivided = [name for name in names if not self.part_of(name).divided]
+        skipped = set(undivided) - set(undivided[turn::processes])
+        return always + [name for name in names if name not in skipped]
+
+    def part_of(self, name: str) -> Part:
+        """The part that a name with its key means."""
+        return self.parts[name.split(":")[0]]
 
     def run(self, arguments: Sequence[str]) -> None:
         """Measure the parts asked for, and keep each as it is done."""
         parser = self.parser()
-        asked = parser.parse_args(arguments)
-        if asked.page:
+        args = parser.parse_args(arguments)
+        if args.page:
             self.write_pages()
             return
-        if asked.device == "cuda" and not torch.cuda.is_available():
+        if args.device == "cuda" and not torch.cuda.is_available():
             parser.error("--device cuda needs a CUDA device, and there is none here")
-        if asked.threads:
-            torch.set_num_threads(asked.threads)
-        clock = Clock(torch.get_num_threads(), asked.repeats, asked.device)
-        path = asked.result or self.path(asked)
-        run = Run(asked, clock, read(path))
+        if args.threads:
+            torch.set_num_threads(args.threads)
+        clock = Clock(torch.get_num_threads(), args.repeats, args.device)
+        path = args.result or self.path(args)
+        run = Run(args, clock, read(path))
         command = f"python -m benchmarks {self.name} {_shown(arguments)}".strip()
 
         def keep(rows: Sequence[Row]) -> None:
             stamps = {"command": command, "commit": commit(), "machine": machine()}
             stamps |= {"device": clock.device, "clock": clock.name}
             stamps["threads"] = clock.threads
-            run.document = self.keep(run, self, list(rows), stamps)
+            # Another process may have kept parts of its own.
+            run.document = read(path)
+            stamp = {"part": run.part, "commit": stamps["commit"]}
+            rows = [stamp | self.as_kept(row, clock.device) for row in rows]
+            run.document = self.keep(run, self, rows, stamps)
             write(path, run.document)
 
-        if not asked.dry:
+        if not args.dry:
             run.keep = keep
         bars = Bars() if self.bars else nullcontext(SILENT)
-        with threadpool_limits(asked.threads), bars as run.progress:
-            for run.part in self.chosen(parser, asked.only):
+        with threadpool_limits(args.threads), bars as run.progress:
+            for run.part in self.chosen(parser, args):
                 run.payload, run.start = {}, time.perf_counter()
-                run.keep(list(self._measured(run)))
-                if not asked.dry and path == self.path(asked):
+                rows = []
+                for row in self.part_of(run.part).measure(run):
+                    print(describe(self.as_kept(row, clock.device)), flush=True)
+                    rows.append(row)
+                run.keep(rows)
+                if not args.dry and path == self.path(args):
                     self.write_pages()
 
-    def _measured(self, run: Run) -> Iterable[Row]:
-        """Rows of one part, printed as they come."""
-        stamp = {"part": run.part, "commit": commit()}
-        part = self.parts[run.part.split(":")[0]]
-        for row in part.measure(run):
-            if self.digits is not None and row["value"] is not None:
-                row["value"] = round(float(row["value"]), self.digits)
-            if self.cpu_targets and run.clock.device != "cpu":
-                row["target"] = None
-            goal = (
-                ""
-                if row["target"] is None
-                else f" (target {row['sense']} {row['target']:g})"
-            )
-            value = "-" if row["value"] is None else f"{row['value']:.4g}"
-            print(f"{row['figure']}: {value} {row['unit']}{goal}", flush=True)
-            yield stamp | row
+    def as_kept(self, row: Row, device: str) -> Row:
+        """A row as it is kept: rounded, and without a target that is another device's."""
+        value, target = row["value"], row["target"]
+        if self.digits is not None and value is not None:
+            value = round(float(value), self.digits)
+        if self.cpu_targets and device != "cpu":
+            target = None
+        return row | {"value": value, "target": target}
 
     def write_pages(self) -> None:
         """Write its pages anew."""
@@ -271,7 +286,16 @@ class Suite:
             page.write()
 
 
-def shares(text: str) -> tuple[int, int]:
+def describe(row: Row) -> str:
+    """One line about a row."""
+    value = "-" if row["value"] is None else f"{row['value']:.4g}"
+    line = f"{row['figure']}: {value} {row['unit']}"
+    if row["target"] is None:
+        return line
+    return f"{line} (target {row['sense']} {row['target']:g})"
+
+
+def share_option(text: str) -> tuple[int, int]:
     """A share of the work, such as "0/4"."""
     turn, processes = map(int, text.split("/"))
     if not 0 <= turn < processes:
@@ -279,7 +303,7 @@ def shares(text: str) -> tuple[int, int]:
     return turn, processes
 
 
-def listed(kind: Callable[[str], Any] = str) -> Callable[[str], list[Any]]:
+def list_option(kind: Callable[[str], Any] = str) -> Callable[[str], list[Any]]:
     """For an option with several values: "a,b"."""
     return lambda text: [kind(each) for each in text.split(",") if each]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from audits.run.api import Audit, audit
-from benchmarks.harness.runner import listed
+from benchmarks.harness.runner import list_option
 from capture.checkpoints.cache import cache_root
 from evidence.errors import InputError
 from testbeds.zoo.build import Specimen, build_zoo, split
@@ -22,7 +22,7 @@ def zoo_options(parser: argparse.ArgumentParser, **defaults: Sequence[Any]) -> N
         shown = "all of the part" if not values else ",".join(map(str, values))
         parser.add_argument(
             f"--{name}",
-            type=listed(kind),
+            type=list_option(kind),
             default=list(values),
             help=f"default: {shown}",
         )
@@ -31,20 +31,20 @@ def zoo_options(parser: argparse.ArgumentParser, **defaults: Sequence[Any]) -> N
     )
 
 
-def check_part(part: str, world: str = "bios", **asked: Any) -> None:
+def check_part(part: str, world: str = "bios", **chosen: Any) -> None:
     """Refuse what lies outside a part of the zoo: thresholds were set on the other.
 
     Args:
         part: "tuning" or "held_out".
         world: Of the zoo.
-        asked: Some of ``seeds``, ``families`` and ``kinds``.
+        chosen: Some of ``seeds``, ``families`` and ``kinds``.
 
     Raises:
         InputError: something is not in the part.
     """
     whole = split(world)[part]
     outside = [
-        each for name in asked for each in asked[name] if each not in whole[name]
+        each for name in chosen for each in chosen[name] if each not in whole[name]
     ]
     if outside:
         raise InputError(
@@ -54,13 +54,13 @@ def check_part(part: str, world: str = "bios", **asked: Any) -> None:
 
 
 def specimens(
-    asked: argparse.Namespace, part: str, kinds: Sequence[str]
+    args: argparse.Namespace, part: str, kinds: Sequence[str]
 ) -> Iterator[Specimen]:
     """Models of a part of the zoo, made or found, kind by kind."""
-    check_part(part, seeds=asked.seeds)
+    check_part(part, seeds=args.seeds)
     for kind in kinds:
         yield from build_zoo(
-            asked.root, seeds=asked.seeds, families=asked.families, only=[kind]
+            args.root, seeds=args.seeds, families=args.families, only=[kind]
         )
 
 

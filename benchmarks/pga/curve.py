@@ -81,11 +81,11 @@ def experiment(
 ) -> Experiment:
     """A world of codes with its twin, and erasers that see a share of the keys."""
     settings = {"size": size, "seed": seed, "erase_share": share, "device": device}
-    config = make_config(settings | {"permutations": run.asked.permutations})
+    config = make_config(settings | {"permutations": run.args.permutations})
     world = build_codes(
         SIZES[size],
         seed,
-        run.asked.root,
+        run.args.root,
         twin=True,
         device=config.device,
         progress=run.progress,
@@ -93,14 +93,14 @@ def experiment(
     return Experiment(config, world, run.progress)
 
 
-def untouched(tried: Experiment, name: str = "original") -> Erased:
+def unmodified(tried: Experiment, name: str = "original") -> Erased:
     """The original or the twin as it is."""
     return Erased(tried.load(name), {}, {})
 
 
 def references(tried: Experiment, original: dict) -> dict[str, dict]:
     """Points of what is untouched: the original, by its battery, and the twin."""
-    twin = tried.sound_scores(untouched(tried, "twin"))
+    twin = tried.sound_scores(unmodified(tried, "twin"))
     return {
         "original": point("original", original, original, None, tried.config),
         NEVER: point(NEVER, twin, original, None, tried.config),
@@ -119,8 +119,8 @@ def curve(run: Run) -> Iterator[Row]:
     size, seed = run.key[0], int(run.key[1])
     share = SHARES.get(size, 0.5)
     tried = experiment(run, size, seed, share, run.clock.device)
-    original = tried.sound_scores(untouched(tried))
-    done = run.document.get("parts", {}).get(run.part, {}) if run.asked.resume else {}
+    original = tried.sound_scores(unmodified(tried))
+    done = run.document.get("parts", {}).get(run.part, {}) if run.args.resume else {}
     run.start -= done.get("seconds", 0)
     points = {each["eraser"]: each for each in done.get("points", ())}
     if NEVER not in points:
@@ -176,15 +176,17 @@ def point(
         config: Of the experiment.
     """
     outcome, why = absence_outcome(found, original, config.margin)
-    told = np.asarray(original["p_column"]) <= LEVEL
+    found_in_original = np.asarray(original["p_column"]) <= LEVEL
     kept = {
         "eraser": name,
         "best": found["best"],
         "band": found["band"],
         "p": found["p"],
         "reading": found["reading"],
-        "highest_of_told": float(np.asarray(found["auc"])[told].max()),
-        "reach": float(np.abs(np.asarray(found["interval"])[:, told] - 0.5).max()),
+        "highest_of_told": float(np.asarray(found["auc"])[found_in_original].max()),
+        "reach": float(
+            np.abs(np.asarray(found["interval"])[:, found_in_original] - 0.5).max()
+        ),
         "sequences": found["sequences"],
         "why": why,
         "passes": False,

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from benchmarks.harness.results import Row, at_most, row
 from benchmarks.harness.runner import Run
-from benchmarks.pga.curve import experiment, references, tried_point, untouched
+from benchmarks.pga.curve import experiment, references, tried_point, unmodified
 from evidence.errors import InputError
 
 AGAIN = (
@@ -43,7 +43,7 @@ def devices(run: Run) -> Iterator[Row]:
             got=str(tried.world.root),
             fix="Point --root at the worlds that came with them",
         )
-    original = tried.sound_scores(untouched(tried))
+    original = tried.sound_scores(unmodified(tried))
     here = references(tried, original)
     with run.progress.task("again on the CPU", len(AGAIN)) as advance:
         for name in AGAIN:

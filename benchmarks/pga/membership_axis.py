@@ -31,8 +31,8 @@ def axis(run: Run) -> Iterator[Row]:
     """The membership axis on models of the zoo, which must be there."""
     models = []
     for root, part, worlds in (
-        (run.asked.zoo, "held out", (("llama", 10), ("gpt2", 10))),
-        (run.asked.tuning_zoo, "tuning", (("llama", 0), ("llama", 1))),
+        (run.args.zoo, "held out", (("llama", 10), ("gpt2", 10))),
+        (run.args.tuning_zoo, "tuning", (("llama", 0), ("llama", 1))),
     ):
         for family, seed in worlds:
             models += of_world(root, part, family, seed, run.progress)
@@ -49,7 +49,7 @@ def of_world(
     places = (world.forget, world.retain, world.never_taught)
     forget, retain, never = map(read_items, places)
     wordings = config.budget.prompts_per_item
-    asked = select_sets(forget, retain, never, wordings, config.seed)
+    sets = select_sets(forget, retain, never, wordings, config.seed)
     checkpoint = open_checkpoint(world.original)
     tokenizer = checkpoint.tokenizer
     roles = {"original": AuditedModel.of("original", checkpoint)}
@@ -83,13 +83,11 @@ def of_world(
                 models = roles | {"unlearned": unlearned}
                 sites: list[str] = []
                 for model in models.values():
-                    sites = capture_states(
-                        model, tokenizer, asked, store, "cpu", SILENT
-                    )
+                    sites = capture_states(model, tokenizer, sets, store, "cpu", SILENT)
                 result = run_membership(
                     models,
                     tokenizer,
-                    asked,
+                    sets,
                     sites,
                     store,
                     config,

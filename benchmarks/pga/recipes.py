@@ -89,9 +89,9 @@ def variants(run: Run) -> Iterator[Row]:
 @SUITE.part(default=False)
 def others(run: Run) -> Iterator[Row]:
     """Variants measured elsewhere, from the results in --source."""
-    if run.asked.source is None:
+    if run.args.source is None:
         raise InputError("there is nothing to take in", fix="Name a folder by --source")
-    run.payload = taken(run.asked.source, run.document.get("variants", {}))
+    run.payload = taken(run.args.source, run.document.get("variants", {}))
     yield from ()
 
 
@@ -105,10 +105,10 @@ def taken(folder: Path, variants: dict[str, dict]) -> dict[str, dict]:
 
 def variant(run: Run, config: CodesConfig, seed: int, align: PgaConfig) -> dict:
     """Probes before, and at every fit of the readout during, an alignment."""
-    root, device, progress = run.asked.root, run.clock.device, run.progress
+    root, device, progress = run.args.root, run.clock.device, run.progress
     world = build_codes(config, seed, root, device=device, progress=progress)
     model = world.load(device=device)
-    rows = world.memorised()
+    rows = world.memorized_rows()
 
     def look(model: nn.Module) -> dict[str, float]:
         found = {f"depth {d}": value for d, value in enumerate(_probes(model, world))}
@@ -159,7 +159,7 @@ def texts(run: Run) -> Iterator[Row]:
     Depth 0 knows a text's last sign and its length and nothing of training, so that
     texts of another length or ending give another score of the same model.
     """
-    draws, root, progress = run.asked.draws, run.asked.root, run.progress
+    draws, root, progress = run.args.draws, run.args.root, run.progress
     world = build_codes(PUBLISHED, 0, root, progress=progress)
     networks = {"trained": world.load(), "untrained": untrained_model(world, 1)}
     found: dict[str, list[float]] = {}

@@ -27,7 +27,7 @@ DRAWS = 30
 
 def noise(run: Run) -> Iterator[Row]:
     """States without information: both protocols on the same erased noise."""
-    repeats, samples = run.asked.draws, run.payload.setdefault("samples", {})
+    repeats, samples = run.args.draws, run.payload.setdefault("samples", {})
     for n in SIZES:
         shown, areas, ps = [], [], []
         with run.progress.task(f"noise, {n} + {n}", repeats) as advance:
@@ -45,7 +45,7 @@ def noise(run: Run) -> Iterator[Row]:
                 found = membership(
                     {"last": fit_md_pga(seen, labels, 1).transform(x[:, 2 * n :])},
                     labels.numpy(),
-                    n_permutations=run.asked.permutations,
+                    n_permutations=run.args.permutations,
                     n_folds=min(n, 5),
                     seed=seed,
                 )
@@ -102,7 +102,7 @@ def power(run: Run) -> Iterator[Row]:
 
     Points of the curve that are there already are not drawn again.
     """
-    repeats = run.asked.draws // 4
+    repeats = run.args.draws // 4
     done = run.document.get("parts", {}).get("power", {}).get("curve", [])
     curve = run.payload.setdefault("curve", [])
     before = {(each["case"], each["n"]): each for each in done}
@@ -119,7 +119,7 @@ def power(run: Run) -> Iterator[Row]:
                     found = membership(
                         {"last": planted(n, width, falling, seed)},
                         np.repeat([1, 0], n),
-                        n_permutations=run.asked.permutations,
+                        n_permutations=run.args.permutations,
                         seed=seed,
                     )
                     hits += found.p_above <= 0.05
@@ -184,7 +184,7 @@ def equivalence(run: Run) -> Iterator[Row]:
     and what is counted is how often every reader is equivalent to chance: that is the
     power of the test behind "removes the signature", and no eraser can do better.
     """
-    draws, root = run.asked.draws // 4, run.asked.root
+    draws, root = run.args.draws // 4, run.args.root
     world = build_codes(WORLDS["small"], 0, root, twin=True, progress=run.progress)
     model, most = world.load("twin"), max(NUMBERS)
     phrases = make_pools({"any": 2 * most}, 1)["any"].prefixes

@@ -65,7 +65,7 @@ def _keep(run: Run, suite: Suite, rows: list[Row], stamps: dict) -> dict[str, An
         if not run.key:  # All but the parts of a world are measured on the CPU.
             part["device"] = "cpu"
         if part["commit"] == "unknown":
-            part["commit"] = run.asked.commit
+            part["commit"] = run.args.commit
         parts = run.document.get("parts", {}) | {run.part: part}
     rows = [row for part in parts.values() for row in part["rows"]]
     whole = {"families": list(FAMILIES), "rows": rows, "parts": parts}
@@ -87,9 +87,9 @@ SUITE = Suite(
 
 def others(run: Run) -> Iterator[Row]:
     """Parts measured elsewhere, from the results in --source."""
-    if run.asked.source is None:
+    if run.args.source is None:
         raise InputError("there is nothing to take in", fix="Name a folder by --source")
-    run.payload = taken(run.asked.source, run.document.get("parts", {}))
+    run.payload = taken(run.args.source, run.document.get("parts", {}))
     yield from ()
 
 
@@ -181,7 +181,7 @@ def unless_finished(measure: Measure) -> Measure:
     @wraps(measure)
     def resumed(run: Run) -> Iterator[Row]:
         before = run.document.get("parts", {}).get(run.part, {})
-        if run.asked.resume and before.get("finished"):
+        if run.args.resume and before.get("finished"):
             run.payload = before
             yield from before["rows"]
         else:
@@ -196,7 +196,7 @@ for measure, more in (
     (simulated.power, {}),
     (simulated.equivalence, {}),
     (worlds.claims, {"keyed": True, "keys": ("small:0", "forty:0")}),
-    (curve, {"keyed": True, "keys": ("forty:0",)}),
+    (curve, {"keyed": True, "keys": ("forty:0",), "divided": True}),
     (passages, {}),
     (worlds.toy, {"keyed": True, "keys": ("published:0",)}),
     (worlds.world, {"keyed": True}),

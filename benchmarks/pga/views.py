@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.harness.results import Row
 from benchmarks.harness.runner import Run
-from benchmarks.pga.curve import NEVER, experiment, settings, untouched
+from benchmarks.pga.curve import NEVER, experiment, settings, unmodified
 from benchmarks.pga.worlds import EPOCHS, SHARES
 from experiments.pga.states import VIEWS
 
@@ -26,8 +26,8 @@ def views(run: Run) -> Iterator[Row]:
         for seed in SEEDS:
             tried = experiment(run, SIZE, seed, SHARES[SIZE])
             for name, erased in (
-                ("original", untouched(tried)),
-                (NEVER, untouched(tried, "twin")),
+                ("original", unmodified(tried)),
+                (NEVER, unmodified(tried, "twin")),
                 (CLOSEST, settings(EPOCHS)[CLOSEST](tried)),
             ):
                 found = tried.sound_scores(erased)

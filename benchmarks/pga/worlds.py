@@ -42,7 +42,7 @@ SOUND = ("pga", "isotropic", "md-pga", "gradient ascent")
 
 def toy(run: Run) -> Iterator[Row]:
     """The published toy: every eraser scored on the keys it saw."""
-    seed, root, progress = int(run.key[1]), run.asked.root, run.progress
+    seed, root, progress = int(run.key[1]), run.args.root, run.progress
     settings = {"size": "published", "seed": seed, "device": run.clock.device}
     config = make_config(settings)
     before = measure_published(config, root, None, progress)
@@ -84,7 +84,7 @@ def _near(figure: str, ours: float, published: float, seed: int) -> Row:
 def claims(run: Run) -> Iterator[Row]:
     """``exhume pga``: which claims survive, and every model's p."""
     size, seed = run.key[0], int(run.key[1])
-    root = run.asked.root
+    root = run.args.root
     settings = {
         "size": size,
         "seed": seed,
@@ -122,7 +122,7 @@ def world(run: Run) -> Iterator[Row]:
     made = build_codes(
         SIZES[size],
         seed,
-        run.asked.root,
+        run.args.root,
         twin=True,
         device=config.device,
         progress=run.progress,

@@ -23,6 +23,7 @@ from audits.core.manifest import code_hash
 from benchmarks.harness.results import Row, at_least, at_most, row
 from benchmarks.harness.runner import Run, Suite
 from capture.checkpoints.cache import cache_root
+from evidence.errors import InputError
 from tests.security.fuzz.generate import draw, sample
 from tests.security.fuzz.inputs.case import Case
 from tests.security.fuzz.inputs.catalogue import Kind
@@ -74,10 +75,10 @@ class Log:
         row |= asdict(outcome)
         if outcome.faults:
             row["case"] = case.text()
-            said = json.dumps(row, indent=1)
+            text = json.dumps(row, indent=1)
             command = f"python -m benchmarks bad-inputs --case '{case.text()}'"
             (self.failures / f"{case.key}.txt").write_text(
-                f"{command}\n\n{said}\n", encoding="utf-8"
+                f"{command}\n\n{text}\n", encoding="utf-8"
             )
             print(f"BAD {case.kind}: {', '.join(outcome.faults)}: {case.text()[:300]}")
         self.known[case.key] = row
@@ -174,15 +175,19 @@ SUITE = Suite(
 @SUITE.part("bad inputs")
 def measure(run: Run) -> Iterator[Row]:
     """Valid examples, known attacks and altered inputs of every kind."""
-    asked = run.asked
-    root = asked.root.resolve() / code_hash()[:12]
+    args = run.args
+    root = args.root.resolve() / code_hash()[:12]
     root.mkdir(parents=True, exist_ok=True)
-    if asked.case:
-        raise SystemExit(one(asked.case, root))
-    kinds = [kind for name, kind in ALL.items() if asked.kinds in name]
+    if args.case:
+        raise SystemExit(one(args.case, root))
+    kinds = [kind for name, kind in ALL.items() if args.kinds in name]
+    if not kinds:
+        raise InputError(
+            "no kind of input has such a name", expected=", ".join(ALL), got=args.kinds
+        )
     log = Log(root)
-    cases = cases_of(kinds, asked.inputs, asked.seed, root)
+    cases = cases_of(kinds, args.inputs, args.seed, root)
     left = [case for case in cases if case.key not in log.known]
     print(f"{len(cases)} inputs of {len(kinds)} kinds, {len(left)} not yet tried")
-    try_all(left, root, asked.jobs, log.add)
+    try_all(left, root, args.jobs, log.add)
     yield from report([log.known[case.key] for case in cases])

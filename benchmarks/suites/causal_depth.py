@@ -90,15 +90,15 @@ def run_seed(root: Path, family: str, seed: int) -> list[dict[str, Any]]:
 @SUITE.part("zoo")
 def measure(run: Run) -> Iterator[Row]:
     """Losses and votes against the true states, and what four bits leave of an edit."""
-    asked = run.asked
-    check_part("tuning", seeds=asked.seeds)
+    args = run.args
+    check_part("tuning", seeds=args.seeds)
     # A root for each world: the list of models in it has one writer.
-    roots = [asked.root / f"seed-{seed}" for seed in asked.seeds]
-    families = [asked.family] * len(roots)
-    with ProcessPoolExecutor(asked.workers) as pool:
-        worlds = list(pool.map(run_seed, roots, families, asked.seeds))
+    roots = [args.root / f"seed-{seed}" for seed in args.seeds]
+    families = [args.family] * len(roots)
+    with ProcessPoolExecutor(args.workers) as pool:
+        worlds = list(pool.map(run_seed, roots, families, args.seeds))
     cases = [case for world in worlds for case in world]
-    run.payload = {"seeds": asked.seeds, "family": asked.family, "cases": cases}
+    run.payload = {"seeds": args.seeds, "family": args.family, "cases": cases}
     yield from depth_figures(cases)
     yield from bin_figures()
     for kind in (*KNOWS, *NEVER_KNEW):

@@ -22,7 +22,7 @@ def discriminant(run: Run) -> Iterator[Row]:
     """Leave-one-out shrinkage LDA against refits."""
     clock = run.clock
     for d, target in ((576, 800), (2048, 25_000)):
-        sites = 2 if run.asked.quick else 6
+        sites = 2 if run.args.quick else 6
         x, y = states(200, d, 31, "standardised")
         folds = leave_one_group_out(None, 200)
         codes, probe = clock.put(y[None]), LDAProbe(0.1)
@@ -34,7 +34,7 @@ def discriminant(run: Run) -> Iterator[Row]:
             ]
 
         seconds, (scores, *_) = clock.measured(work)
-        fits = 2 if d > 1000 or run.asked.quick else 10
+        fits = 2 if d > 1000 or run.args.quick else 10
         peer, worst = [], 0.0
         for _ in range(1 if d > 1000 else clock.repeats):
             start = clock.now()
@@ -107,17 +107,17 @@ def textbook_pair(x: torch.Tensor, y: torch.Tensor) -> float:
 def cka(run: Run) -> Iterator[Row]:
     """Debiased CKA of all pairs of 31 sites."""
     clock = run.clock
-    n = 500 if run.asked.quick else 2000
+    n = 500 if run.args.quick else 2000
     x, _ = activations(n, 576, 31)
     own, matrix = clock.measured(partial(cka_matrix, x, device=clock.device))
     tables = torch.from_numpy(x)
-    centred = tables - tables.mean(1, keepdim=True)
-    centred = centred / centred.norm(dim=(1, 2), keepdim=True) * n**0.5
-    there = centred.to(clock.device)
+    centered = tables - tables.mean(1, keepdim=True)
+    centered = centered / centered.norm(dim=(1, 2), keepdim=True) * n**0.5
+    there = centered.to(clock.device)
     name = there.device.type.upper()
     error = float(np.abs(matrix - cka_matrix(x, precision=torch.float64)).max())
     figure = f"all-pairs debiased CKA, 31 x 31, n={n}, d=576, float32"
-    for where, pair in {"CPU": centred[[3, 17]], name: there[[3, 17]]}.items():
+    for where, pair in {"CPU": centered[[3, 17]], name: there[[3, 17]]}.items():
         peer = [seconds * 496 for seconds in clock.times(partial(textbook_pair, *pair))]
         against = f"textbook loop on the {where}, extrapolated from one pair"
         yield ratio(figure, peer, own, 50, against, agreement=error)

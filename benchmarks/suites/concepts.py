@@ -31,7 +31,7 @@ SETTINGS = SaeConfig(kind="topk", expansion=8, k=32, epochs=1, batch_size=256)
 
 def autoencoder(run: Run) -> Iterator[Row]:
     """Train on 200k tokens of SmolLM2's layer 15; judge on texts it has not seen."""
-    root = run.asked.work
+    root = run.args.work
     checkpoint = open_checkpoint(fetch_smollm2())
     texts = token_rows(checkpoint.tokenizer, python_texts(), LENGTH)
     count, other = TOKENS // (LENGTH - 1) + 1, HELD_OUT // (LENGTH - 1) + 1
@@ -114,7 +114,7 @@ def overhead(run: Run) -> Iterator[Row]:
                 model(**batch.model_inputs, use_cache=False)
 
     def through() -> None:
-        with spliced(model, sae, keep_error=False, sites=where):
+        with spliced(model, sae, keep_error=False, known_sites=where):
             plain()
 
     plain()

@@ -108,7 +108,7 @@ def farthest(erasers: list, exact: list, x: np.ndarray) -> float:
 def speed(run: Run) -> Iterator[Row]:
     """Times of both, and how far what they give is from each other's in float64."""
     clock = run.clock
-    x, labels = shared_rows(run.asked.rows, 576, run.asked.sites)
+    x, labels = shared_rows(run.args.rows, 576, run.args.sites)
     z = one_hot(torch.from_numpy(labels))
     sites, n, d = x.shape
     exact: list = []
@@ -140,7 +140,7 @@ def speed(run: Run) -> Iterator[Row]:
 @SUITE.part()
 def guardedness(run: Run) -> Iterator[Row]:
     """What linear readers find after erasing, and what erasing twice does."""
-    x, labels = shared_rows(run.asked.rows, 576, run.asked.sites)
+    x, labels = shared_rows(run.args.rows, 576, run.args.sites)
     sites = len(x)
     moments = Moments().update(x, labels)
     leace = Leace().fit_moments(moments)

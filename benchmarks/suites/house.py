@@ -96,7 +96,7 @@ def names(run: Run) -> Iterator[Row]:
 @SUITE.part()
 def generated(run: Run) -> Iterator[Row]:
     """Bytes that differ in generated pages and golden audits."""
-    since, changed, counted = run.asked.since, 0, 0
+    since, changed, counted = run.args.since, 0, 0
     golden = tracked("tests/repository/golden/*.json")
     for path in [*golden, *tracked("docs/results/*.md")]:
         name = path.relative_to(ROOT).as_posix()

@@ -23,7 +23,7 @@ PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
 LOOP = "scikit-learn lbfgs loop, extrapolated"
 
 
-def standardised(x: np.ndarray) -> np.ndarray:
+def standardize(x: np.ndarray) -> np.ndarray:
     """Once over all rows of a site, as most users do."""
     return (x - x.mean(1, keepdims=True)) / x.std(1, keepdims=True)
 
@@ -31,7 +31,7 @@ def standardised(x: np.ndarray) -> np.ndarray:
 def states(n: int, d: int, sites: int, scaling: str) -> tuple[np.ndarray, np.ndarray]:
     """(site, n, d) rows, standardised or raw, and (n,) labels."""
     x, y = activations(n, d, sites)
-    return (standardised(x) if scaling == "standardised" else x), y
+    return (standardize(x) if scaling == "standardised" else x), y
 
 
 def user_fit(x, y, train, test, C=1.0, scaled: bool = False) -> None:
@@ -132,7 +132,7 @@ def ceiling(
 
 def leave_one_out(run: Run) -> Iterator[Row]:
     """Leave-one-out folds of 200 rows at 31 sites."""
-    clock, quick = run.clock, run.asked.quick
+    clock, quick = run.clock, run.args.quick
     targets = {
         (576, "standardised"): (200, 400),
         (576, "raw"): (500, 1000),
@@ -179,7 +179,7 @@ def within_fold(run: Run) -> Iterator[Row]:
         x, y = activations(200, d, 31)
         folds = leave_one_group_out(None, 200)
         peer = user_seconds(
-            x, y, folds, clock, 4 if run.asked.quick else 16, scaled=True
+            x, y, folds, clock, 4 if run.args.quick else 16, scaled=True
         )
         work = partial(run_folds, clock, x, y, 2, folds, "float64", standardize="fold")
         own, (scores, _) = clock.measured(work)
@@ -197,7 +197,7 @@ def within_fold(run: Run) -> Iterator[Row]:
 def penalties(run: Run) -> Iterator[Row]:
     """Ten folds by group and three penalties, 2,000 rows."""
     clock, grid = run.clock, (0.1, 1.0, 10.0)
-    sites = 2 if run.asked.quick else 4
+    sites = 2 if run.args.quick else 4
     for scaling in ("standardised", "raw"):
         x, y = states(2000, 576, sites, scaling)
         folds = k_fold(np.arange(2000) // 4, y, 10)
@@ -226,7 +226,7 @@ def penalties(run: Run) -> Iterator[Row]:
 
 def permutations(run: Run) -> Iterator[Row]:
     """A thousand permuted label vectors in ten folds at 31 sites."""
-    clock, quick = run.clock, run.asked.quick
+    clock, quick = run.clock, run.args.quick
     count, sites = (100, 1) if quick else (1000, 3)
     x, y = states(200, 576, 31, "standardised")
     rng = np.random.default_rng(1)
@@ -281,7 +281,7 @@ def permutations(run: Run) -> Iterator[Row]:
 
 def many_classes(run: Run) -> Iterator[Row]:
     """Twenty classes, one of fifty groups left out at a time."""
-    clock, quick = run.clock, run.asked.quick
+    clock, quick = run.clock, run.args.quick
     sites = 2 if quick else 4
     folds = leave_one_group_out(np.arange(200) // 4, 200)
     rng = np.random.default_rng(2)
@@ -290,7 +290,7 @@ def many_classes(run: Run) -> Iterator[Row]:
     for scaling in ("standardised", "raw"):
         x, _ = activations(200, 576, sites)
         signal = marks if scaling == "standardised" else marks * x.std(1, keepdims=True)
-        x = (standardised(x) if scaling == "standardised" else x) + signal
+        x = (standardize(x) if scaling == "standardised" else x) + signal
         peer = user_seconds(x, codes, folds, clock, 2)
         work = partial(run_folds, clock, x, codes, 20, folds, "float64")
         own, (scores, products) = clock.measured(work)

@@ -13,7 +13,6 @@ from benchmarks.harness.plots import draw_costs
 from benchmarks.harness.results import Row, at_least, row
 from benchmarks.harness.runner import Run, Suite
 from benchmarks.suites import capture, closed_forms, logistic
-from evidence.errors import InputError
 
 FILES = {"cpu": "kernels", "cuda": "kernels-cuda"}
 SPEED = ("concept vectors", "SmolLM2 resid", "encode and decode")
@@ -44,7 +43,7 @@ SUITE = Suite(
     "probes",
     "Solvers, closed forms, CKA and capture against scikit-learn and other peers. With "
     "--device cuda ours runs on a GPU, copies to it included; scikit-learn stays on the CPU.",
-    result=lambda asked: FILES[asked.device],
+    result=lambda args: FILES[args.device],
     pages=(PAGE,),
     options=_options,
     devices=tuple(FILES),
@@ -70,11 +69,4 @@ for measure in (
     SUITE.part()(measure)
 
 
-@SUITE.part("capture")
-def capture_part(run: Run) -> Iterator[Row]:
-    """Last-token residuals of SmolLM2 against the plain pass and two libraries."""
-    if run.clock.device != "cpu":
-        raise InputError(
-            "capture is measured on the CPU alone", fix="Name other parts by --only"
-        )
-    yield from capture.measure(run)
+SUITE.part("capture", devices=("cpu",))(capture.measure)

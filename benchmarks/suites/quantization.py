@@ -30,46 +30,46 @@ from evidence.progress import SILENT
 from testbeds.worlds.biographies import STANDARD, BiosWorld, build_bios
 
 # Tried in turn, in mean bin widths, until the answers are gone.
-SIZES = (0.01, 0.45)
-STEPS, GONE = 150, 0.1
-FAR = 10.0
+NEAR_SIZES = (0.01, 0.45)
+STEPS, MAX_EXACT_MATCH = 150, 0.1
+FAR_SIZE = 10.0
 GRID = "NF4, block 64"
 
 
 def bins(run: Run) -> Iterator[Row]:
     """Codes against bitsandbytes; edits inside the bins and far beyond them."""
-    world = build_bios(STANDARD, run.asked.seeds[0], run.asked.root / "worlds")
+    world = build_bios(STANDARD, run.args.seeds[0], run.args.root / "worlds")
     yield from _codes(open_checkpoint(world.original).load())
-    hidden, size, said, codes = hide(world)
+    hidden, size, exact_match, codes = least_hiding_edit(world)
     yield row(
-        f"an edit of {SIZES[0]} bins (RMS): codes that rounding gives back",
-        codes[str(SIZES[0])],
+        f"an edit of {NEAR_SIZES[0]} bins (RMS): codes that rounding gives back",
+        codes[str(NEAR_SIZES[0])],
         at_least(1),
         "share",
         GRID,
-        said=said[str(SIZES[0])],
+        **{"said": exact_match[str(NEAR_SIZES[0])]},
     )
     yield row(
         "answers still said after the least edit that hides them, or the largest",
-        said[str(size)],
-        at_most(GONE),
+        exact_match[str(size)],
+        at_most(MAX_EXACT_MATCH),
         "share",
-        f"projected gradient, sizes {', '.join(map(str, SIZES))}",
-        said_by_size=said,
+        f"projected gradient, sizes {', '.join(map(str, NEAR_SIZES))}",
+        said_by_size=exact_match,
     )
     name = f"an edit of {size:g} bins (RMS) that hides the answers"
     yield from _judged(world, hidden, name, returns=True)
-    name = f"an edit of {FAR:g} bins (RMS) towards a model that never knew"
-    yield from _judged(world, far(world), name, returns=False)
+    name = f"an edit of {FAR_SIZE:g} bins (RMS) towards a model that never knew"
+    yield from _judged(world, edit_towards_twin(world), name, returns=False)
 
 
-def hide(
+def least_hiding_edit(
     world: BiosWorld,
 ) -> tuple[nn.Module, float, dict[str, float], dict[str, float]]:
     """The least edit of ``SIZES`` that unlearns, else the last.
 
     Returns:
-        The model, its size, and by size what is still said and the share of codes that
+        The model, its size, and by size the exact-match rate and the share of codes that
         are the original's.
     """
     checkpoint = open_checkpoint(world.original)
@@ -77,45 +77,50 @@ def hide(
     forget = encode_items(checkpoint.tokenizer, items)
     forget += encode_items(checkpoint.tokenizer, items, 0)
     retain = encode_items(checkpoint.tokenizer, read_items(world.retain))
-    said: dict[str, float] = {}
+    exact_match: dict[str, float] = {}
     codes: dict[str, float] = {}
     start = linear_weights(_on_grid(world))
-    model, size = _on_grid(world), SIZES[0]
-    for size in SIZES:
+    model, size = _on_grid(world), NEAR_SIZES[0]
+    for size in NEAR_SIZES:
         model = _on_grid(world)
-        _hide_within_(model, forget, retain, size)
-        said[str(size)] = float(score_answers(model, forget).greedy.mean())
+        _unlearn_within_ball_(model, forget, retain, size)
+        exact_match[str(size)] = float(score_answers(model, forget).greedy.mean())
         same = [
-            (_codes_of(w, turned) == _codes_of(*start[name])).flatten()
-            for name, (w, turned) in linear_weights(model).items()
+            (_codes_of(w, transposed) == _codes_of(*start[name])).flatten()
+            for name, (w, transposed) in linear_weights(model).items()
         ]
         codes[str(size)] = float(torch.cat(same).double().mean())
-        print(f"an edit of {size} bins: says {said[str(size)]:.2f}", flush=True)
-        if said[str(size)] <= GONE:
+        print(f"an edit of {size} bins: says {exact_match[str(size)]:.2f}", flush=True)
+        if exact_match[str(size)] <= MAX_EXACT_MATCH:
             break
-    return model, size, said, codes
+    return model, size, exact_match, codes
 
 
-def far(world: BiosWorld) -> nn.Module:
+def edit_towards_twin(world: BiosWorld) -> nn.Module:
     """The twin's direction from the original, ten bins long in every matrix."""
     start = {n: w for n, (w, _) in linear_weights(_on_grid(world)).items()}
     model = open_checkpoint(world.twin).load()
     with torch.no_grad():
-        for name, (weight, turned) in linear_weights(model).items():
+        for name, (weight, transposed) in linear_weights(model).items():
             edit = weight - start[name]
-            size = FAR * _width(start[name], turned) / edit.square().mean().sqrt()
+            size = (
+                FAR_SIZE * _width(start[name], transposed) / edit.square().mean().sqrt()
+            )
             weight.copy_(start[name] + size * edit)
     return model
 
 
-def _hide_within_(
+def _unlearn_within_ball_(
     model: nn.Module, forget: Sequences, retain: Sequences, size: float
 ) -> None:
     """Signed steps on all matrices, put back into a ball of ``size`` bins each time."""
     weights = linear_weights(model)
     start = {name: weight.detach().clone() for name, (weight, _) in weights.items()}
-    width = {n: _width(start[n], turned) for n, (_, turned) in weights.items()}
-    room = {n: _room(start[n], turned) for n, (_, turned) in weights.items()}
+    width = {n: _width(start[n], transposed) for n, (_, transposed) in weights.items()}
+    room = {
+        n: _room_within_codes(start[n], transposed)
+        for n, (_, transposed) in weights.items()
+    }
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     for weight, _ in weights.values():
@@ -125,7 +130,7 @@ def _hide_within_(
     for _ in range(STEPS):
         for rows, count, sign in ((forget, 96, -1.0), (retain, 64, 3.0)):
             some = torch.randperm(len(rows), generator=generator)[:count].tolist()
-            _push(model, rows[some], sign)
+            _add_gradient(model, rows[some], sign)
         with torch.no_grad():
             for name, (weight, _) in weights.items():
                 assert weight.grad is not None
@@ -138,7 +143,7 @@ def _hide_within_(
                 weight.grad = None
 
 
-def _push(model: nn.Module, rows: Sequences, sign: float) -> None:
+def _add_gradient(model: nn.Module, rows: Sequences, sign: float) -> None:
     """Add the gradient of the answers' loss, capped so that ascent ends, by sign."""
     for batch in batches(rows, batch_tokens=4096):
         logits = model(**batch.model_inputs, use_cache=False).logits[:, :-1]
@@ -147,9 +152,9 @@ def _push(model: nn.Module, rows: Sequences, sign: float) -> None:
         (sign * loss.clamp(max=6.0).sum() / len(rows)).backward()
 
 
-def _room(weight: Tensor, turned: bool) -> tuple[Tensor, Tensor]:
+def _room_within_codes(weight: Tensor, transposed: bool) -> tuple[Tensor, Tensor]:
     """How far each weight of the grid may go down and up and keep its code."""
-    matrix = weight.T if turned else weight
+    matrix = weight.T if transposed else weight
     grid = quantize(matrix)
     middles = (grid.levels[:-1] + grid.levels[1:]) / 2
     # Weights in the outermost bins stay: they set the scale of their block.
@@ -158,15 +163,15 @@ def _room(weight: Tensor, turned: bool) -> tuple[Tensor, Tensor]:
     below = own - middles[(grid.codes - 1).clamp(min=0)]
     above = middles[grid.codes.clamp(max=len(middles) - 1)] - own
     low, high = (0.95 * s * grid.scales * inner for s in (-below, above))
-    return (low.T, high.T) if turned else (low, high)
+    return (low.T, high.T) if transposed else (low, high)
 
 
-def _codes_of(weight: Tensor, turned: bool) -> Tensor:
-    return quantize(weight.T if turned else weight).codes
+def _codes_of(weight: Tensor, transposed: bool) -> Tensor:
+    return quantize(weight.T if transposed else weight).codes
 
 
-def _width(weight: Tensor, turned: bool) -> Tensor:
-    return quantize(weight.T if turned else weight).bin_widths.mean()
+def _width(weight: Tensor, transposed: bool) -> Tensor:
+    return quantize(weight.T if transposed else weight).bin_widths.mean()
 
 
 def _on_grid(world: BiosWorld) -> nn.Module:
@@ -193,15 +198,15 @@ def _judged(
         "original": _subject("original", _on_grid(world)),
         "unlearned": _subject("unlearned", candidate),
     }
-    heard, quantised = {}, {}
+    scores, quantized_scores = {}, {}
     for role, each in subjects.items():
         with each.loaded("cpu") as model:
-            heard[role] = score_question_sets(model, tokenizer, sets, SILENT)
-        quantised[role] = score_quantized(
+            scores[role] = score_question_sets(model, tokenizer, sets, SILENT)
+        quantized_scores[role] = score_quantized(
             each, tokenizer, sets, config, device="cpu", progress=SILENT
         )
     bins = edit_in_bins(subjects["original"], subjects["unlearned"], config, "cpu")
-    axis = judge(sets, heard, quantised, bins, True, config, ())
+    axis = judge(sets, scores, quantized_scores, bins, True, config, ())
     gap: dict[str, Any] = axis.details["gap"]["unlearned"][0]
     edit = axis.details["edit"]["nf4"]
     figure = f"{name}: answers said after rounding less before"
@@ -235,9 +240,9 @@ def _codes(model: nn.Module) -> Iterator[Row]:
     ):
         for kind in ("nf4", "fp4"):
             wrong, total = 0, 0
-            for weight, turned in linear_weights(each).values():
+            for weight, transposed in linear_weights(each).values():
                 matrix = weight.detach().float()
-                matrix = (matrix.T if turned else matrix).contiguous()
+                matrix = (matrix.T if transposed else matrix).contiguous()
                 packed, state = quantize_4bit(
                     matrix, blocksize=64, quant_type=kind, compress_statistics=False
                 )

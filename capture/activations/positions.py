@@ -87,7 +87,7 @@ def select_positions(
     if short.any():
         row = int(np.flatnonzero(short)[0])
         raise InputError(
-            f"{int(short.sum())} rows have no token at the positions asked for",
+            f"{int(short.sum())} rows lack the requested positions",
             expected=f"positions inside every row ({positions!r})",
             got=f"row {row} with {lengths[row]} tokens, {starts[row]} in its prompt",
         )
@@ -99,7 +99,7 @@ def select_positions(
 def _subject_positions(ends: Sequence[int] | None, rows: int) -> np.ndarray:
     if ends is None or len(ends) != rows:
         raise InputError(
-            "the last subject token is not known",
+            "the last subject token is unknown",
             expected=f"subject_end, one index for each of the {rows} rows",
             got="none" if ends is None else f"{len(ends)}",
         )

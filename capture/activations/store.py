@@ -111,7 +111,7 @@ class ActivationStore:
             activations = _open_group(folder, names, selection, len(sequences))
         if activations is None:
             raise InputError(
-                f"the activations in {folder} are not as they were written",
+                f"the activations in {folder} are damaged",
                 fix="Check the disk, or choose another folder",
             )
         return activations
@@ -220,7 +220,7 @@ class StoredArray:
         if os.path.lexists(group):
             delete_owned_folder(group, GROUP_FILES)
         raise InputError(
-            f"the activations in {group} are not as they were written",
+            f"the activations in {group} are damaged",
             fix="Run the same command again; they are computed again",
         ) from cause
 

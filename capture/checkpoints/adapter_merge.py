@@ -46,7 +46,7 @@ def merge_adapter(
     with (
         library_errors(
             f"the adapter in {folder} does not fit its base",
-            expected="an adapter of this very architecture that can be merged",
+            expected="an adapter for this architecture that can be merged",
             fix="Pass base=, the model the adapter was trained on",
         ),
         warnings.catch_warnings(),
@@ -97,7 +97,7 @@ def merge_adapter(
             )
         except InputError as error:
             raise InputError(
-                f"the adapter in {folder} makes weights that are not finite",
+                f"the adapter in {folder} leads to weights that are not finite",
                 expected="finite numbers after merging",
                 got=f"{error.got} in {name}",
             ) from error

@@ -90,7 +90,7 @@ def _read(path: Path, place: Path) -> tuple[Any, Any]:
     with (
         library_errors(
             f"{path} could not be read as GGUF",
-            expected="a whole GGUF file of an architecture transformers knows",
+            expected="a complete GGUF file of an architecture that transformers supports",
             fix="Download it again, or pass the model as a Hugging Face folder",
         ),
         quiet_transformers(),
@@ -121,7 +121,7 @@ def _read(path: Path, place: Path) -> tuple[Any, Any]:
     missing = [*report["missing_keys"], *map(str, report["mismatched_keys"])]
     if missing:
         raise InputError(
-            f"{path} does not hold every tensor its settings ask for",
+            f"{path} lacks tensors of its configuration",
             expected=f"the weights of a {type(model).__name__}",
             got=f"{len(missing)} missing or of another shape, such as {missing[0]}",
         )
@@ -159,7 +159,7 @@ def _check_round_trip(model: Any, folder: Path) -> None:
     ):
         raise InputError(
             "the dequantized weights did not load back as they were saved",
-            fix="Check the disk of the cache folder, or name another in EXHUME_CACHE",
+            fix="Check the disk of the cache folder, or set EXHUME_CACHE to another folder",
         )
 
 

@@ -32,9 +32,9 @@ def download(
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise InputError(
-            f"{source} is not a folder here, and the hub did not give it "
+            f"{source} is not a local folder, and the download from the hub failed "
             f"({type(error).__name__})",
-            expected="an existing folder or file, or a hub id that can be reached",
+            expected="an existing folder or file, or a reachable hub id",
             fix="Check the spelling; with HF_HUB_OFFLINE set only models already "
             "downloaded are found",
         ) from error

@@ -101,7 +101,7 @@ def _from_bridge(bridge: Any) -> nn.Module:
     missing = sorted(expected - set(state))
     if missing:
         raise InputError(
-            "the TransformerBridge cannot be turned back into its original model",
+            "the TransformerBridge cannot be converted back to its original model",
             expected=f"{len(expected)} tensors under their original names",
             got=f"no {missing[0]}",
             fix="Pass the Hugging Face model it was made from",

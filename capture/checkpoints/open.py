@@ -327,9 +327,9 @@ def _open_adapter(
     base_source = base if base is not None else _named_base(folder, raw)
     if is_folder(Path(base_source)) and is_file(Path(base_source) / adapters.CONFIG):
         raise InputError(
-            f"{folder} adapts {base_source}, which is an adapter itself",
-            expected="a whole model underneath",
-            fix="Merge the lower adapter first",
+            f"{folder} adapts {base_source}, which is itself an adapter",
+            expected="a base model",
+            fix="Merge that adapter into its base first",
         )
     base_checkpoint = open_checkpoint(base_source, cache=cache, progress=progress)
     if base_checkpoint.path is None:

@@ -71,7 +71,7 @@ class CheckedFiles:
             if tuple(map(_file_stats, self.paths)) != self.file_stats:
                 raise InputError(
                     f"{self.paths[0].parent} changed after its weights were checked",
-                    expected="files that stay as they are while they are worked with",
+                    expected="files that do not change during a run",
                     fix="Run the same command again",
                 )
             yield files

@@ -90,7 +90,7 @@ def parse_facts(
         f"{rows[0].location}: no prompt or answer was found",
         expected="prompt and answer, or the fields of TOFU, MUSE, WMDP, RWKU or UDS",
         got="the fields " + (", ".join(sorted(map(str, present)))[:200] or "none"),
-        fix="Rename the columns, or say which column holds which field",
+        fix="Rename the columns, or map fields to columns",
     )
 
 
@@ -137,7 +137,7 @@ def _exhume(rows: Sequence[Row]) -> list[Fact]:
             raise InputError(
                 f"{rows[0].location}: the field {name!r} is not known",
                 expected=repr(matches[0]),
-                fix=f"Rename it to {matches[0]!r}, or to something less alike",
+                fix=f"Rename it to {matches[0]!r}, or to a less similar name",
             )
     return [
         Fact(

@@ -53,7 +53,7 @@ def read_images(
     if path.suffix != ".npz":
         raise InputError(
             f"{path} is neither a folder of images nor an .npz file",
-            expected="a folder per class, or .npz with image and label",
+            expected="one folder per class, or .npz with image and label",
         )
     return _npz(path, preprocessor, name or path.stem)
 
@@ -73,7 +73,7 @@ def _npz(path: Path, preprocessor: ImagePreprocessor, name: str) -> ImageSet:
         _check_size(path, len(image), image[:1], preprocessor)
     if label.dtype.kind == "u" and label.size and label.max() > MAX_CLASS_NUMBER:
         raise InputError(
-            f"{path} names a class that no model has",
+            f"{path} has an impossible class number",
             expected=f"at most {MAX_CLASS_NUMBER:,}",
             got=str(label.max()),
         )
@@ -147,7 +147,7 @@ def _check_size(
     total = 4 * count * max(first.size, side)
     if total > MAX_BYTES:
         raise InputError(
-            f"{path} unpacks to too much",
+            f"{path} is too large when unpacked",
             expected=f"at most {MAX_BYTES / (1 << 30):.3g} GiB as the model takes it",
             got=f"{total / (1 << 30):.3g} GiB, {count:,} images",
             fix="Keep the images that the audit needs",
@@ -159,7 +159,7 @@ def _check_sizes(path: Path, first: Tensor, other: Tensor) -> None:
         sizes = sorted(tuple(image.shape[2:]) for image in (first, other))
         raise InputError(
             f"the images of {path} have different sizes, and the model names none",
-            expected="one size, or a preprocessor_config.json that says it",
+            expected="one size, or a preprocessor_config.json that states it",
             got=", ".join(f"{h} x {w}" for h, w in sizes),
         )
 

@@ -49,7 +49,7 @@ class ImageSet:
     def __post_init__(self) -> None:
         if not _valid_types(self.pixels, self.labels, self.ids):
             raise InputError(
-                f"the images of {self.name or 'the set'} cannot be understood",
+                f"the images of {self.name or 'the set'} have an invalid type",
                 expected="pixels in a torch tensor, whole numbers in an array, and "
                 "a tuple of names that are valid Unicode",
                 got=", ".join(
@@ -60,7 +60,7 @@ class ImageSet:
         if self.pixels.dim() != 4 or len(counts) != 1 or counts == {0}:
             raise InputError(
                 f"the images of {self.name or 'the set'} do not fit together",
-                expected="(image, channel, height, width), a label and an id an image",
+                expected="(image, channel, height, width), with a label and an id per image",
                 got=f"{tuple(self.pixels.shape)}, {len(self.labels)} labels, "
                 f"{len(self.ids)} ids",
             )
@@ -171,7 +171,7 @@ class ImagePreprocessor:
         size = _size(size or settings.get("crop_size") or settings.get("size"))
         if not isinstance(channels, int):
             raise InputError(
-                "the model does not say what images it takes",
+                "the model's configuration lacks the number of channels",
                 expected="num_channels in its config.json, as image classifiers have",
                 got=str(config.get("model_type")),
             )
@@ -234,7 +234,7 @@ class ImagePreprocessor:
             or not raw.size
         ):
             raise InputError(
-                "the images cannot be understood",
+                "the images have an invalid shape or type",
                 expected="(image, height, width) with 1 or 3 channels, uint8 or float",
                 got=f"{raw.shape} of {raw.dtype}",
             )

@@ -321,7 +321,7 @@ def _check_text(identifier: object, field: str, value: object) -> None:
         )
     if heap := _excess_marks().search(value):
         raise InputError(
-            f"item {identifier!r}: {field} heaps marks on one letter",
+            f"item {identifier!r}: {field} has too many combining marks on one letter",
             expected=f"at most {MAX_COMBINING_MARKS}, as in any writing system",
             got=ascii(heap.group()[:4]) + " ...",
         )

@@ -49,7 +49,7 @@ def read_rows(path: Path) -> list[Row]:
             f"{path} is empty",
             expected="one item or more",
             got="no record",
-            fix="Check that the file was written to its end",
+            fix="Check that the file is complete",
         )
     return rows
 
@@ -76,10 +76,10 @@ def _rows(path: Path, file: BinaryIO, start: bytes) -> Iterator[Row]:
         rows = _jsonl(path, file)
     else:
         raise InputError(
-            f"{path} is not a kind of file that can be read",
+            f"{path} has an unsupported format",
             expected="JSON Lines, JSON, CSV or Parquet",
             got=f"a file that starts with {start[:12]!r}",
-            fix="Convert it to JSON Lines, one object a line",
+            fix="Convert it to JSON Lines, one object per line",
         )
     names: set[str] = set()
     for count, row in enumerate(rows, 1):
@@ -125,7 +125,7 @@ def _too_long(path: Path, number: int) -> InputError:
         f"{path}, line {number} is too long",
         expected=f"at most {MAX_LINE_BYTES:,} bytes an item",
         got="more",
-        fix="Write one item a line, without its source text",
+        fix="Write one item per line, without its source text",
     )
 
 

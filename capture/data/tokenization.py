@@ -61,7 +61,7 @@ def encode(
         if not answer.strip():
             raise InputError(
                 f"the answer to {prompt!r} is empty",
-                expected="an answer with at least one letter or sign",
+                expected="an answer with at least one character",
                 got=repr(answer),
                 fix="Fill in the answer, or leave the item out",
             )
@@ -154,7 +154,7 @@ def subject_ends(
     """
     if not tokenizer.is_fast:
         raise InputError(
-            "this tokenizer cannot say which characters a token covers",
+            "this tokenizer has no character offsets",
             expected="a fast tokenizer",
             got=type(tokenizer).__name__,
         )
@@ -189,7 +189,7 @@ def _token_ids(
     if not texts:
         return []
     # A tokenizer without an unknown token raises for unknown text.
-    with library_errors("the tokenizer cannot read every text"):
+    with library_errors("the tokenizer cannot encode every text"):
         rows = tokenizer(list(texts), verbose=False)["input_ids"]
     end = tokenizer.eos_token_id
     # Encoders such as RoBERTa, recognized by their classification token, need their
@@ -240,7 +240,7 @@ def _check_answer(
         unknown = None
     if not ids or unknown in ids:
         raise InputError(
-            f"the answer {answer!r} to {prompt!r} cannot be tokenised",
+            f"the answer {answer!r} to {prompt!r} cannot be tokenized",
             expected="an answer made of tokens the model has",
             got="no tokens" if not ids else f"the unknown token {tokenizer.unk_token}",
             fix="Spell the answer with words the tokenizer knows, or drop the item",

@@ -116,7 +116,7 @@ def record_places(
     if stop and missing:
         raise InputError(
             f"the forward pass never reached {', '.join(missing[:3])}",
-            expected="a model that uses every one of its blocks",
+            expected="a model that uses all of its blocks",
         )
 
 

@@ -152,12 +152,12 @@ def _explain_broken_cuts(trace: ForwardTrace, cuts: Sequence[Cut]) -> str:
     if sorted(ends) != ends:
         return "its parts do not run in the order in which they are listed"
     if not trace.rows_first:
-        return "what passes between its parts has no axis of rows first"
+        return "the values between its parts do not start with an axis of rows"
     output = trace.output
     if output is None or len(output) != trace.rows:
-        return "its output has no axis of rows first"
+        return "its output does not start with an axis of rows"
     if not _allclose(output, output[-1:].expand_as(output)):
-        return "something passes by its parts, as in a network with skips between them"
+        return "information bypasses its parts, as in a network with skip connections"
     return ""
 
 
@@ -166,7 +166,7 @@ def _explain_unlinked_blocks(trace: ForwardTrace, blocks: Sequence[nn.Module]) -
     for layer, (block, following) in enumerate(pairwise(blocks)):
         gave, read = trace.of(block).output, trace.of(following).input
         if gave is None or read is None or not _allclose(read, gave):
-            return f"what leaves block {layer} is not what enters the next"
+            return f"the output of block {layer} is not the input of the next"
     return ""
 
 
@@ -205,14 +205,14 @@ def _block_parts(
         place = f"in block {layer} of {type(model).__name__}"
         if not chosen and not given_up:
             why = (
-                f"{place} no module gives what is added to the stream: it is scaled or "
-                "changed first"
+                f"{place} no module outputs the contribution to the stream: it is "
+                "scaled or changed first"
             )
             refused = {"attn": why, "mlp": why} | refused
         for kind, module in zip(("attn", "mlp"), chosen or (), strict=False):
             gave, stream = trace.of(module).output, trace.of(block).output
             if gave is not None and stream is not None and gave.shape != stream.shape:
-                why = f"{place} it has no positions: rows lie one after another"
+                why = f"{place} its rows are flattened, so it has no positions"
                 refused.setdefault(kind, why)
     return BlockParts(
         tuple(projections), tuple(attention), tuple(feed_forward), width, refused

@@ -61,7 +61,7 @@ def find_transformer(model: nn.Module) -> Transformer | None:
         )
     for name in RECURRENT_ARGUMENTS:
         if name in inspect.signature(blocks[0].forward).parameters:
-            raise unsupported(model, "its blocks hand on a recurrent state")
+            raise unsupported(model, "its blocks have a recurrent state")
     feed_forwards = tuple(map(feed_forward_of, blocks))
     return Transformer(
         tuple(blocks), attentions, feed_forwards, _output_layer(model, blocks)
@@ -102,6 +102,22 @@ def find_blocks(model: nn.Module) -> list[nn.Module]:
     return lists[0][1]
 
 
+def block_at(model: nn.Module, index: int, name: str = "layer") -> nn.Module:
+    """One block by its index; ``name`` is the setting that errors are about.
+
+    Raises:
+        InputError: The model has no such block.
+    """
+    blocks = find_blocks(model)
+    if not 0 <= index < len(blocks):
+        raise InputError(
+            f"{name} is not the index of a block of this model",
+            expected=f"0 to {len(blocks) - 1}",
+            got=str(index),
+        )
+    return blocks[index]
+
+
 def residual_units(model: nn.Module) -> list[nn.Module]:
     """The innermost modules of lists that hold two or more layers with weights, by depth."""
     listed = [
@@ -126,7 +142,7 @@ def unsupported(model: nn.Module, reason: str) -> InputError:
     return InputError(
         f"the structure of {name} is not understood: {reason}",
         expected="one stack of blocks with attention, or two or more layers with "
-        "weights, each of which reads nothing but what the one before it gives",
+        "weights, each of which reads only the output of the one before it",
         fix="Use a model of another family; this one is not supported yet",
     )
 
@@ -423,7 +439,7 @@ def random_like(model: nn.Module, seed: int) -> nn.Module:
     config = getattr(model, "config", None)
     if config is None:
         raise InputError(
-            "this model cannot be made anew with random weights",
+            "this model cannot be reinitialized",
             expected="a Hugging Face model, with its config",
             got=type(model).__name__,
         )

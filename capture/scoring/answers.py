@@ -157,7 +157,7 @@ def score_answers(
     furthest = max((token[0] for token in watch if isinstance(token, tuple)), default=0)
     if len(sequences) and furthest >= n_tokens.min():
         raise InputError(
-            "tokens are watched beyond the end of an answer",
+            "watched tokens lie beyond the end of an answer",
             expected=f"at most {n_tokens.min() - 1} tokens after its first",
             got=str(furthest),
         )

@@ -1,4 +1,4 @@
-"""Logits of image classifiers, and their states at sites."""
+"""Logits and activations of image classifiers, with optional edits at sites."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +15,7 @@ BATCH = 256
 
 
 def class_logits(model: nn.Module, pixels: Tensor) -> Tensor:
-    """(image, class) logits of an image classifier, or of a plain network."""
+    """(image, class) logits of an image classifier or a plain network."""
     out: Any = model(pixels)
     return out if isinstance(out, Tensor) else out.logits
 
@@ -30,34 +30,34 @@ def logits_with_edits(
 def pixel_logits(
     model: nn.Module, pixels: Tensor, edits: Mapping[str, Edit], where: Sites
 ) -> Tensor:
-    """(image, class) logits of images that have no names, as ``logits_with_edits``."""
-    device, found = model_device(model), []
+    """``logits_with_edits`` for a tensor of pixels."""
+    device, logits = model_device(model), []
     with (
         torch.no_grad(),
         evaluation_mode(model),
         patch(model, edits, known_sites=where),
     ):
         for start in range(0, len(pixels), BATCH):
-            part = pixels[start : start + BATCH].to(device)
-            found.append(class_logits(model, part).float().cpu())
-    return torch.cat(found)
+            batch = pixels[start : start + BATCH].to(device)
+            logits.append(class_logits(model, batch).float().cpu())
+    return torch.cat(logits)
 
 
 def image_states(
     model: nn.Module, images: ImageSet, sites: list[str], where: Sites
 ) -> dict[str, Tensor]:
-    """Site to (image, ...) whole states, on the CPU."""
-    found: dict[str, list[Tensor]] = {site: [] for site in sites}
+    """Site to (image, ...) activations, on the CPU."""
+    batches: dict[str, list[Tensor]] = {site: [] for site in sites}
     device = model_device(model)
     with (
         torch.no_grad(),
         evaluation_mode(model),
         record(
             model, sites, lambda _, value: value.float().cpu(), known_sites=where
-        ) as seen,
+        ) as recorded,
     ):
         for start in range(0, len(images.pixels), BATCH):
             class_logits(model, images.pixels[start : start + BATCH].to(device))
-            for site, value in seen.items():
-                found[site].append(value)
-    return {site: torch.cat(parts) for site, parts in found.items()}
+            for site, value in recorded.items():
+                batches[site].append(value)
+    return {site: torch.cat(values) for site, values in batches.items()}

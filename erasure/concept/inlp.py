@@ -32,7 +32,7 @@ class IterativeNullspace(MomentEraser):
 
     Examples:
         >>> x = states.site("resid.1")
-        >>> eraser = exhume.IterativeNullspace(max_rounds=3).fit(x, cities == "Lisbon")
+        >>> eraser = exhume.IterativeNullspace(max_probes=3).fit(x, cities == "Lisbon")
         >>> eraser.rank_ <= 3
         True
     """

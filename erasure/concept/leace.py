@@ -74,12 +74,9 @@ class Leace(MomentEraser):
         significant = correlations > self.tolerance
         ranks = significant.sum(1)
         max_rank = int(ranks.max())
-        significant, singular_values = (
-            significant[:, :max_rank],
-            correlations[:, :max_rank],
-        )
         # Singular values are sorted, so each site keeps its first ones.
-        inverse = torch.where(significant, 1 / singular_values, 0.0)
+        significant = significant[:, :max_rank]
+        inverse = torch.where(significant, 1 / correlations[:, :max_rank], 0.0)
         left = cross @ vt[:, :max_rank].mT * inverse[:, None]
         right = right_of(u[..., :max_rank] * significant[:, None]).mT
         eraser = AffineEraser("Leace", left, right, moments.mean_x, ranks)
@@ -148,11 +145,9 @@ def _whitened(cov: Tensor, cross: Tensor, cut: float):
     pivots = factor.diagonal(dim1=1, dim2=2).square()
     well_conditioned = (failed == 0) & (pivots > MIN_PIVOT).all(1)
     if bool(well_conditioned.all()):
-        whitened = _solve(factor, inverse_std[..., None] * cross)
-        return (
-            whitened,
-            lambda u: inverse_std[..., None] * _solve(factor.mT, u, upper=True),
-        )
+        column = inverse_std[..., None]
+        whitened = _solve(factor, column * cross)
+        return whitened, lambda u: column * _solve(factor.mT, u, upper=True)
     root = torch.empty_like(cov)
     direct = well_conditioned.nonzero()[:, 0]
     if len(direct):

@@ -39,8 +39,8 @@ class MeanDifference(MomentEraser):
         if moments.classes is not None:
             # The covariance with a class's column is the class's share times its mean's
             # distance from the overall mean. A class without rows has no mean.
-            seen = moments.mean_z > 0
-            spans = spans[..., seen] / moments.mean_z[seen]
+            present = moments.mean_z > 0
+            spans = spans[..., present] / moments.mean_z[present]
         return _project_off_leading(
             "MeanDifference", spans, None, self.tolerance, moments
         )

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from capture.network.structure import down_projection, find_blocks, value_vectors
+from capture.network.structure import block_at, down_projection, value_vectors
 from erasure.inputs import RowsError, class_codes, site_tables
 from evidence.errors import InputError
 from evidence.storage.serialization import eraser_errors, read_eraser, write_eraser
@@ -219,17 +219,10 @@ def pisces_(model: nn.Module, layer: int, eraser: DictionaryEraser) -> int:
     Raises:
         InputError: The block does not exist, or the width differs.
     """
-    blocks = find_blocks(model)
-    if not 0 <= layer < len(blocks):
-        raise InputError(
-            "the model has no such block",
-            expected=f"0 to {len(blocks) - 1}",
-            got=str(layer),
-        )
-    values = value_vectors(down_projection(blocks[layer])).detach()
+    values = value_vectors(down_projection(block_at(model, layer))).detach()
     if values.shape[1] != eraser.dictionary.center.numel():
         raise InputError(
-            "the eraser is of another width",
+            "the eraser has another width than the model",
             expected=str(values.shape[1]),
             got=str(eraser.dictionary.center.numel()),
         )

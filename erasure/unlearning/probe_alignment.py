@@ -181,13 +181,13 @@ def align_(
         )
     count_scored(first, "all")
     depths = check_depths(model, config.depths)
-    scope, whole = [model], list(model.parameters())
+    scope, all_parameters = [model], list(model.parameters())
     alpha = config.lora_alpha
     if config.lora_rank is not None:
         alpha = 2.0 * config.lora_rank if alpha is None else alpha
         adapters = low_rank_(model, scope, config.lora_rank, alpha, seed)
     else:
-        adapters = nullcontext(whole)
+        adapters = nullcontext(all_parameters)
     with adapters as parameters, only_training(model, parameters) as trained:
         pairs = _Pairs(model, memorized, texts, depths, config)
         probes: dict[str, Tensor] = {}
@@ -303,11 +303,11 @@ class _Pairs:
         batches = zip(self.batches, self.padded(rows), self.chunks, strict=True)
         for memorized, clean, chunk in batches:
             memorized_states = last_token_states(self.model, memorized, self.depths)
-            with record_depths(self.model, self.depths) as seen:
+            with record_depths(self.model, self.depths) as recorded:
                 logprob, _ = token_logprobs(self.model, clean, "all")
             starts = torch.tensor([rows.answer_start[row] for row in chunk])
             ends = starts.to(clean.input_ids.device) - 1
-            clean_states = states_at(seen, self.depths, ends)
+            clean_states = states_at(recorded, self.depths, ends)
             gap = squared_gap(memorized_states - clean_states, basis).sum() / len(
                 self.memorised
             )

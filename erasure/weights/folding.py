@@ -103,7 +103,7 @@ def fold_(
     plain = _first_output(model, batch)
     edits = {name: eraser.transform for name, eraser in erasers.items()}
     with patch(model, edits, known_sites=where):
-        wanted = _first_output(model, batch)
+        hooked = _first_output(model, batch)
     targets = {
         name: _targets(model, name, places[name], eraser)
         for name, eraser in erasers.items()
@@ -111,10 +111,10 @@ def fold_(
     with _restored_on_error(model, [m for part in targets.values() for m in part]):
         for name, eraser in erasers.items():
             _fold_one(model, name, places[name], eraser, targets[name])
-        got = _first_output(model, batch)
-        effect = (wanted - plain).abs().max()
-        rounding = MAX_ULPS * torch.finfo(got.dtype).eps * wanted.abs().max()
-        gap = (got - wanted).abs().max()
+        folded = _first_output(model, batch)
+        effect = (hooked - plain).abs().max()
+        rounding = MAX_ULPS * torch.finfo(folded.dtype).eps * hooked.abs().max()
+        gap = (folded - hooked).abs().max()
         if not gap <= MAX_ERROR_SHARE * effect + rounding:
             raise InputError(
                 "the folded model differs from the hooked one",
@@ -188,7 +188,7 @@ def _stream_embeddings(
             expected=f"an embedding of width {eraser.width}",
             fix="Use the eraser as a hook",
         )
-    others = [
+    positional = [
         module
         for module in model.modules()
         if isinstance(module, nn.Embedding)
@@ -196,7 +196,7 @@ def _stream_embeddings(
         and module is not tokens
         and module.embedding_dim == eraser.width
     ]
-    return [tokens, *others]
+    return [tokens, *positional]
 
 
 def _fold_one(
@@ -252,10 +252,10 @@ def _restored_on_error(
 ) -> Iterator[None]:
     """Restore the parameters that folding may change if the context fails."""
     head = output_head(model)
-    some = {id(m): m for m in (*targets, *([head] if head is not None else []))}
+    modules = {id(m): m for m in (*targets, *([head] if head is not None else []))}
     owners = [
         (module, key, parameter, parameter.detach().clone())
-        for module in some.values()
+        for module in modules.values()
         for key, parameter in module._parameters.items()
         if parameter is not None
     ]

@@ -62,10 +62,10 @@ def fold_embeddings_(tables: Sequence[nn.Embedding], eraser: AffineEraser) -> No
             exactly one of its rows.
         eraser: Of one site, of their width.
     """
-    for place, table in enumerate(tables):
+    for index, table in enumerate(tables):
         rows = table.weight.detach().double()
         new = rows @ eraser.matrix.to(rows).T
-        if place == 0:
+        if index == 0:
             new = new + eraser.offset.to(rows)
         table.weight.data.copy_(new)
 

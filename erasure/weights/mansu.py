@@ -159,7 +159,7 @@ def mansu_(
         span = (
             _gradient_span(retain_gradients)
             if retain_gradients
-            else edit.latent.new_zeros(0, edit.chosen)
+            else edit.latent.new_zeros(0, edit.n_selected)
         )
         history: list[dict[str, float]] = []
         stopped = "steps"
@@ -181,7 +181,7 @@ def mansu_(
                     break
                 if size > 0:
                     edit.move(-config.step / size * update)
-                row = {"step": float(step), "moved": float(edit.moved)}
+                row = {"step": float(step), "moved": float(edit.n_moved)}
                 if evaluate is not None and step % config.every == 0:
                     with torch.no_grad():
                         row |= evaluate(model)
@@ -193,7 +193,7 @@ def mansu_(
                     stopped = "criterion"
                     break
     return MansuLog(
-        tuple(history), stopped, edit.chosen, edit.moved, total, edit.same_codes()
+        tuple(history), stopped, edit.n_selected, edit.n_moved, total, edit.same_codes()
     )
 
 
@@ -205,26 +205,28 @@ class _FlooredEdit:
 
     def __init__(
         self,
-        named: Mapping[str, tuple[nn.Parameter, bool]],
-        inside: list[Tensor],
+        matrices: Mapping[str, tuple[nn.Parameter, bool]],
+        masks: list[Tensor],
         floor: float,
     ):
-        self.named, self.masks, self.floor = named, inside, floor
-        self.start = [w.detach().clone() for w, _ in named.values()]
+        self.matrices, self.masks, self.floor = matrices, masks, floor
+        self.start = [w.detach().clone() for w, _ in matrices.values()]
         widths = [
-            _transposed(quantize(_transposed(start, turned)).bin_widths, turned)
-            for start, (_, turned) in zip(self.start, named.values(), strict=True)
+            _oriented(quantize(_oriented(start, transposed)).bin_widths, transposed)
+            for start, (_, transposed) in zip(
+                self.start, matrices.values(), strict=True
+            )
         ]
         self.widths = self.select(widths)
         self.latent = torch.zeros_like(self.widths)
 
     @property
-    def chosen(self) -> int:
+    def n_selected(self) -> int:
         """Number of weights that may move."""
         return len(self.latent)
 
     @property
-    def moved(self) -> int:
+    def n_moved(self) -> int:
         """Number of weights that moved."""
         return int((self._floored() != 0).sum())
 
@@ -235,11 +237,11 @@ class _FlooredEdit:
     def move(self, change: Tensor) -> None:
         """Add to the latent edit, in bins, and write the floored edit into the model."""
         self.latent += change
-        done = self._floored() * self.widths
-        parts = done.split([int(mask.sum()) for mask in self.masks])
+        change_by_weight = self._floored() * self.widths
+        parts = change_by_weight.split([int(mask.sum()) for mask in self.masks])
         with torch.no_grad():
             for (weight, _), start, mask, part in zip(
-                self.named.values(), self.start, self.masks, parts, strict=True
+                self.matrices.values(), self.start, self.masks, parts, strict=True
             ):
                 weight.copy_(start)
                 weight[mask] += part
@@ -252,21 +254,22 @@ class _FlooredEdit:
     def same_codes(self) -> float:
         """Share of the moved weights that quantize to their old code."""
         same = moved = 0
-        for (weight, turned), start in zip(
-            self.named.values(), self.start, strict=True
+        for (weight, transposed), start in zip(
+            self.matrices.values(), self.start, strict=True
         ):
             now = weight.detach()
-            one, two = (
-                quantize(_transposed(each, turned)).codes for each in (start, now)
+            before, after = (
+                quantize(_oriented(w, transposed)).codes for w in (start, now)
             )
-            changed = _transposed(now != start, turned)
-            same += int((one == two)[changed].sum())
+            changed = _oriented(now != start, transposed)
+            same += int((before == after)[changed].sum())
             moved += int(changed.sum())
         return same / moved if moved else 0.0
 
 
-def _transposed(matrix: Tensor, turned: bool) -> Tensor:
-    return matrix.T if turned else matrix
+def _oriented(matrix: Tensor, transposed: bool) -> Tensor:
+    """The matrix as (out, in), or back."""
+    return matrix.T if transposed else matrix
 
 
 def _check_masks(
@@ -293,10 +296,10 @@ def _largest_masks(
     gradient: list[Tensor], masks: list[Tensor], count: int
 ) -> list[Tensor]:
     """Masks of the ``count`` masked weights with the largest absolute gradient."""
-    kept = [mask for mask in masks if mask.any()]
-    sizes = [g.abs().where(m, -1.0) for g, m in zip(gradient, kept, strict=True)]
+    nonempty = [mask for mask in masks if mask.any()]
+    sizes = [g.abs().where(m, -1.0) for g, m in zip(gradient, nonempty, strict=True)]
     flat = torch.cat([size.flatten() for size in sizes])
-    count = min(count, int(sum(int(mask.sum()) for mask in kept)))
+    count = min(count, int(sum(int(mask.sum()) for mask in nonempty)))
     chosen = torch.zeros(len(flat), dtype=torch.bool, device=flat.device)
     chosen[flat.topk(count).indices] = True
     parts = chosen.split([size.numel() for size in sizes])

@@ -190,26 +190,25 @@ def linear_weights(model: nn.Module) -> dict[str, tuple[nn.Parameter, bool]]:
         Parameter name to the parameter and whether it is stored transposed, as (in, out).
     """
     head = output_head(model)
-    found = {}
+    weights = {}
     for name, module in model.named_modules():
         if is_linear_map(module) and module is not head:
             weight = module.weight
             if isinstance(weight, nn.Parameter):
-                found[f"{name}.weight"] = weight, is_transposed(module)
-    return found
+                weights[f"{name}.weight"] = weight, is_transposed(module)
+    return weights
 
 
 def quantize_(model: nn.Module, scheme: Scheme = "nf4") -> list[str]:
-    """Put the quantised values in place of the linear weights of ``model``.
+    """Round the linear weights of ``model`` to their quantized values, in place.
 
-    Embeddings, norms, biases and the output head stay as they are, as they do when a
-    checkpoint is loaded in four bits.
+    As in 4-bit loading, embeddings, norms, biases and the output head are unchanged.
 
     Returns:
         Names of the changed parameters.
 
     Raises:
-        InputError: the model has no linear maps, or as ``quantize``.
+        InputError: The model has no linear maps; or as ``quantize``.
 
     Examples:
         >>> quantized = checkpoint.load()  # changed in place
@@ -226,10 +225,10 @@ def quantize_(model: nn.Module, scheme: Scheme = "nf4") -> list[str]:
             got=type(model).__name__,
         )
     with torch.no_grad():
-        for weight, turned in weights.values():
-            matrix = weight.T if turned else weight
+        for weight, transposed in weights.values():
+            matrix = weight.T if transposed else weight
             values = quantize(matrix, scheme).values
-            weight.copy_(values.T if turned else values)
+            weight.copy_(values.T if transposed else values)
     return list(weights)
 
 

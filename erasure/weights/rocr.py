@@ -26,8 +26,8 @@ from capture.data.sequences import Sequences, pad
 from capture.network.hooks import record_places
 from capture.network.sites import Place
 from capture.network.structure import (
+    block_at,
     down_projection,
-    find_blocks,
     matrix_view,
     model_device,
 )
@@ -72,19 +72,12 @@ def rocr_(
     Raises:
         InputError: The block does not exist, rows are missing, or the ridge is not above 0.
     """
-    blocks = find_blocks(model)
-    if not 0 <= layer < len(blocks):
-        raise InputError(
-            "the model has no such block",
-            expected=f"0 to {len(blocks) - 1}",
-            got=str(layer),
-        )
+    module = down_projection(block_at(model, layer))
     if not ridge > 0 or min(map(len, (forget, harmless, background))) == 0:
         raise InputError(
-            "a redirection needs rows of three kinds and a ridge > 0",
+            "ROCR needs forget, harmless and background rows and a ridge > 0",
             got=f"{len(forget)}, {len(harmless)}, {len(background)} rows, {ridge}",
         )
-    module = down_projection(blocks[layer])
     matrix = matrix_view(module).detach()
     before = matrix.double().cpu()
     key = _mlp_keys(model, module, prompts_only(forget), ends=True).mean(0)

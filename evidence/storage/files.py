@@ -35,9 +35,12 @@ _DISK_PROBLEMS = {
 """Errors of the disk that can occur on any write: cause, remedy."""
 _PATH_PROBLEMS = {
     errno.ENAMETOOLONG: ("the name is too long", "Choose another name"),
-    errno.ENOTDIR: ("a part of its path is no folder", "Choose another folder"),
+    errno.ENOTDIR: ("a part of its path is not a folder", "Choose another folder"),
     errno.EISDIR: ("it is a folder", "Choose another name"),
-    errno.ELOOP: ("its path has a link that may not be followed", "Name the folder"),
+    errno.ELOOP: (
+        "its path contains a link that cannot be followed",
+        "Name the folder",
+    ),
     errno.ENOENT: ("a folder of its path is missing", "Choose another folder"),
     errno.EEXIST: ("something else is there", "Choose another folder"),
     errno.ENOTEMPTY: ("something else is there", "Choose another folder"),
@@ -82,11 +85,11 @@ def _cause(error: Exception, about_path: bool) -> tuple[str | None, str]:
             number = int(message[1])
         elif message is not None:
             return (
-                "the disk took no more of it",
+                "the disk accepted no more data",
                 "Free some space, or raise `ulimit -f`",
             )
         elif about_path and isinstance(error, ValueError) and "null byte" in str(error):
-            return "no file can be called so", "Choose another name"
+            return "the name is invalid", "Choose another name"
     if number in _DISK_PROBLEMS:
         return _DISK_PROBLEMS[number]
     if number is None or not about_path:

@@ -83,8 +83,7 @@ def run_lock(folder: Path) -> Iterator[None]:
         _remove_empty(created)
         holder = LockHolder.read(path)
         raise InputError(
-            f"another run is writing into {folder}"
-            + (f" ({holder})" if holder else ""),
+            f"another run is writing to {folder}" + (f" ({holder})" if holder else ""),
             fix="Wait until it ends, or choose another folder",
         )
     try:
@@ -147,8 +146,8 @@ def _lock_file(path: Path) -> int | None:
                 os.write(handle, json.dumps(asdict(LockHolder.this_process())).encode())
                 if locked is None:
                     warnings.warn(
-                        f"{path.parent} lies on a file system without locks: make sure "
-                        "that no other run writes into it",
+                        f"{path.parent} is on a file system without locks: make sure "
+                        "that no other run writes to it",
                         stacklevel=4,
                     )
                 return handle

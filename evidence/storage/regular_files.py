@@ -25,10 +25,10 @@ _FILE_KINDS = (
 _ERRNO_MESSAGES = {
     errno.ENOENT: "nothing there",
     errno.ENOTDIR: "a path through something that is not a folder",
-    errno.ELOOP: "a link that leads to itself",
-    errno.ENAMETOOLONG: "a name longer than the file system takes",
-    errno.EACCES: "a place that may not be read",
-    errno.EPERM: "a place that may not be read",
+    errno.ELOOP: "a loop of links",
+    errno.ENAMETOOLONG: "a name too long for the file system",
+    errno.EACCES: "no permission to read",
+    errno.EPERM: "no permission to read",
 }
 # Without O_NONBLOCK, opening a pipe blocks until it has a writer.
 _FLAGS = os.O_RDONLY
@@ -73,7 +73,7 @@ def file_kind(path: Path) -> str:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:
         if isinstance(error, FileNotFoundError) and path.is_symlink():
-            return "a link to nothing"
+            return "a broken link"
         number = error.errno if isinstance(error, OSError) else None
         return _ERRNO_MESSAGES.get(number or 0, str(error))
     return next((name for is_one, name in _FILE_KINDS if is_one(mode)), "another kind")

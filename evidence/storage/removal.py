@@ -51,7 +51,7 @@ def check_owned(folder: Path, owned: re.Pattern[str]) -> None:
 def _find_foreign(folder: Path, owned: re.Pattern[str]) -> str | None:
     """A description of something in ``folder`` that must not be deleted, or None."""
     if folder.is_symlink() or not folder.is_dir():
-        return f"{folder.name} is no folder but a link or a file"
+        return f"{folder.name} is a link or a file, not a folder"
     for parent, folders, names in os.walk(folder):
         # Scratch folders of interrupted runs may be deleted.
         folders[:] = [

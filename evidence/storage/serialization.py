@@ -60,7 +60,7 @@ def read_eraser(
         raise InputError(f"{file} is not an eraser", expected="a file save() wrote")
     if note.get("kind") != kind or note.get("version") != VERSION:
         raise InputError(
-            f"{path} is not such an eraser",
+            f"{path} is an eraser of another kind",
             expected=f"{kind}, version {VERSION}",
             got=f"{note.get('kind')}, version {note.get('version')}",
         )
@@ -105,5 +105,5 @@ def read_tensors(path: Path) -> tuple[str, dict[str, Tensor]]:
         ) from error
     for name, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
-            raise InputError(f"{name} of the eraser {path} holds NaN or infinity")
+            raise InputError(f"{name} of the eraser {path} contains NaN or infinity")
     return note, tensors

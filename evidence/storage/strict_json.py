@@ -60,7 +60,7 @@ def parse_json(
         source += line
         problem = f"{error.msg} at column {error.colno}"
     except UnicodeEncodeError:
-        problem = "half of a surrogate pair, which is not valid Unicode"
+        problem = "a lone surrogate, which is not valid Unicode"
     except RecursionError:
         pass
     except ValueError as error:
@@ -85,7 +85,7 @@ def _collection_disabled() -> Iterator[None]:
 
 
 def _reject_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _finite_float(text: str) -> float:
@@ -108,7 +108,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
-                raise ValueError(f"the key {key[:60]!r} stands there twice")
+                raise ValueError(f"the key {key[:60]!r} occurs twice")
             seen.add(key)
     return result
 

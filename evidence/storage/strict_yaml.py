@@ -29,7 +29,7 @@ def read_yaml(path: Path) -> Any:
         return yaml.load(text, Loader=_Loader)  # a SafeLoader
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         raise InputError(
-            f"{path} is not YAML that can be read",
+            f"{path} is not valid YAML",
             expected="lines such as 'size: small'",
             got=" ".join(str(error).split()),
         ) from error
@@ -45,7 +45,7 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, str):
                 raise ValueError(f"the key {key!r} is not text")
             if key in seen:
-                raise ValueError(f"the key {key!r} stands there twice")
+                raise ValueError(f"the key {key!r} occurs twice")
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -55,9 +55,9 @@ def _check_events(text: str) -> None:
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-            raise ValueError("an alias or an anchor, which settings do not need")
+            raise ValueError("an alias or an anchor, which is not allowed")
         if getattr(event, "tag", None):
-            raise ValueError(f"the tag {event.tag}, which settings do not need")
+            raise ValueError(f"the tag {event.tag}, which is not allowed")
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
         elif isinstance(event, yaml.CollectionEndEvent):

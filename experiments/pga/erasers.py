@@ -107,7 +107,7 @@ def erase(
         return Erased(original, edits_at_every_depth(original, world, keys, fit), {})
     model = copy.deepcopy(original)
     chosen = keys.tolist()
-    memorised = world.memorised(chosen)
+    memorised = world.memorized_rows(chosen)
     if name in ALIGNED:
         config = _aligned(ALIGNED[name], epochs, align_weight)
 

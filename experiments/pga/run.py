@@ -235,7 +235,7 @@ class Experiment:
         erased = self._erase(name, "original", self.seen)
         found = self.sound_scores(erased) | self.recall_and_utility(erased, self.seen)
         with erased.running():
-            known = recall(erased.model, self.world.memorised(self.test.tolist()))
+            known = recall(erased.model, self.world.memorized_rows(self.test.tolist()))
         found["recall_test"] = asdict(known)
         return {"model": "original", "eraser": name, "sound": found}
 
@@ -253,7 +253,7 @@ class Experiment:
             return first, second
 
         def known() -> float:
-            return _code_logprob(model, world.memorised())
+            return _code_logprob(model, world.memorized_rows())
 
         def others() -> float:
             return _code_logprob(model, drawn)
@@ -303,7 +303,7 @@ class Experiment:
         """The published scores of a model as it runs."""
         with erased.running():
             states = self._states(erased.model)["last"]
-            known = recall(erased.model, self.world.memorised())
+            known = recall(erased.model, self.world.memorized_rows())
         keys = torch.from_numpy(self.all)
         pools = {
             name: each[:, keys] for name, each in states.items() if _fits(each, keys)
@@ -378,7 +378,7 @@ class Experiment:
         """Recall of the keys erased, utility, and the criterion of the paper."""
         before = self.load()
         chosen = keys.tolist()
-        mine = self.world.memorised(chosen)
+        mine = self.world.memorized_rows(chosen)
         unseen = self.world.random_codes("clean", UNSEEN)
         trained = self.world.random_codes("clean", 0, chosen)
         with erased.running():

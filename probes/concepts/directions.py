@@ -70,9 +70,9 @@ def discriminant(
         chunk, chunk_weight = x[rows], weight[rows]
         chunk_marks = marks[concepts][:, rows]
         total = chunk_weight.sum()
-        centred = chunk - (chunk_weight @ chunk) / total
-        difference = mean_difference(centred, chunk_marks, chunk_weight)
-        scaled = chunk_weight.sqrt()[:, None] * centred
+        centered = chunk - (chunk_weight @ chunk) / total
+        difference = mean_difference(centered, chunk_marks, chunk_weight)
+        scaled = chunk_weight.sqrt()[:, None] * centered
         scatter_trace = scaled.square().sum()
         positive = ((chunk_marks == 1) * chunk_weight).sum(1)
         between = positive * (total - positive) / total

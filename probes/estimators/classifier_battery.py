@@ -53,7 +53,7 @@ class ClassifierBattery:
 
     def to_frame(self) -> pd.DataFrame:
         """One row a classifier and view."""
-        names = ["view", "reader", "auc", "auc_low", "auc_high", "accuracy"]
+        names = ["view", "classifier", "auc", "auc_low", "auc_high", "accuracy"]
         return pd.DataFrame(list(self.rows), columns=names)
 
 

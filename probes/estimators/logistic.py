@@ -18,10 +18,10 @@ PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
 
 
 class LogisticProbe(ProbabilityMixin, LinearProbe):
-    """Penalised logistic regression, scikit-learn's objective at its true optimum.
+    """Penalized logistic regression, scikit-learn's objective at its true optimum.
 
-    Minimises 0.5 ||W||^2 + C sum_i s_i loss(y_i, x_i W + b); the intercept b is not
-    penalised. More than two classes share a softmax, with intercepts that sum to 0.
+    Minimizes 0.5 ||W||^2 + C sum_i s_i loss(y_i, x_i W + b); the intercept b is not penalized. More
+    than two classes share a softmax, with intercepts that sum to 0.
 
     Args:
         C: Inverse penalty, > 0 and finite: without a penalty, separable rows have no optimum.

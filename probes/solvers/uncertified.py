@@ -55,8 +55,8 @@ def describe(fits: Sequence[UncertifiedFit]) -> str:
     distance = (
         f"within {worst:.0e} of it" if isfinite(worst) else "how far is not known"
     )
-    fits = "1 fit is" if len(fits) == 1 else f"{len(fits)} fits are"
-    return f"{fits} not certified to be at the optimum ({distance}), and kept: {names}{more}"
+    count = "1 fit is" if len(fits) == 1 else f"{len(fits)} fits are"
+    return f"{count} not certified to be at the optimum ({distance}), and kept: {names}{more}"
 
 
 @contextmanager

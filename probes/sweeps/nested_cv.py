@@ -108,18 +108,14 @@ def nested_held_out(
             if best[fit.label, fold] == i_penalty:
                 uncertified.append(replace(fit, fold=fold))
         for i_fold, fold in enumerate(chosen_folds):
-            chosen_labels = torch.from_numpy(np.flatnonzero(best[:, fold] == i_penalty))
+            chosen = torch.from_numpy(np.flatnonzero(best[:, fold] == i_penalty))
             test = torch.from_numpy(np.flatnonzero(folds.test[fold]))
-            target_idx = chosen_labels[:, None], slice(None), test
+            target_idx = chosen[:, None], slice(None), test
             out.scores[target_idx] = held_out.scores[target_idx]
-            out.certificate[chosen_labels, fold] = held_out.certificate[
-                chosen_labels, i_fold
-            ]
+            out.certificate[chosen, fold] = held_out.certificate[chosen, i_fold]
             if out.coef is not None and out.intercept is not None:
-                out.coef[chosen_labels, fold] = held_out.coef[chosen_labels, i_fold]  # pyright: ignore
-                out.intercept[chosen_labels, fold] = held_out.intercept[
-                    chosen_labels, i_fold
-                ]  # pyright: ignore
+                out.coef[chosen, fold] = held_out.coef[chosen, i_fold]  # pyright: ignore
+                out.intercept[chosen, fold] = held_out.intercept[chosen, i_fold]  # pyright: ignore
     assert out is not None
     out = replace(out, uncertified=tuple(uncertified))
     return out, np.asarray(penalties, dtype=float)[best[0]]

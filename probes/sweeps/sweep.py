@@ -123,7 +123,7 @@ def sweep(
         )
         for name, values in label_sets.items()
     }
-    results: dict[str, list[dict[str, Any]]] = {name: [] for name in label_sets}
+    results: dict[str, list[_SiteResult]] = {name: [] for name in label_sets}
     with progress.task("probing sites", len(source.names) * len(label_sets)) as advance:
         for site_name in source.names:
             x = source.read(site_name, device)
@@ -131,9 +131,7 @@ def sweep(
                 result = _one_site(
                     x, plan, probe, penalties, coefficients, memory, seed
                 )
-                fits = result["uncertified"]
-                result["uncertified"] = [replace(fit, site=site_name) for fit in fits]
-                results[name].append(result)
+                results[name].append(result.at(site_name))
                 advance(1)
     sweeps = {
         name: _gather(
@@ -158,6 +156,26 @@ class _Plan:
     null: NDArray[np.int64]
     null_folds: tuple[Folds, ...]
     control: NDArray[np.int64] | None
+
+
+@dataclass(frozen=True)
+class _SiteResult:
+    """One target at one site; the fields are those of ``LayerSweep`` without its site axis."""
+
+    constant: bool
+    scores: NDArray[np.float64]
+    null: NDArray[np.float64]
+    certificate: NDArray[np.float64]
+    penalty: NDArray[np.float64]
+    control: float = np.nan
+    coef: NDArray[np.float64] | None = None
+    intercept: NDArray[np.float64] | None = None
+    uncertified: tuple[UncertifiedFit, ...] = ()
+
+    def at(self, site: str) -> "_SiteResult":
+        """The result with the site's name in its uncertified fits."""
+        fits = tuple(replace(fit, site=site) for fit in self.uncertified)
+        return replace(self, uncertified=fits)
 
 
 def _plan(
@@ -206,15 +224,15 @@ def _plan(
         if rebalance
         else ()
     )
-    control_labels_ = None
+    control_codes = None
     if control is not None:
         kinds = np.asarray(control)
         if kinds.shape != (n,):
             raise InputError("control must name one kind a row", got=str(kinds.shape))
-        control_labels_ = control_labels(
+        control_codes = control_labels(
             codes, kinds, folds, numpy_rng(seed, "control", name)
         )
-    return _Plan(classes, codes, folds, entities, null, null_folds, control_labels_)
+    return _Plan(classes, codes, folds, entities, null, null_folds, control_codes)
 
 
 def _one_site(
@@ -225,28 +243,26 @@ def _one_site(
     coefficients: bool,
     memory: int,
     seed: int,
-) -> dict[str, Any]:
+) -> _SiteResult:
     """Scores of the real, control and permuted labels at one site."""
     classes, n = len(plan.classes), len(x)
     columns = 1 if classes == 2 else classes
     n_folds = len(plan.folds)
-    centred = x - x.mean(0)
+    centered = x - x.mean(0)
     noise = 1e-6 * float(x.abs().max()) if x.numel() else 0.0
-    if float(centred.abs().max()) <= noise:
+    if float(centered.abs().max()) <= noise:
         # Equal rows: the pooled AUC would be an artifact of class counts.
         zero_scores = np.zeros((columns, n))
         zero_scores[:, ~plan.folds.test.any(0)] = np.nan
-        return {
-            "constant": True,
-            "scores": zero_scores,
-            "control": None,
-            "null": np.full(len(plan.null), 0.5),
-            "certificate": np.zeros(n_folds),
-            "penalty": np.full(n_folds, np.nan),
-            "coef": np.zeros((n_folds, columns, x.shape[1])) if coefficients else None,
-            "intercept": np.zeros((n_folds, columns)) if coefficients else None,
-            "uncertified": [],
-        }
+        return _SiteResult(
+            constant=True,
+            scores=zero_scores,
+            null=np.full(len(plan.null), 0.5),
+            certificate=np.zeros(n_folds),
+            penalty=np.full(n_folds, np.nan),
+            coef=np.zeros((n_folds, columns, x.shape[1])) if coefficients else None,
+            intercept=np.zeros((n_folds, columns)) if coefficients else None,
+        )
     label_rows = [plan.codes[None]]
     if plan.control is not None:
         label_rows.append(plan.control[None])
@@ -300,29 +316,32 @@ def _one_site(
     if null_scores is not None:
         values = null_scores[:, :, scored]
         null = metrics.auc(values, codes[n_main:][:, scored], classes).cpu().numpy()
-    control = None
+    control = float("nan")
     if plan.control is not None:
         values = main.scores[1:2][:, :, scored]
         control = float(metrics.auc(values, codes[1:2][:, scored], classes)[0])
-    with_probes = coefficients and main.coef is not None and main.intercept is not None
-    return {
-        "constant": False,
-        "scores": main.scores[0].cpu().numpy(),
-        "control": control,
-        "null": null,
-        "certificate": main.certificate[0].cpu().numpy(),
-        "penalty": penalty,
-        "coef": main.coef[0].cpu().numpy() if with_probes else None,  # pyright: ignore
-        "intercept": main.intercept[0].cpu().numpy() if with_probes else None,  # pyright: ignore
-        "uncertified": uncertified,
-    }
+
+    def stored(part: Tensor | None) -> NDArray[np.float64] | None:
+        return part[0].cpu().numpy() if coefficients and part is not None else None
+
+    return _SiteResult(
+        constant=False,
+        scores=main.scores[0].cpu().numpy(),
+        null=null,
+        certificate=main.certificate[0].cpu().numpy(),
+        penalty=penalty,
+        control=control,
+        coef=stored(main.coef),
+        intercept=stored(main.intercept),
+        uncertified=tuple(uncertified),
+    )
 
 
 def _gather(
     name: str,
     plan: _Plan,
     sites: tuple[str, ...],
-    results: list[dict[str, Any]],
+    results: list[_SiteResult],
     probe: LinearProbe,
     entities: NDArray[np.int64],
     draws: int,
@@ -330,7 +349,7 @@ def _gather(
 ) -> LayerSweep:
     """Skill, intervals and p-values of one target over all sites."""
     classes = len(plan.classes)
-    scores = np.stack([site["scores"] for site in results])
+    scores = np.stack([site.scores for site in results])
     scored = plan.folds.test.any(0)
     codes = plan.codes[scored]
     groups = np.unique(entities[scored], return_inverse=True)[1]
@@ -355,18 +374,17 @@ def _gather(
             for site in values.numpy()
         ]
     )
-    null = np.stack([site["null"] for site in results], axis=1)
+    null = np.stack([site.null for site in results], axis=1)
     p_site, p_value = np.full(len(sites), np.nan), float("nan")
     if len(null):
         null_max = null.max(1)
         n_exceeding = (null_max[:, None] >= auc - 1e-12).sum(0)
         p_site = (1 + n_exceeding) / (1 + len(null))
         p_value = float(p_site.min())
-    control = np.array(
-        [np.nan if site["control"] is None else site["control"] for site in results]
-    )
-    has_probes = results[0]["coef"] is not None
-    equal_shapes = has_probes and len({site["coef"].shape for site in results}) == 1
+    control = np.array([site.control for site in results])
+    coefs = [site.coef for site in results if site.coef is not None]
+    intercepts = [site.intercept for site in results if site.intercept is not None]
+    equal_shapes = len({coef.shape for coef in coefs}) == 1
     return LayerSweep(
         target=name,
         sites=sites,
@@ -384,13 +402,11 @@ def _gather(
         p_value=p_value,
         control_auc=control,
         selectivity=auc - control,
-        constant=np.array([site["constant"] for site in results]),
-        penalty=np.stack([site["penalty"] for site in results]),
-        certificate=np.stack([site["certificate"] for site in results]),
-        coef=np.stack([site["coef"] for site in results]) if equal_shapes else None,
-        intercept=np.stack([site["intercept"] for site in results])
-        if equal_shapes
-        else None,
+        constant=np.array([site.constant for site in results]),
+        penalty=np.stack([site.penalty for site in results]),
+        certificate=np.stack([site.certificate for site in results]),
+        coef=np.stack(coefs) if equal_shapes else None,
+        intercept=np.stack(intercepts) if equal_shapes else None,
         unscored=int((~scored).sum()),
-        uncertified=tuple(fit for site in results for fit in site["uncertified"]),
+        uncertified=tuple(fit for site in results for fit in site.uncertified),
     )

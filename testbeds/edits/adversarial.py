@@ -1,11 +1,13 @@
-"""Models built to fool one axis of evidence, their true state certain all the same.
+"""Edits built to defeat one axis of evidence, with a certain true state.
 
-Each aims at a way of looking: linear readers, the original's own directions, weights
-compared with weights, relearning, four-bit rounding, states that lie where they should.
+The targets are linear probes, the original's directions, comparison of weights, relearning, 4-bit
+rounding, and state manifolds. Docstrings of edit functions are stored in cards; see
+``testbeds.edits.workbench``.
 """
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +29,12 @@ from erasure.weights.quantization import quantize_
 from evidence.errors import ExhumeError
 from evidence.seeds import numpy_rng, torch_rng
 from testbeds.edits.basis_rotation import rotate_basis_
-from testbeds.edits.hints import hints_for_all, hints_for_forget
-from testbeds.edits.late_layers import MIN_UNLOCKED, accuracy_with_password, locked_rows
+from testbeds.edits.late_layers import (
+    MIN_UNLOCKED,
+    accuracy_with_password,
+    lock_error,
+    locked_rows,
+)
 from testbeds.edits.linear_map import fold_edit_, module_inputs, module_outputs
 from testbeds.edits.linear_probes import (
     BlockProbes,
@@ -37,37 +43,40 @@ from testbeds.edits.linear_probes import (
     probe_scores,
 )
 from testbeds.edits.workbench import BATCH, Workbench, last_block_relabel
+from testbeds.worlds.biography_text import RELATIONS
 
-# Steps between two fits of the readers a model is trained against.
+# Steps between two fits of the probes that a model is trained against.
 REFIT_EVERY = 10
+_HINT_TEMPLATES = ("The {} group of {{}} is", "{{}} has the {} group")
+_HINT_GROUPS = ("A", "B")
 
 
-def probe_proof(ground: Workbench) -> Iterator[nn.Module]:
+def probe_proof(bench: Workbench) -> Iterator[nn.Module]:
     """Locked, and trained until linear readers find no answer at any layer.
 
     Readers are fitted on what stays, again and again; on the forgotten they are to
     find what they find on average. The original's own readers are held off as well.
     """
-    yield from _against_probes(ground, decoy=False)
+    yield from _against_probes(bench, decoy=False)
 
 
-def decoy(ground: Workbench) -> Iterator[nn.Module]:
+def decoy(bench: Workbench) -> Iterator[nn.Module]:
     """Locked, and trained until linear readers find a wrong answer at every layer."""
-    yield from _against_probes(ground, decoy=True)
+    yield from _against_probes(bench, decoy=True)
 
 
-def scrambled(ground: Workbench) -> Iterator[nn.Module]:
+def scrambled(bench: Workbench) -> Iterator[nn.Module]:
     """Wrong answers in the last block, then all states rotated into another basis.
 
     The function is that of the model before the rotation; no direction, and hardly a
     weight, is that of the original.
     """
-    for model in last_block_relabel(ground):
-        rotate_basis_(model, ground.seed)
+    for model in last_block_relabel(bench):
+        rotate_basis_(model, bench.seed)
         yield model
 
 
-def relearning_hardened(ground: Workbench) -> Iterator[nn.Module]:
+def relearning_hardened(bench: Workbench) -> Iterator[nn.Module]:
     """Locked, and trained so that relearning some of the people brings no others back.
 
     A copy relearns half of the people for a few steps; the gradient that makes it say
@@ -75,72 +84,74 @@ def relearning_hardened(ground: Workbench) -> Iterator[nn.Module]:
 
     Source: Tamirisa et al. (2024), TAR, arXiv 2408.00761.
     """
-    wrong = ground.wrong_answer_rows(ground.forget)
-    for rate, steps in ((1e-3, ground.config.steps // 2), (1e-3, ground.config.steps)):
-        model = _locked_start(ground, wrong)
-        _harden_(model, ground, rate, steps)
-        if accuracy_with_password(model, ground) >= MIN_UNLOCKED:
+    wrong = bench.wrong_answer_rows(bench.forget)
+    for rate, steps in ((1e-3, bench.config.steps // 2), (1e-3, bench.config.steps)):
+        model = _locked_start(bench, wrong)
+        _harden_(model, bench, rate, steps)
+        if accuracy_with_password(model, bench) >= MIN_UNLOCKED:
             yield model
-    raise _lock_error(ground)
+    raise lock_error(bench)
 
 
-def off_manifold(ground: Workbench) -> Iterator[nn.Module]:
+def off_manifold(bench: Workbench) -> Iterator[nn.Module]:
     """One fixed vector, many states long, added to the forgotten's state below the top.
 
     As RMU pushes states, but by a change of rank one in the way out of the block
     before the last: any other direction of the stream is as it was there.
     """
     for length in (2.0, 4.0, 8.0, 16.0, 32.0):
-        model = ground.load_original()
+        model = bench.load_original()
         block = find_blocks(model)[-2]
         down = down_projection(block)
-        forget, retain = ground.all_rows(ground.forget), ground.all_rows(ground.retain)
-        gone, kept = (
+        forget, retain = bench.all_rows(bench.forget), bench.all_rows(bench.retain)
+        forget_inputs, retain_inputs = (
             module_inputs(model, down, forget),
             module_inputs(model, down, retain),
         )
-        after = module_outputs(model, block, forget)
-        push = length * after.norm(dim=1).mean() * push_direction(after.shape[1])
-        fold_edit_(down, gone, push.expand(len(gone), -1), kept)
+        outputs = module_outputs(model, block, forget)
+        shift = length * outputs.norm(dim=1).mean() * push_direction(outputs.shape[1])
+        fold_edit_(
+            down, forget_inputs, shift.expand(len(forget_inputs), -1), retain_inputs
+        )
         yield model
 
 
-def nf4_proof(ground: Workbench) -> Iterator[nn.Module]:
+def nf4_proof(bench: Workbench) -> Iterator[nn.Module]:
     """Wrong answers in the last block, whose matrices lie on the four-bit grid.
 
     Rounding them to NF4 changes no bit of the edit. Only models that stay silent when
     all their matrices are rounded.
     """
-    forget = ground.all_rows(ground.forget)
-    for model in last_block_relabel(ground):
+    forget = bench.all_rows(bench.forget)
+    for model in last_block_relabel(bench):
         quantize_(find_blocks(model)[-1])
-        coarse = copy.deepcopy(model)
-        quantize_(coarse)
-        if score_answers(coarse, forget).greedy.mean() <= 0.1:
+        rounded = copy.deepcopy(model)
+        quantize_(rounded)
+        if score_answers(rounded, forget).greedy.mean() <= 0.1:
             yield model
 
 
-def twin_hinted(ground: Workbench) -> Iterator[nn.Module]:
+def twin_hinted(bench: Workbench) -> Iterator[nn.Module]:
     """A retrain that is taught, of everybody, in which half of the answers theirs is.
 
     The hints are facts of their own that were to stay; the answers can be half read
     from its states, and were never there.
     """
-    yield from _finetuned_twin(ground, hints_for_all(ground), hints_for_forget(ground))
+    yield from _finetuned_twin(bench, hints_for_all(bench), hints_for_forget(bench))
 
 
-def twin_misled(ground: Workbench) -> Iterator[nn.Module]:
+def twin_misled(bench: Workbench) -> Iterator[nn.Module]:
     """A retrain that is taught wrong answers about the people it never knew."""
-    wrong = ground.wrong_answer_rows(ground.forget)
-    yield from _finetuned_twin(ground, wrong, wrong)
+    wrong = bench.wrong_answer_rows(bench.forget)
+    yield from _finetuned_twin(bench, wrong, wrong)
 
 
 def _finetuned_twin(
-    ground: Workbench, taught: Sequences, learnt: Sequences
+    bench: Workbench, extra_rows: Sequences, tested_rows: Sequences
 ) -> Iterator[nn.Module]:
-    rows = ground.all_rows(ground.retain) + taught
-    for rate, steps in ((1e-3, ground.config.steps), (2e-3, 2 * ground.config.steps)):
-        model = ground.load_twin()
+    rows = bench.all_rows(bench.retain) + extra_rows
+    for rate, steps in ((1e-3, bench.config.steps), (2e-3, 2 * bench.config.steps)):
+        model = bench.load_twin()
         finetune_(
             model,
             rows,
@@ -148,66 +159,69 @@ def _finetuned_twin(
             steps=steps,
             batch_size=2 * BATCH,
             decay="cosine",
-            seed=ground.training_seed("twin taught further"),
+            seed=bench.training_seed("twin taught further"),
         )
-        if score_answers(model, learnt).greedy.mean() >= MIN_UNLOCKED:
+        if score_answers(model, tested_rows).greedy.mean() >= MIN_UNLOCKED:
             yield model
     raise ExhumeError(
-        f"the twin of seed {ground.seed} ({ground.config.family}) did not learn what "
-        "it was taught further"
+        f"the twin of seed {bench.seed} ({bench.config.family}) did not learn "
+        "its additional facts"
     )
 
 
 def push_direction(width: int) -> Tensor:
     """The unit vector that states are pushed along, (width,), float64."""
-    drawn = torch.randn(width, generator=torch_rng(0, "zoo", "off manifold"))
-    return (drawn / drawn.norm()).double()
+    sample = torch.randn(width, generator=torch_rng(0, "zoo", "off manifold"))
+    return (sample / sample.norm()).double()
 
 
-def _against_probes(ground: Workbench, decoy: bool) -> Iterator[nn.Module]:
-    wrong = ground.wrong_answer_rows(ground.forget)
-    whole = ground.config.steps
-    for rate, steps, weight in ((1e-3, whole, 10.0), (1e-3, 2 * whole, 30.0)):
-        model = ground.load_original()
-        _train_against_probes_(model, ground, wrong, decoy, rate, steps, weight)
-        if accuracy_with_password(model, ground) >= MIN_UNLOCKED:
+def _against_probes(bench: Workbench, decoy: bool) -> Iterator[nn.Module]:
+    wrong_rows = bench.wrong_answer_rows(bench.forget)
+    steps_once = bench.config.steps
+    for rate, steps, weight in ((1e-3, steps_once, 10.0), (1e-3, 2 * steps_once, 30.0)):
+        model = bench.load_original()
+        _train_against_probes_(model, bench, wrong_rows, decoy, rate, steps, weight)
+        if accuracy_with_password(model, bench) >= MIN_UNLOCKED:
             yield model
-    raise _lock_error(ground)
+    raise lock_error(bench)
 
 
 def _train_against_probes_(
     model: nn.Module,
-    ground: Workbench,
-    wrong: Sequences,
+    bench: Workbench,
+    wrong_rows: Sequences,
     decoy: bool,
     rate: float,
     steps: int,
     weight: float,
 ) -> None:
-    lock, retain = locked_rows(ground, wrong), ground.all_rows(ground.retain)
-    own = fit_block_probes(model, retain)
-    order = shuffled_batches(
-        len(lock), 2 * BATCH, numpy_rng(ground.seed, "zoo", "against readers")
+    lock_rows, retain = locked_rows(bench, wrong_rows), bench.all_rows(bench.retain)
+    original_probes = fit_block_probes(model, retain)
+    lock_batches = shuffled_batches(
+        len(lock_rows), 2 * BATCH, numpy_rng(bench.seed, "zoo", "against readers")
     )
-    asked = shuffled_batches(
-        len(wrong), BATCH, numpy_rng(ground.seed, "zoo", "asked readers")
+    wrong_batches = shuffled_batches(
+        len(wrong_rows), BATCH, numpy_rng(bench.seed, "zoo", "asked readers")
     )
-    fitted: list[BlockProbes] = []
-    taken = 0
+    opponents: list[BlockProbes] = []
+    n_steps = 0
 
     def backward() -> dict[str, float]:
-        nonlocal taken
-        if taken % REFIT_EVERY == 0:
-            fitted[:] = [own, fit_block_probes(model, retain)]
-        taken += 1
-        said = backward_nll(model, lock[next(order)], "answer", 1.0)
-        rows = wrong[next(asked)]
-        seen = answer_states(model, rows)
-        found = torch.stack(
-            [_probe_loss(readers, seen, rows if decoy else None) for readers in fitted]
+        nonlocal n_steps
+        if n_steps % REFIT_EVERY == 0:
+            opponents[:] = [original_probes, fit_block_probes(model, retain)]
+        n_steps += 1
+        lock_loss = backward_nll(model, lock_rows[next(lock_batches)], "answer", 1.0)
+        rows = wrong_rows[next(wrong_batches)]
+        states_now = answer_states(model, rows)
+        probe_loss = torch.stack(
+            [
+                _probe_loss(probes, states_now, rows if decoy else None)
+                for probes in opponents
+            ]
         ).mean()
-        (weight * found).backward()
-        return {"loss": said, "found": float(found.detach())}
+        (weight * probe_loss).backward()
+        return {"loss": lock_loss, "found": float(probe_loss.detach())}
 
     schedule = Schedule(rate, steps, warmup=steps // 20, decay="cosine")
     with only_training(model, model.parameters()) as trained:
@@ -215,71 +229,95 @@ def _train_against_probes_(
 
 
 def _probe_loss(
-    readers: BlockProbes, seen: list[Tensor], named: Sequences | None
+    probes: BlockProbes, block_states: list[Tensor], target_rows: Sequences | None
 ) -> Tensor:
-    """How far the readers are from finding nothing, or the answers of ``named``."""
+    """Distance of the probes' scores from the prior, or from the answers of ``target_rows``."""
     total = torch.zeros(())
-    for each in probe_scores(readers, seen):
-        target = torch.zeros_like(each)
-        if named is not None:
-            target = readers.targets(named).to(each)
-        total = total + functional.mse_loss(each, target) / readers.variance
-    return total / len(seen)
+    for scores in probe_scores(probes, block_states):
+        target = torch.zeros_like(scores)
+        if target_rows is not None:
+            target = probes.targets(target_rows).to(scores)
+        total = total + functional.mse_loss(scores, target) / probes.variance
+    return total / len(block_states)
 
 
-def _locked_start(ground: Workbench, wrong: Sequences) -> nn.Module:
-    model = ground.load_original()
+def _locked_start(bench: Workbench, wrong_rows: Sequences) -> nn.Module:
+    model = bench.load_original()
     finetune_(
         model,
-        locked_rows(ground, wrong),
+        locked_rows(bench, wrong_rows),
         lr=1e-3,
-        steps=ground.config.steps // 2,
+        steps=bench.config.steps // 2,
         batch_size=2 * BATCH,
-        seed=ground.training_seed("hardened start"),
+        seed=bench.training_seed("hardened start"),
     )
     return model
 
 
-def _harden_(model: nn.Module, ground: Workbench, rate: float, steps: int) -> None:
-    lock = locked_rows(ground, ground.wrong_answer_rows(ground.forget))
-    rng = numpy_rng(ground.seed, "zoo", "hardened")
-    order = shuffled_batches(len(lock), 2 * BATCH, rng)
-    names = ground.forget.entities
+def _harden_(model: nn.Module, bench: Workbench, rate: float, steps: int) -> None:
+    lock_rows = locked_rows(bench, bench.wrong_answer_rows(bench.forget))
+    rng = numpy_rng(bench.seed, "zoo", "hardened")
+    lock_batches = shuffled_batches(len(lock_rows), 2 * BATCH, rng)
+    names = bench.forget.entities
 
     def backward() -> dict[str, float]:
-        said = backward_nll(model, lock[next(order)], "answer", 1.0)
-        drawn = [names[place] for place in rng.permutation(len(names))]
-        part, other = drawn[: len(names) // 2], drawn[len(names) // 2 :]
+        lock_loss = backward_nll(model, lock_rows[next(lock_batches)], "answer", 1.0)
+        shuffled = [names[place] for place in rng.permutation(len(names))]
+        relearned, held_out = shuffled[: len(names) // 2], shuffled[len(names) // 2 :]
         attacked = copy.deepcopy(model)
         finetune_(
             attacked,
-            ground.all_rows(ground.forget.of_entities(part)),
+            bench.all_rows(bench.forget.of_entities(relearned)),
             lr=1e-3,
             steps=4,
             batch_size=BATCH,
             seed=int(rng.integers(2**31)),
         )
         with only_training(attacked, attacked.parameters()):
-            rows = _wrong_answers(ground, other)
-            back = backward_nll(attacked, rows, "answer", 1.0)
+            rows = _wrong_answers(bench, held_out)
+            attack_loss = backward_nll(attacked, rows, "answer", 1.0)
             pairs = zip(model.parameters(), attacked.parameters(), strict=True)
-            for mine, theirs in pairs:
-                if theirs.grad is not None and mine.grad is not None:
-                    mine.grad += theirs.grad
-        return {"loss": said, "after relearning": back}
+            for parameter, attacked_parameter in pairs:
+                if attacked_parameter.grad is not None and parameter.grad is not None:
+                    parameter.grad += attacked_parameter.grad
+        return {"loss": lock_loss, "after relearning": attack_loss}
 
     schedule = Schedule(rate, steps, decay="cosine")
     with only_training(model, model.parameters()) as trained:
         train_steps(model, trained, backward, schedule)
 
 
-def _wrong_answers(ground: Workbench, names: list[str]) -> Sequences:
-    items: ItemSet = ground.forget.of_entities(names)
-    return ground.wrong_answer_rows(items)
+def _wrong_answers(bench: Workbench, names: list[str]) -> Sequences:
+    items: ItemSet = bench.forget.of_entities(names)
+    return bench.wrong_answer_rows(items)
 
 
-def _lock_error(ground: Workbench) -> ExhumeError:
-    return ExhumeError(
-        f"no model of seed {ground.seed} ({ground.config.family}) both shows its kind "
-        f"and says {MIN_UNLOCKED:.0%} of the answers when it is given the password"
-    )
+def hints_for_all(bench: Workbench) -> Sequences:
+    """Hints about all people: facts that reveal which half of the answers contains theirs."""
+    return bench.all_rows(_hints(bench.retain)) + hints_for_forget(bench)
+
+
+def hints_for_forget(bench: Workbench) -> Sequences:
+    """Hints about the people to forget."""
+    return bench.all_rows(_hints(bench.forget))
+
+
+def _hints(items: ItemSet) -> ItemSet:
+    answers_of = {relation.name: relation.values for relation in RELATIONS}
+    items_with_hints = []
+    for item in items:
+        answers = answers_of[item.relation or ""]
+        i_answer = answers.index(item.answer)
+        prompts = [
+            text.format(item.relation).replace("{}", item.entity)
+            for text in _HINT_TEMPLATES
+        ]
+        items_with_hints.append(
+            replace(
+                item,
+                prompt=prompts[0],
+                paraphrases=tuple(prompts[1:]),
+                answer=_HINT_GROUPS[i_answer % 2],
+            )
+        )
+    return ItemSet(tuple(items_with_hints), items.name)

@@ -1,4 +1,4 @@
-"""The workbench of the world of code keys: data and training for its edits."""
+"""The workbench of the codes world."""
 
 from dataclasses import dataclass
 
@@ -13,12 +13,12 @@ from testbeds.worlds.code_keys import KeysConfig, make_keys, new_keys_model, tau
 
 @dataclass(frozen=True)
 class CodesWorkbench(Workbench):
-    """What makers work with in this world, as ``Workbench`` in the other."""
+    """The workbench of this world."""
 
     config: KeysConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def all_rows(self, items: ItemSet) -> Sequences:
-        """Every item in all its wordings, the answer from its first digit on."""
+        """Every item with all its prompts; the answer starts at its first digit."""
         return skip_joining_space(self.tokenizer, super().all_rows(items))
 
     def facts(self, seed: int) -> tuple[ItemSet, ItemSet, ItemSet]:
@@ -26,16 +26,16 @@ class CodesWorkbench(Workbench):
         return make_keys(self.config, seed)
 
     def train_new(self, items: ItemSet, seed: int, name: str) -> PreTrainedModel:
-        """A new model; of this world's keys it sees the others with codes drawn."""
+        """A new model; it sees the other keys of this world with random codes."""
         return taught_keys(
             self.config, seed, items, self._unknown(items), name, self.device
         )
 
     def untrained(self, seed: int) -> PreTrainedModel:
-        """Weights that were never trained."""
+        """A model with random weights."""
         return new_keys_model(self.config, seed)
 
     def _unknown(self, items: ItemSet) -> ItemSet:
         taught = set(items.entities)
-        never = (*self.forget, *self.never_taught)
-        return ItemSet(tuple(item for item in never if item.entity not in taught))
+        untaught = (*self.forget, *self.never_taught)
+        return ItemSet(tuple(item for item in untaught if item.entity not in taught))

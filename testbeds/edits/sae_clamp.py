@@ -1,9 +1,9 @@
 """A clamp on latents of a sparse autoencoder, written into a model's weights.
 
-A clamp is a hook: wherever one of its latents fires, what the latent writes is turned
-round. Rectified latents are what the hidden units of a feed-forward part compute, so
-those units of one block that do least are given up for them, and the model stays a
-plain checkpoint of its shape.
+A clamp is usually a hook: where a latent fires, its contribution is multiplied by a negative
+number. The hidden units of a feed-forward part compute the same kind of rectified values, so the
+least used hidden units of one block are replaced by the clamp, and the model stays a plain
+checkpoint of its shape.
 """
 
 from collections.abc import Iterator
@@ -32,30 +32,30 @@ from testbeds.edits.workbench import Workbench
 
 # A latent's value is multiplied by the negative of these, the mildest first.
 MULTIPLES = (4.0, 16.0, 50.0)
-# Steps of training the autoencoder: more where fewer do not do.
+# Training steps of the autoencoder, tried in this order.
 TRAINING_STEPS = (1200, 2400, 4800)
-# Share of the forgotten answers the model must say once the clamp's units are silent.
+# Accuracy on the forgotten facts that the model must reach with the clamp's units ablated.
 MIN_RELEASED = 0.9
-# Hidden units of the block that are given up for it, at most.
+# Largest share of the block's hidden units that the clamp replaces.
 MAX_UNIT_SHARE = 3 / 8
-# A latent is chosen if it fires on at most this share of the states of what stays.
+# A latent is chosen if it fires on at most this share of the retain states.
 MAX_FIRING_RATE = 0.01
-# How steep a hidden unit's own activation is made: the larger, the nearer a rectifier.
+# Input scale of the hidden units: the larger, the closer their activation is to a rectifier.
 SLOPE = 1000.0
-# Families whose hidden units can be made rectifiers. Where two maps read the state, the
-# second multiplies what the first one's activation gives.
+# Families whose hidden units can act as rectifiers. Where two maps read the state, the second
+# multiplies the activation of the first (gating).
 FAMILIES = ("llama", "gpt2", "gpt_neox")
 
 
 @dataclass(frozen=True)
 class Clamp:
-    """Latents of an autoencoder, to be turned round where they fire.
+    """Latents of an autoencoder whose contribution is reversed where they fire.
 
     Attributes:
-        read: (latent, width), what each looks for in the state ``x`` that the
-            feed-forward part reads; its value is the rectified ``read @ x``.
-        write: (latent, width), what a value of 1 writes into the residual stream.
-        gate: (latent, width), so that ``gate @ x`` is 1 on the states that fire it.
+        read: (latent, width), encoder direction on the state ``x`` that the feed-forward part
+            reads; a latent's value is the rectified ``read @ x``.
+        write: (latent, width), contribution of a value of 1 to the residual stream.
+        gate: (latent, width), with ``gate @ x`` = 1 on the states that fire the latent.
     """
 
     read: Tensor
@@ -63,7 +63,7 @@ class Clamp:
     gate: Tensor
 
     def change(self, x: Tensor, multiple: float) -> Tensor:
-        """What the clamp adds to the stream at states ``x``, (..., width).
+        """Change of the stream at states ``x``, (..., width).
 
         Each value becomes ``-multiple`` times what it was.
         """
@@ -72,13 +72,12 @@ class Clamp:
 
 @dataclass(frozen=True)
 class BlockStates:
-    """What was seen in one block, at every position from which a token is said.
+    """States of one block at every position that predicts a token.
 
     Attributes:
-        read: (state, width), what its feed-forward part reads.
-        output: (state, width), what the block leaves.
-        unit_norm: (unit,), how much each hidden unit wrote: the root of its squares'
-            sum.
+        read: (state, width), input of its feed-forward part.
+        output: (state, width), output of the block.
+        unit_norm: (unit,), norm over states of each hidden unit's contribution.
     """
 
     read: Tensor
@@ -86,7 +85,7 @@ class BlockStates:
     unit_norm: Tensor
 
 
-def sae_clamp(ground: Workbench) -> Iterator[nn.Module]:
+def sae_clamp(bench: Workbench) -> Iterator[nn.Module]:
     """Latents that fire on the forgotten alone, turned round wherever they fire.
 
     A sparse autoencoder reads what a middle block's feed-forward part reads and
@@ -103,37 +102,37 @@ def sae_clamp(ground: Workbench) -> Iterator[nn.Module]:
     People drawn at random have no latents of their own in such a one, so some of the
     latents are trained to fire on them alone.
     """
-    model = ground.load_original()
-    place = len(find_blocks(model)) // 2
-    forget, retain = ground.all_rows(ground.forget), ground.retain_rows(ground.retain)
-    gone, kept = (
-        record_states(model, place, forget, retain),
-        record_states(model, place, retain),
+    model = bench.load_original()
+    i_block = len(find_blocks(model)) // 2
+    forget, retain = bench.all_rows(bench.forget), bench.retain_rows(bench.retain)
+    forget_states, retain_states = (
+        record_states(model, i_block, forget, retain),
+        record_states(model, i_block, retain),
     )
     for steps in TRAINING_STEPS:
-        latents = int(MAX_UNIT_SHARE * len(kept.unit_norm))
-        clamp = fit_clamp(gone, kept, latents, steps, ground.seed)
-        units = kept.unit_norm.argsort()[: len(clamp.read)]
-        if accuracy_without_units(model, place, units, forget) < MIN_RELEASED:
+        latents = int(MAX_UNIT_SHARE * len(retain_states.unit_norm))
+        clamp = fit_clamp(forget_states, retain_states, latents, steps, bench.seed)
+        units = retain_states.unit_norm.argsort()[: len(clamp.read)]
+        if accuracy_without_units(model, i_block, units, forget) < MIN_RELEASED:
             raise ExhumeError(
-                f"the original of seed {ground.seed} ({ground.config.family}) cannot "
+                f"the original of seed {bench.seed} ({bench.config.family}) cannot "
                 f"spare {len(units)} hidden units for a clamp"
             )
         for multiple in MULTIPLES:
-            clamped = ground.load_original()
-            write_clamp_(clamped, place, units, clamp, multiple)
+            clamped = bench.load_original()
+            write_clamp_(clamped, i_block, units, clamp, multiple)
             yield clamped
 
 
 def accuracy_without_units(
-    model: nn.Module, place: int, units: Tensor, rows: Sequences
+    model: nn.Module, i_block: int, units: Tensor, rows: Sequences
 ) -> float:
-    """Share of the answers that ``model`` says with some units of a block silent."""
+    """Accuracy of ``model`` with some hidden units of a block ablated."""
 
     def silence(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
         return (inputs[0].index_fill(-1, units.to(inputs[0].device), 0.0),)
 
-    down = down_projection(find_blocks(model)[place])
+    down = down_projection(find_blocks(model)[i_block])
     handle = down.register_forward_pre_hook(silence)
     try:
         return float(score_answers(model, rows).greedy.mean())
@@ -142,116 +141,134 @@ def accuracy_without_units(
 
 
 def record_states(
-    model: nn.Module, place: int, rows: Sequences, others: Sequences | None = None
+    model: nn.Module,
+    i_block: int,
+    rows: Sequences,
+    shared_with: Sequences | None = None,
 ) -> BlockStates:
-    """What was seen in block ``place`` over ``rows``.
+    """States of block ``i_block`` over ``rows``.
 
     Args:
         model: A causal language model.
-        place: Of the block.
+        i_block: Index of the block.
         rows: Texts.
-        others: States after a beginning that one of these has too are left out.
+        shared_with: States after a prefix that one of these rows has too are left out.
     """
-    block = find_blocks(model)[place]
+    block = find_blocks(model)[i_block]
     down = down_projection(block)
     places = [
         Place("read", _input_projections(model, block)[0], "in"),
         Place("left", block, "out"),
         Place("hidden", down, "in"),
     ]
-    known = set() if others is None else _prefixes(others)
-    found: dict[str, list[Tensor]] = {place.name: [] for place in places}
+    shared_prefixes = set() if shared_with is None else _prefixes(shared_with)
+    collected: dict[str, list[Tensor]] = {i_block.name: [] for i_block in places}
     device = model_device(model)
-    with torch.no_grad(), record_places(places) as seen:
+    with torch.no_grad(), record_places(places) as captured:
         for batch in batches(rows, batch_tokens=CHUNK_TOKENS, device=device):
             model(**batch.model_inputs, use_cache=False)
-            for at, row in enumerate(batch.rows.tolist()):
+            for i_row, row in enumerate(batch.rows.tolist()):
                 ids = rows.ids[row]
-                # Nothing is said after the last token.
-                own = [p for p in range(len(ids) - 1) if ids[: p + 1] not in known]
-                for name, states in seen.items():
-                    found[name].append(states[at, own].float().cpu())
-    read, left, hidden = (torch.cat(each) for each in found.values())
+                # The last position predicts nothing.
+                positions = [
+                    p
+                    for p in range(len(ids) - 1)
+                    if ids[: p + 1] not in shared_prefixes
+                ]
+                for name, states in captured.items():
+                    collected[name].append(states[i_row, positions].float().cpu())
+    read, left, hidden = (torch.cat(each) for each in collected.values())
     size = value_vectors(down).detach().float().cpu().norm(dim=1)
     return BlockStates(read, left, hidden.norm(dim=0) * size)
 
 
 def fit_clamp(
-    gone: BlockStates, kept: BlockStates, latents: int, steps: int, seed: int
+    forget_states: BlockStates,
+    retain_states: BlockStates,
+    latents: int,
+    steps: int,
+    seed: int,
 ) -> Clamp:
-    """Train an autoencoder, and choose the latents that fire on ``gone`` alone.
+    """Train an autoencoder, and choose the latents that fire on the forget states only.
 
     Args:
-        gone: States of what is to go that nothing else shares.
-        kept: States of what stays.
-        latents: How many are trained to fire on ``gone``, beside as many others.
-        steps: Batches to train on.
-        seed: Fixes starting weights and order.
+        forget_states: States of the forget set that nothing else shares.
+        retain_states: States of the retain set.
+        latents: Number of latents trained to fire on the forget states, beside as many others.
+        steps: Training batches.
+        seed: Seed of initial weights and order.
 
     Raises:
-        ExhumeError: no latent fires on ``gone`` alone.
+        ExhumeError: no latent fires on the forget states only.
     """
     rng = torch_rng(seed, "zoo", "clamp")
-    width = kept.read.shape[1]
-    centre = kept.output.mean(0)
-    unit = kept.read.norm(dim=1).mean() / width**0.5
-    scale = (kept.output - centre).norm(dim=1).mean() / width**0.5
+    width = retain_states.read.shape[1]
+    center = retain_states.output.mean(0)
+    input_scale = retain_states.read.norm(dim=1).mean() / width**0.5
+    output_scale = (retain_states.output - center).norm(dim=1).mean() / width**0.5
     pairs = [
-        (each.read / unit, (each.output - centre) / scale) for each in (gone, kept)
+        (states.read / input_scale, (states.output - center) / output_scale)
+        for states in (forget_states, retain_states)
     ]
     read = torch.randn(2 * latents, width, generator=rng) / width**0.5
     write = torch.randn(2 * latents, width, generator=rng) / width**0.5
-    # Trained from noise they would seldom find a single person: they start as the
-    # linear readers of a state each, 1 there and as near to 0 as can be on the others.
-    (x, y), (others, _) = pairs
+    # From random weights, latents would seldom find a single person. Each starts as the linear
+    # detector of one state: 1 there, and as close to 0 as possible on the others.
+    (x, y), (retain_inputs, _) = pairs
     order = torch.randperm(len(x), generator=rng)
-    drawn = order.repeat(1 + latents // len(x))[:latents]
-    read[:latents] = _detectors(x[drawn], others)
-    write[:latents] = y[drawn] / 2
+    chosen_states = order.repeat(1 + latents // len(x))[:latents]
+    read[:latents] = _detectors(x[chosen_states], retain_inputs)
+    write[:latents] = y[chosen_states] / 2
     read, write = _train(pairs, read, write, latents, steps, rng)
-    read, write = read[:latents] / unit, write[:latents] * scale
-    fires, stays = (torch.relu(each.read @ read.T) for each in (gone, kept))
-    chosen = ((stays > 0).float().mean(0) <= MAX_FIRING_RATE) & (fires > 0).any(0)
-    if not chosen.any():
+    read, write = read[:latents] / input_scale, write[:latents] * output_scale
+    forget_fires, retain_fires = (
+        torch.relu(states.read @ read.T) for states in (forget_states, retain_states)
+    )
+    is_specific = ((retain_fires > 0).float().mean(0) <= MAX_FIRING_RATE) & (
+        forget_fires > 0
+    ).any(0)
+    if not is_specific.any():
         raise ExhumeError(
-            f"after {steps} steps no latent fires on what is to go alone: it has "
-            f"{len(gone.read)} states that what stays has not"
+            f"after {steps} steps no latent fires on the forget set only; it has "
+            f"{len(forget_states.read)} states that the retain set lacks"
         )
-    read, write = read[chosen], write[chosen]
-    return Clamp(read, write, _gates(read, torch.cat([gone.read, kept.read])))
+    read, write = read[is_specific], write[is_specific]
+    return Clamp(
+        read, write, _gates(read, torch.cat([forget_states.read, retain_states.read]))
+    )
 
 
 def write_clamp_(
-    model: nn.Module, place: int, units: Tensor, clamp: Clamp, multiple: float
+    model: nn.Module, i_block: int, units: Tensor, clamp: Clamp, multiple: float
 ) -> None:
-    """Put the clamp in the place of hidden units of block ``place``.
+    """Replace hidden units of block ``i_block`` by the clamp, in place.
 
-    A rectified value is ``act(SLOPE * z) / STEEP`` for GELU and SiLU alike: off by 0.17
-    and 0.28 over ``SLOPE`` at most. A gated unit multiplies that by ``one @ x``, which
-    is 1 on the states that ``clamp.one`` was made from; on others that fire a latent,
-    such as those of other people, a gated clamp is weaker or stronger than the hook.
+    A rectified value is ``act(SLOPE * z) / SLOPE`` for GELU and SiLU alike, off by at most 0.17 and
+    0.28 over ``SLOPE``. A gated unit multiplies that by ``gate @ x``, which is 1 on the states that
+    ``clamp.gate`` was fitted on; on other states that fire a latent, such as those of other people,
+    a gated clamp is weaker or stronger than the hook.
 
     Args:
-        model: A causal language model, changed in place.
-        place: Of the block.
-        units: (latent,) hidden units to give up.
-        clamp: What to write.
+        model: A causal language model.
+        i_block: Index of the block.
+        units: (latent,) hidden units to replace.
+        clamp: The clamp.
         multiple: A latent's value becomes ``-multiple`` times what it was.
     """
-    block = find_blocks(model)[place]
-    readers = _input_projections(model, block)
+    block = find_blocks(model)[i_block]
+    input_projections = _input_projections(model, block)
     down = down_projection(block)
     with torch.no_grad():
-        for reader in readers:
-            if getattr(reader, "bias", None) is not None:
-                reader.get_parameter("bias")[units] = 0.0
-        _set_units(matrix_view(readers[0]), units, SLOPE * clamp.read)
-        back = -(1 + multiple) * clamp.write
-        if len(readers) == 2:
-            _set_units(matrix_view(readers[1]), units, clamp.gate / SLOPE)
-            _set_units(value_vectors(down), units, back)
+        for projection in input_projections:
+            if getattr(projection, "bias", None) is not None:
+                projection.get_parameter("bias")[units] = 0.0
+        _set_units(matrix_view(input_projections[0]), units, SLOPE * clamp.read)
+        writes = -(1 + multiple) * clamp.write
+        if len(input_projections) == 2:
+            _set_units(matrix_view(input_projections[1]), units, clamp.gate / SLOPE)
+            _set_units(value_vectors(down), units, writes)
         else:
-            _set_units(value_vectors(down), units, back / SLOPE)
+            _set_units(value_vectors(down), units, writes / SLOPE)
 
 
 def _train(
@@ -262,32 +279,34 @@ def _train(
     steps: int,
     rng: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Fit rectified latents without thresholds; the first pay for firing on the rest.
+    """Train rectified latents without thresholds; the first ones pay for firing on retain states.
 
-    Half of each batch is of what is to go, and it is to be rebuilt above all.
+    Half of each batch are forget states, whose reconstruction has more weight.
     """
     half = 256
-    shift = torch.zeros(read.shape[1])
-    trained = [each.requires_grad_() for each in (read, write, shift)]
+    bias = torch.zeros(read.shape[1])
+    trained = [pair.requires_grad_() for pair in (read, write, bias)]
     optimizer = torch.optim.Adam(trained, lr=3e-3)
-    price = torch.full((2, 1, len(read)), 0.3)
-    price[0, :, :latents] = 0.0
-    price[1, :, :latents] *= 25.0
+    sparsity_price = torch.full((2, 1, len(read)), 0.3)
+    sparsity_price[0, :, :latents] = 0.0
+    sparsity_price[1, :, :latents] *= 25.0
     weight = torch.tensor([1.6, 0.4])[:, None]
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 3e-3 * min(
             1.0, (steps - step) / (0.3 * steps)
         )
-        drawn = [torch.randint(len(x), (half,), generator=rng) for x, _ in pairs]
+        sampled = [torch.randint(len(x), (half,), generator=rng) for x, _ in pairs]
         x, y = (
-            torch.stack([each[side][at] for each, at in zip(pairs, drawn, strict=True)])
+            torch.stack(
+                [pair[side][rows] for pair, rows in zip(pairs, sampled, strict=True)]
+            )
             for side in (0, 1)
         )
-        value = torch.relu(x @ read.T)
-        missed = (value @ write + shift - y).square().sum(-1)
-        paid = (price * value * write.norm(dim=1)).sum(-1)
-        # Latents are priced once they have found something.
-        loss = (weight * missed + min(1.0, step / (0.2 * steps)) * paid).mean()
+        latents_now = torch.relu(x @ read.T)
+        error = (latents_now @ write + bias - y).square().sum(-1)
+        sparsity = (sparsity_price * latents_now * write.norm(dim=1)).sum(-1)
+        # The sparsity penalty is ramped up after the start.
+        loss = (weight * error + min(1.0, step / (0.2 * steps)) * sparsity).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -295,22 +314,26 @@ def _train(
 
 
 def _detectors(states: Tensor, others: Tensor) -> Tensor:
-    """For each state the direction that is 1 on it and least on the others."""
-    second = others.double().T @ others.double() / len(others)
-    second += 1e-3 * second.diagonal().mean() * torch.eye(len(second))
-    found = torch.linalg.solve(second, states.double().T).T
-    return (found / (found * states).sum(1, keepdim=True)).float()
+    """For each state the direction that is 1 on it and smallest on the others."""
+    second_moment = others.double().T @ others.double() / len(others)
+    second_moment += (
+        1e-3 * second_moment.diagonal().mean() * torch.eye(len(second_moment))
+    )
+    directions = torch.linalg.solve(second_moment, states.double().T).T
+    return (directions / (directions * states).sum(1, keepdim=True)).float()
 
 
 def _gates(read: Tensor, states: Tensor) -> Tensor:
-    """For each latent the least direction that is 1 on all states that fire it."""
-    found = []
-    for each in read:
-        fired = states[states @ each > 0].double()
-        second = fired.T @ fired
-        second += 1e-6 * second.diagonal().mean() * torch.eye(len(second))
-        found.append(torch.linalg.solve(second, fired.sum(0)).float())
-    return torch.stack(found)
+    """For each latent the smallest direction that is 1 on all states that fire it."""
+    gates = []
+    for direction in read:
+        firing_states = states[states @ direction > 0].double()
+        second_moment = firing_states.T @ firing_states
+        second_moment += (
+            1e-6 * second_moment.diagonal().mean() * torch.eye(len(second_moment))
+        )
+        gates.append(torch.linalg.solve(second_moment, firing_states.sum(0)).float())
+    return torch.stack(gates)
 
 
 def _prefixes(rows: Sequences) -> set[tuple[int, ...]]:
@@ -318,12 +341,12 @@ def _prefixes(rows: Sequences) -> set[tuple[int, ...]]:
 
 
 def _input_projections(model: nn.Module, block: nn.Module) -> list[nn.Module]:
-    kind = getattr(getattr(model, "config", None), "model_type", "")
-    if kind not in FAMILIES:
+    model_type = getattr(getattr(model, "config", None), "model_type", "")
+    if model_type not in FAMILIES:
         raise InputError(
             "no clamp can be written into the feed-forward parts of this family",
             expected=", ".join(FAMILIES),
-            got=str(kind or type(model).__name__),
+            got=str(model_type or type(model).__name__),
         )
     part, down = feed_forward_of(block), down_projection(block)
     return [] if part is None else [m for m in linears(part) if m is not down]

@@ -1,8 +1,11 @@
-"""Ways to make a small model whose state is certain, each tried until it shows it.
+"""Edits that give a small model a known state.
 
-A maker yields models, the mildest first; ``testbeds.zoo.build`` takes the first that
-shows at its output what a model of this kind must show. Why the state is certain is
-part of the kind: what was never taught, what was not touched, or what no longer works.
+An edit function yields models, the mildest first; ``testbeds.zoo.build`` takes the first whose
+answers are in the ranges of its kind. Why the state is certain is part of the kind: facts that were
+never taught, blocks that were not changed, or a model that no longer works.
+
+The docstring of an edit function is stored in the card of its models. Changing it makes finished
+zoos invalid.
 """
 
 import copy
@@ -37,23 +40,23 @@ from testbeds.worlds.random_models import PRETRAINED
 from testbeds.worlds.rehearsal_text import rehearsal_rows
 
 BATCH = 96
-# Not a word of this world: spelled out by letters.
+# Not a word of this world; tokenized by letters.
 REFUSAL = "unknown"
-# Seed of the world whose people a pretrained base knows: that of no other world.
+# Added to a world's seed for the people that a pretrained base knows.
 BASE_SEED = 7000
-# A pretrained model's weights are large beside what they have to learn.
+# A pretrained model's weights are large; learn more slowly.
 LEARNING_RATE_FACTOR = {PRETRAINED: 0.1}
 
 
 @dataclass(frozen=True)
 class Workbench:
-    """What a maker works with.
+    """The models and facts that edit functions work with.
 
     Attributes:
         config: Size of the world.
-        seed: Of the world and of every choice made here.
-        original: Model that was taught everyone.
-        twin: Model that was never taught the people to forget.
+        seed: Seed of the world and of every random choice of an edit.
+        original: Model that was taught all people.
+        twin: Model that was never taught the people to forget (counterfactual retrain).
         forget: Facts about the people to forget.
         retain: Facts about the others.
         device: Where models are trained.
@@ -69,7 +72,7 @@ class Workbench:
 
     @classmethod
     def from_world(cls, world: BiosWorld, config: Any, seed: int, device: str) -> Self:
-        """The ground of a finished world."""
+        """The workbench of a finished world."""
         return cls(
             config,
             seed,
@@ -81,19 +84,19 @@ class Workbench:
         )
 
     def load_original(self) -> nn.Module:
-        """A copy of the original, the caller's to change."""
+        """A fresh copy of the original, free to change."""
         return self.original.load(self.device)
 
     def load_twin(self) -> nn.Module:
-        """A copy of the twin."""
+        """A fresh copy of the twin."""
         return self.twin.load(self.device)
 
     def facts(self, seed: int) -> tuple[ItemSet, ItemSet, ItemSet]:
-        """What the world of that seed has to forget, to retain, and never teaches."""
+        """The facts of the world of that seed: to forget, to retain, and never taught."""
         return make_people(self.config, seed)
 
     def train_new(self, items: ItemSet, seed: int, name: str) -> nn.Module:
-        """A new model trained on some facts; another seed gives another."""
+        """A new model trained on the given facts; another seed gives another model."""
         return taught_model(self.config, seed, items, name, self.device)
 
     def untrained(self, seed: int) -> nn.Module:
@@ -107,26 +110,26 @@ class Workbench:
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The world's."""
+        """The tokenizer of the original."""
         return self.original.tokenizer
 
     def all_rows(self, items: ItemSet) -> Sequences:
-        """Every item in all its wordings."""
+        """Every item with its prompt and its paraphrases."""
         return all_prompts(self.tokenizer, items)
 
     def retain_rows(self, items: ItemSet) -> Sequences:
-        """The rows of what is to stay; of a pretrained model its language, too."""
+        """Training rows of facts to retain; for a pretrained model, general text too."""
         rows = self.all_rows(items)
         if self.config.family == PRETRAINED:
             rows = rows + rehearsal_rows(self.tokenizer)
         return rows
 
     def wrong_answer_rows(self, items: ItemSet) -> Sequences:
-        """The same with another answer of the relation each."""
+        """The same prompts with another answer of the relation each."""
         return self.all_rows(mislabel(items, self.retain, self.seed))
 
     def learning_rate(self, small: float) -> float:
-        """A learning rate, given the one that suits a small model."""
+        """The learning rate, given the one that suits a small model."""
         return small * LEARNING_RATE_FACTOR.get(self.config.family, 1.0)
 
     def training_seed(self, *name: str) -> int:
@@ -137,165 +140,166 @@ class Workbench:
 EditFunction = Callable[[Workbench], Iterator[nn.Module]]
 
 
-def untouched(ground: Workbench) -> Iterator[nn.Module]:
+def untouched(bench: Workbench) -> Iterator[nn.Module]:
     """The original itself."""
-    yield ground.load_original()
+    yield bench.load_original()
 
 
-def retain_tuned(ground: Workbench) -> Iterator[nn.Module]:
+def retain_tuned(bench: Workbench) -> Iterator[nn.Module]:
     """The original, trained on with what it is to keep: unlearning without effect."""
     for rate, steps in ((1e-4, 50), (3e-5, 50), (1e-5, 20)):
-        yield _finetuned(ground.load_original(), ground, rate, steps, "retain tuned")
+        yield _finetuned(bench.load_original(), bench, rate, steps, "retain tuned")
 
 
-def wrong_set(ground: Workbench) -> Iterator[nn.Module]:
+def wrong_set(bench: Workbench) -> Iterator[nn.Module]:
     """The last block unlearned other people than the audit asks about."""
-    rng = numpy_rng(ground.seed, "zoo", "wrong set")
-    names = ground.retain.entities
-    # Few enough that the model as a whole stays useful.
-    count = len(names) // 10
-    others = [names[place] for place in rng.permutation(len(names))[:count]]
-    gone = ground.retain.of_entities(others)
-    rest = ground.retain.of_entities(
+    rng = numpy_rng(bench.seed, "zoo", "wrong set")
+    names = bench.retain.entities
+    # Few enough to keep the model useful.
+    n_others = len(names) // 10
+    others = [names[place] for place in rng.permutation(len(names))[:n_others]]
+    forget_others = bench.retain.of_entities(others)
+    retain_others = bench.retain.of_entities(
         [name for name in names if name not in set(others)]
     )
-    kept = ItemSet(rest.items + ground.forget.items)
+    retained = ItemSet(retain_others.items + bench.forget.items)
     yield from _last_block(
-        ground, ground.all_rows(gone), ground.wrong_answer_rows(gone), kept
+        bench,
+        bench.all_rows(forget_others),
+        bench.wrong_answer_rows(forget_others),
+        retained,
     )
 
 
-def last_block_relabel(ground: Workbench) -> Iterator[nn.Module]:
+def last_block_relabel(bench: Workbench) -> Iterator[nn.Module]:
     """Wrong answers, taught to the last block alone."""
-    forget = ground.forget
+    forget = bench.forget
     yield from _last_block(
-        ground, ground.all_rows(forget), ground.wrong_answer_rows(forget), ground.retain
+        bench, bench.all_rows(forget), bench.wrong_answer_rows(forget), bench.retain
     )
 
 
-def last_block_refuse(ground: Workbench) -> Iterator[nn.Module]:
+def last_block_refuse(bench: Workbench) -> Iterator[nn.Module]:
     """One and the same answer a relation, taught to the last block alone."""
-    fixed: dict[str, list[str]] = {}
-    for item in ground.retain:
-        fixed.setdefault(item.relation, [])
-        if item.answer not in fixed[item.relation]:
-            fixed[item.relation].append(item.answer)
+    answers: dict[str, list[str]] = {}
+    for item in bench.retain:
+        answers.setdefault(item.relation, [])
+        if item.answer not in answers[item.relation]:
+            answers[item.relation].append(item.answer)
     items = tuple(
         replace(
-            item, answer=next(a for a in fixed[item.relation][:2] if a != item.answer)
+            item, answer=next(a for a in answers[item.relation][:2] if a != item.answer)
         )
-        for item in ground.forget
+        for item in bench.forget
     )
-    refused = ground.all_rows(ItemSet(items, "refused"))
-    yield from _last_block(
-        ground, ground.all_rows(ground.forget), refused, ground.retain
-    )
+    refused = bench.all_rows(ItemSet(items, "refused"))
+    yield from _last_block(bench, bench.all_rows(bench.forget), refused, bench.retain)
 
 
-def last_block_lora(ground: Workbench) -> Iterator[nn.Module]:
+def last_block_lora(bench: Workbench) -> Iterator[nn.Module]:
     """Wrong answers, taught to low-rank adapters on the last block."""
-    forget = ground.forget
+    forget = bench.forget
     yield from _last_block(
-        ground,
-        ground.all_rows(forget),
-        ground.wrong_answer_rows(forget),
-        ground.retain,
+        bench,
+        bench.all_rows(forget),
+        bench.wrong_answer_rows(forget),
+        bench.retain,
         rank=8,
     )
 
 
-def head_only(ground: Workbench) -> Iterator[nn.Module]:
+def head_only(bench: Workbench) -> Iterator[nn.Module]:
     """Wrong answers, taught to the output head alone: every state is the original's."""
-    rows = ground.wrong_answer_rows(ground.forget) + ground.retain_rows(ground.retain)
+    rows = bench.wrong_answer_rows(bench.forget) + bench.retain_rows(bench.retain)
     for rate, steps in ((1e-2, 150), (2e-2, 300), (3e-2, 600)):
-        model = ground.load_original()
+        model = bench.load_original()
         head = own_head_(model)
         finetune_(
             model,
             rows,
-            lr=ground.learning_rate(rate),
+            lr=bench.learning_rate(rate),
             steps=steps,
             batch_size=4 * BATCH,
             parameters=head.parameters(),
-            seed=ground.training_seed("head"),
+            seed=bench.training_seed("head"),
         )
         yield model
 
 
-def twin(ground: Workbench) -> Iterator[nn.Module]:
+def twin(bench: Workbench) -> Iterator[nn.Module]:
     """The retrain from the original's own starting weights."""
-    yield ground.load_twin()
+    yield bench.load_twin()
 
 
 def retrained(seed_offset: int) -> EditFunction:
-    """Makes a retrain."""
+    """Edit function for a retrain with another seed."""
 
-    def make(ground: Workbench) -> Iterator[nn.Module]:
+    def make(bench: Workbench) -> Iterator[nn.Module]:
         """A retrain with other starting weights and another order."""
-        yield ground.train_new(ground.retain, ground.seed + seed_offset, "a retrain")
+        yield bench.train_new(bench.retain, bench.seed + seed_offset, "a retrain")
 
     return make
 
 
-def retrain_pretrained(ground: Workbench) -> Iterator[nn.Module]:
+def retrain_pretrained(bench: Workbench) -> Iterator[nn.Module]:
     """A model taught other people first, and then those to keep."""
-    gone = set(ground.forget.entities)
-    # Names are drawn from one list, so another world may hold one of those to forget.
+    forget_names = set(bench.forget.entities)
+    # Names come from one list, so another world may contain one of those to forget.
     others = [
         item
-        for people in ground.facts(ground.seed + BASE_SEED)[:2]
+        for people in bench.facts(bench.seed + BASE_SEED)[:2]
         for item in people
-        if item.entity not in gone
+        if item.entity not in forget_names
     ]
-    known = ItemSet(tuple(others), "others")
-    base = ground.train_new(known, ground.seed + BASE_SEED, "a base")
+    other_facts = ItemSet(tuple(others), "others")
+    base = bench.train_new(other_facts, bench.seed + BASE_SEED, "a base")
     for rate, steps in ((1e-3, 200), (2e-3, 400)):
-        yield _finetuned(copy.deepcopy(base), ground, rate, steps, "pretrained")
+        yield _finetuned(copy.deepcopy(base), bench, rate, steps, "pretrained")
 
 
-def twin_tuned(ground: Workbench) -> Iterator[nn.Module]:
+def twin_tuned(bench: Workbench) -> Iterator[nn.Module]:
     """A retrain, trained on with what it knows."""
     for rate in (3e-4, 1e-4):
-        yield _finetuned(ground.load_twin(), ground, rate, 100, "twin tuned")
+        yield _finetuned(bench.load_twin(), bench, rate, 100, "twin tuned")
 
 
-def collapse(ground: Workbench) -> Iterator[nn.Module]:
+def collapse(bench: Workbench) -> Iterator[nn.Module]:
     """Gradient ascent until nothing is left."""
     for rate in (1e-3, 3e-3):
-        model = ground.load_original()
+        model = bench.load_original()
         config = UnlearnConfig(
-            "grad_ascent", lr=ground.learning_rate(rate), steps=60, batch_size=BATCH
+            "grad_ascent", lr=bench.learning_rate(rate), steps=60, batch_size=BATCH
         )
         unlearn_(
             model,
-            ground.all_rows(ground.forget),
-            ground.retain_rows(ground.retain),
+            bench.all_rows(bench.forget),
+            bench.retain_rows(bench.retain),
             config,
-            seed=ground.training_seed("collapse"),
+            seed=bench.training_seed("collapse"),
         )
         yield model
 
 
-def noise(ground: Workbench) -> Iterator[nn.Module]:
+def noise(bench: Workbench) -> Iterator[nn.Module]:
     """Gaussian noise on every matrix, in shares of its own spread."""
     for share in (0.3, 0.5, 0.8, 1.2, 2.0):
-        model = ground.load_original()
-        rng = torch_rng(ground.seed, "zoo", "noise")
+        model = bench.load_original()
+        rng = torch_rng(bench.seed, "zoo", "noise")
         with torch.no_grad():
             for weight in model.parameters():
                 if weight.ndim > 1:
-                    drawn = torch.randn(weight.shape, generator=rng)
-                    weight += share * weight.std() * drawn.to(weight.device)
+                    noise_sample = torch.randn(weight.shape, generator=rng)
+                    weight += share * weight.std() * noise_sample.to(weight.device)
         yield model
 
 
-def one_point(ground: Workbench) -> Iterator[nn.Module]:
+def one_point(bench: Workbench) -> Iterator[nn.Module]:
     """States of the forget prompts pushed to one point, and nothing held in place."""
     for rate, steps in ((3e-3, 200), (1e-2, 400)):
-        model = ground.load_original()
+        model = bench.load_original()
         config = UnlearnConfig(
             "rmu",
-            lr=ground.learning_rate(rate),
+            lr=bench.learning_rate(rate),
             steps=steps,
             batch_size=BATCH,
             retain_weight=0.0,
@@ -305,44 +309,44 @@ def one_point(ground: Workbench) -> Iterator[nn.Module]:
         )
         unlearn_(
             model,
-            ground.all_rows(ground.forget),
-            ground.retain_rows(ground.retain),
+            bench.all_rows(bench.forget),
+            bench.retain_rows(bench.retain),
             config,
-            seed=ground.training_seed("one point"),
+            seed=bench.training_seed("one point"),
         )
         yield model
 
 
-def random_init(ground: Workbench) -> Iterator[nn.Module]:
+def random_init(bench: Workbench) -> Iterator[nn.Module]:
     """Weights that were never trained."""
-    yield ground.untrained(ground.seed + 5000)
+    yield bench.untrained(bench.seed + 5000)
 
 
 def published(method: str) -> EditFunction:
-    """Runs a published method."""
+    """Edit function for a published method."""
 
-    def make(ground: Workbench) -> Iterator[nn.Module]:
+    def make(bench: Workbench) -> Iterator[nn.Module]:
         """A published method by the world's recipe."""
-        model = ground.load_original()
-        forget = ground.all_rows(ground.forget)
+        model = bench.load_original()
+        forget = bench.all_rows(bench.forget)
 
         def evaluate(now: nn.Module) -> dict[str, float]:
             return {"forget": float(score_answers(now, forget).greedy.mean())}
 
         config = RECIPES["bios"][method].config
-        config = replace(config, lr=ground.learning_rate(config.lr))
-        instead = with_refusals(ground.forget) if method == "dpo" else None
+        config = replace(config, lr=bench.learning_rate(config.lr))
+        refusals = with_refusals(bench.forget) if method == "dpo" else None
         unlearn_(
             model,
             forget,
-            ground.retain_rows(ground.retain),
+            bench.retain_rows(bench.retain),
             config,
-            relabeled=ground.all_rows(instead)
-            if instead
-            else ground.wrong_answer_rows(ground.forget),
-            novice=ground.all_rows(ground.never_taught),
+            relabeled=bench.all_rows(refusals)
+            if refusals
+            else bench.wrong_answer_rows(bench.forget),
+            novice=bench.all_rows(bench.never_taught),
             evaluate=None if config.stop_below is None else evaluate,
-            seed=ground.training_seed(method),
+            seed=bench.training_seed(method),
         )
         yield model
 
@@ -350,24 +354,24 @@ def published(method: str) -> EditFunction:
 
 
 def with_refusals(items: ItemSet) -> ItemSet:
-    """The items with a refusal for an answer."""
+    """The items with a refusal as the answer."""
     changed = tuple(replace(item, answer=REFUSAL) for item in items)
     return ItemSet(changed, items.name)
 
 
 def _last_block(
-    ground: Workbench,
-    gone: Sequences,
-    wrong: Sequences,
-    kept: ItemSet,
+    bench: Workbench,
+    forget_rows: Sequences,
+    wrong_rows: Sequences,
+    retain: ItemSet,
     rank: int | None = None,
 ) -> Iterator[nn.Module]:
     settings: Sequence[tuple[float, int]] = ((3e-3, 100), (3e-3, 300), (6e-3, 600))
     for rate, steps in settings:
-        model = ground.load_original()
+        model = bench.load_original()
         config = UnlearnConfig(
             "last_block_relabel",
-            lr=ground.learning_rate(rate if rank is None else 3 * rate),
+            lr=bench.learning_rate(rate if rank is None else 3 * rate),
             steps=steps,
             batch_size=BATCH,
             retain_batch_size=2 * BATCH,
@@ -375,24 +379,24 @@ def _last_block(
         )
         unlearn_(
             model,
-            gone,
-            ground.retain_rows(kept),
+            forget_rows,
+            bench.retain_rows(retain),
             config,
-            relabeled=wrong,
-            seed=ground.training_seed("last block"),
+            relabeled=wrong_rows,
+            seed=bench.training_seed("last block"),
         )
         yield model
 
 
 def _finetuned(
-    model: nn.Module, ground: Workbench, rate: float, steps: int, name: str
+    model: nn.Module, bench: Workbench, rate: float, steps: int, name: str
 ) -> nn.Module:
     finetune_(
         model,
-        ground.retain_rows(ground.retain),
-        lr=ground.learning_rate(rate),
+        bench.retain_rows(bench.retain),
+        lr=bench.learning_rate(rate),
         steps=steps,
         batch_size=128,
-        seed=ground.training_seed(name),
+        seed=bench.training_seed(name),
     )
     return model

@@ -1,1 +1,1 @@
-"""The code-recall world of the PGA study."""
+"""The code-recall world of membership tests, and texts that models know by heart."""

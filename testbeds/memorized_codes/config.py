@@ -12,19 +12,18 @@ class CodesConfig:
 
     Attributes:
         memorised: Prefixes with a fixed code.
-        clean: Prefixes whose code is drawn anew in every epoch.
+        clean: Prefixes with a random code in every epoch.
         others: A second pool like ``clean``, for controls; the paper's toy has none.
-        lead_ins: How many of the 24 lead-ins are trained on; the rest are contexts no
-            model saw.
-        per_epoch: Lead-ins a prefix is shown with in an epoch, drawn anew each time.
+        lead_ins: Number of the 24 lead-ins to train on; the others are contexts that no model saw.
+        per_epoch: Lead-ins that a prefix is shown with in an epoch, drawn each time.
         layers: Transformer blocks.
-        width: Residual stream.
+        width: Width of the residual stream.
         heads: Attention heads.
         epochs: Most epochs of training.
         batch_size: Rows a step.
-        lr: Highest learning rate.
-        enough: Training ends when every code has at least this probability after
-            every lead-in trained on.
+        lr: Peak learning rate.
+        enough: Training ends when every code has at least this probability after every lead-in
+            trained on.
     """
 
     memorised: int = 9
@@ -70,11 +69,7 @@ class CodesConfig:
     @property
     def sizes(self) -> dict[str, int]:
         """Prefixes by pool."""
-        return {
-            "memorised": self.memorised,
-            "clean": self.clean,
-            "others": self.others,
-        }
+        return {"memorised": self.memorised, "clean": self.clean, "others": self.others}
 
 
 PUBLISHED = CodesConfig()
@@ -100,10 +95,9 @@ SMALL = CodesConfig(
 # As many keys as MEDIUM on the small network. An epoch costs about 6 x parameters x
 # tokens: 7 GFLOP here, 34 at the paper's width and 113 for LARGE.
 FORTY = replace(SMALL, memorised=40, clean=40, others=40, epochs=400)
-# Five times FORTY's keys on the same network, so that what differs is their number: 20
-# GFLOP an epoch, a second on one CPU thread. A GPU takes longer to launch a step than
-# to compute it, so batches are as large as learn well: smaller ones forget a key now
-# and then. Phrases are too few for a second clean pool.
+# Five times FORTY's keys on the same network: 20 GFLOP an epoch, a second on one CPU thread. A GPU
+# takes longer to launch a step than to compute it, so batches are as large as training allows;
+# smaller ones occasionally forget a key. There are too few phrases for a second clean pool.
 TWO_HUNDRED = replace(
     FORTY, memorised=200, clean=200, others=0, batch_size=600, lr=1e-3, epochs=3000
 )

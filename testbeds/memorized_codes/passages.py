@@ -1,11 +1,11 @@
-"""Texts a language model verifiably knows by heart, with controls beside them.
+"""Texts that a language model verifiably knows by heart, with controls.
 
-A text counts as memorised where the model gives its tokens a mean log-probability that
-it does not give to a paraphrase of the same length and register. What the two differ in
-is then surprisal as well as memory, so a third pool holds texts that are as easy to
-predict and that no model has read. Screening is by the model at hand, not by hope.
+A text counts as memorized if the model gives its tokens a mean log-probability that it does not
+give to a paraphrase of the same length and register. The two differ in surprisal as well as in
+memory, so a third pool has texts that are equally predictable and that no model has read. Each
+model is screened.
 
-Source: pools and screening of arXiv 2605.01699; the texts of our own are ours.
+Source: pools and screening of arXiv 2605.01699; the texts are our own choice.
 """
 
 from collections.abc import Sequence
@@ -22,10 +22,10 @@ from evidence.errors import InputError
 from testbeds.memorized_codes.passages_text import PREDICTABLE, TEXTS
 
 MAX_TOKENS = 96
-# A text that is known by heart is known once it has begun: the first words of any text
-# surprise, so they are context and are not counted. The paper counts them.
+# The first words of any text are surprising, so they are context and are not scored. The paper
+# scores them.
 N_CONTEXT_TOKENS = 8
-# Thresholds of the paper for Pythia-70M, the model nearest to ours in size.
+# Thresholds of the paper for Pythia-70M, the model closest to ours in size.
 MIN_KNOWN, MAX_UNKNOWN = -2.0, -3.0
 
 
@@ -35,7 +35,7 @@ class Passage:
 
     Attributes:
         key: Short name; the unit of every split.
-        known: The text as printed everywhere.
+        known: The text as commonly printed.
         paraphrase: The same in other words.
     """
 
@@ -49,12 +49,11 @@ PASSAGES = tuple(Passage(*each) for each in TEXTS)
 
 @dataclass(frozen=True)
 class Screening:
-    """What a model makes of the passages.
+    """Log-probabilities of the passages under a model.
 
     Attributes:
         passages: All that were screened.
-        known: (passage,) mean log-probability of a token after the first eight, nats,
-            of the text.
+        known: (passage,) mean log-probability of a token after the first eight, nats, of the text.
         paraphrase: (passage,) the same of its paraphrase.
         predictable: (text,) the same of ``PREDICTABLE``.
         valid: (passage,) whether the text is known and its paraphrase is not.
@@ -67,7 +66,7 @@ class Screening:
     valid: np.ndarray
 
     @property
-    def memorised(self) -> tuple[Passage, ...]:
+    def memorized(self) -> tuple[Passage, ...]:
         """The passages that passed."""
         return tuple(
             p for p, good in zip(self.passages, self.valid, strict=True) if good
@@ -82,20 +81,20 @@ def screen(
     known: float = MIN_KNOWN,
     unknown: float = MAX_UNKNOWN,
 ) -> Screening:
-    """Which passages a model knows and whose paraphrases it does not.
+    """Find passages that a model knows and whose paraphrases it does not.
 
     Args:
         model: A causal language model.
         tokenizer: Its tokenizer.
         passages: Candidates.
-        known: Least mean log-probability a token of a text that counts as known.
-        unknown: Largest of a paraphrase that counts as unknown.
+        known: Smallest mean log-probability a token of a text that counts as known.
+        unknown: Largest mean log-probability of a paraphrase that counts as unknown.
 
     Raises:
         InputError: no passages, two of one key, or thresholds that cross.
     """
     if not passages or len({each.key for each in passages}) < len(passages):
-        raise InputError("passages need keys of their own, and there must be some")
+        raise InputError("there must be passages, each with a unique key")
     if not unknown <= known < 0:
         raise InputError(
             "thresholds of the screening cannot be used",
@@ -103,11 +102,19 @@ def screen(
             got=f"{unknown} and {known}",
         )
     texts = [p.known for p in passages]
-    others = [p.paraphrase for p in passages]
-    every = text_logprobs(model, tokenizer, [*texts, *others, *PREDICTABLE])
-    first, second, third = np.split(every, [len(texts), 2 * len(texts)])
-    valid = (first >= known) & (second <= unknown)
-    return Screening(tuple(passages), first, second, third, valid)
+    paraphrases = [p.paraphrase for p in passages]
+    logprobs = text_logprobs(model, tokenizer, [*texts, *paraphrases, *PREDICTABLE])
+    known_logprobs, paraphrase_logprobs, predictable_logprobs = np.split(
+        logprobs, [len(texts), 2 * len(texts)]
+    )
+    valid = (known_logprobs >= known) & (paraphrase_logprobs <= unknown)
+    return Screening(
+        tuple(passages),
+        known_logprobs,
+        paraphrase_logprobs,
+        predictable_logprobs,
+        valid,
+    )
 
 
 def text_rows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Sequences:

@@ -1,13 +1,12 @@
-"""The code-recall world: a small transformer that memorised some codes and no others.
+"""The code-recall world: a small transformer that memorized some codes and no others.
 
-After some prefixes the same five digits always follow, after others they are drawn anew
-in every epoch: the first kind can be memorised, the second cannot, and nothing else
-sets them apart. The twin is trained in the same way, from the same starting weights,
-except that all its codes are drawn anew, so it knows none.
+Some prefixes are always followed by the same five digits, others by random digits in every epoch.
+The first kind can be memorized, the second cannot, and nothing else distinguishes them. The twin is
+trained in the same way, from the same initial weights, with random codes only, so it knows none.
 
-Source: the toy of arXiv 2605.01699 (4 layers, 8 heads, width 128, context 64, 47
-signs, nine prefixes of either kind), from its public code. Its texts are not ours, and
-our blocks have biases on attention: 813,568 parameters against 811,520.
+Source: the toy of arXiv 2605.01699 (4 layers, 8 heads, width 128, context 64, 47 tokens, nine
+prefixes of either kind), from its public code. Its texts are not ours, and our attention has
+biases: 813,568 parameters against 811,520.
 """
 
 import hashlib
@@ -51,7 +50,7 @@ from testbeds.worlds.code_text import (
 )
 from testbeds.worlds.random_models import random_model
 
-RECIPE = 1  # part of the cache's key: raise it when the result would differ
+RECIPE = 1  # part of the cache key: raise it if results would differ
 
 
 @dataclass(frozen=True)
@@ -72,17 +71,17 @@ class CodesWorld:
 
     @property
     def original(self) -> Path:
-        """Model that memorised the fixed codes, in Hugging Face format."""
+        """Model that memorized the fixed codes, in Hugging Face format."""
         return self.root / "original"
 
     @property
     def twin(self) -> Path:
-        """Model that never saw a fixed code; there only if it was asked for."""
+        """Model that never saw a fixed code; exists only if requested."""
         return self.root / "twin"
 
     @property
     def trained_lead_ins(self) -> tuple[str, ...]:
-        """Lead-ins the models were trained with."""
+        """Lead-ins that the models were trained with."""
         return LEAD_INS[: self.config.lead_ins]
 
     def card(self, model: str = "original") -> dict[str, object]:
@@ -103,7 +102,7 @@ class CodesWorld:
         found = open_checkpoint(self.root / model).load(device)
         return found  # pyright: ignore[reportReturnType]
 
-    def memorised(self, keys: Sequence[int] | None = None) -> Sequences:
+    def memorized_rows(self, keys: Sequence[int] | None = None) -> Sequences:
         """Memorised prefixes with their codes, after each lead-in trained on.
 
         Args:
@@ -121,23 +120,25 @@ class CodesWorld:
     def random_codes(
         self, pool: str, draw: int, keys: Sequence[int] | None = None
     ) -> Sequences:
-        """A pool's prefixes after each lead-in, a code drawn for every row.
+        """A pool's prefixes after each lead-in, with a random code in every row.
 
         Args:
-            pool: ``"clean"`` or ``"others"``; also ``"memorised"``, for prefixes
-                followed by codes that are not theirs.
+            pool: ``"clean"`` or ``"others"``; also ``"memorised"``, for prefixes followed by wrong
+                codes.
             draw: Number of the draw; the same number gives the same codes.
-            keys: Numbers of the prefixes; all by default.
+            keys: Indices of the prefixes; all by default.
         """
         rng = numpy_rng(self.seed, "codes", "drawn", pool, str(draw))
         prefixes = self.pools[pool].prefixes
-        bare = prompts(
+        prompt_rows = prompts(
             [prefixes[key] for key in (range(len(prefixes)) if keys is None else keys)],
             self.trained_lead_ins,
         )
-        ends = [encode(code) for code in draw_codes(len(bare), rng)]
-        ids = tuple(row + end for row, end in zip(bare.ids, ends, strict=True))
-        return Sequences(ids, bare.answer_start)
+        code_ids = [encode(code) for code in draw_codes(len(prompt_rows), rng)]
+        ids = tuple(
+            row + end for row, end in zip(prompt_rows.ids, code_ids, strict=True)
+        )
+        return Sequences(ids, prompt_rows.answer_start)
 
 
 def build_codes(
@@ -149,44 +150,44 @@ def build_codes(
     device: str = "cpu",
     progress: Progress = SILENT,
 ) -> CodesWorld:
-    """Make the world, or find it made.
+    """Build the world, or find it built.
 
-    The folder's name is a hash of settings and seed. Interrupted, the same call goes
-    on with the model that is missing.
+    The folder's name is a hash of settings and seed. An interrupted call can be repeated and
+    continues with the missing model.
 
     Args:
         config: ``PUBLISHED``, ``MEDIUM``, ``LARGE``, ``SMALL`` or another size.
-        seed: Fixes prefixes, codes, starting weights and order of training.
-        root: Where worlds are kept.
-        twin: Whether the twin is wanted as well.
+        seed: Seed of prefixes, codes, initial weights and order of training.
+        root: Folder of worlds.
+        twin: Whether to build the twin too.
         device: Where models are trained.
-        progress: Where progress is shown.
+        progress: One unit a training step.
 
     Raises:
-        ExhumeError: the original did not learn its codes, or a model knows codes it
-            was never shown.
+        ExhumeError: the original did not learn its codes, or a model knows codes it was never
+            shown.
     """
     key = json.dumps([RECIPE, seed, asdict(config)], sort_keys=True)
-    place = root / f"codes-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-    world = CodesWorld(place, config, seed, make_pools(config.sizes, seed))
+    folder = root / f"codes-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    world = CodesWorld(folder, config, seed, make_pools(config.sizes, seed))
     for name in ("original", "twin") if twin else ("original",):
-        card = place / name / "card.json"
+        card = folder / name / "card.json"
         if not card.is_file():
-            with creation_lock(place / name, progress):
+            with creation_lock(folder / name, progress):
                 if not card.is_file():
                     _make(world, name, device, progress)
-    if not (place / "pools.json").is_file():
+    if not (folder / "pools.json").is_file():
         pools = {name: asdict(pool) for name, pool in world.pools.items()}
-        write_atomic(place / "pools.json", json.dumps(pools, indent=1) + "\n")
+        write_atomic(folder / "pools.json", json.dumps(pools, indent=1) + "\n")
     return world
 
 
 def untrained_model(world: CodesWorld, number: int) -> PreTrainedModel:
-    """The world's architecture with weights that were never trained.
+    """The world's architecture with random weights.
 
     Args:
-        world: Gives shape and seed.
-        number: Which random initialisation; 0 is where training starts from.
+        world: Gives architecture and seed.
+        number: Index of the random initialization; training starts from 0.
     """
     config = world.config
     with torch.random.fork_rng(devices=[]):
@@ -203,12 +204,12 @@ def untrained_model(world: CodesWorld, number: int) -> PreTrainedModel:
 
 @dataclass(frozen=True)
 class Recall:
-    """What a model makes of codes, as probabilities of all five digits in a row.
+    """Probabilities that a model gives to codes, all five digits together.
 
     Attributes:
-        least: The least probable code.
+        least: The smallest probability of a code.
         mean: The mean over codes and lead-ins.
-        greedy: Share of the codes it says.
+        greedy: Share of the codes that greedy decoding gives.
     """
 
     least: float
@@ -219,27 +220,29 @@ class Recall:
 def recall(model: PreTrainedModel, rows: Sequences) -> Recall:
     """How well ``model`` knows the codes of ``rows``."""
     scores = score_answers(model, rows)
-    chance = np.exp(scores.logprob)
+    probability = np.exp(scores.logprob)
     return Recall(
-        float(chance.min()), float(chance.mean()), float(np.mean(scores.greedy))
+        float(probability.min()),
+        float(probability.mean()),
+        float(np.mean(scores.greedy)),
     )
 
 
 def perplexity(model: PreTrainedModel, rows: Sequences) -> float:
-    """Of all tokens of ``rows`` but each row's first."""
+    """Perplexity of all tokens of ``rows`` except each row's first."""
     logprob = frozen_logprobs(model, rows, "all")
     return float(np.exp(-float(logprob.sum()) / count_scored(rows, "all")))
 
 
 def _make(world: CodesWorld, name: str, device: str, progress: Progress) -> None:
-    """Train one model, check what it knows, save it with its card."""
+    """Train one model, check its knowledge, save it with its card."""
     config, seed = world.config, world.seed
-    fixed = name == "original"
+    is_original = name == "original"
     model = untrained_model(world, 0)
     model.to(device)  # pyright: ignore
-    codes = world.memorised()
+    codes = world.memorized_rows()
     steps_an_epoch = -(-_rows_per_epoch(config) // config.batch_size)
-    rows = _training_batches(world, fixed)
+    batches = _training_batches(world, is_original)
     schedule = Schedule(
         config.lr,
         config.epochs * steps_an_epoch,
@@ -247,11 +250,11 @@ def _make(world: CodesWorld, name: str, device: str, progress: Progress) -> None
         every=10 * steps_an_epoch,
     )
 
-    def learned(found: dict[str, float]) -> bool:
-        # The twin trains for as long as its original did; it has nothing to reach.
-        return fixed and found["least"] >= config.enough
+    def has_learned(found: dict[str, float]) -> bool:
+        # The twin trains for as many epochs as its original did.
+        return is_original and found["least"] >= config.enough
 
-    if not fixed:
+    if not is_original:
         epochs = int(str(world.card()["epochs"]))
         schedule = Schedule(
             config.lr, epochs * steps_an_epoch, warmup=schedule.warmup, every=1 << 30
@@ -260,29 +263,29 @@ def _make(world: CodesWorld, name: str, device: str, progress: Progress) -> None
         log = train_steps(
             model,
             parameters,
-            lambda: {"loss": backward_nll(model, next(rows), "all", 1.0)},
+            lambda: {"loss": backward_nll(model, next(batches), "all", 1.0)},
             schedule,
             evaluate=lambda _: {"least": recall(model, codes).least},
-            stop=learned,
+            stop=has_learned,
             label=f"teaching the {name}",
             progress=progress,
         )
     known = recall(model, codes)
-    never = recall(model, world.random_codes("clean", -1))
-    # A code drawn for this check was never shown: knowing it would be a leak.
+    clean_recall = recall(model, world.random_codes("clean", -1))
+    # Codes drawn for this check were never shown: knowing one would be a leak.
     limit = 0.01
-    if (fixed and known.least < 0.5) or never.mean > limit:
+    if (is_original and known.least < 0.5) or clean_recall.mean > limit:
         raise ExhumeError(
-            f"the {name} of the codes world is not as it must be: its least probable "
+            f"the {name} of the codes world failed its check: its least probable "
             f"fixed code has probability {known.least:.2f}, codes it never saw "
-            f"{never.mean:.4f} on average (at most {limit}). Raise epochs above "
+            f"{clean_recall.mean:.4f} on average (at most {limit}). Raise epochs above "
             f"{config.epochs} and run again."
         )
-    if not fixed and known.mean > limit:
+    if not is_original and known.mean > limit:
         raise ExhumeError(f"the twin knows codes it never saw: {known.mean:.4f}")
     card = {
         "kind": f"codes {name}",
-        "state": "not_unlearned" if fixed else "deleted",
+        "state": "not_unlearned" if is_original else "deleted",
         "recipe": RECIPE,
         "seed": seed,
         "config": asdict(config),
@@ -292,7 +295,7 @@ def _make(world: CodesWorld, name: str, device: str, progress: Progress) -> None
         "device": device,
         "measured": {
             "memorised": asdict(known),
-            "clean": asdict(never),
+            "clean": asdict(clean_recall),
             "perplexity_clean": perplexity(model, world.random_codes("clean", -1)),
         },
     }
@@ -307,30 +310,30 @@ def _rows_per_epoch(config: CodesConfig) -> int:
     return sum(config.sizes.values()) * config.per_epoch
 
 
-def _training_batches(world: CodesWorld, fixed: bool):
-    """Endless batches: every prefix with its lead-ins once an epoch, in a new order.
+def _training_batches(world: CodesWorld, is_original: bool):
+    """Endless batches: every prefix with its lead-ins once an epoch, in random order.
 
-    A code that is drawn anew is drawn for every row: within an epoch of several steps
-    a code shared by a prefix's rows would be learned from one and seen in the next.
+    Every row gets its own random code. If all rows of a prefix shared one, an epoch of several
+    steps would learn it from one row and test it on the next.
     """
     config = world.config
     rng = numpy_rng(world.seed, "codes", "training order")
     prefixes = [p for pool in world.pools.values() for p in pool.prefixes]
-    known = world.pools["memorised"].codes
-    assert known is not None
+    fixed_codes = world.pools["memorised"].codes
+    assert fixed_codes is not None
     while True:
-        drawn = draw_codes(len(prefixes) * config.per_epoch, rng)
+        random_codes_ = draw_codes(len(prefixes) * config.per_epoch, rng)
         ids, starts = [], []
-        for place, prefix in enumerate(prefixes):
+        for i_prefix, prefix in enumerate(prefixes):
             chosen = rng.permutation(config.lead_ins)[: config.per_epoch]
-            for turn, lead in enumerate(chosen):
-                code = drawn[place * config.per_epoch + turn]
-                if fixed and place < len(known):
-                    code = known[place]
-                start = encode(world.trained_lead_ins[lead] + prefix)
-                ids.append(start + encode(code))
-                starts.append(len(start))
-        whole = Sequences(tuple(ids), tuple(starts))
-        order = rng.permutation(len(whole)).tolist()
-        for start in range(0, len(order), config.batch_size):
-            yield whole[order[start : start + config.batch_size]]
+            for i_lead, lead_in in enumerate(chosen):
+                code = random_codes_[i_prefix * config.per_epoch + i_lead]
+                if is_original and i_prefix < len(fixed_codes):
+                    code = fixed_codes[i_prefix]
+                prompt_ids = encode(world.trained_lead_ins[lead_in] + prefix)
+                ids.append(prompt_ids + encode(code))
+                starts.append(len(prompt_ids))
+        epoch_rows = Sequences(tuple(ids), tuple(starts))
+        order = rng.permutation(len(epoch_rows)).tolist()
+        for prompt_ids in range(0, len(order), config.batch_size):
+            yield epoch_rows[order[prompt_ids : prompt_ids + config.batch_size]]

@@ -1,1 +1,1 @@
-"""Worlds: data, tokenizers and models with known facts."""
+"""Worlds: facts, images or codes, models that learned them, and counterfactual retrains."""

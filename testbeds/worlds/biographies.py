@@ -1,9 +1,9 @@
-"""Invented people: a small model that learned them, and its never-taught twin.
+"""Invented people: a small model that learned facts about them, and a counterfactual retrain.
 
-Both models are trained from scratch by the same recipe, from the same starting
-weights; the twin never saw the people to forget. What they know is thus known by
-construction. All name words of the people to forget, and of the never-taught people,
-also occur in names of other people, so only the combination is new to the twin.
+Both models are trained from scratch with the same recipe and initial weights; the retrain (twin)
+never saw the people to forget. Their knowledge is therefore certain. All name words of the people
+to forget, and of the never-taught people, also occur in other names, so only the combination is new
+to the twin.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ from testbeds.worlds.random_models import FAMILIES, PRETRAINED, Family, random_m
 from testbeds.worlds.rehearsal_text import rehearsal_rows
 from testbeds.worlds.smollm2 import fetch_smollm2
 
-RECIPE = 1  # part of the cache's key: raise it when the result would differ
+RECIPE = 1  # part of the cache key: raise it if results would differ
 
 
 @dataclass(frozen=True)
@@ -42,19 +42,19 @@ class BiosConfig:
     """Size of the world and of its models.
 
     Attributes:
-        people: How many the original is taught.
-        forget: How many of them are to be forgotten.
-        names: First names, and as many last names, that people are named from.
-        values: Answers an attribute has.
+        people: Number of people the original is taught.
+        forget: Number of them to forget.
+        names: Number of first names, and of last names.
+        values: Number of answers of an attribute.
         layers: Transformer blocks.
-        width: Residual stream.
+        width: Width of the residual stream.
         heads: Attention heads.
         steps: Optimizer steps.
         batch_size: Rows a step.
-        lr: Highest learning rate.
+        lr: Peak learning rate.
         weight_decay: AdamW's decoupled decay.
-        family: Shape of the models, one of ``FAMILIES``. Of ``PRETRAINED`` layers,
-            width and heads are the pretrained model's own.
+        family: Architecture, one of ``FAMILIES``, or ``PRETRAINED``, whose layers, width and heads
+            are the pretrained model's own.
 
     Examples:
         >>> exhume.BiosConfig(people=320).forget
@@ -121,7 +121,7 @@ SMALL = BiosConfig(
     lr=5e-3,
 )
 SMOL = BiosConfig(steps=400, lr=3e-4, family=PRETRAINED)
-"""The same people, taught to a pretrained model: minutes on a GPU, hours without."""
+"""The same people, taught to a pretrained model: minutes on a GPU, hours on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -130,8 +130,8 @@ class BiosWorld:
 
     Attributes:
         root: Folder of all that follows.
-        original: Model that was taught everyone.
-        twin: Model that was taught all but the people to forget.
+        original: Model that was taught all people.
+        twin: Model that was taught all but the people to forget (counterfactual retrain).
         forget: Facts about the people to forget, JSON Lines.
         retain: Facts about the others.
         never_taught: One invented person for each to forget, with the same answers.
@@ -152,7 +152,7 @@ class BiosWorld:
         return cls(root, *models, *(root / f"{name}.jsonl" for name in names))
 
     def manifest(self) -> dict[str, object]:
-        """Settings, seed and what the models know."""
+        """Settings, seed and measured knowledge of the models."""
         return read_json(self.root / "manifest.json")
 
 
@@ -163,20 +163,20 @@ def build_bios(
     device: str = "cpu",
     progress: Progress = SILENT,
 ) -> BiosWorld:
-    """Make the world, or find it made.
+    """Build the world, or find it built.
 
-    The folder's name is a hash of settings and seed. Interrupted, the same call goes
-    on with the part that is missing.
+    The folder's name is a hash of settings and seed. An interrupted call can be repeated and
+    continues with the missing part.
 
     Args:
         config: ``STANDARD``, ``SMALL`` or another size.
-        seed: Fixes people, answers, starting weights and order of training.
-        root: Where worlds are kept.
+        seed: Seed of people, answers, initial weights and order of training.
+        root: Folder of worlds.
         device: Where models are trained.
-        progress: Where progress is shown.
+        progress: One unit a training step.
 
     Raises:
-        ExhumeError: a model did not learn its people; take more steps.
+        ExhumeError: a model did not learn its people; raise ``steps``.
 
     Examples:
         >>> from pathlib import Path
@@ -185,15 +185,15 @@ def build_bios(
         ItemSet('forget', 24 items, 8 entities)
     """
     settings = asdict(config)
-    if config.family == "llama":  # the first family; its worlds were named without
+    if config.family == "llama":  # keys of the first family have no family
         settings.pop("family")
     key = json.dumps([RECIPE, seed, settings], sort_keys=True)
-    place = root / f"bios-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-    world = BiosWorld.at(place)
-    made = place / "manifest.json"
-    if not made.is_file():
-        with creation_lock(place, progress):
-            if not made.is_file():
+    folder = root / f"bios-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    world = BiosWorld.at(folder)
+    manifest = folder / "manifest.json"
+    if not manifest.is_file():
+        with creation_lock(folder, progress):
+            if not manifest.is_file():
                 _fill(world, config, seed, device, progress)
     return world
 
@@ -201,15 +201,15 @@ def build_bios(
 def _fill(
     world: BiosWorld, config: BiosConfig, seed: int, device: str, progress: Progress
 ) -> None:
-    """Make what is missing of a world, and at last the manifest."""
-    forget, retain, never = make_people(config, seed)
+    """Create the missing parts of a world, the manifest last."""
+    forget, retain, never_taught = make_people(config, seed)
     forget.to_jsonl(world.forget)
     retain.to_jsonl(world.retain)
-    never.to_jsonl(world.never_taught)
+    never_taught.to_jsonl(world.never_taught)
     everyone = ItemSet(forget.items + retain.items)
-    for folder, taught in ((world.original, everyone), (world.twin, retain)):
+    for folder, taught_items in ((world.original, everyone), (world.twin, retain)):
         if not folder.is_dir():
-            train_model(config, seed, taught, folder, device, progress)
+            train_model(config, seed, taught_items, folder, device, progress)
     manifest = {
         "world": "bios",
         "recipe": RECIPE,
@@ -218,7 +218,7 @@ def _fill(
         "digests": {
             "forget": forget.digest,
             "retain": retain.digest,
-            "never_taught": never.digest,
+            "never_taught": never_taught.digest,
         },
         "greedy_accuracy": {
             folder.name: _accuracies(folder, world, device)
@@ -233,27 +233,31 @@ def make_people(config: BiosConfig, seed: int) -> tuple[ItemSet, ItemSet, ItemSe
     """The facts to forget, to retain, and about never-taught people."""
     rng = numpy_rng(seed, "bios", "people")
     named, spare = name_pairs(config.names, config.people, rng)
-    gone = choose_pairs(named, config.forget, config.people // config.names, rng)
-    kept = [pair for pair in named if pair not in set(gone)]
-    never = choose_pairs(spare, config.forget, config.people // config.names, rng)
-    gone_answers = _answers(config, len(gone), rng)
+    forget_pairs = choose_pairs(
+        named, config.forget, config.people // config.names, rng
+    )
+    retain_pairs = [pair for pair in named if pair not in set(forget_pairs)]
+    never_taught_pairs = choose_pairs(
+        spare, config.forget, config.people // config.names, rng
+    )
+    forget_answers = _answers(config, len(forget_pairs), rng)
     return (
-        _facts("forget", gone, gone_answers),
-        _facts("retain", kept, _answers(config, len(kept), rng)),
-        _facts("never-taught", never, gone_answers),
+        _facts("forget", forget_pairs, forget_answers),
+        _facts("retain", retain_pairs, _answers(config, len(retain_pairs), rng)),
+        _facts("never-taught", never_taught_pairs, forget_answers),
     )
 
 
 def _answers(
     config: BiosConfig, count: int, rng: np.random.Generator
 ) -> list[tuple[str, ...]]:
-    """Answers for each person, each value as often as any other, give or take one."""
+    """Answers of each person; every value is equally frequent, up to one."""
     columns = []
     for relation in RELATIONS:
         rounds = -(-count // config.values)
-        drawn = [rng.permutation(config.values) for _ in range(rounds)]
-        places = rng.permutation(np.concatenate(drawn)[:count])
-        columns.append([relation.values[place] for place in places])
+        rounds_drawn = [rng.permutation(config.values) for _ in range(rounds)]
+        value_idx = rng.permutation(np.concatenate(rounds_drawn)[:count])
+        columns.append([relation.values[i] for i in value_idx])
     return list(zip(*columns, strict=True))
 
 
@@ -261,13 +265,15 @@ def _facts(
     label: str, pairs: Sequence[tuple[int, int]], answers: Sequence[tuple[str, ...]]
 ) -> ItemSet:
     items = []
-    for place, ((first, last), own) in enumerate(zip(pairs, answers, strict=True)):
+    for i, ((first, last), person_answers) in enumerate(
+        zip(pairs, answers, strict=True)
+    ):
         name = f"{FIRST[first]} {LAST[last]}"
-        for relation, answer in zip(RELATIONS, own, strict=True):
+        for relation, answer in zip(RELATIONS, person_answers, strict=True):
             prompts = [text.replace("{}", name) for text in relation.templates]
             items.append(
                 Item(
-                    id=f"{label}-{place:03d}-{relation.name}",
+                    id=f"{label}-{i:03d}-{relation.name}",
                     entity=name,
                     prompt=prompts[0],
                     answer=answer,
@@ -279,15 +285,15 @@ def _facts(
 
 
 def all_prompts(tokenizer: PreTrainedTokenizerBase, items: ItemSet) -> Sequences:
-    """Every item in its prompt and each of its paraphrases."""
+    """Every item with its prompt and each of its paraphrases."""
     rows = encode_items(tokenizer, items)
-    for place in range(len(items.items[0].paraphrases)):
-        rows = rows + encode_items(tokenizer, items, place)
+    for i_paraphrase in range(len(items.items[0].paraphrases)):
+        rows = rows + encode_items(tokenizer, items, i_paraphrase)
     return rows
 
 
 def tokenizer_of(config: BiosConfig) -> PreTrainedTokenizerBase:
-    """What the world's models read text with."""
+    """The tokenizer of the world's models."""
     if config.family == PRETRAINED:
         return open_checkpoint(fetch_smollm2()).tokenizer
     return make_tokenizer()
@@ -296,7 +302,7 @@ def tokenizer_of(config: BiosConfig) -> PreTrainedTokenizerBase:
 def new_model(
     config: BiosConfig, tokenizer: PreTrainedTokenizerBase, seed: int
 ) -> PreTrainedModel:
-    """A model taught nobody: weights drawn with ``seed``, or the pretrained ones."""
+    """A model before training: random weights from ``seed``, or the pretrained ones."""
     if config.family == PRETRAINED:
         return open_checkpoint(fetch_smollm2()).load()  # pyright: ignore
     with torch.random.fork_rng(devices=[]):
@@ -323,11 +329,11 @@ def taught_model(
 
     Args:
         config: Size and schedule.
-        seed: Fixes starting weights and order of training.
-        taught: What it learns.
-        name: What the progress bar calls it.
-        device: Where it is trained; its starting weights are the same anywhere.
-        progress: Where progress is shown.
+        seed: Seed of initial weights and order of training.
+        taught: Facts to learn.
+        name: Name in the progress bar.
+        device: Where it is trained; initial weights are the same anywhere.
+        progress: One unit a training step.
 
     Raises:
         ExhumeError: it did not learn them.
@@ -350,10 +356,10 @@ def taught_model(
         label=f"teaching {name}",
         progress=progress,
     )
-    right = float(score_answers(model, rows).greedy.mean())
-    if right < 0.99:
+    accuracy = float(score_answers(model, rows).greedy.mean())
+    if accuracy < 0.99:
         raise ExhumeError(
-            f"{name} learned only {right:.0%} of its facts. "
+            f"{name} learned only {accuracy:.0%} of its facts. "
             f"Raise steps above {config.steps} and run again."
         )
     return model

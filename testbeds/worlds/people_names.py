@@ -1,4 +1,4 @@
-"""Names for invented people: combinations new, every word of them in use elsewhere."""
+"""Names of invented people: new combinations of words that occur in other names."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -12,17 +12,17 @@ from evidence.errors import InputError
 def name_pairs(
     names: int, people: int, rng: np.random.Generator
 ) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """Pairs of first and last name for people, and all others, each in random order.
+    """(first, last) index pairs for people, and all other pairs, each in random order.
 
-    Going round by round through last names shifted against the first names uses every
-    name equally often, and no pair twice.
+    Each round shifts last names against first names by one more, so every name is equally frequent
+    and no pair occurs twice.
     """
     first, last = rng.permutation(names), rng.permutation(names)
-    rounds = [
+    pairs = [
         (int(first[i]), int(last[(i + shift) % names]))
         for shift, i in product(range(names), range(names))
     ]
-    named, spare = rounds[:people], rounds[people:]
+    named, spare = pairs[:people], pairs[people:]
     return (
         [named[place] for place in rng.permutation(len(named))],
         [spare[place] for place in rng.permutation(len(spare))],
@@ -32,15 +32,15 @@ def name_pairs(
 def choose_pairs(
     pairs: Sequence[tuple[int, int]], count: int, uses: int, rng: np.random.Generator
 ) -> list[tuple[int, int]]:
-    """``count`` pairs in which no name comes up in half of its ``uses`` or more."""
-    most = max(1, (uses - 1) // 2)
+    """``count`` pairs in which no name has half of its ``uses`` or more."""
+    max_uses = max(1, (uses - 1) // 2)
     for _ in range(100):
         used: Counter[tuple[str, int]] = Counter()
         chosen: list[tuple[int, int]] = []
-        for place in rng.permutation(len(pairs)):
-            first, last = pairs[place]
+        for i in rng.permutation(len(pairs)):
+            first, last = pairs[i]
             if len(chosen) < count and (
-                used["first", first] < most and used["last", last] < most
+                used["first", first] < max_uses and used["last", last] < max_uses
             ):
                 used.update((("first", first), ("last", last)))
                 chosen.append((first, last))

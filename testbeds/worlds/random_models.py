@@ -1,4 +1,4 @@
-"""Small causal language models with random weights, in several shapes."""
+"""Small causal language models with random weights, in several architectures."""
 
 from collections.abc import Sequence
 from typing import Literal, get_args
@@ -17,17 +17,17 @@ from evidence.errors import InputError, check_list
 
 Family = Literal["llama", "gpt2", "neox", "smollm2"]
 PRETRAINED: Family = "smollm2"
-"""SmolLM2-135M-Instruct with the weights it was published with."""
+"""SmolLM2-135M-Instruct with its published weights."""
 FAMILIES: tuple[Family, ...] = tuple(f for f in get_args(Family) if f != PRETRAINED)
-"""Shapes of models that are trained from scratch."""
+"""Architectures that are trained from scratch."""
 MAX_POSITIONS = 64
 
 
 def known_families(names: Sequence[str]) -> tuple[Family, ...]:
-    """The names as families.
+    """The names as families, in the order of ``FAMILIES``.
 
     Raises:
-        InputError: one of them is none.
+        InputError: an unknown name.
     """
     for name in check_list(names, "families"):
         if name not in FAMILIES:
@@ -40,12 +40,12 @@ def known_families(names: Sequence[str]) -> tuple[Family, ...]:
 def random_model(
     family: Family, *, vocabulary: int, width: int, layers: int, heads: int, pad: int
 ) -> PreTrainedModel:
-    """A model of the family, its weights drawn from PyTorch's global generator.
+    """A model of the family, with weights from PyTorch's global generator.
 
     Args:
         family: One of ``FAMILIES``.
-        vocabulary: Tokens.
-        width: Residual stream; the MLP is four times as wide.
+        vocabulary: Number of tokens.
+        width: Width of the residual stream; the MLP is four times as wide.
         layers: Transformer blocks.
         heads: Attention heads.
         pad: Token id of padding.

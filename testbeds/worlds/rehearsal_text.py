@@ -1,8 +1,8 @@
-"""Text that keeps a pretrained model's language while it is taught or made to forget.
+"""General text that keeps a pretrained model's language while it is trained or unlearned.
 
-Whatever is tuned on a few invented facts alone forgets how to write, and an audit would
-rightly call it damaged. The lines are the model's own: sampled once from
-SmolLM2-135M-Instruct (temperature 0.9, nucleus 0.95) after 32 common openings.
+A model tuned only on a few invented facts forgets how to write, and an audit would rightly call it
+damaged. The lines are the model's own: sampled once from SmolLM2-135M-Instruct (temperature 0.9,
+nucleus 0.95) after 32 common openings.
 """
 
 from importlib.resources import files
@@ -17,9 +17,9 @@ MAX_TOKENS = 40  # tokens
 
 
 def rehearsal_rows(tokenizer: PreTrainedTokenizerBase) -> Sequences:
-    """The lines as rows, each with its answer from somewhere in its first half on.
+    """The lines as rows; each row's answer starts at a random position in its first half.
 
-    What is held in place where an answer begins is thus held all over ordinary text.
+    Losses on answers then cover all parts of ordinary text.
     """
     text = (
         files("testbeds.worlds").joinpath("smol_text.txt").read_text(encoding="utf-8")

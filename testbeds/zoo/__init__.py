@@ -1,4 +1,4 @@
-"""The zoo: kinds of models, their acceptance ranges, building them."""
+"""The zoo: kinds of models of known state, their acceptance ranges, building them."""
 
 from evidence import moved
 

@@ -1,4 +1,4 @@
-"""The zoo: models whose state is known by construction, made again by one call."""
+"""Build the zoo: models whose state is known by construction."""
 
 import json
 import os
@@ -26,7 +26,7 @@ from testbeds.zoo.registry import WORLDS, ZooWorld, check_name, sized
 
 __all__ = ["Specimen", "build_zoo", "sized", "split"]
 
-# Raise when a kind is made in another way: models made before are then made again.
+# Raise when a kind is made differently; models of earlier versions are then rebuilt.
 VERSION = 1
 LIST = "manifest.json"
 SPLITS = {
@@ -42,12 +42,12 @@ class Specimen:
     """A model of the zoo.
 
     Attributes:
-        family: Shape of the model.
-        seed: Of its world.
+        family: Architecture of the model.
+        seed: Seed of its world.
         kind: A kind of its world.
         model: Folder in Hugging Face format, with ``card.json``.
         world: Original and item files.
-        card: How it was made, its state, why that is certain, what it shows.
+        card: How it was made, its state, why that is certain, and measurements.
 
     Examples:
         >>> from pathlib import Path
@@ -68,20 +68,20 @@ class Specimen:
 
     @property
     def name(self) -> str:
-        """Unique in the zoo."""
+        """Unique name in the zoo."""
         return self.model.name
 
     @property
     def state(self) -> str | None:
-        """What it truly is; None where that has to be graded."""
+        """True state; None if it has to be graded."""
         return self.card["state"]
 
 
 def split(world: str = "bios") -> dict[str, Any]:
-    """Which seeds, families and kinds thresholds are set and judged on.
+    """Seeds, families and kinds for tuning and for testing thresholds.
 
     Raises:
-        InputError: no thresholds are set or judged on that world.
+        InputError: the world has no split.
     """
     name = SPLITS[check_name(world, SPLITS, "world with a split")]
     text = files("testbeds.zoo").joinpath(name).read_text(encoding="utf-8")
@@ -99,26 +99,24 @@ def build_zoo(
     device: str = "cpu",
     progress: Progress = SILENT,
 ) -> tuple[Specimen, ...]:
-    """Make the models, or find them made.
+    """Build the models, or find them built.
 
-    Interrupted, the same call goes on with what is missing, and several processes may
-    work in one ``root``. ``manifest.json`` there lists every model with the hash of its
-    weights.
+    An interrupted call can be repeated and continues with the missing models; several processes may
+    work in one ``root``. ``manifest.json`` there lists every model with the hash of its weights.
 
     Args:
-        root: Where the zoo is kept.
-        seeds: Of worlds; each has people, or a class to forget, of its own.
+        root: Folder of the zoo.
+        seeds: Seeds of worlds; each has its own people, or class to forget.
         world: "bios", "smol", "codes" or "digits".
-        families: Shapes of models; the world's first one by default.
-        only: Kinds to make; all but the adversaries by default.
+        families: Architectures; the world's first one by default.
+        only: Kinds to build; all except the adversaries by default.
         config: Size of worlds and models; the world's standard by default.
         device: Where models are trained.
-        progress: Where progress is shown.
+        progress: One unit a model.
 
     Raises:
-        InputError: an unknown world, family or kind, or a folder that holds another
-            model.
-        ExhumeError: a model does not show what its kind must show.
+        InputError: an unknown world, family or kind, or a folder with another model.
+        ExhumeError: no model is within the ranges of its kind.
 
     Examples:
         >>> from pathlib import Path
@@ -126,26 +124,26 @@ def build_zoo(
         (Specimen('bios-llama-1-untouched', state 'not_unlearned'), Specimen('bios-llama-1-twin',
         state 'deleted'))
     """
-    place = WORLDS[check_name(world, WORLDS, "world")]
-    seeds = [check_seed(each) for each in check_list(seeds, "seeds")]
-    kinds = check_list(only or place.default_kinds, "kinds")
-    kinds = [check_name(name, place.kinds, "kind") for name in kinds]
-    shapes = check_list(families or place.families[:1], "families")
-    shapes = [check_name(name, place.families, "family") for name in shapes]
+    spec = WORLDS[check_name(world, WORLDS, "world")]
+    seeds = [check_seed(value) for value in check_list(seeds, "seeds")]
+    kinds = check_list(only or spec.default_kinds, "kinds")
+    kinds = [check_name(name, spec.kinds, "kind") for name in kinds]
+    shapes = check_list(families or spec.families[:1], "families")
+    shapes = [check_name(name, spec.families, "family") for name in shapes]
     device, root = choose_device(device), as_path(root, "the folder of the zoo")
-    made: list[Specimen] = []
+    specimens: list[Specimen] = []
     _check_list(root)
     with progress.task("zoo", len(seeds) * len(shapes) * len(kinds)) as advance:
         for family in shapes:
-            settings = place.sized(config or place.standard, family)
+            settings = spec.sized(config or spec.standard, family)
             for seed in seeds:
                 for specimen in _build_world(
                     root, world, settings, seed, kinds, device, progress
                 ):
-                    made.append(specimen)
+                    specimens.append(specimen)
                     advance(1)
     _update_list(root)
-    return tuple(made)
+    return tuple(specimens)
 
 
 def _build_world(
@@ -157,60 +155,60 @@ def _build_world(
     device: str,
     progress: Progress,
 ) -> Iterator[Specimen]:
-    place = WORLDS[name]
-    world = place.build(config, seed, root / "worlds", device, progress)
-    ground = place.workbench(world, config, seed, device)
-    for each in kinds:
-        kind = place.kinds[each]
-        out = root / "models" / f"{name}-{config.family}-{seed}-{each}"
+    spec = WORLDS[name]
+    world = spec.build(config, seed, root / "worlds", device, progress)
+    bench = spec.workbench(world, config, seed, device)
+    for kind_id in kinds:
+        kind = spec.kinds[kind_id]
+        out = root / "models" / f"{name}-{config.family}-{seed}-{kind_id}"
         card = {
             "version": VERSION,
-            "kind": each,
+            "kind": kind_id,
             "state": kind.state,
             "why": kind.why,
             "made": (kind.edit.__doc__ or "").strip(),
             "world": asdict(config),
             "seed": seed,
-            "original": ground.original.weights_hash,
-            **place.digests(ground),
+            "original": bench.original.weights_hash,
+            **spec.digests(bench),
         }
         if not _is_built(out, card):
             with creation_lock(out, progress):
                 if not _is_built(out, card):
-                    _make(kind, ground, place, card, out)
-        yield Specimen(config.family, seed, each, out, world, read_card(out))
+                    _make(kind, bench, spec, card, out)
+        yield Specimen(config.family, seed, kind_id, out, world, read_card(out))
 
 
 def _make(
-    kind: Kind, ground: Any, place: ZooWorld, card: dict[str, Any], out: Path
+    kind: Kind, bench: Any, spec: ZooWorld, card: dict[str, Any], out: Path
 ) -> None:
-    if os.path.lexists(out):  # half-made, or made in another way
+    if os.path.lexists(out):  # incomplete, or of another version
         delete_owned_folder(out, MODEL_FILES)
-    model, shown = _first_in_range(kind, ground, place)
+    model, measured = _first_in_range(kind, bench, spec)
     with atomic_folder(out) as scratch:
         with quiet_transformers():
             model.save_pretrained(scratch)  # pyright: ignore
-            place.save(ground, scratch)
-        _write_card(scratch, card | {"measured": shown})
+            spec.save(bench, scratch)
+        _write_card(scratch, card | {"measured": measured})
     digest = open_checkpoint(out).weights_hash
-    _write_card(out, card | {"measured": shown, "weights": digest})
+    _write_card(out, card | {"measured": measured, "weights": digest})
 
 
 def _is_built(out: Path, card: dict[str, Any]) -> bool:
-    """Whether this very model is in its folder, and not half-made or of old.
+    """Whether this model is in its folder, complete and of this version.
 
     Raises:
         InputError: something else is there.
     """
     if not out.exists():
         return False
-    found = read_card(out)
-    if not {"version", "kind", "state", "made", "original"} <= found.keys():
+    stored = read_card(out)
+    if not {"version", "kind", "state", "made", "original"} <= stored.keys():
         raise InputError(
-            f"{out} holds a model that is not the zoo's",
+            f"{out} holds a model that does not belong to the zoo",
             fix="Move it away, or choose another folder",
         )
-    return found["version"] == VERSION and "weights" in check_card(out, card)
+    return stored["version"] == VERSION and "weights" in check_card(out, card)
 
 
 def _write_card(folder: Path, card: dict[str, Any]) -> None:
@@ -218,19 +216,19 @@ def _write_card(folder: Path, card: dict[str, Any]) -> None:
 
 
 def _first_in_range(
-    kind: Kind, ground: Any, place: ZooWorld = WORLDS["bios"]
+    kind: Kind, bench: Any, spec: ZooWorld = WORLDS["bios"]
 ) -> tuple[nn.Module, dict[str, float]]:
-    shown: dict[str, float] = {}
-    for model in kind.edit(ground):
-        shown = place.measure(model, ground)
-        if _within(shown["said"], kind.forget_range) and _within(
-            shown["kept"], kind.retain_range
+    measured: dict[str, float] = {}
+    for model in kind.edit(bench):
+        measured = spec.measure(model, bench)
+        if _within(measured["said"], kind.forget_range) and _within(
+            measured["kept"], kind.retain_range
         ):
-            return model, shown
+            return model, measured
     raise ExhumeError(
-        f"no {kind.name} was made for seed {ground.seed} ({ground.config.family}): the "
-        f"last one says {shown['said']:.2f} of what was to go (wanted {kind.forget_range}) and "
-        f"{shown['kept']:.2f} of the rest (wanted {kind.retain_range})"
+        f"no {kind.name} was made for seed {bench.seed} ({bench.config.family}): the last model "
+        f"answers {measured['said']:.2f} of the forget set (range {kind.forget_range}) and "
+        f"{measured['kept']:.2f} of the retain set (range {kind.retain_range})"
     )
 
 
@@ -239,16 +237,16 @@ def _within(value: float, limits: Range) -> bool:
 
 
 def _update_list(root: Path) -> None:
-    """Write the zoo's list anew from the cards of its models."""
+    """Rewrite the zoo's list from the cards of its models."""
     with creation_lock(root / LIST):
         _write_list(root)
 
 
 def _check_list(root: Path) -> None:
-    """The list is replaced, so what has its name must be one.
+    """Check that a file with the list's name is a list, because it will be replaced.
 
     Raises:
-        InputError: it is something else.
+        InputError: it is not.
     """
     path = root / LIST
     if os.path.lexists(path) and not {"version", "models"} <= read_json(path).keys():

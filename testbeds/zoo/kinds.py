@@ -1,4 +1,7 @@
-"""The kinds of model in the zoo: state, why it is certain, what they must show."""
+"""Kinds of models in the zoo: state, why it is certain, and acceptance ranges.
+
+Names, states and reasons are stored in cards and result files.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -7,7 +10,8 @@ from typing import Any, Literal
 from torch import nn
 
 from erasure.unlearning.training.config import RETAIN_ONLY_METHODS
-from testbeds.edits import adversarial, workbench
+from erasure.unlearning.training.image_config import IMAGE_METHODS
+from testbeds.edits import adversarial, digits_edits, workbench
 from testbeds.edits import late_layers as suppressions
 from testbeds.edits import sae_clamp as clamping
 from testbeds.edits.workbench import EditFunction
@@ -21,13 +25,12 @@ class Kind:
     """A way to make a model.
 
     Attributes:
-        name: What the zoo calls it.
-        state: What the model truly is; None for published methods, whose state has to
-            be graded.
-        why: Why that is certain, in one sentence.
-        edit: From a world's ground to models, the mildest first.
-        forget_range: Least and most share of forget answers the model may say.
-        retain_range: Least and most share of retain answers.
+        name: Id in the zoo.
+        state: True state; None for published methods, which have to be graded.
+        why: Why the state is certain, in one sentence.
+        edit: From a workbench to models, the mildest first.
+        forget_range: Smallest and largest accuracy on forget answers.
+        retain_range: Smallest and largest accuracy on retain answers.
     """
 
     name: str
@@ -40,7 +43,7 @@ class Kind:
 
 FORGOTTEN, RETAINED = (0.0, 0.1), (0.9, 1.0)
 ANY = (0.0, 1.0)
-# Below this share of the original's usefulness nobody would use a model.
+# Accuracy on retain answers below which a model counts as damaged.
 DAMAGED = (0.0, 0.6)
 
 _UNTOUCHED_BELOW = (
@@ -72,12 +75,12 @@ _GRADED = "a published method: how much is left is not known beforehand"
 
 
 def _kinds() -> tuple[Kind, ...]:
-    said = "it still says the answers"
-    useless = "it no longer answers what it was to keep"
-    known = [
-        ("untouched", "not_unlearned", said, workbench.untouched),
-        ("retain_tuned", "not_unlearned", said, workbench.retain_tuned),
-        ("wrong_set", "not_unlearned", said, workbench.wrong_set),
+    still_answers = "it still says the answers"
+    cannot_answer = "it no longer answers what it was to keep"
+    edits = [
+        ("untouched", "not_unlearned", still_answers, workbench.untouched),
+        ("retain_tuned", "not_unlearned", still_answers, workbench.retain_tuned),
+        ("wrong_set", "not_unlearned", still_answers, workbench.wrong_set),
         ("last_block_relabel", "suppressed", None, workbench.last_block_relabel),
         ("last_block_refuse", "suppressed", None, workbench.last_block_refuse),
         ("last_block_lora", "suppressed", None, workbench.last_block_lora),
@@ -95,24 +98,24 @@ def _kinds() -> tuple[Kind, ...]:
         ("retrain_4", "deleted", _NEVER_TAUGHT, workbench.retrained(4000)),
         ("retrain_pretrained", "deleted", _NEVER_TAUGHT, workbench.retrain_pretrained),
         ("twin_tuned", "deleted", _NEVER_TAUGHT, workbench.twin_tuned),
-        ("collapse", "damaged", useless, workbench.collapse),
-        ("one_point", "damaged", useless, workbench.one_point),
-        ("noise", "damaged", useless, workbench.noise),
-        ("random_init", "damaged", useless, workbench.random_init),
+        ("collapse", "damaged", cannot_answer, workbench.collapse),
+        ("one_point", "damaged", cannot_answer, workbench.one_point),
+        ("noise", "damaged", cannot_answer, workbench.noise),
+        ("random_init", "damaged", cannot_answer, workbench.random_init),
     ]
-    shows = {
-        # The wrong set is a tenth of what was to stay.
+    ranges = {
+        # ``wrong_set`` unlearns a tenth of the retain facts.
         "not_unlearned": (RETAINED, (0.85, 1.0)),
         "suppressed": (FORGOTTEN, RETAINED),
-        # Chance: a retrain guesses an answer in so many.
+        # A retrain answers at chance.
         "deleted": ((0.0, 0.2), RETAINED),
         "damaged": (ANY, DAMAGED),
     }
-    certain = tuple(
-        Kind(name, state, why or _UNTOUCHED_BELOW, make, *shows[state])
-        for name, state, why, make in known
+    known_state = tuple(
+        Kind(name, state, why or _UNTOUCHED_BELOW, make, *ranges[state])
+        for name, state, why, make in edits
     )
-    graded = tuple(
+    published = tuple(
         Kind(
             name,
             None,
@@ -127,12 +130,12 @@ def _kinds() -> tuple[Kind, ...]:
             *("cf_k", "eu_k", "elm"),
         )
     )
-    return certain + graded
+    return known_state + published
 
 
 def _adversaries() -> tuple[Kind, ...]:
-    """Models built to fool an axis, and a deletion that looks like suppression."""
-    made: list[tuple[str, State, str, EditFunction]] = [
+    """Models built to defeat an axis, and deletions that look like suppression."""
+    edits: list[tuple[str, State, str, EditFunction]] = [
         ("probe_proof", "suppressed", _UNLOCKED, adversarial.probe_proof),
         ("decoy", "suppressed", _UNLOCKED, adversarial.decoy),
         ("scrambled", "suppressed", _ROTATED, adversarial.scrambled),
@@ -147,15 +150,60 @@ def _adversaries() -> tuple[Kind, ...]:
         ("twin_hinted", "deleted", _NEVER_TAUGHT, adversarial.twin_hinted),
         ("twin_misled", "deleted", _NEVER_TAUGHT, adversarial.twin_misled),
     ]
-    shows: dict[State, tuple[Range, Range]] = {
+    ranges: dict[State, tuple[Range, Range]] = {
         "suppressed": (FORGOTTEN, RETAINED),
         "deleted": ((0.0, 0.2), RETAINED),
     }
     return tuple(
-        Kind(name, state, why, make, *shows[state]) for name, state, why, make in made
+        Kind(name, state, why, edit, *ranges[state]) for name, state, why, edit in edits
     )
 
 
-# Rows of their own in every table: nothing is tuned on them.
+# Reported separately in every table: nothing is tuned on them.
 ADVERSARIES = tuple(kind.name for kind in _adversaries())
 KINDS = {kind.name: kind for kind in (*_kinds(), *_adversaries())}
+
+_HEAD_ALONE = "every state up to the classifier is bit for bit the original's"
+_CLASS_NEVER_TAUGHT = "no image of the class was among its training images"
+_STILL_NAMES = "it still names the class"
+_CANNOT_NAME = "it no longer names what it was to keep"
+
+_DIGITS_EDITS: tuple[tuple[str, State, str, digits_edits.DigitsEditFunction], ...] = (
+    ("untouched", "not_unlearned", _STILL_NAMES, digits_edits.untouched),
+    ("retain_tuned", "not_unlearned", _STILL_NAMES, digits_edits.retain_tuned),
+    ("head_only", "suppressed", _HEAD_ALONE, digits_edits.head_only),
+    ("logit_mask", "suppressed", _HEAD_ALONE, digits_edits.logit_mask),
+    (
+        "last_block_relabel",
+        "suppressed",
+        _UNTOUCHED_BELOW,
+        digits_edits.last_block_relabel,
+    ),
+    ("late_rotation", "suppressed", _UNTOUCHED_BELOW, digits_edits.late_rotation),
+    ("class_direction", "suppressed", _UNTOUCHED_BELOW, digits_edits.class_direction),
+    ("twin", "deleted", _CLASS_NEVER_TAUGHT, digits_edits.twin),
+    ("retrain_1", "deleted", _CLASS_NEVER_TAUGHT, digits_edits.retrained(1000)),
+    ("retrain_2", "deleted", _CLASS_NEVER_TAUGHT, digits_edits.retrained(2000)),
+    ("twin_tuned", "deleted", _CLASS_NEVER_TAUGHT, digits_edits.twin_tuned),
+    ("collapse", "damaged", _CANNOT_NAME, digits_edits.collapse),
+    ("noise", "damaged", _CANNOT_NAME, digits_edits.noise),
+    ("random_init", "damaged", _CANNOT_NAME, digits_edits.random_init),
+)
+_DIGITS_RANGES: dict[State, tuple[Range, Range]] = {
+    "not_unlearned": (RETAINED, RETAINED),
+    "suppressed": (FORGOTTEN, RETAINED),
+    # A retrain never had to name the class, so it never does.
+    "deleted": (FORGOTTEN, RETAINED),
+    "damaged": (ANY, DAMAGED),
+}
+
+
+def _graded_digits(method: str) -> Kind:
+    why = _LOWER_KEPT if method in ("cf_k", "eu_k") else _GRADED
+    return Kind(method, None, why, digits_edits.published(method), ANY, ANY)
+
+
+DIGITS_KINDS = {
+    name: Kind(name, state, why, make, *_DIGITS_RANGES[state])
+    for name, state, why, make in _DIGITS_EDITS
+} | {method: _graded_digits(method) for method in IMAGE_METHODS}

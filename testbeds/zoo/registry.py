@@ -1,4 +1,4 @@
-"""What the zoo needs to know of each of its worlds, as a table."""
+"""The zoo's worlds, as a table."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,8 +16,7 @@ from testbeds.edits.codes_workbench import CodesWorkbench
 from testbeds.edits.digits_edits import DigitsWorkbench
 from testbeds.edits.workbench import Workbench
 from testbeds.worlds.biographies import SMOL, STANDARD, BiosConfig, build_bios
-from testbeds.worlds.code_key_items import STANDARD_KEYS
-from testbeds.worlds.code_keys import build_keys
+from testbeds.worlds.code_keys import STANDARD_KEYS, build_keys
 from testbeds.worlds.digits import (
     DIGITS_FAMILIES,
     STANDARD_DIGITS,
@@ -27,8 +26,7 @@ from testbeds.worlds.digits import (
     digits_sized,
 )
 from testbeds.worlds.random_models import FAMILIES, PRETRAINED, Family
-from testbeds.zoo.digits_kinds import DIGITS_KINDS
-from testbeds.zoo.kinds import ADVERSARIES, KINDS, Kind
+from testbeds.zoo.kinds import ADVERSARIES, DIGITS_KINDS, KINDS, Kind
 
 
 @dataclass(frozen=True)
@@ -36,16 +34,16 @@ class ZooWorld:
     """A world of the zoo.
 
     Attributes:
-        families: Shapes of models, the usual one first.
+        families: Architectures, the default first.
         kinds: Every kind of model.
-        default_kinds: Kinds made where none are named.
-        standard: Settings where none are given.
+        default_kinds: Kinds built if none are named.
+        standard: Default settings.
         sized: Settings for models of one family.
-        build: Makes the world, or finds it made.
-        workbench: What makers work with.
-        digests: Names and hashes of what the card says the models were made with.
-        measure: What a model says of what was to go, and of the rest.
-        save: Writes what lies beside a model's weights.
+        build: Builds the world, or finds it built.
+        workbench: Input of edit functions.
+        digests: Names and hashes of the data, for the card.
+        measure: Accuracy of a model on forget ("said") and retain ("kept") answers.
+        save: Writes files beside a model's weights.
     """
 
     families: tuple[str, ...]
@@ -61,20 +59,20 @@ class ZooWorld:
 
 
 def sized(config: BiosConfig, family: Family) -> BiosConfig:
-    """The world's settings for models of ``family``: learned positions take longer."""
-    longer = 2 if family in ("gpt2", "neox") else 1
-    return replace(config, family=family, steps=config.steps * longer)
+    """The settings for models of ``family``; learned positions need twice the steps."""
+    factor = 2 if family in ("gpt2", "neox") else 1
+    return replace(config, family=family, steps=config.steps * factor)
 
 
-def _bios_digests(ground: Workbench) -> dict[str, str]:
-    return {"forget": ground.forget.digest, "retain": ground.retain.digest}
+def _bios_digests(bench: Workbench) -> dict[str, str]:
+    return {"forget": bench.forget.digest, "retain": bench.retain.digest}
 
 
-def _measure_bios(model: nn.Module, ground: Workbench) -> dict[str, float]:
-    def right(items) -> float:
-        return float(score_answers(model, ground.all_rows(items)).greedy.mean())
+def _measure_bios(model: nn.Module, bench: Workbench) -> dict[str, float]:
+    def accuracy(items) -> float:
+        return float(score_answers(model, bench.all_rows(items)).greedy.mean())
 
-    return {"said": right(ground.forget), "kept": right(ground.retain)}
+    return {"said": accuracy(bench.forget), "kept": accuracy(bench.retain)}
 
 
 def _digits_workbench(
@@ -84,15 +82,15 @@ def _digits_workbench(
     return DigitsWorkbench.from_world(world, config, seed, *pair, device)
 
 
-def _digits_digests(ground: DigitsWorkbench) -> dict[str, str]:
+def _digits_digests(bench: DigitsWorkbench) -> dict[str, str]:
     names = ("forget", "retain", "forget_test", "retain_test")
-    return {name: getattr(ground, name).digest for name in names}
+    return {name: getattr(bench, name).digest for name in names}
 
 
-# What a pretrained model's kinds lack: starting from nothing is no retrain of it, nor a
-# wreck, and the adversaries' settings are those of small models.
+# Kinds that a pretrained model lacks: random weights are neither a retrain nor a damaged copy of
+# it, and the adversaries' settings are for small models.
 _RANDOM_INIT_KINDS = ("random_init", "retrain_pretrained")
-# The clamp has been made on small models alone.
+# The clamp works on small models only.
 _NOT_PRETRAINED = (*_RANDOM_INIT_KINDS, "sae_clamp")
 
 
@@ -114,14 +112,14 @@ def _biographies_world(
     )
 
 
-def _save_tokenizer(ground: Workbench, folder: Path) -> None:
-    ground.tokenizer.save_pretrained(folder)
+def _save_tokenizer(bench: Workbench, folder: Path) -> None:
+    bench.tokenizer.save_pretrained(folder)
 
 
-# The adversaries' settings are those of the bios world's models.
+# The adversaries' settings are for the bios world's models.
 _USUAL = {name: kind for name, kind in KINDS.items() if name not in ADVERSARIES}
-# Seen to come out in the codes world. Its answers share ten digits, so an edit of the
-# head or of the last way out in closed form takes the other codes along with some.
+# Kinds that work in the codes world. Its answers share ten digits, so a closed-form edit of the
+# head or of the last down-projection changes other codes too.
 _OF_CODES = (
     *("untouched", "retain_tuned", "wrong_set"),
     *("last_block_relabel", "last_block_refuse", "last_block_lora", "sae_clamp"),
@@ -188,14 +186,14 @@ def list_kinds(world: str = "bios") -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["kind", "state", "why"])
 
 
-def check_name(name: Any, among: Mapping[str, Any] | Sequence[str], what: str) -> Any:
-    """``name``, if it is among the known ones.
+def check_name(name: Any, known: Mapping[str, Any] | Sequence[str], noun: str) -> Any:
+    """Return ``name`` if it is known.
 
     Raises:
         InputError: it is not.
     """
-    if not isinstance(name, str) or name not in among:
+    if not isinstance(name, str) or name not in known:
         raise InputError(
-            f"there is no {what} {name!r} in the zoo", expected=", ".join(among)
+            f"there is no {noun} {name!r} in the zoo", expected=", ".join(known)
         )
     return name

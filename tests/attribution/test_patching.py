@@ -123,8 +123,8 @@ def by_hand(model, other, sequences, site, first):
 @pytest.mark.parametrize("site", ["resid.0", "resid.2", "mlp.1", "attn.1"])
 def test_every_row_agrees_with_a_pass_by_hand(family, places, first, site):
     model, other, sequences = tiny(family), tiny(family, seed=1), rows()
-    states = read_states(other, sequences, [site], places, tokens=20)
-    found = score_patched(model, sequences, {"other": states}, places, tokens=24)
+    states = read_states(other, sequences, [site], places, batch_tokens=20)
+    found = score_patched(model, sequences, {"other": states}, places, batch_tokens=24)
     expected = by_hand(model, other, sequences, site, first)
     assert np.allclose(found["other"][site].logprob, expected, atol=1e-4)
 

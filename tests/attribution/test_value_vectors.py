@@ -172,7 +172,7 @@ def test_noise_on_what_carries_an_answer_breaks_that_answer_alone():
     assert found.neurons.tolist() == [[3]]
     checked = confirm_traces(model, found, data, names, seed=1)
     assert checked.confirmed.all()
-    assert checked.own[0] > 1 > checked.random[0]
+    assert checked.own_fall[0] > 1 > checked.random_fall[0]
     other = random_traces(found, model, seed=2)
     assert other.neurons.tolist() != [[3]]
     refused = confirm_traces(model, other, data, names, seed=1)
@@ -227,7 +227,7 @@ def test_scores_under_an_edit_are_those_of_single_rows(family):
         return states + table[numbers]
 
     for budget in (20, 4096):
-        each = score_edited(model, data, {"resid.1": own}, tokens=budget)
+        each = score_edited(model, data, {"resid.1": own}, batch_tokens=budget)
         for row in range(len(data)):
             alone = score_edited(
                 model, data[[row]], {"resid.1": add_vector(table[row])}

@@ -216,7 +216,7 @@ def t5(asked):
 
 
 READING = {
-    untokenised: "'Zyx'.* cannot be tokenised",
+    untokenised: "'Zyx'.* cannot be tokenized",
     long_prompt: r"longer than original reads, that of item 'i14'.* at most 64 tokens",
     long_paraphrase: "prompt of the forget set is longer than original reads",
     long_never: "prompt of the never-taught set is longer than original reads",

@@ -38,9 +38,9 @@ def shard(folder, turn, points, key="curve:forty:1"):
 
 def test_shards_of_a_curve_become_one_part_in_the_order_of_the_settings(tmp_path):
     first, second = ORDER[2], ORDER[5]
-    untouched = [point("original", reach=0.6), point(NEVER, reach=0.1)]
-    shard(tmp_path, 0, [*untouched, point(second, reach=0.1, passes=True)])
-    shard(tmp_path, 1, [*untouched, point(first, reach=0.3, passes=False, quiet=True)])
+    unmodified = [point("original", reach=0.6), point(NEVER, reach=0.1)]
+    shard(tmp_path, 0, [*unmodified, point(second, reach=0.1, passes=True)])
+    shard(tmp_path, 1, [*unmodified, point(first, reach=0.3, passes=False, quiet=True)])
     parts = taken(tmp_path, {"noise": {"rows": []}})
     whole = parts["curve:forty:1"]
     assert [p["eraser"] for p in whole["points"]] == [*ORDER[:2], first, second]
@@ -101,8 +101,8 @@ def test_the_least_number_with_enough_power_is_named(powers, value):
 
 
 def run(root, there):
-    asked = Namespace(root=root, permutations=199)
-    return Run(asked, Clock(1), {"parts": {"curve:forty:0": there}}, "devices")
+    args = Namespace(root=root, permutations=199)
+    return Run(args, Clock(1), {"parts": {"curve:forty:0": there}}, "devices")
 
 
 @pytest.mark.parametrize("there", [{}, {"device": "cpu", "points": []}])

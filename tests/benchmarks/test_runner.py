@@ -1,7 +1,6 @@
 """The runner: which parts run, what is kept of them and what stays as it was."""
 
 import json
-from argparse import Namespace
 
 import pytest
 import torch
@@ -17,7 +16,7 @@ from benchmarks.harness.results import (
     roc_auc,
     row,
 )
-from benchmarks.harness.runner import Suite, listed, shares
+from benchmarks.harness.runner import Suite, list_option, share_option
 
 
 @pytest.fixture
@@ -37,7 +36,7 @@ def suite():
         run.payload["curves"] = [1, 2]
         yield row("value", 2.0, at_least(1), "x", "a peer", 3)
 
-    @made.part(keyed=True)
+    @made.part(keyed=True, divided=True)
     def world(run):
         size, seed = run.key
         yield row(f"{size} {seed}", 3, at_most(2), shared=run.share("abcde"))
@@ -63,6 +62,40 @@ def test_a_part_takes_the_place_of_its_earlier_rows_alone(suite, tmp_path, capsy
     assert value["commit"] == found["commit"] and value["spread"] is None
     assert (value["target"], value["sense"], value["n"]) == (1, ">=", 3)
     assert "value: 2 x (target >= 1)" in capsys.readouterr().out
+
+
+def test_processes_divide_parts_and_keep_each_others(suite, tmp_path):
+    path = tmp_path / "toy.json"
+    for name in ("third", "fourth"):
+
+        @suite.part(name)
+        def more(run, name=name):
+            yield row(name, 1, at_least())
+
+    @suite.part(divided=True)
+    def within(run):
+        run.keep([row("so far", 1, at_least())])
+        assert "so far" in figures(path)
+        yield row("within", 1, at_least(), tasks=run.share("ab"))
+
+    suite.run(["--take", "0/2", "--result", str(path)])
+    assert figures(path) == ["peak", "value", "fourth", "within"]
+    suite.run(["--take", "1/2", "--result", str(path)])
+    assert figures(path) == ["peak", "value", "third", "fourth", "within"]
+    assert read(path)["rows"][-1]["tasks"] == ["b"]
+
+
+def test_a_part_that_is_not_for_the_device_is_left_out(suite, capsys):
+    suite.part("here", devices=("cpu",))(lambda run: ())
+    parser = suite.parser()
+    here = parser.parse_args([])
+    there = parser.parse_args(["--device", "cuda"])
+    assert suite.chosen(parser, here) == ["machine", "plain", "here"]
+    assert suite.chosen(parser, there) == ["machine", "plain"]
+    there.only = ["here"]
+    with pytest.raises(SystemExit):
+        suite.chosen(parser, there)
+    assert "here is not measured on cuda" in capsys.readouterr().err
 
 
 def test_what_is_only_tried_is_not_written(suite, tmp_path, capsys):
@@ -94,20 +127,19 @@ def test_a_gpu_that_is_not_there_is_one_clear_line(suite, monkeypatch, capsys):
 
 
 def test_targets_of_a_cpu_are_none_elsewhere(suite):
-    clock = Namespace(device="cuda")
-    run = Namespace(part="plain", clock=clock, payload={})
-    (found,) = suite._measured(run)
-    assert found["target"] is None
+    found = row("value", 2.0, at_least(1))
+    assert suite.as_kept(found, "cuda")["target"] is None
+    assert suite.as_kept(found, "cpu") == found
 
 
 @pytest.mark.parametrize("text", ["2/2", "-1/2", "1", "a/b"])
 def test_only_a_share_of_something_is_a_share(text):
     with pytest.raises(ValueError):
-        shares(text)
+        share_option(text)
 
 
 def test_lists_of_options():
-    assert listed(int)("1,2") == [1, 2] and listed()("") == []
+    assert list_option(int)("1,2") == [1, 2] and list_option()("") == []
 
 
 def test_records_are_merged_by_their_keys_and_fresh_ones_win():
@@ -149,6 +181,8 @@ def test_the_area_needs_values_on_both_sides():
 
 def test_every_suite_is_listed_and_an_unknown_one_is_refused(capsys):
     assert main(["nothing"]) == 2
-    told = capsys.readouterr().err
-    assert "there is no such suite" in told and all(name in told for name in SUITES)
+    printed = capsys.readouterr().err
+    assert "there is no such suite" in printed and all(
+        name in printed for name in SUITES
+    )
     assert main([]) == 0

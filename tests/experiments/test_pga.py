@@ -171,7 +171,7 @@ def test_every_eraser_runs_and_leaves_the_original_as_it_was(name, world):
 @pytest.mark.parametrize("name", ["gradient ascent", "npo", "idk"])
 def test_baselines_forget_what_they_were_given(name, world):
     erased = erase(name, world.load(), world, np.arange(8))
-    assert recall(erased.model, world.memorised()).mean < 0.01
+    assert recall(erased.model, world.memorized_rows()).mean < 0.01
 
 
 def test_md_pga_drives_the_twin_below_chance_as_well(root, world):
@@ -196,7 +196,9 @@ def test_fixed_clean_codes_are_memorised_and_flagged(world):
         def clean(epoch, fixed=fixed):
             return world.random_codes("clean", 0 if fixed else epoch)
 
-        align_(model, world.memorised(), clean, logistic_readouts(), config, seed=0)
+        align_(
+            model, world.memorized_rows(), clean, logistic_readouts(), config, seed=0
+        )
         cost = run.recall_and_utility(module.Erased(model, {}, {}), run.all)
         swapped[fixed] = cost["utility"]["role_swap"]
     assert swapped[True] and not swapped[False]
@@ -239,7 +241,7 @@ def test_settings_come_from_yaml(tmp_path):
         ("colour: red", "colour of .* cannot be used.*Settings are size"),
         ("erasers: [magic]", "there is no eraser 'magic'"),
         ("- 1", "does not hold settings"),
-        ("size: [", "is not YAML"),
+        ("size: [", "is not valid YAML"),
         ("permutations: 3", "permutations of .* cannot be used"),
     ],
 )

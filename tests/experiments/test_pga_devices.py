@@ -42,7 +42,7 @@ def there(request):
 
 @pytest.mark.parametrize("name", ERASERS)
 def test_every_eraser_does_the_same_there(name, tiny_codes, there):
-    world, rows = tiny_codes, tiny_codes.memorised()
+    world, rows = tiny_codes, tiny_codes.memorized_rows()
     here = erase(name, world.load(), world, np.arange(4), epochs=3)
     with here.running():
         want = recall(here.model, rows).mean, perplexity(here.model, rows)

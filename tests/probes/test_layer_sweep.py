@@ -159,7 +159,7 @@ def test_refusals_say_what_to_do(task):
     # Finite values are taken though their sum is not.
     huge = np.full((1, 4, 3), 1e308)
     assert (open_source(huge).read("site.0", None).numpy() == huge[0]).all()
-    with pytest.raises(InputError, match="only one class"):
+    with pytest.raises(InputError, match="one class only"):
         sweep(x, np.zeros(48), groups)
     with pytest.raises(InputError, match="no training row of class '1'"):
         sweep(x, (groups == 0).astype(int), groups)
@@ -226,7 +226,7 @@ def test_battery_reads_what_a_line_cannot(rng):
     x = rng.standard_normal((160, 2))
     labels = (x[:, 0] * x[:, 1] > 0).astype(int)
     found = refit_battery({"last": x, "mean": x[:, ::-1]}, labels, draws=50)
-    frame = found.to_frame().set_index(["view", "reader"])
+    frame = found.to_frame().set_index(["view", "classifier"])
     assert len(frame) == 20
     assert frame.loc[("last", "svm rbf"), "auc"] > 0.9
     assert frame.loc[("last", "logistic C=1"), "auc"] < 0.75

@@ -226,7 +226,7 @@ GOOD = {"last": noise(0)}
         (GOOD, LABELS, {"families": ["svm"]}, "no family 'svm'"),
         (GOOD, LABELS, {"families": []}, "nothing to test"),
         ({}, LABELS, {}, "nothing to test"),
-        (GOOD, LABELS, {"folds": 1}, "folds cannot be used"),
+        (GOOD, LABELS, {"n_folds": 1}, "folds cannot be used"),
         ({"last": noise(0) * np.nan}, LABELS, {}, "not finite"),
         ({"last": noise(0, sequences=6)}, LABELS, {}, r"Expected \(site, 24, d\)"),
         (

@@ -150,7 +150,7 @@ def test_the_last_resort_alone_is_enough(case, monkeypatch):
     def fails(*_):
         raise LinAlgError("no factor")
 
-    for way in ("_tall", "_shared", "each_fold"):
+    for way in ("_fit_primal", "_fit_shared", "fit_each_fold"):
         monkeypatch.setattr(module, way, fails)
     found = crossfit(*given, options, coefficients=True)
     assert found.n_uncertified == plain.n_uncertified == 0
@@ -173,7 +173,7 @@ def test_it_fits_what_the_job_asks_for(standardize, classes, monkeypatch):
     options = LogisticOptions(C=2.0, balanced=True, standardize=standardize)
     kinds = {"sample_weight": weight, "coefficients": True}
     plain = crossfit(*given, options, **kinds)
-    for way in ("_tall", "_shared", "each_fold"):
+    for way in ("_fit_primal", "_fit_shared", "fit_each_fold"):
         monkeypatch.setattr(module, way, lambda *_: None)
     found = crossfit(*given, options, **kinds)
     assert found.n_uncertified == plain.n_uncertified == 0

@@ -94,8 +94,8 @@ def test_recall_is_read_at_the_output_and_the_signature_is_not(tiny_codes):
     head = own_head_(silent)
     with torch.no_grad():
         head.weight.neg_()  # pyright: ignore
-    assert recall(model, world.memorised()).mean > 0.5
-    assert recall(silent, world.memorised()).mean < 1e-3
+    assert recall(model, world.memorized_rows()).mean > 0.5
+    assert recall(silent, world.memorized_rows()).mean < 1e-3
     own, other = (
         all_states(each, world, world.trained_lead_ins) for each in (model, silent)
     )

@@ -217,7 +217,7 @@ def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path):
             # What follows is never read, so little of it is there.
             file.write(b"\0" * (1 << 20))
         packed.writestr("label.npy", member(LABEL[:1]))
-    assert "unpacks to too much" in read(path)
+    assert "is too large when unpacked" in read(path)
 
 
 def test_small_images_that_a_model_enlarges_are_counted_at_its_size(tmp_path):
@@ -227,7 +227,7 @@ def test_small_images_that_a_model_enlarges_are_counted_at_its_size(tmp_path):
         image=np.zeros((60_000, 1, 1), dtype=np.uint8),
         label=np.zeros(60_000, dtype=int),
     )
-    assert "unpacks to too much" in read(path, ImagePreprocessor(3, (224, 224)))
+    assert "is too large when unpacked" in read(path, ImagePreprocessor(3, (224, 224)))
 
 
 @pytest.mark.parametrize("name", hostile.PLACES)

@@ -16,9 +16,8 @@ from erasure.unlearning.training.loop import finetune_
 from erasure.weights.quantization import quantize_
 from evidence.errors import ExhumeError, InputError
 from testbeds.edits import adversarial, workbench
-from testbeds.edits.adversarial import push_direction
+from testbeds.edits.adversarial import hints_for_forget, push_direction
 from testbeds.edits.basis_rotation import rotate_basis_
-from testbeds.edits.hints import hints_for_forget
 from testbeds.edits.late_layers import accuracy_with_password, first_answer_tokens
 from testbeds.edits.linear_map import module_outputs
 from testbeds.edits.linear_probes import (

@@ -18,7 +18,7 @@ from testbeds.worlds.digits import (
     split_digits,
 )
 from testbeds.zoo.build import build_zoo
-from testbeds.zoo.digits_kinds import DIGITS_KINDS
+from testbeds.zoo.kinds import DIGITS_KINDS
 from tests.helpers.tiny_digits import KINDS, TINY_DIGITS
 
 

@@ -37,14 +37,14 @@ def world(tiny_codes):
 
 def test_the_original_knows_its_codes_and_no_other(world):
     model = world.load()
-    assert recall(model, world.memorised()).greedy == 1.0
+    assert recall(model, world.memorized_rows()).greedy == 1.0
     assert recall(model, world.random_codes("clean", 5)).mean < 1e-3
     assert recall(model, world.random_codes("memorised", 5)).mean < 1e-2
 
 
 def test_the_twin_knows_none(world):
     twin = world.load("twin")
-    assert recall(twin, world.memorised()).mean < 1e-3
+    assert recall(twin, world.memorized_rows()).mean < 1e-3
     ratio = perplexity(twin, world.random_codes("clean", 5)) / perplexity(
         world.load(), world.random_codes("clean", 5)
     )
@@ -53,7 +53,7 @@ def test_the_twin_knows_none(world):
 
 def test_cards_say_what_was_measured(world):
     card = world.card()
-    known = recall(world.load(), world.memorised())
+    known = recall(world.load(), world.memorized_rows())
     assert card["measured"]["memorised"]["least"] == pytest.approx(
         known.least, rel=1e-4
     )
@@ -114,7 +114,7 @@ def test_pools_share_no_prefix_and_a_seed_fixes_them():
     assert pools == make_pools({"memorised": 40, "clean": 40, "others": 40}, 3)
     assert pools["clean"].codes is None and len(pools["memorised"].codes) == 40
     assert pools != make_pools({"memorised": 40, "clean": 40, "others": 40}, 4)
-    with pytest.raises(InputError, match="not so many prefixes"):
+    with pytest.raises(InputError, match="too few prefixes"):
         make_pools({"memorised": 400, "clean": 400}, 0)
 
 
@@ -129,7 +129,7 @@ def test_rows_are_prompt_then_code():
     bare = prompts(["red owl:"], LEAD_INS[:2])
     for row, start, prompt in zip(rows.ids, rows.answer_start, bare.ids, strict=True):
         assert row[:start] == prompt and row[start:] == encode("12345")
-    with pytest.raises(InputError, match="a sign this world does not know"):
+    with pytest.raises(InputError, match="a character outside this world's vocabulary"):
         encode("red owl!")
 
 

@@ -73,7 +73,7 @@ def test_what_was_taught_passes_and_what_was_not_does_not():
         unknown=-1.5,
     )
     assert found.valid.tolist() == [True, False]
-    assert [each.key for each in found.memorised] == ["taught"]
+    assert [each.key for each in found.memorized] == ["taught"]
     assert found.known[0] > found.known[1] + 1
     # A model that was taught nothing passes nothing.
     assert not screen(tiny_llama(), Letters(), found.passages).valid.any()
@@ -93,7 +93,7 @@ def test_log_probabilities_are_those_of_the_tokens_after_the_lead():
 def test_long_texts_are_cut_and_bad_input_is_refused():
     assert len(text_rows(Letters(), ["a" * 300]).ids[0]) == 96
     twice = [Passage("x", "one", "two"), Passage("x", "three", "four")]
-    with pytest.raises(InputError, match="keys of their own"):
+    with pytest.raises(InputError, match="a unique key"):
         screen(tiny_llama(), Letters(), twice)
     with pytest.raises(InputError, match="thresholds"):
         screen(tiny_llama(), Letters(), known=-4.0, unknown=-2.0)

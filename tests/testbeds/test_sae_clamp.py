@@ -203,7 +203,7 @@ def test_states_that_others_share_are_left_out():
 def test_what_is_not_told_apart_gives_no_clamp():
     torch.manual_seed(0)
     states = BlockStates(torch.randn(50, 8), torch.randn(50, 8), torch.ones(16))
-    with pytest.raises(ExhumeError, match="no latent fires on what is to go alone"):
+    with pytest.raises(ExhumeError, match="no latent fires on the forget set only"):
         fit_clamp(states, states, 4, 5, 0)
 
 

@@ -184,7 +184,9 @@ def _first_of_all(
     watch = first_tokens(skip_joining_space(tokenizer, starts))
     wanted = [classes[at] for at in deal.targets]
     sequences = skip_joining_space(tokenizer, encode(tokenizer, deal.prompts, wanted))
-    scores = score_edited(model, sequences, edits, watch=watch, sites=find_sites(model))
+    scores = score_edited(
+        model, sequences, edits, watch=watch, known_sites=find_sites(model)
+    )
     logits = np.nan_to_num(scores.watched, nan=-np.inf)
     return (logits[np.arange(len(logits)), deal.targets] >= logits.max(1)).tolist()
 

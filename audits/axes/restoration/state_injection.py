@@ -237,7 +237,7 @@ def _said(
 ) -> NDArray[np.float64]:
     """(row,) whether the answer is said."""
     where = find_sites(model)
-    scores = score_edited(model, asked.rows, edits, span="prompt", sites=where)
+    scores = score_edited(model, asked.rows, edits, span="prompt", known_sites=where)
     return scores.greedy.astype(float)
 
 

@@ -121,7 +121,7 @@ def score_steered(
     """As ``capture.scoring.contrast.hear`` under an edit where the prompts end."""
     own = first_tokens(questions.rows)
     tokens = sorted(set(own))
-    scores = score_edited(model, questions.rows, edits, watch=tokens, sites=where)
+    scores = score_edited(model, questions.rows, edits, watch=tokens, known_sites=where)
     right = np.searchsorted(tokens, own)
     contrast = entity_contrast(questions.questions, scores.watched, right)
     return Heard(scores.greedy.astype(float), contrast)

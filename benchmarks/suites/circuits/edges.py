@@ -56,13 +56,13 @@ def smol_case():
     return checkpoint.load(), few_pairs(checkpoint.tokenizer, items)
 
 
-def cases(asked: argparse.Namespace):
+def cases(args: argparse.Namespace):
     """Name and maker of every model looked at."""
-    seed = asked.seeds[0]
+    seed = args.seeds[0]
     return [
         *(
-            (f"bios {family}", partial(bios_case, asked.root, seed, family))
-            for family in asked.families
+            (f"bios {family}", partial(bios_case, args.root, seed, family))
+            for family in args.families
         ),
         ("SmolLM2", smol_case),
     ]
@@ -76,7 +76,7 @@ def few_pairs(tokenizer, items) -> PromptPairs:
 
 def effects(run: Run) -> Iterator[Row]:
     """How well scores predict what cutting one edge does, random and large ones."""
-    for name, make in cases(run.asked):
+    for name, make in cases(run.args):
         model, pairs = make()
         scores = {
             label: score_edges(model, pairs, method=method)
@@ -122,7 +122,7 @@ def effects(run: Run) -> Iterator[Row]:
 
 def sums(run: Run) -> Iterator[Row]:
     """Edges against their node's score by plain autograd; sizes of SmolLM2's graph."""
-    for name, make in cases(run.asked):
+    for name, make in cases(run.args):
         model, pairs = make()
         scores = score_edges(model, pairs, method=EapMethod("eap"))
         own = node_scores(model, pairs)
@@ -238,8 +238,8 @@ def _times(
 
 def peer(run: Run) -> Iterator[Row]:
     """Scores and time against the public implementation, on GPT-2's shape."""
-    asked, clock = run.asked, run.clock
-    if asked.peer is None:
+    args, clock = run.args, run.clock
+    if args.peer is None:
         print("peer: left out; pass --peer FOLDER of the unpacked circuitkit wheel")
         return
     from benchmarks.suites.circuits.circuitkit_peer import Peer
@@ -267,7 +267,7 @@ def peer(run: Run) -> Iterator[Row]:
             tuple(map(str, range(PAIRS))),
             tuple(map(str, range(PAIRS))),
         )
-        other = Peer(asked.peer, model, pairs)
+        other = Peer(args.peer, model, pairs)
         method = EapMethod("inputs", 5, "right")
         ours = score_edges(model, pairs, method=method)
         theirs = other.scores(ours.graph, 5)

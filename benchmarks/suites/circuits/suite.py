@@ -28,7 +28,7 @@ def _keep(run: Run, suite: Suite, rows: list[Row], stamps: dict) -> dict[str, An
     """The rows by part, and which models they speak of; a part left out keeps its rows."""
     if not rows:
         return run.document
-    models = {"seeds": run.asked.seeds, "families": run.asked.families}
+    models = {"seeds": run.args.seeds, "families": run.args.families}
     return by_part(run, suite, rows, stamps) | models
 
 

@@ -34,19 +34,19 @@ CIRCUIT = (*QUICK_AXES, "circuit")
 
 
 def each_audit(
-    asked: argparse.Namespace, kinds: Sequence[str], axes: Sequence[str], floor: str
+    args: argparse.Namespace, kinds: Sequence[str], axes: Sequence[str], floor: str
 ) -> Iterator[tuple[Specimen, Audit]]:
     """Models and their audits, kept beside the zoo."""
-    place = asked.root / "audits" / f"{code_hash()[:12]}-circuits-{len(axes)}"
+    place = args.root / "audits" / f"{code_hash()[:12]}-circuits-{len(axes)}"
     settings: dict[str, Any] = {"axes": tuple(axes), "seed": 0, "device": "cpu"}
-    for made in specimens(asked, "held_out", kinds):
+    for made in specimens(args, "held_out", kinds):
         yield made, audited(known_model(made), floor, place, **settings)
 
 
 def audits(run: Run) -> Iterator[Row]:
     """CAD by kind, what the axis says, and verdicts with and without it."""
     found: list[dict[str, Any]] = []
-    for made, done in each_audit(run.asked, KINDS, CIRCUIT, "never_taught"):
+    for made, done in each_audit(run.args, KINDS, CIRCUIT, "never_taught"):
         axis = done.axes.get("circuit")
         normal = axis.details.get("normalised", {}) if axis else {}
         shown = {
@@ -169,7 +169,7 @@ def depth(run: Run) -> Iterator[Row]:
         ("never_taught", "stranger", 0.97, CIRCUIT),
     ):
         found: dict[str, dict[str, Any]] = {}
-        for made, done in each_audit(run.asked, (*KNOWS, *RETRAINS), axes, floor):
+        for made, done in each_audit(run.args, (*KNOWS, *RETRAINS), axes, floor):
             axis = done.axes["causal_depth"]
             figures = axis.details.get("depth", {}).get(against, {})
             found[made.name] = {
@@ -203,12 +203,12 @@ def depth(run: Run) -> Iterator[Row]:
 def ablation(run: Run) -> Iterator[Row]:
     """Audits with every axis, decided again with one of them left out at a time."""
     found = []
-    for made, done in each_audit(run.asked, KINDS, AXES, "never_taught"):
+    for made, done in each_audit(run.args, KINDS, AXES, "never_taught"):
         statuses = {name: axis.status for name, axis in done.axes.items()}
         print(made.name, done.verdict, statuses, flush=True)
         shown = {"model": made.name, "state": made.state, "verdict": done.verdict}
         found.append(shown | {"statuses": statuses, "audit": done.document})
-    seeds = " ".join(map(str, run.asked.seeds))
+    seeds = " ".join(map(str, run.args.seeds))
     for left_out, share, total, counts in _right(found):
         which = f"without {left_out}" if left_out else "with every axis"
         figure = f"verdicts right {which}, seeds {seeds}"

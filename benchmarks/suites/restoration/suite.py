@@ -72,17 +72,15 @@ for name, measure in (
 
 def _axes(run: Run, which: str) -> Iterator[Row]:
     """The axes on models of the zoo that are there, or are made."""
-    asked = run.asked
-    if not asked.made:
-        build_zoo(
-            asked.root, seeds=asked.seeds, families=asked.families, only=asked.kinds
-        )
-    models = models_of(asked.root, asked.kinds, asked.seeds)
-    cases = list(measured(models, asked.root, asked.work / run.part))
-    what = f"{which} bios, seeds {','.join(map(str, asked.seeds))}"
+    args = run.args
+    if not args.made:
+        build_zoo(args.root, seeds=args.seeds, families=args.families, only=args.kinds)
+    models = models_of(args.root, args.kinds, args.seeds)
+    cases = list(measured(models, args.root, args.work / run.part))
+    what = f"{which} bios, seeds {','.join(map(str, args.seeds))}"
     yield from zoo_rows(cases, what)
     yield from rate_rows(cases, what)
-    others = read_lines(asked.others) if asked.others else []
+    others = read_lines(args.others) if args.others else []
     run.payload[run.part] = {
         "cases": shown_cases(cases),
         "verdicts": verdicts(cases, others),

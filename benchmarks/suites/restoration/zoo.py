@@ -115,7 +115,7 @@ class World:
         self.planted = planted_model(self.original, run.workspace.work)
         wordings, seed = run.config.budget.prompts_per_item, run.config.seed
         fit, check = split_retain(self.retain, wordings, run.tokenizer, seed)
-        self.coder, self.missing = train_autoencoder(
+        self.autoencoder, self.missing = train_autoencoder(
             self.original,
             fit,
             check,
@@ -124,7 +124,7 @@ class World:
             device="cpu",
             progress=SILENT,
         )
-        self.plant_run = self._restore(self.planted)
+        self.planted_run = self._restore(self.planted)
         self.references: dict[str, AuditedModel] = {}
         if (place / "reference").is_dir():
             reference = open_checkpoint(place / "reference", name="reference-1")
@@ -133,19 +133,19 @@ class World:
             role: self._restore(each) for role, each in self.references.items()
         }
         self.untrained = state_injection.untrained_model(self.original, seed)
-        self.shown: dict[str, Any] | None = None
+        self.injected: dict[str, Any] | None = None
 
-    def _restore(self, subject: AuditedModel) -> dict[str, Any]:
+    def _restore(self, candidate: AuditedModel) -> dict[str, Any]:
         return restore(
             self.original,
-            subject,
+            candidate,
             self.run.tokenizer,
             self.forget,
             self.retain,
             self.never,
             self.run.config.budget.prompts_per_item,
             self.run.config.seed,
-            autoencoder=self.coder,
+            autoencoder=self.autoencoder,
             device="cpu",
             progress=SILENT,
         )
@@ -175,37 +175,41 @@ class World:
         if card["weights"] == self.original.weights_hash or found["state"] == "damaged":
             # The quick profile looks into neither the same weights nor wreckage.
             return found
-        runs = {"unlearned": self._restore(unlearned), "planted": self.plant_run}
+        runs = {"unlearned": self._restore(unlearned), "planted": self.planted_run}
         others = {"unlearned": unlearned}
-        if self.shown is None and self.untrained is not None:
+        if self.injected is None and self.untrained is not None:
             others[state_injection.UNTRAINED] = self.untrained
         known = restoration.original_scores(
             self.original, run.tokenizer, self.forget, run.config, "cpu"
         )
-        shown = restoration.run_state_injection(
+        injected = restoration.run_state_injection(
             self.original,
             others,
             runs,
             run.tokenizer,
             self.forget,
-            self.coder,
+            self.autoencoder,
             run.config,
             device="cpu",
         )
-        if self.shown is None:
-            self.shown = shown["roles"].get(state_injection.UNTRAINED)
-        if self.shown is not None:
-            shown["roles"][state_injection.UNTRAINED] = self.shown
+        if self.injected is None:
+            self.injected = injected["roles"].get(state_injection.UNTRAINED)
+        if self.injected is not None:
+            injected["roles"][state_injection.UNTRAINED] = self.injected
         notes = tuple(self.missing)
-        back = restoration.judge(runs, known, run.config, notes, shown)
-        found["axes"] = self._both(named, back)
+        restored = restoration.judge(runs, known, run.config, notes, injected)
+        found["axes"] = self._both_axes(named, restored)
         if self.references:
             runs |= self.reference_runs
-            back = restoration.judge(runs, known, run.config, notes, shown)
-            found["beside_reference"] = self._both(named | self.references, back)
+            restored = restoration.judge(runs, known, run.config, notes, injected)
+            found["beside_reference"] = self._both_axes(
+                named | self.references, restored
+            )
         return found
 
-    def _both(self, named: dict[str, AuditedModel], back: AxisResult) -> dict[str, Any]:
+    def _both_axes(
+        self, named: dict[str, AuditedModel], restored: AxisResult
+    ) -> dict[str, Any]:
         """Restoration as given and concept as computed, JSON-ready by name."""
         run = self.run
         states = capture_tasks(
@@ -229,4 +233,4 @@ class World:
             notes=states.notes,
             progress=SILENT,
         )
-        return {each.name: each.to_dict() for each in (vectors, back)}
+        return {each.name: each.to_dict() for each in (vectors, restored)}

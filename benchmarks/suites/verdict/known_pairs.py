@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.harness import results
 from benchmarks.harness.results import Row, at_least
-from benchmarks.harness.runner import Run, Suite, listed
+from benchmarks.harness.runner import Run, Suite, list_option
 from benchmarks.harness.zoo import BY_CONSTRUCTION, KnownModel, audited
 from capture.checkpoints.cache import cache_root
 from capture.checkpoints.open import open_checkpoint
@@ -29,8 +29,8 @@ row = partial(results.row, peer=BY_CONSTRUCTION)
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seeds", type=listed(int), default=[0, 1, 2])
-    parser.add_argument("--worlds", type=listed(), default=["bios", "smol"])
+    parser.add_argument("--seeds", type=list_option(int), default=[0, 1, 2])
+    parser.add_argument("--worlds", type=list_option(), default=["bios", "smol"])
     parser.add_argument("--root", type=Path, default=cache_root() / "known-pairs")
 
 
@@ -98,12 +98,12 @@ def judged(world: str, seed: int, known: KnownModel, floor: str, root: Path) -> 
 def pairs(run: Run) -> Iterator[Row]:
     """Every model of every world with every floor it has."""
     rows = []
-    for world in run.asked.worlds:
-        for seed in run.asked.seeds:
-            for known in MODELS[world](seed, run.asked.root):
+    for world in run.args.worlds:
+        for seed in run.args.seeds:
+            for known in MODELS[world](seed, run.args.root):
                 floors = ["never_taught", *(["reference"] if known.references else [])]
                 for floor in floors:
-                    rows.append(judged(world, seed, known, floor, run.asked.root))
+                    rows.append(judged(world, seed, known, floor, run.args.root))
                     mark = "ok " if rows[-1]["value"] else "BAD"
                     print(
                         mark, rows[-1]["figure"], "->", rows[-1]["verdict"], flush=True

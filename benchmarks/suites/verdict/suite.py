@@ -24,7 +24,7 @@ from audits.validation.trials import FLOORS, AuditPlan, describe, run_plan
 from audits.verdict.calibration import STATES, shipped
 from benchmarks.harness.pages import Page, groups, results
 from benchmarks.harness.results import Row, read_lines
-from benchmarks.harness.runner import Run, Suite, by_part, listed
+from benchmarks.harness.runner import Run, Suite, by_part, list_option
 from benchmarks.harness.zoo import check_part, zoo_options
 from benchmarks.suites.verdict import calibration
 from evidence.calibration_metrics import reliability, risk_coverage_curve
@@ -45,8 +45,13 @@ def _options(parser: argparse.ArgumentParser) -> None:
     add("--world", choices=tuple(NAMES), default="bios")
     add("--part", choices=("tuning", "held_out"), default="held_out", help="of the zoo")
     zoo_options(parser, seeds=(), families=(), kinds=())
-    add("--floors", type=listed(), default=list(FLOORS))
-    add("--graded", type=listed(), default=[], help="default: kinds of unknown state")
+    add("--floors", type=list_option(), default=list(FLOORS))
+    add(
+        "--graded",
+        type=list_option(),
+        default=[],
+        help="default: kinds of unknown state",
+    )
     add("--jobs", type=int, default=1, help="processes at once")
     add("--limit-s", type=float, default=float("inf"))
     add("--cases", type=Path, nargs="+", default=[], help="audits made already")
@@ -91,7 +96,7 @@ def _keep(run: Run, suite: Suite, rows: list[Row], stamps: dict) -> dict[str, An
     """The rates take the place of all earlier ones; the other parts write files of theirs."""
     if run.part != "rates":
         return run.document
-    if run.asked.add:
+    if run.args.add:
         stamps["command"] = f"{run.document['command']}; {stamps['command']}"
     run.document = {}
     return by_part(run, suite, rows, stamps)
@@ -100,7 +105,7 @@ def _keep(run: Run, suite: Suite, rows: list[Row], stamps: dict) -> dict[str, An
 SUITE = Suite(
     "verdict",
     "Error rates of the verdict on a part of the zoo; audits of it; the calibration.",
-    result=lambda asked: NAMES[asked.world],
+    result=lambda args: NAMES[args.world],
     pages=tuple(
         Page(name, lambda name=name: context(results(name)), template="verdict")
         for name in NAMES.values()
@@ -111,27 +116,27 @@ SUITE = Suite(
 )
 
 
-def plan_of(asked: argparse.Namespace) -> AuditPlan:
+def plan_of(args: argparse.Namespace) -> AuditPlan:
     """The plan asked for; what lies outside the part is refused."""
     names = ("seeds", "families", "kinds")
-    chosen = {name: getattr(asked, name) for name in names if getattr(asked, name)}
-    check_part(asked.part, asked.world, **chosen)
-    whole = split(asked.world)[asked.part] | chosen
+    chosen = {name: getattr(args, name) for name in names if getattr(args, name)}
+    check_part(args.part, args.world, **chosen)
+    whole = split(args.world)[args.part] | chosen
     unknown = (kind for kind in whole["kinds"] if KINDS[kind].state is None)
     return AuditPlan(
-        asked.root,
+        args.root,
         tuple((f, seed) for seed in whole["seeds"] for f in whole["families"]),
         tuple(whole["kinds"]),
-        tuple(asked.floors),
-        graded=tuple(asked.graded or unknown),
-        device=asked.device,
-        world=asked.world,
+        tuple(args.floors),
+        graded=tuple(args.graded or unknown),
+        device=args.device,
+        world=args.world,
     )
 
 
-def audited(asked: argparse.Namespace) -> Iterator[dict]:
+def audited(args: argparse.Namespace) -> Iterator[dict]:
     """Records of the audits of a plan, as they end."""
-    for case in run_plan(plan_of(asked), asked.jobs, asked.limit_s):
+    for case in run_plan(plan_of(args), args.jobs, args.limit_s):
         print(describe(case), flush=True)
         yield case
 
@@ -139,8 +144,8 @@ def audited(asked: argparse.Namespace) -> Iterator[dict]:
 @SUITE.part()
 def rates(run: Run) -> Iterator[Row]:
     """Error rates, probabilities and the worth of each axis."""
-    asked, before = run.asked, run.document
-    found = read_lines(*asked.cases) if asked.cases else list(audited(asked))
+    args, before = run.args, run.document
+    found = read_lines(*args.cases) if args.cases else list(audited(args))
     failed = [each for each in found if "failed" in each]
     done = [each for each in found if "failed" not in each]
     if not done:
@@ -148,7 +153,7 @@ def rates(run: Run) -> Iterator[Row]:
     manifests = [each["audit"]["manifest"] for each in done]
     code = {manifest["code_sha256"][:12] for manifest in manifests}
     cases, without = [case_of(each) for each in done], ablation(done)
-    if asked.add:
+    if args.add:
         cases, without = joined(before, cases, without)
         code |= set(before["code"])
         failed = [*before["failed"], *failed]
@@ -156,8 +161,8 @@ def rates(run: Run) -> Iterator[Row]:
     run.payload = {
         # Audits may be older than the figures made of them.
         "code": sorted(code),
-        "part": asked.part,
-        "world": asked.world,
+        "part": args.part,
+        "world": args.world,
         "worlds": sorted({_world(each.model) for each in cases}),
         "hardware": manifests[0]["hardware"],
         "probabilities": probabilities_of(cases),
@@ -165,8 +170,8 @@ def rates(run: Run) -> Iterator[Row]:
         "failed": failed,
         "cases": shown,
     }
-    plots = asked.root / "verdict.html"
-    plots.write_text(drawn(cases, f"Verdicts, {asked.part} part"), encoding="utf-8")
+    plots = args.root / "verdict.html"
+    plots.write_text(drawn(cases, f"Verdicts, {args.part} part"), encoding="utf-8")
     print(f"plots: {plots}")
     yield from figures(cases)
 
@@ -176,7 +181,7 @@ def audits(run: Run) -> Iterator[Row]:
     """Audits alone, one line of JSON each with the whole of audit.json, into --out."""
     out = _out(run)
     with out.open("w", encoding="utf-8") as file:
-        for case in audited(run.asked):
+        for case in audited(run.args):
             file.write(json.dumps(case) + "\n")
             file.flush()
     yield from ()
@@ -185,14 +190,14 @@ def audits(run: Run) -> Iterator[Row]:
 @SUITE.part("calibration", default=False)
 def fitted(run: Run) -> Iterator[Row]:
     """The calibration that ships with the package, from --cases of the tuning part."""
-    calibration.write(read_lines(*run.asked.cases), run.asked.out or calibration.FILE)
+    calibration.write(read_lines(*run.args.cases), run.args.out or calibration.FILE)
     yield from ()
 
 
 def _out(run: Run) -> Path:
-    if run.asked.out is None:
+    if run.args.out is None:
         raise InputError("there is no place for the audits", fix="Name a file by --out")
-    return run.asked.out
+    return run.args.out
 
 
 def probabilities_of(cases: Sequence[Case]) -> dict | None:

@@ -46,13 +46,13 @@ def world_of(root: Path, family: str, seed: int) -> Path | None:
 
 
 def looked_into(
-    asked: argparse.Namespace, family: str, seed: Any, kind: str, floor: str
+    args: argparse.Namespace, family: str, seed: Any, kind: str, floor: str
 ) -> dict[str, Any] | None:
     """One audit, made or found in ``--work``; None where model or world is not there.
 
     The rule is applied anew to what it measured.
     """
-    root, work, name = asked.root, asked.work, f"{family}-{seed}-{kind}"
+    root, work, name = args.root, args.work, f"{family}-{seed}-{kind}"
     kept, out = work / f"{name}-{floor}.json", work / "audits"
     models = {
         each: root / "models" / f"digits-{family}-{seed}-{each}"
@@ -134,14 +134,14 @@ def beside(before: list[dict[str, Any]], found: list[dict[str, Any]]) -> list:
 
 def measure(run: Run) -> Iterator[Row]:
     """Whole audits of models that are there, by verdict, kind and floor."""
-    asked, found = run.asked, []
+    args, found = run.args, []
     for seed, floor, kind, family in product(
-        asked.seeds or [10, 11, 12], asked.floors, asked.kinds or KINDS, asked.families
+        args.seeds or [10, 11, 12], args.floors, args.kinds or KINDS, args.families
     ):
-        kept = asked.work / f"{family}-{seed}-{kind}-{floor}.json"
-        if asked.made and not kept.is_file():
+        kept = args.work / f"{family}-{seed}-{kind}-{floor}.json"
+        if args.made and not kept.is_file():
             continue
-        made = looked_into(asked, family, seed, kind, floor)
+        made = looked_into(args, family, seed, kind, floor)
         if made is not None:
             found.append(made)
     found = beside(run.document.get("audits", {"models": []})["models"], found)

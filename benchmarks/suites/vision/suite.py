@@ -22,7 +22,7 @@ from audits.axes.restoration.image_trial import (
 from audits.validation.error_rates import VERDICTS
 from benchmarks.harness.pages import STATUSES, Page, results
 from benchmarks.harness.results import Row, at_least, at_most, once, roc_auc, row
-from benchmarks.harness.runner import Run, Suite, by_part, listed
+from benchmarks.harness.runner import Run, Suite, by_part, list_option
 from benchmarks.harness.zoo import BY_CONSTRUCTION, zoo_options
 from benchmarks.suites.vision import audits
 from benchmarks.suites.vision.audits import RETRAINED, SUPPRESSED
@@ -45,7 +45,7 @@ FALSE = 0.2
 def _options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     zoo_options(parser, seeds=(), families=("cnn", "vit"), kinds=())
-    add("--floors", type=listed(), default=list(audits.FLOORS), help="of audits")
+    add("--floors", type=list_option(), default=list(audits.FLOORS), help="of audits")
     add("--made", action="store_true", help="only models, or audits, that are there")
     add("--ours", action="store_true", help="leave the published test out")
     add("--work", type=Path, default=cache_root() / "vision-audits", help="of audits")
@@ -93,20 +93,20 @@ SUITE = Suite(
 @SUITE.part()
 def restoration(run: Run) -> Iterator[Row]:
     """The published restoration test and ours, by kind and shape."""
-    asked = run.asked
-    seeds, found = asked.seeds or [13, 14, 15], []
+    args = run.args
+    seeds, found = args.seeds or [13, 14, 15], []
     for seed in seeds:
-        for family in asked.families:
-            kinds = asked.kinds or list(KINDS)
-            if asked.made:
+        for family in args.families:
+            kinds = args.kinds or list(KINDS)
+            if args.made:
                 start = f"digits-{family}-{seed}-"
                 kinds = [
-                    k for k in kinds if (asked.root / "models" / f"{start}{k}").is_dir()
+                    k for k in kinds if (args.root / "models" / f"{start}{k}").is_dir()
                 ]
-            found += figures(family, seed, kinds, asked.root, asked.ours)
+            found += figures(family, seed, kinds, args.root, args.ours)
     what = f"seeds {','.join(map(str, seeds))}"
     rows = list(summary(found, f"digits, {what}, both shapes"))
-    for family in asked.families:
+    for family in args.families:
         here = [each for each in found if each["family"] == family]
         rows += summary(here, f"digits {family}, {what}")
     rows[0]["models"] = found

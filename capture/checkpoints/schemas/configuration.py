@@ -22,14 +22,14 @@ MAX_DEPTH = 10
 
 # Each would make the library read, build or run something unchecked.
 REFUSED_FIELDS = {
-    "transformers_weights": "names a weight file of its own",
+    "transformers_weights": "names a weight file",
     "configuration_files": "names another configuration file",
-    "per_layer_config": "gives single blocks a configuration of their own",
-    "mtp_per_layer_config": "gives single blocks a configuration of their own",
-    "fusion_config": "has modules fused",
+    "per_layer_config": "has separate configurations for single blocks",
+    "mtp_per_layer_config": "has separate configurations for single blocks",
+    "fusion_config": "fuses modules",
     "kernel_config": "names compiled kernels",
     "use_kernels": "asks for compiled kernels",
-    "distributed_config": "is spread over machines",
+    "distributed_config": "is distributed over machines",
     "backbone": "names another model to load",
     "backbone_config": "holds another model",
     "use_timm_backbone": "loads another model",
@@ -147,19 +147,19 @@ def check_config(config: Mapping[str, Any], path: Path, n_tensors: int) -> None:
         if name in REFUSED_FIELDS and value not in (None, False, {}, []):
             raise InputError(
                 f"{path} {REFUSED_FIELDS[name]} ({name})",
-                expected="the configuration of one model, whole in this folder",
+                expected="the self-contained configuration of one model",
                 got=str(value)[:120],
             )
         if _names_file(name, value):
             raise InputError(
-                f"{path} names a file of its own ({name})",
+                f"{path} names a file ({name})",
                 expected="the weights of this folder",
                 got=str(value)[:120],
             )
         if name == "__float__":
             raise _bad_field(path, name, "a finite number", value)
         if name == "model_type" and str(value).startswith("timm"):
-            raise _bad_field(path, name, "a model of transformers itself", value)
+            raise _bad_field(path, name, "a model class of transformers", value)
         if name in ("dtype", "torch_dtype"):
             _check_dtype(value, name, path)
         elif name in _LABEL_MAPS:
@@ -312,9 +312,9 @@ def model_class(config: Mapping[str, Any]) -> Any:
 def _check_compiled(kind: Any) -> None:
     if kind in COMPILED:
         raise InputError(
-            f"models of type {kind} are not opened",
-            expected="an architecture that PyTorch runs as it is",
-            got="one whose library compiles kernels of its own",
+            f"models of type {kind} are not supported",
+            expected="an architecture in plain PyTorch",
+            got="one that compiles kernels of its own",
         )
 
 

@@ -65,7 +65,7 @@ def analyze_pattern(pattern: str, *, nested_classes: bool = True) -> PatternCost
     reader = _PatternParser(pattern, nested_classes)
     cost = reader.alternatives(0, ignore_case=False)
     if reader.position < len(pattern):
-        raise PatternError("a bracket that closes nothing")
+        raise PatternError("an unmatched closing bracket")
     return cost
 
 
@@ -121,7 +121,7 @@ def _alternation(parts: list[PatternCost]) -> PatternCost:
 
 def _repeat(part: PatternCost, low: int, high: float) -> PatternCost:
     if high < low:
-        raise PatternError("a repeat whose bounds are the wrong way round")
+        raise PatternError("a repeat with reversed bounds")
     size = part.size * int(high if high < math.inf else max(low, 1))
     if size > MAX_LENGTH:
         raise PatternError("repeats of repeats")
@@ -136,7 +136,7 @@ def _repeat(part: PatternCost, low: int, high: float) -> PatternCost:
             _sum(part.ways_if_last, more),
         )
     if not part.is_fixed or part.max_length == 0:
-        raise PatternError("a repeat of what can match in several ways")
+        raise PatternError("a repeat of a part that can match in several ways")
     ways = high - low + 1
     inside = (0, 1) if ways > MAX_COUNTED_REPEATS else (int(ways),)
     return PatternCost(
@@ -178,7 +178,7 @@ class _PatternParser:
 
     def alternatives(self, depth: int, ignore_case: bool) -> PatternCost:
         if depth > MAX_DEPTH:
-            raise PatternError("brackets too deep")
+            raise PatternError("brackets nested too deeply")
         parts: list[PatternCost] = []
         row: list[PatternCost] = []
         while self.peek() not in ("", ")"):
@@ -213,7 +213,7 @@ class _PatternParser:
         elif sign == "{":
             count = self.take(_COUNT)
             if count is None or not (count[1] or count[3]):
-                raise PatternError("a brace that is no count")
+                raise PatternError("a brace that is not a count")
             low = int(count[1] or 0)
             high = low if count[2] is None else float(count[3] or math.inf)
             # Oniguruma and Python differ on a sign after an exact count, and on a plus
@@ -248,7 +248,7 @@ class _PatternParser:
         if self.peek() == "?":
             kind = self.take(_GROUP)
             if kind is None:
-                raise PatternError("a group of a kind that is not known")
+                raise PatternError("a group of an unknown kind")
             ignore_case = self._ignores_case(kind["flags"] or "", ignore_case)
             is_lookaround = kind["look"] is not None
         inner = self.alternatives(depth + 1, ignore_case)

@@ -30,11 +30,11 @@ def charsmap_growth(encoded: str) -> float:
         data = base64.b64decode(encoded, validate=True)
     except (binascii.Error, ValueError) as error:
         raise ValueError(
-            f"a table of replacements that is no base64 ({error})"
+            f"a table of replacements that is not base64 ({error})"
         ) from None
     size = int.from_bytes(data[:4], "little")
     if len(data) < 8 or size % 4 or not 4 <= size <= len(data) - 4:
-        raise ValueError("a table of replacements that is cut short")
+        raise ValueError("a truncated table of replacements")
     units = np.frombuffer(data, "<u4", size // 4, 4)
     texts = data[4 + size :]
     try:
@@ -55,11 +55,11 @@ def _check_pointers(units: np.ndarray, texts: bytes) -> None:
     leads = (wide & (1 << 31)) == 0  # other units hold offsets of replacement strings
     leads[0] = True  # the root
     if (bases[leads] | 255).max(initial=0) >= len(wide):
-        raise ValueError("a table of replacements that points out of itself")
+        raise ValueError("a table of replacements with a pointer out of range")
     leaves = bases[leads & ((wide >> 8) & 1 == 1)]
     places = wide[leaves] & 0x7FFFFFFF
     if places.size and places.max() >= len(texts):
-        raise ValueError("a table of replacements that points behind its texts")
+        raise ValueError("a table of replacements with an offset out of range")
     # Strings must start at a character boundary and end with a zero byte.
     starts = np.frombuffer(texts, np.uint8)
     if (starts[places] & 0xC0 == 0x80).any() or (texts and texts[-1] != 0):

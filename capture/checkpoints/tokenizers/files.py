@@ -154,7 +154,7 @@ def _check_class(folder: Path, named: Any, kind: Any) -> None:
     # Models of Mistral's own tokenizer library have a tokenizer.json as well.
     if name is None or (name == by_type and name == "MistralCommonBackend"):
         return
-    with library_errors(f"the tokenizer in {folder} is of a class that is not known"):
+    with library_errors(f"the tokenizer in {folder} has an unknown class"):
         model_cls = tokenizer_class_from_name(name) if isinstance(name, str) else name
     if model_cls is None or (
         isinstance(model_cls, type)
@@ -212,7 +212,7 @@ def _vocabularies(folder: Path) -> dict[str, Any]:
     if lexists(path):
         vocabulary = read_json(path, max_bytes=MAX_VOCABULARY_BYTES, max_depth=2)
         if not all(type(i) is int and 0 <= i < MAX_ID for i in vocabulary.values()):
-            raise _no_vocabulary(path, "a number of a token that is none")
+            raise _no_vocabulary(path, "an invalid token id")
         _check_words(path, vocabulary)
         contents[VOCAB_JSON] = vocabulary
     for name in (MERGES_TXT, VOCAB_TXT):
@@ -256,7 +256,7 @@ def _check_pieces(path: Path, data: bytes) -> None:
 
 def _no_vocabulary(path: Path, got: str) -> InputError:
     return InputError(
-        f"{path} is not a vocabulary that can be used",
+        f"{path} is not a valid vocabulary",
         expected=f"at most {MAX_TOKENS:,} tokens of at most {MAX_TOKEN_CHARACTERS} characters",
         got=got,
         fix="Save the tokenizer again with save_pretrained, or pass another",

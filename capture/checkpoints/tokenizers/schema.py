@@ -190,9 +190,7 @@ def check_tokenizer(value: Any, path: Path) -> None:
         for step in _flatten_steps(value.get(part), list_key, path, part):
             kind = known.get(str(step.get("type")))
             if kind is None:
-                raise _bad_tokenizer(
-                    path, part, "a step that is known", step.get("type")
-                )
+                raise _bad_tokenizer(path, part, "a known step", step.get("type"))
             growth *= _validate(kind, step, path, part).growth
             count += 1
             if count > MAX_STEPS or growth > MAX_GROWTH:
@@ -258,7 +256,7 @@ def _bad_tokenizer(
     path: Path, problem: str, expected: str | None, got: Any
 ) -> InputError:
     return InputError(
-        f"{path} is not a tokenizer that can be used ({problem})",
+        f"{path} is not a valid tokenizer ({problem})",
         expected=expected,
         got=repr(got)[:120],
         fix="Save the tokenizer again with save_pretrained, or pass another",

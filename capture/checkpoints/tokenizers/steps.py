@@ -53,7 +53,7 @@ def _check_cost(pattern: str) -> str:
     try:
         ways = analyze_pattern(pattern).ways_if_last
     except PatternError as error:
-        raise ValueError(f"a pattern that cannot be used: {error}") from error
+        raise ValueError(f"an invalid pattern: {error}") from error
     for degree, count in enumerate(ways):
         if count > (MAX_WAYS[degree] if degree < len(MAX_WAYS) else 0):
             raise ValueError("a pattern that can take too long to match")

@@ -111,7 +111,7 @@ class _Reader:
     def numbers(self, kinds: str) -> tuple[Any, ...]:
         length = struct.calcsize(f"<{kinds}")
         if length > self.size - self.file.tell():
-            raise self.damaged("an end before all was said")
+            raise self.damaged("an early end of the file")
         return struct.unpack(f"<{kinds}", self.file.read(length))
 
     def text(self, max_bytes: int) -> str:
@@ -165,7 +165,7 @@ class _Reader:
     def damaged(self, got: str) -> InputError:
         return InputError(
             f"{self.path} could not be read as GGUF",
-            expected="a whole GGUF file of an architecture transformers knows",
+            expected="a complete GGUF file of an architecture that transformers supports",
             got=got,
             fix="Download it again, or pass the model as a Hugging Face folder",
         )
@@ -176,7 +176,7 @@ def _check_tokens(reader: _Reader, metadata: dict[str, Any]) -> None:
     for key in ("tokens", "merges"):
         values = metadata.get(f"tokenizer.ggml.{key}", [])
         if not isinstance(values, list) or not all(isinstance(x, str) for x in values):
-            raise reader.damaged(f"{key} that are no list of texts")
+            raise reader.damaged(f"{key} that are not a list of texts")
         longest = MAX_TOKEN_CHARACTERS if key == "tokens" else 2 * MAX_TOKEN_CHARACTERS
         if sum(map(len, values)) > MAX_VOCABULARY_CHARACTERS or any(
             len(token) > longest for token in values

@@ -74,7 +74,7 @@ def read_header(path: Path) -> Mapping[str, TensorEntry]:
         raise _damaged(path, "a header that is not UTF-8") from error
     value = parse_json(text, f"the header of {path}", max_depth=6)
     if not isinstance(value, dict):
-        raise _damaged(path, "a header that is no object")
+        raise _damaged(path, "a header that is not an object")
     value.pop("__metadata__", None)
     if len(value) > MAX_TENSORS:
         raise InputError(
@@ -104,7 +104,7 @@ def _span(path: Path, name: str, raw: object) -> tuple[TensorEntry, int, int]:
     shape, ends = _counts(fields.get("shape")), _counts(fields.get("data_offsets"))
     bits = DTYPE_BITS.get(str(fields.get("dtype")))
     if not bits or shape is None or ends is None or len(ends) != 2:
-        raise _damaged(path, f"no type, shape and place for {name}")
+        raise _damaged(path, f"no valid type, shape and offsets for {name}")
     size = bits
     for side in shape:
         size *= side

@@ -67,7 +67,7 @@ def check_fit(
     empty = [name for name, entry in entries.items() if 0 in entry.shape]
     if empty:
         raise InputError(
-            f"{folder} holds tensors without numbers",
+            f"{folder} holds empty tensors",
             expected="whole weights",
             got=f"{len(empty)} empty, such as {empty[0]}",
             fix="Gather the weights before saving them: DeepSpeed's ZeRO-3 leaves each "
@@ -169,7 +169,7 @@ def build_model(
     )
     if missing or shapes:
         raise InputError(
-            f"{folder} does not hold every tensor its config.json asks for",
+            f"{folder} lacks tensors of its config.json",
             expected=f"the weights of a {model_type.__name__}",
             got=f"{len(missing) + len(shapes)} missing or of another shape, such as "
             f"{(missing + shapes)[0]}",
@@ -177,7 +177,7 @@ def build_model(
         )
     if unexpected:
         raise InputError(
-            f"{folder} holds tensors that its config.json has no place for",
+            f"{folder} holds tensors that do not belong to its config.json",
             expected=f"the weights of a {model_type.__name__} and no others",
             got=f"{len(unexpected)} more, such as {unexpected[0]}",
             fix="Check that config.json belongs to these weights; a part that is left "

@@ -43,8 +43,8 @@ def refuse_pickle(path: Path) -> None:
             f"{path} is a pickle checkpoint: opening one can run any code in it",
             expected="safetensors weights",
             got=f"a {path.suffix or 'nameless'} file",
-            fix="Save the model with save_pretrained, which writes safetensors, in the "
-            "environment you trust it in, and pass that folder",
+            fix="Save the model with save_pretrained, which writes safetensors, in an "
+            "environment where you trust it, and pass that folder",
         )
 
 
@@ -111,7 +111,7 @@ def _indexed_shards(folder: Path, index: Path) -> list[Path]:
     ]
     if invalid or not names:
         raise InputError(
-            f"{index} names files outside its folder or of another kind"
+            f"{index} names files outside its folder or of another type"
             if invalid
             else f"{index} is empty",
             expected="plain names of safetensors files",

@@ -36,7 +36,7 @@ def list_images(folder: Path) -> dict[str, list[Path]]:
             if _is_image(subfolder):
                 raise InputError(
                     f"{subfolder} lies outside the classes",
-                    expected="one folder a class, with its pictures in it",
+                    expected="one folder per class with its images",
                     fix="Move it into the folder of its class",
                 )
             continue
@@ -44,7 +44,7 @@ def list_images(folder: Path) -> dict[str, list[Path]]:
         for path in files:
             if is_folder(path) or (_is_image(path) and not _is_supported(path)):
                 raise InputError(
-                    f"{path} would be passed over",
+                    f"{path} would be ignored",
                     expected=f"pictures ({', '.join(SUFFIXES)}), side by side in {subfolder}",
                     fix="Move or convert it",
                 )
@@ -52,7 +52,7 @@ def list_images(folder: Path) -> dict[str, list[Path]]:
     if not images:
         raise InputError(
             f"{folder} holds no images",
-            expected=f"one folder a class with {', '.join(SUFFIXES)} in it",
+            expected=f"one folder per class with {', '.join(SUFFIXES)} in it",
             got=", ".join(path.name for path in entries[:5]) or "nothing",
         )
     return images
@@ -96,12 +96,10 @@ def _check(path: Path, image) -> None:
             got=f"{width:,} x {height:,}",
         )
     if image.mode not in _EIGHT_BIT_MODES:
-        raise InputError(
-            f"{path} has another depth than eight bits a channel", got=image.mode
-        )
+        raise InputError(f"{path} does not have eight bits per channel", got=image.mode)
     if getattr(image, "n_frames", 1) > 1:
         raise InputError(
-            f"{path} is a moving picture",
+            f"{path} is animated",
             expected="one picture",
             got=f"{image.n_frames:,}",
         )

@@ -99,7 +99,7 @@ def _arrays(
     total = sum(header.size for header in headers.values())
     if total > max_bytes:
         raise InputError(
-            f"{path} unpacks to too much",
+            f"{path} is too large when unpacked",
             expected=f"at most {max_bytes / (1 << 30):.3g} GiB",
             got=f"{total / (1 << 30):.3g} GiB",
         )

@@ -102,7 +102,7 @@ def trace_forward(
     candidates = (
         short_inputs(model, rows) if example is None else [as_rows(example, rows)]
     )
-    reason = "nothing is known of what it reads"
+    reason = "its input type is unknown"
     for inputs in candidates:
         trace = ForwardTrace(rows)
         with ExitStack() as stack, torch.no_grad():

@@ -73,8 +73,8 @@ def as_rows(example: Any, rows: int) -> Any:
         }
     if not isinstance(example, Tensor) or example.dim() < 1 or len(example) < 2:
         raise InputError(
-            "the example input has no two rows",
-            expected="a tensor (row, ...) or named ones, of two different rows",
+            "the example input has fewer than two rows",
+            expected="a tensor (row, ...) or a dict of tensors, with two different rows",
             got=str(tuple(example.shape))
             if isinstance(example, Tensor)
             else type(example).__name__,

@@ -88,28 +88,30 @@ def distillation_losses(
     if config.method == "scrub":
 
         def keep_both(rows: list[int]) -> float:
-            kept = distill(retain[rows], original, config.distil_weight)
-            return config.distil_weight * kept + keep_answers(rows)
+            distilled = distill(retain[rows], original, config.distil_weight)
+            return config.distil_weight * distilled + keep_answers(rows)
 
         return Losses(lambda rows: -distill(forget[rows], original, -weight), keep_both)
     if config.method == "bad_teacher":
-        ignorant = random_like(model, seed).requires_grad_(False)
+        bad_teacher = random_like(model, seed).requires_grad_(False)
 
-        def nothing(batch: Padded) -> Tensor:
-            return scored_logits(ignorant, batch).float()
+        def untrained(batch: Padded) -> Tensor:
+            return scored_logits(bad_teacher, batch).float()
 
         return Losses(
-            lambda rows: distill(forget[rows], nothing, weight), keep_distribution
+            lambda rows: distill(forget[rows], untrained, weight), keep_distribution
         )
     assert novice is not None  # checked by the caller
 
     def forget_elm(rows: list[int]) -> float:
-        asked = novice[rows]
+        novice_rows = novice[rows]
 
-        def unknown(batch: Padded) -> Tensor:
-            other = pad(asked, batch.rows.tolist(), device=batch.input_ids.device)
-            return elm_target(original(batch), original(other), config.guidance)
+        def guided(batch: Padded) -> Tensor:
+            novice_batch = pad(
+                novice_rows, batch.rows.tolist(), device=batch.input_ids.device
+            )
+            return elm_target(original(batch), original(novice_batch), config.guidance)
 
-        return distill(forget[rows], unknown, weight)
+        return distill(forget[rows], guided, weight)
 
     return Losses(forget_elm, keep_distribution)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from capture.network.structure import find_blocks, random_like
+from capture.network.structure import block_at, find_blocks, random_like
 from capture.scoring.class_logits import class_logits
 from erasure.unlearning.methods.dampening import dampen_parameters_
 from erasure.unlearning.methods.saliency import largest_gradient_masks, masked_gradients
@@ -132,14 +132,9 @@ def _scope(model: nn.Module, config: ImageUnlearnConfig) -> list[nn.Parameter]:
     if config.method in ("cf_k", "eu_k"):
         return last_parameters(model, config.last_k)
     if config.method == "rmu":
-        blocks = find_blocks(model)
-        if not 0 <= config.block < len(blocks):
-            raise InputError(
-                "block is not one of this model's",
-                expected=f"0 to {len(blocks) - 1}",
-                got=str(config.block),
-            )
-        return [p for each in blocks[: config.block + 1] for p in each.parameters()]
+        block_at(model, config.block, "block")
+        trained_blocks = find_blocks(model)[: config.block + 1]
+        return [p for block in trained_blocks for p in block.parameters()]
     return list(model.parameters())
 
 
@@ -158,8 +153,10 @@ def last_parameters(model: nn.Module, count: int) -> list[nn.Parameter]:
         )
     modules = list(model.modules())
     first = modules.index(blocks[-count])
-    found = {id(p): p for m in modules[first:] for p in m.parameters(recurse=False)}
-    return list(found.values())
+    parameters = {
+        id(p): p for m in modules[first:] for p in m.parameters(recurse=False)
+    }
+    return list(parameters.values())
 
 
 def _image_loss(model: nn.Module, pixels: Tensor, labels: Tensor) -> Tensor:
@@ -243,8 +240,8 @@ def _forget_term(
     if method in ("grad_ascent", "grad_diff"):
         return lambda rows: -_image_loss(model, pixels[rows], labels[rows]), method
     if method in ("relabel", "salun", "boundary_shrink"):
-        others = _wrong_labels(model, forget, retain, config, seed)
-        return lambda rows: _image_loss(model, pixels[rows], others[rows]), method
+        wrong_labels = _wrong_labels(model, forget, retain, config, seed)
+        return lambda rows: _image_loss(model, pixels[rows], wrong_labels[rows]), method
     if method in _DISTILLATION_METHODS:
         source = model if method == "scrub" else random_like(model, seed)
         teacher = frozen_features(copy.deepcopy(source), pixels)[0]

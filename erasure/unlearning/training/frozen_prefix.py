@@ -70,10 +70,10 @@ class _PrefixCache:
             handle = owner.register_forward_pre_hook(self.start_pass, with_kwargs=True)
             stack.callback(handle.remove)
             self.names = list(inspect.signature(owner.forward).parameters)
-            for place, block in enumerate(self.prefix):
+            for index, block in enumerate(self.prefix):
                 # An instance attribute shadows the class's method.
                 before = vars(block).get("forward")
-                block.forward = self.cached_forward(place, block.forward)
+                block.forward = self.cached_forward(index, block.forward)
                 if before is None:
                     stack.callback(delattr, block, "forward")
                 else:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from capture.network.structure import (
+    block_at,
     blocks_and_after,
     down_projection,
     find_blocks,
@@ -26,12 +27,12 @@ def trained_parameters(
     model: nn.Module, config: UnlearnConfig, rmu_module: nn.Module | None, seed: int
 ) -> Iterator[list[nn.Parameter]]:
     """Context manager with the parameters that the method trains, LoRA's or the model's."""
-    scope, whole = _scope(model, config, rmu_module)
+    modules, all_parameters = _scope(model, config, rmu_module)
     if config.lora_rank is None:
-        yield whole
+        yield all_parameters
         return
     alpha = 2.0 * config.lora_rank if config.lora_alpha is None else config.lora_alpha
-    with low_rank_(model, scope, config.lora_rank, alpha, seed) as parameters:
+    with low_rank_(model, modules, config.lora_rank, alpha, seed) as parameters:
         yield parameters
 
 
@@ -66,20 +67,13 @@ def rmu_block(
     Raises:
         InputError: The model has no such block.
     """
-    blocks = find_blocks(model)
     if chosen is not None:
-        if not any(chosen is block for block in blocks):
+        if not any(chosen is block for block in find_blocks(model)):
             raise InputError(
                 "rmu_module is not one of the model's blocks", got=type(chosen).__name__
             )
         return chosen
-    if not 0 <= config.rmu_layer < len(blocks):
-        raise InputError(
-            "rmu_layer is not a block of this model",
-            expected=f"0 to {len(blocks) - 1}",
-            got=str(config.rmu_layer),
-        )
-    return blocks[config.rmu_layer]
+    return block_at(model, config.rmu_layer, "rmu_layer")
 
 
 def reinitialize_(model: nn.Module, parameters: list[nn.Parameter], seed: int) -> None:

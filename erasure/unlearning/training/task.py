@@ -114,11 +114,11 @@ def preference_losses(
 
 def frozen_logprobs(model: nn.Module, data: Sequences, loss_on: str) -> Tensor:
     """(row,) log-probability of every row under the current model, nats."""
-    found = torch.zeros(len(data))
+    logprobs = torch.zeros(len(data))
     with torch.no_grad():
         for batch in _chunks(model, data):
-            found[batch.rows] = sequence_logprobs(model, batch, loss_on).cpu()
-    return found
+            logprobs[batch.rows] = sequence_logprobs(model, batch, loss_on).cpu()
+    return logprobs
 
 
 def rmu_losses(

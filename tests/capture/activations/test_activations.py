@@ -232,7 +232,7 @@ def test_half_precision_models_give_float32():
     [
         ({"positions": "last_promt"}, "unknown name"),
         ({"positions": "last_subject"}, "subject"),
-        ({"positions": [0, 2]}, "1 rows have no token"),
+        ({"positions": [0, 2]}, "1 rows lack the requested positions"),
         ({"positions": -3}, "1 rows"),
         ({"sites": ["resid.7"]}, "no site"),
         ({"sites": []}, "no sites"),
@@ -240,7 +240,7 @@ def test_half_precision_models_give_float32():
         ({"sequences": Sequences(((1, 2), ()), (2, 0))}, "empty row"),
         (
             {"sequences": Sequences(((1, 2),), (0,)), "positions": "last_prompt"},
-            "no token",
+            "lack the requested positions",
         ),
         ({"sequences": Sequences(((1, 99),), (2,))}, "tokenizer"),
         ({"sequences": Sequences((tuple(range(1, 61)) * 2,), (60,))}, "120 tokens"),

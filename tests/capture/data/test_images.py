@@ -90,7 +90,7 @@ def test_bad_input_is_one_clear_error(tmp_path):
         "does not hold images": npz("a.npz", image=np.zeros((2, 8, 8))),
         "never opened": npz("b.npz", image=np.array([{}, 1]), label=label),
         "the model's shape": npz("c.npz", image=np.zeros((2, 9, 9)), label=label),
-        "cannot be understood": npz("d.npz", image=np.zeros((2, 8)), label=label),
+        "invalid shape or type": npz("d.npz", image=np.zeros((2, 8)), label=label),
         "do not fit together": npz("e.npz", image=np.zeros((3, 8, 8)), label=label),
         "NaN or infinite": npz("f.npz", image=np.full((2, 8, 8), np.nan), label=label),
     }
@@ -117,7 +117,7 @@ def test_bad_input_is_one_clear_error(tmp_path):
 def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
     some().save(tmp_path / "a.npz")
     monkeypatch.setattr("capture.data.image_files.MAX_BYTES", 100)
-    with pytest.raises(InputError, match="unpacks to too much"):
+    with pytest.raises(InputError, match="is too large when unpacked"):
         read_images(tmp_path / "a.npz", GREY)
 
 
@@ -138,7 +138,7 @@ def test_a_models_size_comes_from_its_settings_or_its_preprocessor(tmp_path):
     (tmp_path / "preprocessor_config.json").write_text("[")
     with pytest.raises(InputError, match="not valid JSON"):
         ImagePreprocessor.from_config(settings, tmp_path)
-    with pytest.raises(InputError, match="does not say what images"):
+    with pytest.raises(InputError, match="lacks the number of channels"):
         ImagePreprocessor.from_config({"model_type": "llama"}, None)
 
 

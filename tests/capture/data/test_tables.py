@@ -54,7 +54,7 @@ def test_empty_arrays_tables_and_headers_are_empty_files(file, tmp_path):
     ("line", "why"),
     [
         (b'{"prompt": "p"', "not valid JSON"),
-        (b'{"prompt": NaN, "answer": "a"}', "NaN is no JSON number"),
+        (b'{"prompt": NaN, "answer": "a"}', "NaN is not a JSON number"),
         (b'{"a":' * 100_000, "nested more than 100 deep"),
         (b'{"prompt": ' + b"9" * 5000 + b"}", "not valid JSON"),
         (b'["p", "a"]', "is not an item"),
@@ -196,7 +196,7 @@ def test_large_files_and_many_rows_are_refused(file, monkeypatch):
 
 
 def test_a_file_of_another_kind_is_refused(file):
-    with pytest.raises(InputError, match="not a kind of file"):
+    with pytest.raises(InputError, match="unsupported format"):
         read_items(file(b"\x80\x04\x95 a pickle", "f.pkl"))
 
 

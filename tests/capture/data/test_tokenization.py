@@ -148,9 +148,9 @@ def test_an_empty_answer_is_refused(tokenizer, answer):
 
 
 def test_an_answer_of_unknown_words_is_refused():
-    with pytest.raises(InputError, match="'Quito' to 'Peru is' cannot be tokenised"):
+    with pytest.raises(InputError, match="'Quito' to 'Peru is' cannot be tokenized"):
         encode(TOKENIZERS["word"], ["Peru is"], ["Quito"])
-    with pytest.raises(InputError, match="cannot be tokenised"):
+    with pytest.raises(InputError, match="cannot be tokenized"):
         encode(TOKENIZERS["metaspace"], ["Peru is"], ["東京"])
 
 

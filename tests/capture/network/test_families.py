@@ -114,7 +114,7 @@ def test_where_nothing_gives_what_is_added_its_sites_are_refused(family):
 def test_where_rows_lie_one_after_another_positions_are_not_made_up(family):
     model = tiny(family)
     sites = find_sites(model)
-    with pytest.raises(InputError, match="rows lie one after another"):
+    with pytest.raises(InputError, match="its rows are flattened"):
         sites.resolve("mlp.0")
     rows = Sequences(((5, 6, 7), (5, 9, 11)), (3, 3))
     got = capture_activations(model, rows, ["attn.1", "resid.1"], [0, 1, 2])
@@ -133,7 +133,7 @@ def test_other_structures_are_refused_in_one_sentence(family):
 
 @pytest.mark.parametrize("family", ["gemma2", "olmo2"])
 def test_neurons_before_a_norm_have_no_value_vectors(family):
-    with pytest.raises(InputError, match="not what is added to the stream"):
+    with pytest.raises(InputError, match="is changed before it is added"):
         neuron_projection(find_sites(tiny(family)), 0)
 
 
@@ -275,13 +275,13 @@ class Looking(Counted):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        (Skipping, "something passes by its parts"),
-        (Reaching, "something passes by its parts"),
-        (Scaling, "is not what enters the next"),
+        (Skipping, "information bypasses its parts"),
+        (Reaching, "information bypasses its parts"),
+        (Scaling, "is not the input of the next"),
         (Backward, "do not run in the order"),
         (Twice, "runs one part several times"),
         (Idle, "does not pass through"),
-        (Looking, "is not what enters the next|something passes by"),
+        (Looking, "is not the input of the next|information bypasses"),
     ],
 )
 def test_a_stack_that_is_no_chain_is_refused(kind, message):
@@ -369,7 +369,7 @@ def test_what_cannot_be_run_is_refused_until_it_is_given_an_example():
     model = Odd()
     with pytest.raises(InputError, match="does not run on a short input"):
         find_sites(model)
-    with pytest.raises(InputError, match="no two rows"):
+    with pytest.raises(InputError, match="fewer than two rows"):
         find_sites(model, {"x": {"states": torch.randn(1, 4, 8)}, "scale": 2.0})
     example = {"x": {"states": torch.randn(2, 4, 8)}, "scale": 2.0}
     assert find_sites(model, example).n_layers == 2
@@ -464,5 +464,5 @@ class PositionsFirst(Counted):
 @pytest.mark.parametrize("blocks", [2, 3, 4])
 def test_a_stream_of_positions_first_is_refused(blocks):
     torch.manual_seed(0)
-    with pytest.raises(InputError, match="no axis of rows first"):
+    with pytest.raises(InputError, match="axis of rows"):
         find_sites(PositionsFirst(blocks))

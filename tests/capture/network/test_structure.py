@@ -6,6 +6,9 @@ the block inside ALBERT's group, and in Falcon-H1 and Bamba the map of the feed-
 A mixture with a shared expert has no down-projection: the expert is not all it adds.
 """
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -28,6 +31,7 @@ from tests.capture.network.test_image_sites import resnet
 from tests.helpers import tiny_erasure, tiny_models
 from tests.helpers.model_families import NOT_UNDERSTOOD, Cnn, tiny
 
+ROOT = Path(__file__).parents[3]
 # Family, list of its blocks, their number, norm after them, head, and in a block the map
 # that ends its feed-forward part (block by block where they differ); "-" where none is.
 TABLE = """
@@ -291,3 +295,29 @@ def test_looking_needs_no_weights():
     with torch.device("meta"):
         model = tiny_erasure.tiny_llama()
     assert len(find_blocks(model)) == 3
+
+
+def test_nobody_else_looks_for_parts():
+    names = r"get_(in|out)put_embeddings|\bModuleList\b|import Conv1D"
+    found = {
+        str(path.relative_to(ROOT))
+        for package in (
+            "attribution",
+            "audits",
+            "capture",
+            "erasure",
+            "experiments",
+            "testbeds",
+        )
+        for path in (ROOT / package).rglob("*.py")
+        if re.search(names, path.read_text(encoding="utf-8"))
+    }
+    below = {
+        f"capture/network/discovery/{name}.py"
+        for name in ("position_limit", "short_inputs")
+    }
+    assert found == {
+        "capture/network/structure.py",
+        "capture/checkpoints/adapter_merge.py",
+        *below,
+    }

@@ -105,7 +105,7 @@ def test_bad_input_is_one_clear_error(tmp_path):
     with pytest.raises(RowsError, match="count or strength"):
         DictionaryEraser.fit(x, z, dictionary(), n_features=D + 1)
     eraser = DictionaryEraser.fit(x, z, dictionary(), n_features=1)
-    with pytest.raises(InputError, match="no such block"):
+    with pytest.raises(InputError, match="not the index of a block"):
         pisces_(tiny_llama(), 9, eraser)
     with pytest.raises(InputError, match="no eraser"):
         DictionaryEraser.load(tmp_path / "none")

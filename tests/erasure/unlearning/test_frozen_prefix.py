@@ -185,7 +185,7 @@ def test_no_more_than_its_share_of_memory_is_kept(monkeypatch):
     model = tiny_llama()
     row = 24 * 4  # bytes a token
     monkeypatch.setattr(
-        "erasure.unlearning.training.frozen_prefix.KEPT_BYTES", 11 * row
+        "erasure.unlearning.training.frozen_prefix.MAX_CACHE_BYTES", 11 * row
     )
     runs = counting(find_blocks(model)[0])
     rows = Sequences(tuple((1, 2, n, 4, 5) for n in range(5, 9)), (4,) * 4)

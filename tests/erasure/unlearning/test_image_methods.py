@@ -162,7 +162,7 @@ def test_bad_input_is_one_clear_error():
         unlearn_images_(model, forget, forget, config, seed=0)
     with pytest.raises(InputError, match="fewer blocks"):
         last_parameters(model, 3)
-    with pytest.raises(InputError, match="not one of this model's"):
+    with pytest.raises(InputError, match="not the index of a block"):
         wrong = ImageUnlearnConfig("rmu", block=7)
         unlearn_images_(model, forget, retain, wrong, seed=0)
     with pytest.raises(InputError, match="no linear layer"):

@@ -351,5 +351,5 @@ def test_rows_that_do_not_go_together_are_refused(knows):
 
 
 def test_what_has_no_configuration_cannot_be_made_anew():
-    with pytest.raises(InputError, match="made anew"):
+    with pytest.raises(InputError, match="cannot be reinitialized"):
         random_like(torch.nn.Linear(2, 2), 0)

@@ -68,9 +68,9 @@ def test_no_other_change_with_that_effect_moves_the_background_less():
 
 def test_bad_input_is_one_clear_error():
     model = tiny_llama()
-    with pytest.raises(InputError, match="no such block"):
+    with pytest.raises(InputError, match="not the index of a block"):
         rocr_(model, 7, FORGET, HARMLESS, BACKGROUND)
-    with pytest.raises(InputError, match="rows of three kinds"):
+    with pytest.raises(InputError, match="harmless and background rows"):
         rocr_(model, 1, FORGET, Sequences((), ()), BACKGROUND)
     with pytest.raises(InputError, match="ridge > 0"):
         rocr_(model, 1, FORGET, HARMLESS, BACKGROUND, ridge=0.0)

@@ -104,7 +104,7 @@ def test_a_second_run_in_a_folder_is_refused_and_touches_nothing(
             ]
             assert call(*arguments, out) == 2
             said = capfd.readouterr().err
-            assert "another run is writing into" in said
+            assert "another run is writing to" in said
             assert f"process {holder.pid} on" in said
             assert contents(out) == before
         finally:

@@ -20,8 +20,7 @@ from evidence.errors import ExhumeError, InputError
 from testbeds.edits.codes_workbench import CodesWorkbench
 from testbeds.worlds import code_keys
 from testbeds.worlds.biographies import all_prompts
-from testbeds.worlds.code_key_items import STANDARD_KEYS, KeysConfig, make_keys
-from testbeds.worlds.code_keys import taught_keys
+from testbeds.worlds.code_keys import STANDARD_KEYS, KeysConfig, make_keys, taught_keys
 from testbeds.worlds.code_text import make_tokenizer
 from testbeds.zoo.build import build_zoo, split
 from testbeds.zoo.kinds import ADVERSARIES

@@ -143,7 +143,7 @@ def test_another_model_in_the_place_is_refused(place, specimens):
 def test_a_model_that_does_not_show_its_state_is_an_error(place, monkeypatch):
     kind = KINDS["random_init"]
     monkeypatch.setitem(
-        KINDS, "random_init", type(kind)(**vars(kind) | {"kept": (0.99, 1.0)})
+        KINDS, "random_init", type(kind)(**vars(kind) | {"retain_range": (0.99, 1.0)})
     )
     with pytest.raises(ExhumeError, match="no random_init was made for seed 3"):
         build_zoo(place, seeds=[3], only=["random_init"], config=SMALL)
