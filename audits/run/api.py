@@ -54,23 +54,23 @@ class Audit:
 
     @property
     def verdict(self) -> str:
-        """One of five words."""
+        """One of the five verdict classes."""
         return self.document["verdict"]["class"]
 
     @property
     def reasons(self) -> list[str]:
-        """Why, the strongest first."""
+        """Reasons of the verdict, the strongest first."""
         return self.document["verdict"]["reasons"]
 
     @property
     def axes(self) -> dict[str, AxisResult]:
         """Axis results by name."""
         saved = self.document["axes"]
-        return {each["name"]: AxisResult.from_dict(each) for each in saved}
+        return {axis["name"]: AxisResult.from_dict(axis) for axis in saved}
 
     @property
     def report(self) -> Path:
-        """The HTML report."""
+        """Path of the HTML report."""
         return self.path / result.REPORT
 
     def to_frame(self) -> pd.DataFrame:
@@ -158,31 +158,30 @@ def audit(
     fresh: bool = False,
     progress: Progress = SILENT,
 ) -> Audit:
-    """Decide whether the knowledge was deleted or only suppressed.
+    """Decide whether knowledge was deleted from a model or only suppressed.
 
     Args:
-        original: The model before unlearning: a folder, hub id, GGUF file, adapter or
-            live model (see ``capture.checkpoints.open.open_checkpoint``).
+        original: Model before unlearning: a folder, hub id, GGUF file, adapter or live model
+            (see ``capture.checkpoints.open.open_checkpoint``).
         unlearned: The candidate, likewise.
-        forget: What should be gone: a file of items or an ``ItemSet``; for an image
-            classifier, images of one class: a folder with one folder a class, an .npz
-            file or an ``ImageSet``.
-        retain: What should still be there, likewise.
+        forget: Items that should be gone: a file or an ``ItemSet``; for an image classifier,
+            images of one class: a folder with one folder per class, an .npz file or an
+            ``ImageSet``.
+        retain: Items that should still be known, likewise.
         out: Output folder; the same call resumes there.
-        reference: Models retrained without the forget set, if there are any.
-        never_taught: Items about entities, or images of classes, that no model saw;
-            invented when not given.
-        tokenizer: For live models, which rarely bring their own.
+        reference: Models retrained without the forget set, if any.
+        never_taught: Items about entities, or images of classes, that no model saw; invented by
+            default.
+        tokenizer: For live models, which rarely have one attached.
         profile: "quick", "standard" or "full".
-        axes: Which axes to run; those of the profile by default.
+        axes: Axes to run; those of the profile by default.
         seed: Seed of every random choice.
-        device: "auto", "cpu", "cuda", "mps".
+        device: "auto", "cpu", "cuda" or "mps".
         fresh: Replace another audit in ``out``.
-        progress: Where to show progress.
 
     Raises:
-        InputError: something cannot be audited, or another run works in ``out``;
-            nothing is left half-written.
+        InputError: the inputs cannot be audited, or another run works in ``out``; no partial
+            result is left.
 
     Examples:
         >>> done = exhume.audit("original", "unlearned", "forget.jsonl", "retain.jsonl", "an-audit",
@@ -197,12 +196,7 @@ def audit(
     shared: dict[str, Any] = {
         "references": reference,
         "never_taught": never_taught,
-        "settings": {
-            "profile": profile,
-            "axes": axes,
-            "seed": seed,
-            "device": device,
-        },
+        "settings": {"profile": profile, "axes": axes, "seed": seed, "device": device},
         "fresh": fresh,
         "progress": progress,
     }
@@ -215,13 +209,7 @@ def audit(
             findings = collect_images(run)
         else:
             run = start(
-                original,
-                unlearned,
-                forget,
-                retain,
-                root,
-                tokenizer=tokenizer,
-                **shared,
+                original, unlearned, forget, retain, root, tokenizer=tokenizer, **shared
             )
             findings = collect(run)
         verdict = decide(
@@ -243,13 +231,13 @@ def audit(
 
 
 def load(out: Path | str) -> Audit:
-    """Read a finished audit back.
+    """Read a finished audit.
 
     Args:
         out: Its output folder, or the ``audit.json`` in it.
 
     Raises:
-        InputError: there is none, or it is not as an audit writes it.
+        InputError: there is none, or it was not written by an audit.
 
     Examples:
         >>> done = exhume.load("finished")
@@ -258,6 +246,6 @@ def load(out: Path | str) -> Audit:
         >>> list(done.axes)
         ['behaviour', 'decodability']
     """
-    place = as_path(out, "the audit")
-    document = result.read_document(place)
-    return Audit(place if is_folder(place) else place.parent, document)
+    path = as_path(out, "the audit")
+    document = result.read_document(path)
+    return Audit(path if is_folder(path) else path.parent, document)

@@ -1,4 +1,4 @@
-"""``exhume demo`` in Python: forget real capitals in a real model, then audit it."""
+"""``exhume demo`` in Python: unlearn real capitals from a real model, then audit it."""
 
 from pathlib import Path
 
@@ -18,23 +18,18 @@ PARTS = ITEMS, UNLEARNED, AUDIT = "items", "unlearned", "audit"
 
 
 def run_demo(
-    out: Path | str,
-    *,
-    seed: int = 0,
-    fresh: bool = False,
-    progress: Progress = SILENT,
+    out: Path | str, *, seed: int = 0, fresh: bool = False, progress: Progress = SILENT
 ) -> Audit:
     """Unlearn some capitals from SmolLM2-135M-Instruct with NPO, and audit the pair.
 
     Args:
-        out: Folder for the items, the unlearned model and the audit. The same call
-            resumes there.
-        seed: Which capitals are forgotten, and every random choice of the audit.
+        out: Folder for the items, the unlearned model and the audit; the same call resumes
+            there.
+        seed: Of the choice of capitals and of every random choice of the audit.
         fresh: Start over.
-        progress: Where to show progress.
 
     Raises:
-        InputError: the model cannot be fetched, or the folder holds something else.
+        InputError: the model cannot be downloaded, or the folder holds something else.
     """
     root = as_path(out, "the output folder")
     check_seed(seed)
@@ -58,8 +53,8 @@ def run_demo(
             "retain": world.retain,
             "never_taught": world.never_taught,
         }
-        for name, each in items.items():
-            each.to_jsonl(root / ITEMS / f"{name}.jsonl")
+        for name, item_set in items.items():
+            item_set.to_jsonl(root / ITEMS / f"{name}.jsonl")
         progress.note("demo: the items are written")
         advance(1)
         unlearned = plant(

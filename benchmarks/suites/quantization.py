@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from audits.axes.persistence import edit_in_bins, judge, score_quantized
 from audits.core.answers import score_question_sets
 from audits.core.config import AuditConfig
-from audits.core.subjects import AuditedModel
+from audits.core.context import AuditedModel
 from benchmarks.harness.results import Row, at_least, at_most, row
 from benchmarks.harness.runner import Run
 from capture.checkpoints.open import open_checkpoint
