@@ -5,7 +5,7 @@ and evaluated on held-out images of the class. Any image model learns an unseen 
 images, so the floor is a model retrained without the class under the same budget, or an
 invented class that is taught under the forgotten class's index. Retrains differ from each other
 by more than an interval over images covers, so a return blocks ``deleted`` and never makes
-``suppressed`` (``docs/vision.md``). Protocol after arXiv 2410.08827, as
+``suppressed`` (``docs/results/vision.md``). Protocol after arXiv 2410.08827, as
 ``audits.axes.relearning``.
 """
 

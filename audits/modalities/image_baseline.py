@@ -32,7 +32,7 @@ MIN_DIFFERENCE = 0.5
 single direction lies in a model that never saw the class is an accident of the model (residuals
 of 0.25 to 0.6 in retrains of tuning seed 0, consistently over images), and patched states of a
 retrain from the same starting weights sometimes lead the original to predict the class for half
-of the images (``docs/vision.md``)."""
+of the images (``docs/results/vision.md``)."""
 N_INVENTED_CLASSES = 12
 """Never-taught classes: each composes halves of one pair of retain classes."""
 

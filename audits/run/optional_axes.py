@@ -1,7 +1,7 @@
 """Axes that run only when named: concept, restoration, circuit, membership.
 
 All can block ``deleted``. Concept and restoration can also make ``suppressed``: on tuning
-models they found every suppression and no retrain (``docs/restoration.md``). Circuit and
+models they found every suppression and no retrain (``docs/results/restoration.md``). Circuit and
 membership only inform: their error rates are unmeasured or too high.
 """
 

@@ -2,7 +2,7 @@
 
 A small world and models of known state are made on the spot, and every model is audited. The
 result is a confusion matrix for this machine and these library versions. It is no calibration:
-the published error rates are in docs/verdict.md.
+the published error rates are in docs/results/verdict.md.
 """
 
 import json
@@ -55,7 +55,7 @@ class SelfTest:
 
     Attributes:
         cases: One per audit.
-        rows: Figures, as in docs/verdict.md.
+        rows: Figures, as in docs/results/verdict.md.
         without: Confusion counts with each axis left out.
         failed: Models that could not be made or audited, in sentences.
         page: The HTML page.

@@ -6,7 +6,7 @@ asked in the order of the rule, each a logistic regression. Is the model damaged
 utility over its limit. If not, are the answers still given? From the residual at the output. If
 they are absent, is the knowledge inside? From the residuals of the inner axes. The parameters
 are fitted on the tuning part of the zoo alone (``benchmarks/suites/verdict/calibration.py``) and
-shipped with a version; the held-out part measures their quality (docs/verdict.md).
+shipped with a version; the held-out part measures their quality (docs/results/verdict.md).
 """
 
 import json

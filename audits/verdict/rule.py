@@ -37,7 +37,7 @@ RECOVERY_READINGS = {
     ),
     "persistence": (persistence.EXACT_MATCH, persistence.CONTRAST),
     # Image models are excluded from relearning and restoration: retrains differ there by more than
-    # an interval over images covers (docs/vision.md).
+    # an interval over images covers (docs/results/vision.md).
     "relearning": (CONTRAST, EXACT_MATCH),
     "concept": (concept.READING,),
     "restoration": (restoration.CONTRAST, restoration.EXACT_MATCH),

@@ -176,6 +176,19 @@ def test_contributing_names_what_exists():
     assert names - known <= {"NAME", "QUESTION", "REV", "n_"}
 
 
+def test_sources_name_pages_that_exist():
+    wrong = []
+    for top in PACKAGES:
+        for module in (ROOT / top).rglob("*.py"):
+            pages = re.findall(r"\bdocs/[\w/]+\.md\b", text_of(module))
+            wrong += [
+                f"{named(module)}: {page}"
+                for page in pages
+                if not (ROOT / page).exists()
+            ]
+    assert not wrong
+
+
 def python_blocks() -> list[tuple[str, str]]:
     return [
         (named(page), code)

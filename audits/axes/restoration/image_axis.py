@@ -2,7 +2,7 @@
 
 It informs and can block ``deleted`` but never makes ``suppressed``: retrains from the
 original's starting weights were steered to a quarter of a class they never saw
-(``docs/vision.md``).
+(``docs/results/vision.md``).
 """
 
 from typing import Any

@@ -5,7 +5,7 @@ by the original's. Method, site and strength maximize the share of fitting image
 the class, within two limits: accuracy on retain images falls by at most two points, and at most
 two points more never-taught images are predicted as the class. Without the second limit, an
 edit that predicts the class for anything unfamiliar would pass as a restoration: networks that
-never saw the class were steered to it that way (``docs/vision.md``).
+never saw the class were steered to it that way (``docs/results/vision.md``).
 """
 
 from collections.abc import Callable, Sequence
