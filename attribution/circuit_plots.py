@@ -28,6 +28,13 @@ def draw_circuit(circuit: Circuit, scores: EdgeScores) -> "go.Figure":
     Raises:
         InputError: The scores belong to another graph, or the circuit has too many edges to be
             legible.
+
+    Examples:
+        >>> pairs = exhume.pair_items(tokenizer, births[:8], np.random.default_rng(0))
+        >>> scores = exhume.score_edges(model, pairs)
+        >>> circuit = exhume.select_circuit(model, pairs, scores, target=0.5)
+        >>> type(exhume.draw_circuit(circuit, scores)).__name__
+        'Figure'
     """
     import plotly.graph_objects as go
 

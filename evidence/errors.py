@@ -64,6 +64,13 @@ class InputError(ExhumeError):
         expected: A description of valid input.
         got: The invalid value.
         fix: An instruction to the user.
+
+    Examples:
+        >>> try:
+        ...     exhume.read_items("no-such-file.jsonl")
+        ... except exhume.InputError as error:
+        ...     print(error.exit_code, error.got)
+        2 nothing there
     """
 
     exit_code = 2

@@ -57,6 +57,10 @@ class Bars:
     Bars of nested tasks disappear when done; the outermost bar stays. If stderr is a file or a
     pipe, log lines are written instead (``Lines``). Use as a context manager:
     ``with Bars() as progress: ...``.
+
+    Examples:
+        >>> with exhume.Bars() as progress:
+        ...     scores = exhume.score_answers(model, rows, progress=progress)
     """
 
     def __init__(self, console: Console | None = None):

@@ -1,15 +1,23 @@
 """Result of one evidence axis: readings against a floor, controls, status."""
 
+import html
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import pandas as pd
 
+from evidence.display.html_table import table_html
 from evidence.errors import InputError
 from evidence.intervals import Interval
 
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
 # Minimum distance between original and floor for which a residual is defined.
 MIN_RANGE = 0.05
+
+COLORS = {"candidate": "#c8553d", "floor": "#888888", "original": "#2a6fbb"}
+"""Line colors of a figure by role."""
 
 Status = Literal["retained", "absent", "no_power", "control_failed", "error"]
 
@@ -24,6 +32,11 @@ class Control:
         expected: Expected value, in words.
         passed: Whether the value is as expected.
         required: False for a control that is reported without effect on the status.
+
+    Examples:
+        >>> control = exhume.load("finished").axes["decodability"].controls[0]
+        >>> control.passed
+        True
     """
 
     name: str
@@ -33,7 +46,7 @@ class Control:
     required: bool = True
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Reading:
     """One statistic of the candidate, rescaled between floor (0) and original (1).
 
@@ -52,6 +65,11 @@ class Reading:
         smallest_p: Smallest possible p-value.
         where: Name of the peak column.
         columns: One dict per column: name, statistic, floor, ceiling, p-value, intervals.
+
+    Examples:
+        >>> reading = exhume.load("finished").axes["behaviour"].main_reading
+        >>> reading
+        Reading('said in full' at 'output': 0.00, floor 0.14, original 1.00, residual ...)
     """
 
     name: str
@@ -68,6 +86,14 @@ class Reading:
     where: str
     columns: tuple[dict[str, Any], ...] = ()
 
+    def __repr__(self) -> str:
+        low, high = self.residual_interval
+        return (
+            f"Reading({self.name!r} at {self.where!r}: {self.statistic:.2f}, floor "
+            f"{self.floor:.2f}, original {self.ceiling:.2f}, residual "
+            f"{self.residual:.2f} [{low:.2f}, {high:.2f}], p {self.p_value:.4f})"
+        )
+
     @property
     def residual_interval_at_peak(self) -> Interval:
         """90 % interval of ``residual``; each end is a one-sided 95 % bound.
@@ -80,7 +106,7 @@ class Reading:
         return low / span, high / span
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class AxisResult:
     """The result of one axis.
 
@@ -99,6 +125,18 @@ class AxisResult:
         seconds: Wall time.
         peak_memory_bytes: Peak resident memory of the process so far.
         notes: Limitations, in sentences.
+
+    Examples:
+        >>> axis = exhume.load("finished").axes["decodability"]
+        >>> axis
+        AxisResult(decodability: retained, accuracy 0.89 (floor 0.12, original 0.89), residual ...)
+        >>> axis.votes, axis.main_reading.where
+        (True, 'resid.0')
+        >>> axis.to_frame()[["reading", "name", "statistic", "floor"]].round(2).head(3)
+                  reading     name  statistic  floor
+        0  refitted probe    embed       0.12   0.12
+        1  refitted probe  resid.0       0.89   0.12
+        2  refitted probe  resid.1       0.44   0.17
     """
 
     name: str
@@ -149,6 +187,52 @@ class AxisResult:
             f"p {main.p_value:.4f}"
         )
 
+    def __repr__(self) -> str:
+        return f"AxisResult({self})"
+
+    def _repr_html_(self) -> str:
+        head = ("reading", "candidate", "floor", "original", "residual", "p", "where")
+        rows = [
+            (r.name, r.statistic, r.floor, r.ceiling, r.residual, r.p_value, r.where)
+            for r in self.readings
+        ]
+        checks = [(c.name, c.value, c.expected, c.passed) for c in self.controls]
+        return table_html(self, head, rows) + table_html(
+            "Controls", ("control", "value", "expected", "passed"), checks
+        )
+
+    def plot(self) -> "go.Figure":
+        """A Plotly figure of every reading over its columns: layers or checkpoints.
+
+        Candidate with its 95 % interval, floor and original.
+        """
+        import plotly.graph_objects as go
+        from plotly.subplots import make_subplots
+
+        count = max(1, len(self.readings))
+        titles = [html.escape(each.name) for each in self.readings]
+        figure = make_subplots(rows=count, cols=1, subplot_titles=titles)
+        lines = {"statistic": "candidate", "floor": "floor", "ceiling": "original"}
+        for row, reading in enumerate(self.readings, start=1):
+            names = [html.escape(str(column["name"])) for column in reading.columns]
+            for key, label in lines.items():
+                values = [column[key] for column in reading.columns]
+                trace = go.Scatter(x=names, y=values, name=label, legendgroup=label)
+                trace.update(
+                    mode="lines+markers",
+                    showlegend=row == 1,
+                    line={"color": COLORS[label]},
+                )
+                if key == "statistic":
+                    trace.error_y = _error_bars(reading)
+                figure.add_trace(trace, row=row, col=1)
+        figure.update_layout(
+            template="plotly_white",
+            title=html.escape(str(self.name)),
+            height=300 * count,
+        )
+        return figure
+
     def to_frame(self) -> pd.DataFrame:
         """One row per reading and column (layer or checkpoint)."""
         rows = [
@@ -198,3 +282,14 @@ class AxisResult:
             details=saved["details"],
             notes=tuple(saved["notes"]),
         )
+
+
+def _error_bars(reading: Reading) -> dict[str, Any]:
+    """Distances from each column's statistic to the ends of its 95 % interval."""
+    pairs = [(each["statistic"], each["interval"]) for each in reading.columns]
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [high - value for value, (_, high) in pairs],
+        "arrayminus": [value - low for value, (low, _) in pairs],
+    }

@@ -1,4 +1,4 @@
-"""``python -m audits`` is ``exhume``."""
+"""``python -m exhume`` runs the command ``exhume``."""
 
 from exhume.cli.app import main
 

@@ -32,6 +32,13 @@ def debiased_cka(x: ArrayLike | Tensor, y: ArrayLike | Tensor) -> float:
 
     Raises:
         InputError: fewer than 4 rows, unequal numbers of rows, NaN, or constant rows.
+
+    Examples:
+        >>> x, noise = np.random.default_rng(0).standard_normal((2, 200, 5))
+        >>> round(exhume.debiased_cka(x, 2 * x + 1), 6)
+        1.0
+        >>> abs(exhume.debiased_cka(x, noise)) < 0.1
+        True
     """
     tables = [
         torch.as_tensor(
@@ -64,6 +71,10 @@ def cka_matrix(
         memory: Bytes for blocks of Gram rows, beside the centered activations.
         device: Where to compute, such as "cuda"; where the activations are if None.
         progress: One unit a block of rows.
+
+    Examples:
+        >>> exhume.cka_matrix(states).diagonal().round(6).tolist()
+        [1.0, 1.0]
     """
     source = open_source(activations)
     tables = (source.read(name, device) for name in source.names)

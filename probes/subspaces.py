@@ -79,6 +79,10 @@ def principal_angles(
         (min of the two ranks,).
 
     Source: Bjorck and Golub (1973), Mathematics of Computation 27:579.
+
+    Examples:
+        >>> exhume.principal_angles(np.eye(3)[:2], np.eye(3)[1:]).round(6).tolist()
+        [0.0, 1.570796]
     """
     p, q = _span(_tensor(a)), _span(_tensor(b))
     if p.shape[1] < q.shape[1]:
@@ -109,6 +113,12 @@ def procrustes(x: ArrayLike | Tensor, y: ArrayLike | Tensor) -> float:
         y: (row, e), the same rows.
 
     Source: Ding et al. (2021), arXiv 2108.01661.
+
+    Examples:
+        >>> x = np.random.default_rng(0).standard_normal((20, 3))
+        >>> turned = x @ np.linalg.qr(np.arange(9.0).reshape(3, 3) ** 2)[0]
+        >>> round(exhume.procrustes(x, turned), 6)
+        0.0
     """
     a, b = _pair(x, y)
     a, b = a / a.norm(), b / b.norm()

@@ -83,6 +83,13 @@ def plant(
     Raises:
         InputError: an unknown kind or one without settings, a world without an original on disk, or
             a folder with something else.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> world = exhume.build_bios(small_world, 1, Path("zoo/worlds"))
+        >>> late = exhume.plant(world, "last_block_relabel", seed=0, out=Path("late"))
+        >>> exhume.open_checkpoint(late)
+        Checkpoint('late', LlamaForCausalLM, weights ..., from 'late')
     """
     if kind not in STATES:
         raise InputError(

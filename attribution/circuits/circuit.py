@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -33,6 +34,7 @@ from attribution.circuits.prompt_pairs import PromptPairs
 from attribution.circuits.structure import TransformerStructure, find_structure
 from capture.network.hooks import evaluation_mode
 from capture.network.structure import is_transposed, model_device
+from evidence.display.html_table import frame_html
 from evidence.errors import InputError
 
 # Circuit sizes tried: a logarithmic grid of this many, from this share of the edges to all.
@@ -76,6 +78,13 @@ class Circuit:
         measured: The metric under the ablation that the circuit was selected by.
         ablation: That ablation.
         target: The requested faithfulness.
+
+    Examples:
+        >>> pairs = exhume.pair_items(tokenizer, births[:8], np.random.default_rng(0))
+        >>> scores = exhume.score_edges(model, pairs)
+        >>> circuit = exhume.select_circuit(model, pairs, scores, target=0.5)
+        >>> circuit.to_frame().columns.tolist()
+        ['edge', 'writer', 'reader']
     """
 
     graph: EdgeGraph
@@ -94,6 +103,16 @@ class Circuit:
             f"completeness {self.measured.completeness:.2f}, {self.ablation})"
         )
 
+    def _repr_html_(self) -> str:
+        return frame_html(repr(self), self.to_frame())
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a chosen edge: its name, writer and reader."""
+        pairs = [edge.split("->") for edge in self.edges]
+        frame = pd.DataFrame(pairs, columns=["writer", "reader"])
+        frame.insert(0, "edge", self.edges)
+        return frame
+
     @property
     def edges(self) -> tuple[str, ...]:
         """Names of the circuit's edges, in graph order."""
@@ -103,7 +122,14 @@ class Circuit:
 
 
 def top_edges(scores: EdgeScores, count: int) -> np.ndarray:
-    """(edge,) mask of the ``count`` edges of largest |score|, without dead ends."""
+    """(edge,) mask of the ``count`` edges of largest |score|, without dead ends.
+
+    Examples:
+        >>> pairs = exhume.pair_items(tokenizer, births[:8], np.random.default_rng(0))
+        >>> scores = exhume.score_edges(model, pairs)
+        >>> bool(0 < exhume.top_edges(scores, 20).sum() <= 20)
+        True
+    """
     return scores.graph.connected_to_logits(
         scores.graph.mask(scores.top(count).tolist())
     )
@@ -137,6 +163,13 @@ def select_circuit(
     Raises:
         InputError: The target or ablation is invalid, or the scores belong to another graph; or as
             ``measure_circuit``.
+
+    Examples:
+        >>> pairs = exhume.pair_items(tokenizer, births[:8], np.random.default_rng(0))
+        >>> scores = exhume.score_edges(model, pairs)
+        >>> circuit = exhume.select_circuit(model, pairs, scores, target=0.8)
+        >>> circuit.measured.faithfulness >= 0.8, len(circuit.edges) < scores.graph.n_edges
+        (True, True)
     """
     if not 0 < target <= 1:
         raise InputError(
@@ -191,6 +224,13 @@ def measure_circuit(
     Raises:
         InputError: Ablating every edge does not lower the metric, so no share of it is defined;
             ``edge_mask`` has another length; or as ``score_edges``.
+
+    Examples:
+        >>> pairs = exhume.pair_items(tokenizer, births[:8], np.random.default_rng(0))
+        >>> scores = exhume.score_edges(model, pairs)
+        >>> everything = np.ones(scores.graph.n_edges, dtype=bool)
+        >>> exhume.measure_circuit(model, pairs, everything).faithfulness
+        1.0
     """
     return _AblationRuns(model, pairs, metric, ablation, structure, max_bytes).measure(
         edge_mask

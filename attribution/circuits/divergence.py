@@ -54,6 +54,14 @@ def retained_mass(
 
     Raises:
         InputError: The circuit is empty or all its scores are 0.
+
+    Examples:
+        >>> pairs = exhume.pair_items(tokenizer, births[:8], np.random.default_rng(0))
+        >>> scores = exhume.score_edges(model, pairs)
+        >>> circuit = exhume.select_circuit(model, pairs, scores, target=0.5)
+        >>> mass = exhume.retained_mass(scores.by_entity(), scores.mean, circuit.edge_mask)
+        >>> round(float(mass.mean()), 6)
+        1.0
     """
     _check(scores, original, edge_mask)
     circuit_scores = original[edge_mask]
@@ -72,6 +80,13 @@ def divergence(
 
     Raises:
         InputError: The circuit is empty or all its scores are 0.
+
+    Examples:
+        >>> pairs = exhume.pair_items(tokenizer, births[:8], np.random.default_rng(0))
+        >>> scores = exhume.score_edges(model, pairs)
+        >>> circuit = exhume.select_circuit(model, pairs, scores, target=0.5)
+        >>> exhume.divergence(scores.by_entity(), scores.mean, circuit.edge_mask).overlap
+        1.0
     """
     _check(scores, original, edge_mask)
     before, after = np.abs(original), np.abs(scores.mean(0))

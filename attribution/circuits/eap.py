@@ -65,6 +65,10 @@ class EapMethod:
 
     Raises:
         InputError: A name is unknown, steps is below 1, or two options exclude each other.
+
+    Examples:
+        >>> str(exhume.EapMethod("inputs", steps=3))
+        'EAP-IG (inputs, 3 midpoint steps)'
     """
 
     name: MethodName = "inputs"
@@ -135,6 +139,14 @@ def score_edges(
     Raises:
         InputError: The structure is not supported, one pair exceeds ``max_bytes``, or the metric
             has no gradient or no finite value; or as ``check_metric``.
+
+    Examples:
+        >>> pairs = exhume.pair_items(tokenizer, births[:8], np.random.default_rng(0))
+        >>> scores = exhume.score_edges(model, pairs)
+        >>> scores.graph
+        EdgeGraph(11 writers, 27 readers, 110 edges)
+        >>> scores.values.shape
+        (8, 110)
     """
     method = method or EapMethod()
     check_metric(metric)

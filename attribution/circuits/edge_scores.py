@@ -7,6 +7,7 @@ import pandas as pd
 
 from attribution.circuits.graph import EdgeGraph
 from attribution.circuits.metrics import MetricName
+from evidence.display.html_table import frame_html
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -25,6 +26,14 @@ class EdgeScores:
         ids: (pair,) name of each pair.
         metric: The attributed metric.
         method: Description of the method.
+
+    Examples:
+        >>> pairs = exhume.pair_items(tokenizer, births[:8], np.random.default_rng(0))
+        >>> scores = exhume.score_edges(model, pairs, method=exhume.EapMethod("eap"))
+        >>> scores.to_frame().columns.tolist()
+        ['edge', 'writer', 'reader', 'score', 'standard_deviation']
+        >>> scores.by_entity().shape
+        (8, 110)
     """
 
     graph: EdgeGraph
@@ -46,6 +55,10 @@ class EdgeScores:
             f"EdgeScores({self.method}, {self.metric}: {len(self.ids)} pairs, "
             f"{self.graph.n_edges} edges, |mean| {low:.2g} to {high:.2g})"
         )
+
+    def _repr_html_(self) -> str:
+        columns = ["edge", "score", "standard_deviation"]
+        return frame_html(repr(self), self.to_frame().reindex(columns=columns))
 
     @property
     def mean(self) -> np.ndarray:

@@ -24,7 +24,7 @@ NOT_ALIGNED = "no other entity's name has as many tokens in its place"
 SAME_TOKEN = "every other answer begins with the same token"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PromptPairs:
     """Aligned pairs of prompts.
 
@@ -35,6 +35,11 @@ class PromptPairs:
         entities: (pair,) entity of the clean prompt.
         ids: (pair,) name of each pair.
         skipped: (item id, reason) of items that could not be paired.
+
+    Examples:
+        >>> pairs = exhume.pair_items(tokenizer, births[:12], np.random.default_rng(0))
+        >>> len(pairs[[0, 1, 2]]), pairs.clean
+        (3, Sequences(12 rows of 6 to 6 tokens, with answers))
     """
 
     clean: Sequences
@@ -46,6 +51,12 @@ class PromptPairs:
 
     def __len__(self) -> int:
         return len(self.foils)
+
+    def __repr__(self) -> str:
+        return (
+            f"PromptPairs({len(self)} pairs of {len(set(self.entities))} entities, "
+            f"{len(self.skipped)} items skipped)"
+        )
 
     def __getitem__(self, rows: Sequence[int]) -> "PromptPairs":
         """The selected pairs, in the given order."""
@@ -82,6 +93,11 @@ def make_pairs(
     Raises:
         InputError: The lists differ in length, a pair does not align or has equal prompts, or an
             answer and its foil begin with the same token; or as ``encode``.
+
+    Examples:
+        >>> prompts = [item.prompt for item in births[:2]]
+        >>> exhume.make_pairs(tokenizer, prompts, prompts[::-1], cities[:2], cities[1::-1])
+        PromptPairs(2 pairs of 2 entities, 0 items skipped)
     """
     count = len(prompts)
     if count == 0 or any(len(x) != count for x in (corrupt, answers, foils)):
@@ -140,6 +156,11 @@ def pair_items(
 
     Raises:
         InputError: No item could be paired; the reasons are counted.
+
+    Examples:
+        >>> pairs = exhume.pair_items(tokenizer, births[:12], np.random.default_rng(0))
+        >>> pairs
+        PromptPairs(12 pairs of 12 entities, 0 items skipped)
     """
     items = list(items)
     by_relation: dict[str, list[Item]] = defaultdict(list)

@@ -74,7 +74,7 @@ def patch_positions(
     return PositionSelection(np.where(mask, first[:, None] + steps, 0), mask, False)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class DonorStates:
     """Activations of a donor at several sites and at selected positions.
 
@@ -88,6 +88,9 @@ class DonorStates:
 
     def __len__(self) -> int:
         return len(self.mask)
+
+    def __repr__(self) -> str:
+        return f"DonorStates({len(self)} rows at {len(self.sites)} sites)"
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -134,6 +137,10 @@ def read_states(
 
     Raises:
         InputError: A site is unknown; or as ``patch_positions``.
+
+    Examples:
+        >>> exhume.read_states(model, rows, ["resid.0", "resid.1"])
+        DonorStates(76 rows at 2 sites)
     """
     selection = patch_positions(sequences, positions)
     assert selection.mask is not None
@@ -173,6 +180,14 @@ def score_patched(
 
     Raises:
         InputError: The donors' states do not match the rows; or as ``score_answers``.
+
+    Examples:
+        >>> forget = exhume.encode_items(tokenizer, exhume.read_items("forget.jsonl"))
+        >>> unlearned = exhume.open_checkpoint("unlearned").load()
+        >>> donors = {"unlearned": exhume.read_states(unlearned, forget, ["resid.0"])}
+        >>> scores = exhume.score_patched(model, forget, donors)["unlearned"]["resid.0"]
+        >>> bool(scores.greedy.mean() > 0.9)  # the unlearned model's states still hold the answers
+        True
     """
     selection = patch_positions(sequences, positions)
     assert selection.index is not None

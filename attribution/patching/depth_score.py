@@ -23,7 +23,7 @@ from evidence.errors import InputError
 ENCODING_THRESHOLD = 0.05
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DepthScore:
     """Share of the encoded facts that an unlearned model has lost, by item and by layer.
 
@@ -44,6 +44,13 @@ class DepthScore:
     min_ratio: float
     excess_share: float
 
+    def __repr__(self) -> str:
+        return (
+            f"DepthScore(mean {self.mean:.2f} over {int(np.isfinite(self.score).sum())} of "
+            f"{len(self.score)} items, smallest ratio {self.min_ratio:.2f} of "
+            f"{len(self.loss_ratio)} layers)"
+        )
+
 
 def unlearning_depth(
     reference_loss: NDArray[np.float64],
@@ -60,6 +67,11 @@ def unlearning_depth(
 
     Raises:
         InputError: The tables differ in shape or are empty.
+
+    Examples:
+        >>> never_knew = np.array([[1.0, 2.0], [0.5, 1.0]])  # loss in nats, (item, layer)
+        >>> exhume.unlearning_depth(never_knew, 0.5 * never_knew)
+        DepthScore(mean 0.50 over 2 of 2 items, smallest ratio 0.50 of 2 layers)
     """
     reference = np.asarray(reference_loss, dtype=np.float64)
     unlearned = np.asarray(unlearned_loss, dtype=np.float64)

@@ -46,6 +46,11 @@ def score_edited(
 
     Raises:
         InputError: As ``patch`` and ``score_answers``.
+
+    Examples:
+        >>> vector = torch.zeros(32)
+        >>> exhume.score_edited(model, rows, {"resid.0": exhume.add_vector(vector)})
+        AnswerScores(76 answers, exact match 100%, mean log-probability -0.01 nats a token)
     """
     sites = known_sites if known_sites is not None else find_sites(model)
     starts = np.array(sequences.answer_start)
@@ -75,7 +80,13 @@ def score_edited(
 
 
 def add_vector(vector: Tensor) -> RowEdit:
-    """An edit that adds the same vector (d,) to every row."""
+    """An edit that adds the same vector (d,) to every row.
+
+    Examples:
+        >>> edit = exhume.add_vector(torch.ones(3))
+        >>> edit(torch.zeros(2, 3), np.arange(2)).tolist()
+        [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
+    """
 
     def edit(states: Tensor, rows: np.ndarray) -> Tensor:
         return states + vector.to(states)

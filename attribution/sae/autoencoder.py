@@ -27,6 +27,12 @@ class Sae:
         site: Name of the site whose states it reconstructs.
         metadata: Written by ``train_sae``: "kind", "model" (hash of the weights), "dead" (latents
             that never fire) and "prefixes"; empty for an autoencoder from elsewhere.
+
+    Examples:
+        >>> sae = exhume.load_sae("sae")
+        >>> latents = sae.encode(torch.from_numpy(states.site("resid.0")))
+        >>> latents.shape, sae.decode(latents).shape
+        (torch.Size([76, 64]), torch.Size([76, 32]))
     """
 
     module: Any
@@ -148,6 +154,15 @@ def steer_latents(
     Raises:
         InputError: A latent does not exist or is dead, or an amount is not finite; or as
             ``spliced``.
+
+    Examples:
+        >>> sae = exhume.load_sae("sae")
+        >>> latent = int(sae.encode(torch.from_numpy(states.site("resid.0"))).sum(0).argmax())
+        >>> plain = exhume.score_answers(model, rows)
+        >>> with exhume.steer_latents(model, sae, {latent: 20.0}):
+        ...     steered = exhume.score_answers(model, rows)
+        >>> bool(steered.logprob.mean() < plain.logprob.mean())
+        True
     """
     for latent, amount in amounts.items():
         check_latent(sae, latent)

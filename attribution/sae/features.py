@@ -15,6 +15,7 @@ from capture.data.sequences import Sequences, batches
 from capture.network.hooks import evaluation_mode, patch
 from capture.network.sites import find_sites
 from capture.network.structure import model_device
+from evidence.display.html_table import frame_html
 from evidence.errors import InputError
 
 CRITERIA = ("f1", "auc", "difference")
@@ -53,6 +54,16 @@ class LatentRanking:
         table = getattr(self, by)[self.concepts.index(concept)]
         return np.argsort(-table, kind="stable")[:count]
 
+    def __repr__(self) -> str:
+        return (
+            f"LatentRanking({len(self.concepts)} concepts, {self.f1.shape[1]} latents)"
+        )
+
+    def _repr_html_(self) -> str:
+        best = [self.to_frame(name).head(3) for name in self.concepts]
+        frame = pd.concat(best, keys=self.concepts, names=["concept"])
+        return frame_html(repr(self), frame.reset_index(level=0))
+
     def to_frame(self, concept: str) -> pd.DataFrame:
         """One row per latent of a concept, best F1 first."""
         order = self.top(concept, self.f1.shape[1])
@@ -77,6 +88,13 @@ def rank_latents(
 
     Raises:
         InputError: A mask has another number of rows, or is all True or all False.
+
+    Examples:
+        >>> sae = exhume.load_sae("sae")
+        >>> latents = sae.encode(torch.from_numpy(states.site("resid.0")))
+        >>> ranking = exhume.rank_latents(latents, {"Lisbon": cities == "Lisbon"})
+        >>> len(ranking.top("Lisbon", 3))
+        3
     """
     z = np.asarray(latents, dtype=np.float64)
     masks = np.stack([np.asarray(mask, dtype=bool) for mask in concept_masks.values()])

@@ -59,6 +59,10 @@ def load_sae(
 
     Raises:
         InputError: The autoencoder is missing, a pickle or damaged, or its site is unknown.
+
+    Examples:
+        >>> exhume.load_sae("sae")
+        Sae(topk at resid.0, 32 -> 64)
     """
     folder = as_path(source, "the autoencoder")
     device = choose_device(device)

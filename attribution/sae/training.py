@@ -46,6 +46,10 @@ class SaeConfig:
             keep batches small.
         lr: Peak learning rate; it decays to a tenth over the last fifth of the steps.
         seed: Seed of the initial weights and of the order of rows.
+
+    Examples:
+        >>> exhume.SaeConfig("batchtopk", k=16).expansion
+        8
     """
 
     kind: Kind = "topk"
@@ -97,6 +101,12 @@ def train_sae(
     Raises:
         InputError: There are fewer rows than one batch, or the rows are not (row, d), not finite or
             constant.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> config = exhume.SaeConfig(expansion=2, k=4, batch_size=16)
+        >>> exhume.train_sae(states.site("resid.0"), "resid.0", Path("saes"), config)
+        Sae(topk at resid.0, 32 -> 64)
     """
     key = _cache_key(rows, site, config, model)
     folder = Path(root) / key

@@ -18,6 +18,7 @@ from capture.data.sequences import Sequences, batches
 from capture.network.hooks import evaluation_mode, patch
 from capture.network.sites import Sites, find_sites, neuron_projection, with_neurons
 from capture.network.structure import linear_shape, model_device, value_vectors
+from evidence.display.html_table import frame_html
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 
@@ -43,7 +44,12 @@ class KnowledgeTraces:
     method: str
 
     def __repr__(self) -> str:
-        return f"Traces({self.method}, {len(self.concepts)} concepts x {self.k})"
+        return (
+            f"KnowledgeTraces({self.method}, {len(self.concepts)} concepts x {self.k})"
+        )
+
+    def _repr_html_(self) -> str:
+        return frame_html(repr(self), self.to_frame())
 
     @property
     def k(self) -> int:
@@ -88,6 +94,14 @@ def find_value_vectors(
             than ``k`` neurons.
 
     Source: ConceptVectors, arXiv 2406.11614.
+
+    Examples:
+        >>> tokens = {city: tokenizer.encode(city) for city in ("Lisbon", "Dublin")}
+        >>> traces = exhume.find_value_vectors(model, tokens, k=3)
+        >>> traces
+        KnowledgeTraces(value vectors, 2 concepts x 3)
+        >>> traces.to_frame().columns.tolist()
+        ['concept', 'rank', 'layer', 'neuron', 'score']
     """
     sites = known_sites if known_sites is not None else find_sites(model)
     unembedding = unembedding_matrix(sites)
@@ -137,6 +151,10 @@ def find_knowledge_neurons(
         InputError: Rows and concepts differ in number, or a concept has no baseline row.
 
     Source: FaithUn's KLUE, arXiv 2502.19207; knowledge neurons, arXiv 2104.08696.
+
+    Examples:
+        >>> exhume.find_knowledge_neurons(model, rows, cities, k=3)
+        KnowledgeTraces(knowledge neurons, 8 concepts x 3)
     """
     sites = with_neurons(known_sites if known_sites is not None else find_sites(model))
     names = tuple(dict.fromkeys(row_concepts))

@@ -15,6 +15,7 @@ from capture.data.sequences import Sequences
 from capture.network.sites import Sites, find_sites, neuron_projection
 from capture.network.structure import value_vectors
 from capture.scoring.answers import score_answers
+from evidence.display.html_table import frame_html
 from evidence.errors import InputError
 from evidence.hypothesis_tests import unpaired_max_test
 from evidence.progress import SILENT, Progress
@@ -45,6 +46,15 @@ class TraceConfirmation:
     random_fall: NDArray[np.float64]
     p_value: NDArray[np.float64]
     confirmed: NDArray[np.bool_]
+
+    def __repr__(self) -> str:
+        return (
+            f"TraceConfirmation({int(self.confirmed.sum())} of {len(self.concepts)} "
+            "concepts confirmed)"
+        )
+
+    def _repr_html_(self) -> str:
+        return frame_html(repr(self), self.to_frame())
 
     def to_frame(self) -> pd.DataFrame:
         """One row per concept."""
@@ -77,6 +87,16 @@ class TraceSurvival:
     kept_tokens: NDArray[np.float64]
     top: int
     layer_mean_cosine: NDArray[np.float64]
+
+    def __repr__(self) -> str:
+        concepts, k = self.cosine.shape
+        return (
+            f"TraceSurvival({concepts} concepts x {k}: mean cosine {self.cosine.mean():.2f}, "
+            f"relative distance {self.distance.mean():.2f})"
+        )
+
+    def _repr_html_(self) -> str:
+        return frame_html(repr(self), self.to_frame())
 
     def to_frame(self) -> pd.DataFrame:
         """One row per neuron."""
@@ -154,6 +174,13 @@ def confirm_traces(
         InputError: A concept has no rows, or all of them.
 
     Source: ConceptVectors, arXiv 2406.11614.
+
+    Examples:
+        >>> tokens = {city: tokenizer.encode(city) for city in ("Lisbon", "Dublin")}
+        >>> traces = exhume.find_value_vectors(model, tokens, k=3)
+        >>> found = exhume.confirm_traces(model, traces, rows, cities, draws=1, permutations=50)
+        >>> found.to_frame().columns.tolist()
+        ['concept', 'own_fall', 'others_fall', 'random_fall', 'p_value', 'confirmed']
     """
     sites = known_sites if known_sites is not None else find_sites(model)
     named = np.array(row_concepts)
@@ -224,6 +251,11 @@ def trace_survival(
         InputError: The models differ in shape.
 
     Source: ConceptVectors, arXiv 2406.11614.
+
+    Examples:
+        >>> traces = exhume.find_value_vectors(model, {"Lisbon": tokenizer.encode("Lisbon")}, k=3)
+        >>> exhume.trace_survival(model, model, traces)
+        TraceSurvival(1 concepts x 3: mean cosine 1.00, relative distance 0.00)
     """
     old_sites, new_sites = find_sites(original), find_sites(candidate)
     unembedding = unembedding_matrix(old_sites)
@@ -267,7 +299,13 @@ def trace_survival(
 def random_traces(
     traces: KnowledgeTraces, model: nn.Module, seed: int = 0
 ) -> KnowledgeTraces:
-    """The control of a survival comparison: as many other neurons of the same blocks."""
+    """The control of a survival comparison: as many other neurons of the same blocks.
+
+    Examples:
+        >>> traces = exhume.find_value_vectors(model, {"Lisbon": tokenizer.encode("Lisbon")}, k=3)
+        >>> exhume.random_traces(traces, model)
+        KnowledgeTraces(random neurons, 1 concepts x 3)
+    """
     sites = find_sites(model)
     rng = numpy_rng(seed, "random traces")
     neurons = np.stack(

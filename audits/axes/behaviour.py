@@ -1,4 +1,4 @@
-"""Is it gone at the output, and does it stay gone in other words?"""
+"""Behaviour axis: are the answers gone at the output, under every paraphrase?"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,6 +8,7 @@ import numpy as np
 from audits.axes.judgement import MetricComparison, compare_to_floors
 from audits.core.answers import scores_from_json
 from audits.core.config import AuditConfig, Rule
+from audits.core.context import reference_roles
 from capture.data.questions import Questions
 from evidence.intervals import EntityValues, average_by_entity
 from evidence.results import AxisResult, Control, Reading, Status
@@ -18,62 +19,68 @@ EXACT_MATCH, CONTRAST = "said in full", "told from the others"
 
 
 def known_rows(questions: Questions, original_scores: dict[str, Any]) -> np.ndarray:
-    """(row,) True where the original itself gives the answer in that wording."""
-    return scores_from_json(original_scores).greedy > 0
+    """(row,) True where the original itself gives the answer to that prompt."""
+    return scores_from_json(original_scores).exact_match > 0
 
 
 def run_behaviour(
     forget: Questions,
-    never: Questions,
+    never_taught: Questions,
     scores: Mapping[str, dict[str, Any]],
     config: AuditConfig,
     notes: Sequence[str],
 ) -> AxisResult:
-    """The axis, from scores already taken.
+    """Judge the axis from baseline scores.
 
     Args:
-        forget: Forget questions in every wording.
-        never: Never-taught questions.
-        scores: By role: ``forget`` and ``never_taught`` (as ``score_question_sets``) and
-            ``ratios`` (as ``truth_ratios``).
-        config: Settings.
-        notes: Sentences to pass on.
+        forget: Forget questions with every paraphrase.
+        never_taught: Never-taught questions.
+        scores: By role: ``forget`` and ``never_taught`` (as ``score_question_sets``) and ``ratios``
+            (as ``truth_ratios``).
     """
-    known = known_rows(forget, scores["original"]["forget"])
-    asked = forget.select(known)
+    mask = known_rows(forget, scores["original"]["forget"])
+    questions = forget.select(mask)
 
-    def forgotten(role: str, what: str) -> EntityValues:
-        values = getattr(scores_from_json(scores[role]["forget"]), what)
-        return average_by_entity(values[known], asked.entities)
+    forget_scores = {
+        role: scores_from_json(by_set["forget"]) for role, by_set in scores.items()
+    }
 
-    def invented(role: str, what: str) -> EntityValues:
-        values = getattr(scores_from_json(scores[role]["never_taught"]), what)
-        return average_by_entity(values, never.entities)
+    def forget_values(role: str, metric: str) -> EntityValues:
+        values = getattr(forget_scores[role], metric)
+        return average_by_entity(values[mask], questions.entities)
 
-    references = [role for role in scores if role.startswith("reference")]
+    def never_taught_values(role: str, metric: str) -> EntityValues:
+        values = getattr(scores_from_json(scores[role]["never_taught"]), metric)
+        return average_by_entity(values, never_taught.entities)
+
+    references = reference_roles(scores)
     readings = compare_to_floors(
         NAME,
         [
             MetricComparison(
                 name,
-                what,
-                forgotten("unlearned", what),
-                forgotten("original", what),
-                [forgotten(role, what) for role in references],
-                invented("unlearned", what),
+                stream,
+                forget_values("unlearned", metric),
+                forget_values("original", metric),
+                [forget_values(role, metric) for role in references],
+                never_taught_values("unlearned", metric),
             )
-            for name, what in ((EXACT_MATCH, "greedy"), (CONTRAST, "contrast"))
+            for name, stream, metric in (
+                (EXACT_MATCH, "greedy", "exact_match"),
+                (CONTRAST, "contrast", "contrast"),
+            )
         ],
         ["output"],
         config,
     )
-    never_original = invented("original", "greedy").mean[0]
+    original_match = forget_values("original", "exact_match")
+    never_original = never_taught_values("original", "exact_match").mean[0]
     controls = [
         Control(
             "the original says it",
-            float(forgotten("original", "greedy").mean[0]),
+            float(original_match.mean[0]),
             "1 on the items kept",
-            bool(forgotten("original", "greedy").mean[0] > 0.5),
+            bool(original_match.mean[0] > 0.5),
         ),
         Control(
             "the original does not say what it was never taught",
@@ -83,16 +90,13 @@ def run_behaviour(
         ),
     ]
     status, extra = status_of(readings, controls, config.rule)
+    wordings = np.array(questions.wording)
     by_wording = {
         role: [
-            float(
-                scores_from_json(scores[role]["forget"])
-                .greedy[known][np.array(asked.wording) == wording]
-                .mean()
-            )
-            for wording in sorted(set(asked.wording))
+            float(by_row.exact_match[mask][wordings == wording].mean())
+            for wording in sorted(set(questions.wording))
         ]
-        for role in scores
+        for role, by_row in forget_scores.items()
     }
     return AxisResult(
         NAME,
@@ -101,7 +105,7 @@ def run_behaviour(
         "share of answers said",
         readings=tuple(readings),
         controls=tuple(controls),
-        n_entities=len(forgotten("original", "greedy").values),
+        n_entities=len(original_match.values),
         details={
             "accuracy_by_wording": by_wording,
             "truth_ratio": {
@@ -109,10 +113,8 @@ def run_behaviour(
                 for role in scores
             },
             "mean_logprob": {
-                role: float(
-                    scores_from_json(scores[role]["forget"]).mean_logprob[known].mean()
-                )
-                for role in scores
+                role: float(by_row.mean_logprob[mask].mean())
+                for role, by_row in forget_scores.items()
             },
             "items": [
                 {
@@ -125,13 +127,13 @@ def run_behaviour(
                     "logprob_unlearned": float(after),
                 }
                 for item, entity, prompt, answer, hit, before, after in zip(
-                    asked.ids,
-                    asked.entities,
-                    asked.prompts,
-                    asked.answers,
-                    scores_from_json(scores["unlearned"]["forget"]).greedy[known],
-                    scores_from_json(scores["original"]["forget"]).mean_logprob[known],
-                    scores_from_json(scores["unlearned"]["forget"]).mean_logprob[known],
+                    questions.ids,
+                    questions.entities,
+                    questions.prompts,
+                    questions.answers,
+                    forget_scores["unlearned"].exact_match[mask],
+                    forget_scores["original"].mean_logprob[mask],
+                    forget_scores["unlearned"].mean_logprob[mask],
                     strict=True,
                 )
             ],
@@ -143,15 +145,15 @@ def run_behaviour(
 def status_of(
     readings: Sequence[Reading], controls: Sequence[Control], rule: Rule
 ) -> tuple[Status, list[str]]:
-    """Kept, gone, or between the two."""
-    if not all(each.passed for each in controls if each.required):
+    """Decide between retained, absent and neither."""
+    if not all(control.passed for control in controls if control.required):
         return "control_failed", []
     main = readings[0]
     low, high = main.residual_interval
     if main.p_value < rule.alpha and low > rule.still_there:
         return "retained", []
-    # At the output only what is left counts: an answer said less often than by a
-    # model that never knew it is as gone as one said equally often.
+    # One-sided: an answer given less often than by a model that never knew it is as absent as
+    # one given equally often.
     if high < rule.margin:
         return "absent", []
     return "no_power", [

@@ -1,4 +1,4 @@
-"""Is the class still named, and does its logit still rise on its own images?"""
+"""Behaviour axis for image classifiers: is the class still predicted?"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,13 +8,14 @@ import numpy as np
 from audits.axes.behaviour import NAME, status_of
 from audits.axes.judgement import MetricComparison, compare_to_floors
 from audits.core.config import AuditConfig
+from audits.core.context import reference_roles
 from audits.modalities.image_baseline import EvaluationSets, image_values
 from audits.modalities.image_vocabulary import NAMED, RANKED
 from evidence.results import AxisResult, Control
 
 QUESTION = "Is the class still named at the output?"
 MAX_NEVER_TAUGHT_NAMED = 0.25
-"""Share of never-taught images that the original may call the class."""
+"""Maximum share of never-taught images that the original may predict as the class."""
 
 
 def run_behaviour(
@@ -23,39 +24,40 @@ def run_behaviour(
     never_called: float,
     config: AuditConfig,
 ) -> AxisResult:
-    """The axis, from what each model named.
+    """Judge the axis from the predictions of each model.
 
-    The rank of the logit is shown and decides nothing: what a classifier that never saw
-    a class puts on its images is an accident of its seed (mean ranks of 0.5 to 0.8 in
-    retrains of tuning seed 0), far from that of images of another kind.
+    The rank of the logit is reported and decides nothing: the logit that a classifier gives a
+    class it never saw depends on its seed (mean ranks of 0.5 to 0.8 in retrains of tuning seed
+    0), and differs from that of other unseen images.
 
     Args:
-        sets: The images.
-        baseline_scores: By role, as ``image_look.listen``.
-        never_called: Share of all never-taught images that the original calls the
-            class; these are left out of the floor.
-        config: Settings.
+        baseline_scores: By role, as ``image_baseline.score_baseline``.
+        never_called: Share of all never-taught images that the original predicts as the class;
+            these are left out of the floor.
     """
-    references = [role for role in baseline_scores if role.startswith("reference")]
+    references = reference_roles(baseline_scores)
 
-    def wanted(name: str, what: str) -> MetricComparison:
+    def comparison(name: str, metric: str) -> MetricComparison:
         forgotten = {
-            role: image_values(baseline_scores[role][what]["forget"], sets.forget)
+            role: image_values(baseline_scores[role][metric]["forget"], sets.forget)
             for role in baseline_scores
         }
         return MetricComparison(
             name,
-            what,
+            metric,
             forgotten["unlearned"],
             forgotten["original"],
             [forgotten[role] for role in references],
             image_values(
-                baseline_scores["unlearned"][what]["never_taught"], sets.never
+                baseline_scores["unlearned"][metric]["never_taught"], sets.never
             ),
         )
 
     readings = compare_to_floors(
-        NAME, [wanted(NAMED, "named"), wanted(RANKED, "rank")], ["output"], config
+        NAME,
+        [comparison(NAMED, "named"), comparison(RANKED, "rank")],
+        ["output"],
+        config,
     )
     right = float(np.mean(baseline_scores["original"]["named"]["forget"]))
     controls = [
@@ -68,7 +70,7 @@ def run_behaviour(
         ),
     ]
     status, extra = status_of(readings, controls, config.rule)
-    said = baseline_scores["unlearned"]["named"]["forget"]
+    named = baseline_scores["unlearned"]["named"]["forget"]
     return AxisResult(
         NAME,
         QUESTION,
@@ -81,7 +83,7 @@ def run_behaviour(
             "class": sets.label,
             "images": [
                 {"id": name, "named": bool(hit)}
-                for name, hit in zip(sets.forget.ids, said, strict=True)
+                for name, hit in zip(sets.forget.ids, named, strict=True)
             ],
         },
         notes=tuple(extra),

@@ -1,12 +1,12 @@
-"""Do a few images of the class bring back the rest?
+"""Relearning axis for image classifiers: do a few training images restore the class?
 
-The model is taught a few images of the class, beside images of the classes that stay,
-and asked about images of it that it is not taught. Any image model learns an unseen
-class from a few images too, so the floor is a model retrained without it under the same
-budget, or an invented class, taught under the forgotten class's number. Retrains differ
-from each other by more than an interval over images says, so what comes back stands in
-the way of ``deleted`` and makes nothing ``suppressed`` (``docs/vision.md``). Protocol
-after arXiv 2410.08827, as ``audits.axes.relearning``.
+The model is fine-tuned on a few images of the class, together with images of retain classes,
+and evaluated on held-out images of the class. Any image model learns an unseen class from a few
+images, so the floor is a model retrained without the class under the same budget, or an
+invented class that is taught under the forgotten class's index. Retrains differ from each other
+by more than an interval over images covers, so a return blocks ``deleted`` and never makes
+``suppressed`` (``docs/results/vision.md``). Protocol after arXiv 2410.08827, as
+``audits.axes.relearning``.
 """
 
 import copy
@@ -19,10 +19,17 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from audits.axes.judgement import MIN_SPAN, MetricComparison, compare_to_floors
+from audits.axes.judgement import (
+    MIN_SPAN,
+    MetricComparison,
+    compare_to_floors,
+    failed_controls,
+    significance_control,
+    status_from_readings,
+)
 from audits.axes.relearning import MIN_LEARNED, NAME, STEP_MULTIPLES
-from audits.axes.status import failed_controls, status_from_readings
 from audits.core.config import AuditConfig
+from audits.core.context import reference_roles
 from audits.modalities.image_baseline import EvaluationSets, predicted_classes
 from audits.modalities.image_vocabulary import HELD_OUT_NAMED
 from capture.data.images import ImageSet
@@ -38,20 +45,20 @@ from evidence.seeds import numpy_rng
 QUESTION = "Do a few images of the class bring back the rest?"
 STATISTIC_NAME = "share of images not taught that are named as the class"
 SHOTS = 4
-"""Images taught. From eight on, a class no model saw is learned as well as the
+"""Training images. From eight on, a class that no model saw is learned as well as the
 forgotten one (tuning seed 0 of the digits world)."""
 ROUNDS = 2
-"""Times each half of the images is asked, the other half's images being taught."""
+"""Number of random halvings; each half is held out once in each."""
 N_INVENTED_CLASSES = 3
-"""Invented classes taught."""
+"""Number of invented classes that are taught."""
 N_RETAIN, STEPS, EVAL_EVERY = 40, 20, 2
 LEARNED_BY = 0.6
-"""Share of the checkpoints by which the taught images have to be learned."""
+"""Share of the checkpoints by which the training images must be learned."""
 
 
 @dataclass(frozen=True)
 class RelearningSplit:
-    """What is taught under the forgotten class's number, and what is asked."""
+    """Images taught under the forgotten class's index, and held-out images."""
 
     train: ImageSet
     held_out: ImageSet
@@ -60,41 +67,42 @@ class RelearningSplit:
 def relearning_splits(
     sets: EvaluationSets, seed: int
 ) -> dict[str, list[RelearningSplit]]:
-    """Of the class ("forget", every image asked) and of invented ones ("never")."""
+    """Splits of the class ("forget", every image held out) and of invented ones ("never")."""
     rng = numpy_rng(seed, NAME, "images")
     forget = []
     for _ in range(ROUNDS):
         order = rng.permutation(len(sets.forget))
         halves = (order[::2], order[1::2])
-        for taught, asked in (halves, halves[::-1]):
+        for taught, held_out in (halves, halves[::-1]):
             forget.append(
                 RelearningSplit(
                     sets.forget.select(taught[:SHOTS]),
-                    sets.forget.select(np.sort(asked)),
+                    sets.forget.select(np.sort(held_out)),
                 )
             )
-    never = []
+    never_taught = []
     for kind in rng.permutation(np.unique(sets.never.labels)):
         rows = np.flatnonzero(sets.never.labels == kind)
-        if len(rows) > SHOTS and len(never) < N_INVENTED_CLASSES:
-            some = rng.permutation(rows)
-            never.append(
+        if len(rows) > SHOTS and len(never_taught) < N_INVENTED_CLASSES:
+            shuffled = rng.permutation(rows)
+            never_taught.append(
                 RelearningSplit(
-                    sets.never.select(some[:SHOTS]), sets.never.select(some[SHOTS:])
+                    sets.never.select(shuffled[:SHOTS]),
+                    sets.never.select(shuffled[SHOTS:]),
                 )
             )
-    return {"forget": forget, "never": never}
+    return {"forget": forget, "never": never_taught}
 
 
 def retain_images(sets: EvaluationSets, seed: int) -> ImageSet:
-    """Images of the other classes taught beside, the classes in turn."""
+    """Retain images to train on as well, balanced over classes."""
     order = numpy_rng(seed, NAME, "kept").permutation(len(sets.fit))
-    turn = np.zeros(len(order), dtype=int)
+    rank = np.zeros(len(order), dtype=int)
     seen: dict[int, int] = {}
-    for place, row in enumerate(order):
+    for position, row in enumerate(order):
         label = int(sets.fit.labels[row])
-        turn[place] = seen[label] = seen.get(label, -1) + 1
-    chosen = order[np.argsort(turn, kind="stable")][:N_RETAIN]
+        rank[position] = seen[label] = seen.get(label, -1) + 1
+    chosen = order[np.argsort(rank, kind="stable")][:N_RETAIN]
     return sets.fit.select(np.sort(chosen))
 
 
@@ -107,22 +115,22 @@ def relearn(
     steps: int,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Teach a copy of a model and ask it along the way; JSON-ready.
+    """Fine-tune a copy of a model and evaluate it along the way; JSON-ready.
 
-    Class and rest weigh the same in the loss, whatever their numbers.
+    The class and the retain images have equal total weight in the loss.
 
     Returns:
-        ``steps``; ``taught``: share of the taught images named, a checkpoint; ``ids``;
-        ``asked``: (checkpoint, image) 1 where named.
+        ``steps``; ``taught``: share of the training images predicted as the class, a
+        checkpoint; ``ids``; ``asked``: (checkpoint, image) 1 where predicted as the class.
     """
     model = copy.deepcopy(initial)
     device = model_device(model)
-    both = split.train.pixels, retain.pixels
-    pixels = torch.cat(both).to(device)
-    own = torch.full((len(split.train),), label)
-    labels = torch.cat([own, torch.from_numpy(retain.labels)]).to(device)
-    shares = [torch.full((len(part),), 0.5 / len(part)) for part in both]
-    weights = torch.cat(shares).to(device)
+    parts = split.train.pixels, retain.pixels
+    pixels = torch.cat(parts).to(device)
+    class_labels = torch.full((len(split.train),), label)
+    labels = torch.cat([class_labels, torch.from_numpy(retain.labels)]).to(device)
+    row_weights = [torch.full((len(part),), 0.5 / len(part)) for part in parts]
+    weights = torch.cat(row_weights).to(device)
     taught: list[float] = []
     asked: list[list[int]] = []
 
@@ -134,8 +142,8 @@ def relearn(
 
     def backward() -> dict[str, float]:
         logits = class_logits(model, pixels)
-        each = functional.cross_entropy(logits, labels, reduction="none")
-        loss = (weights * each).sum()
+        losses = functional.cross_entropy(logits, labels, reduction="none")
+        loss = (weights * losses).sum()
         loss.backward()
         return {"loss": float(loss.detach())}
 
@@ -164,10 +172,10 @@ def choose_rate(
     config: AuditConfig,
     progress: Progress,
 ) -> dict[str, float]:
-    """The least rate, and steps, at which every trial learns what it is taught.
+    """The smallest learning rate, and step count, at which every trial learns its images.
 
-    It has to be learned in time for several checkpoints to follow. Decided on the
-    taught images alone, as ``audits.axes.relearning.choose_rate``.
+    They must be learned early enough for several checkpoints to follow. Decided on the training
+    images alone, as ``audits.axes.relearning.choose_rate``.
     """
     rates = config.budget.relearn_rates
     attempts = [(rate, STEPS) for rate in rates]
@@ -176,9 +184,9 @@ def choose_rate(
     for rate, steps in attempts:
         if all(
             _learned_in_time(
-                relearn(model, lesson, retain, label, rate, steps, progress)
+                relearn(model, split, retain, label, rate, steps, progress)
             )
-            for model, lesson in trials
+            for model, split in trials
         ):
             break
     return {"rate": rate, "steps": steps}
@@ -190,7 +198,7 @@ def _learned_in_time(run: dict[str, Any]) -> bool:
 
 
 def scores_after_learning(runs: Sequence[dict[str, Any]]) -> EntityValues:
-    """(image, 1) mean over the checkpoints at which the taught images were learned."""
+    """(image, 1) mean over the checkpoints at which the training images were learned."""
     rows, names = [], []
     for run in runs:
         learned = np.array(run["taught"]) >= MIN_LEARNED
@@ -201,64 +209,63 @@ def scores_after_learning(runs: Sequence[dict[str, Any]]) -> EntityValues:
     return average_by_entity(np.concatenate(rows), names)
 
 
-def reordered(found: EntityValues, ids: Sequence[str]) -> EntityValues:
-    """The same images, in the order of ``ids``."""
-    place = {name: row for row, name in enumerate(found.entities)}
-    rows = [place[name] for name in ids]
+def reordered(values: EntityValues, ids: Sequence[str]) -> EntityValues:
+    """The same images in the order of ``ids``."""
+    row_of = {name: row for row, name in enumerate(values.entities)}
+    rows = [row_of[name] for name in ids]
     return EntityValues(
-        found.values[rows], found.n_items, tuple(ids), found.item_variance
+        values.values[rows], values.n_items, tuple(ids), values.item_variance
     )
 
 
 def judge(
     sets: EvaluationSets,
     runs: Mapping[str, Mapping[str, Sequence[dict[str, Any]]]],
-    known: EntityValues,
+    original_values: EntityValues,
     config: AuditConfig,
     chosen: Mapping[str, float],
     notes: tuple[str, ...],
 ) -> AxisResult:
-    """The axis result from the runs.
+    """Judge the axis from the fine-tuning runs.
 
     Args:
-        sets: The images.
-        runs: By role, "forget" and "never": runs of ``relearn``.
-        known: (image, 1) what the original names untaught.
-        config: Settings.
-        chosen: As ``choose_rate``.
-        notes: Sentences to pass on.
+        runs: By role, "forget" and "never": results of ``relearn``.
+        original_values: (image, 1) predictions of the original without fine-tuning.
+        chosen: Result of ``choose_rate``.
     """
     ids = sets.forget.ids
     own = {
-        role: reordered(scores_after_learning(each["forget"]), ids)
-        for role, each in runs.items()
+        role: reordered(scores_after_learning(role_runs["forget"]), ids)
+        for role, role_runs in runs.items()
     }
-    never = {
-        role: scores_after_learning(each["never"])
-        for role, each in runs.items()
-        if "never" in each
+    never_taught = {
+        role: scores_after_learning(role_runs["never"])
+        for role, role_runs in runs.items()
+        if "never" in role_runs
     }
-    references = [own[role] for role in runs if role.startswith("reference")]
-    least = min(max(run["taught"]) for run in runs["unlearned"]["forget"])
+    references = [own[role] for role in reference_roles(runs)]
+    training_share = min(max(run["taught"]) for run in runs["unlearned"]["forget"])
     controls = [
         Control(
             "the attack learns what it teaches",
-            least,
+            training_share,
             f"share of taught images named at least {MIN_LEARNED}",
-            least >= MIN_LEARNED,
+            training_share >= MIN_LEARNED,
         )
     ]
     if "planted" in runs:
-        controls.append(_planted(own["planted"], references, never["planted"], config))
-    wanted = MetricComparison(
+        controls.append(
+            _planted(own["planted"], references, never_taught["planted"], config)
+        )
+    comparison = MetricComparison(
         HELD_OUT_NAMED,
         HELD_OUT_NAMED,
         own["unlearned"],
-        known,
+        original_values,
         references,
-        never["unlearned"],
+        never_taught["unlearned"],
     )
-    readings = compare_to_floors(NAME, [wanted], ["after teaching"], config)
+    readings = compare_to_floors(NAME, [comparison], ["after teaching"], config)
     status, extra = _status(readings, controls, config)
     return AxisResult(
         NAME,
@@ -276,12 +283,12 @@ def judge(
                 role: {
                     part: np.round(
                         np.mean(
-                            [np.mean(run["asked"], axis=1) for run in each], axis=0
+                            [np.mean(run["asked"], axis=1) for run in part_runs], axis=0
                         ),
                         4,
                     ).tolist()
-                    for part, each in parts.items()
-                    if each
+                    for part, part_runs in parts.items()
+                    if part_runs
                 }
                 for role, parts in runs.items()
             },
@@ -291,31 +298,28 @@ def judge(
 
 
 def _planted(
-    own: EntityValues,
+    planted: EntityValues,
     references: Sequence[EntityValues],
-    never: EntityValues,
+    never_taught: EntityValues,
     config: AuditConfig,
 ) -> Control:
-    """The planted suppression must come back more than what was never known."""
-    floor = average_models(references) if references else never
+    """The planted suppression must return beyond the floor."""
+    floor = average_models(references) if references else never_taught
     test = (paired_max_test if references else unpaired_max_test)(
-        own.values,
+        planted.values,
         floor.values,
         numpy_rng(config.seed, NAME, "planted"),
         config.budget.permutations,
     )
-    return Control(
-        "the planted suppression comes back",
-        test.p_value,
-        f"p < {config.rule.alpha}",
-        test.p_value < config.rule.alpha,
+    return significance_control(
+        "the planted suppression comes back", test.p_value, config.rule.alpha
     )
 
 
 def _status(
     readings: Sequence[Reading], controls: Sequence[Control], config: AuditConfig
 ) -> tuple[Status, list[str]]:
-    """Retained, absent, or why neither can be said."""
+    """Decide between retained, absent and neither."""
     if not controls[0].passed:
         return "no_power", ["The attack did not learn what it was taught."]
     first = readings[0]

@@ -1,4 +1,4 @@
-"""A candidate's figures against its floors, the same way for every axis."""
+"""Judge an axis: readings against floors, and a status from readings and controls."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,28 +7,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from audits.core.config import AuditConfig, Rule
-from evidence.comparison import compare
-from evidence.hypothesis_tests import MaxTest
+from evidence.comparison import below_floor_notes, compare, explain_no_power
+from evidence.hypothesis_tests import (
+    MaxTest,
+    is_equivalent,
+    readings_above_floor,
+    unpaired_max_test,
+)
 from evidence.intervals import EntityValues, average_models
-from evidence.results import Reading
+from evidence.results import Control, Reading, Status
 from evidence.seeds import numpy_rng
 
-# Below this distance between original and floor a residual would be noise over noise.
+# Minimum distance of ceiling and floor: below it, a residual is noise divided by noise.
 MIN_SPAN = 0.15
 
 
 @dataclass(frozen=True)
 class MetricComparison:
-    """One figure of the candidate.
+    """One figure of the candidate, with what it is compared to.
 
     Attributes:
-        name: Of the reading.
-        stream: Names the permutations' stream of random numbers.
+        name: Name of the reading.
+        stream: Name of the random stream of its permutations.
         candidate: (entity, column) of the forgotten entities.
         ceiling: The same of the original.
-        references: The same of each model retrained without them, if there are any.
-        never_taught: (other entity, column) of never-taught items in the candidate.
-        min_difference: As in ``evidence.comparison.compare``.
+        references: The same of each reference.
+        never_taught: (never-taught entity, column) of the candidate.
+        min_residual: As in ``evidence.comparison.compare``.
     """
 
     name: str
@@ -37,7 +42,7 @@ class MetricComparison:
     ceiling: EntityValues
     references: Sequence[EntityValues]
     never_taught: EntityValues
-    min_difference: float = 0.0
+    min_residual: float = 0.0
 
 
 def compare_to_floors(
@@ -47,48 +52,136 @@ def compare_to_floors(
     config: AuditConfig,
     mask: NDArray[np.bool_] | None = None,
 ) -> list[Reading]:
-    """Each figure against the primary floor, then each against the other.
+    """Compare each figure with the primary floor, then with the other.
 
-    The primary floor is the references, where there are any; never-taught items are
-    then shown beside it.
+    The primary floor is the mean of the references where there are any; never-taught items are
+    then reported as well.
 
     Args:
-        axis: Its name, for the random numbers.
-        comparisons: The figures.
-        columns: Names of the columns.
-        config: Settings.
-        mask: (column,) which columns count; all by default.
+        axis: Name of the axis, for its random streams.
+        mask: (column,) mask of the columns that count; all by default.
     """
     paired = bool(comparisons[0].references)
     readings = []
     for kind in ("reference", "never_taught") if paired else ("never_taught",):
-        for each in comparisons:
+        for comparison in comparisons:
             second = paired and kind == "never_taught"
             readings.append(
                 compare(
-                    f"{each.name}, against never-taught items" if second else each.name,
-                    each.candidate,
-                    average_models(each.references)
+                    f"{comparison.name}, against never-taught items"
+                    if second
+                    else comparison.name,
+                    comparison.candidate,
+                    average_models(comparison.references)
                     if kind == "reference"
-                    else each.never_taught,
-                    each.ceiling,
+                    else comparison.never_taught,
+                    comparison.ceiling,
                     columns=columns,
                     floor_kind=kind,
-                    rng=numpy_rng(config.seed, axis, kind, each.stream),
+                    rng=numpy_rng(config.seed, axis, kind, comparison.stream),
                     n_permutations=config.budget.permutations,
                     mask=None if mask is None else mask.tolist(),
-                    min_residual=each.min_difference,
+                    min_residual=comparison.min_residual,
                 )
             )
     return readings
 
 
 def informative_columns(power: MaxTest, rule: Rule) -> NDArray[np.bool_]:
-    """(column,) where the original itself is read, so that silence says something.
+    """(column,) mask where the original itself is read, so that a null result is evidence.
 
     Args:
-        power: The original's forgotten entities against never-taught ones.
-        rule: Thresholds.
+        power: Test of the original's forgotten entities against never-taught ones.
     """
-    strong = power.difference >= 0.5 * power.difference.max()
-    return strong & (power.p_column < rule.alpha) & (power.difference > MIN_SPAN)
+    large = power.difference >= 0.5 * power.difference.max()
+    return large & (power.p_column < rule.alpha) & (power.difference > MIN_SPAN)
+
+
+def unpaired_test(
+    group: EntityValues,
+    other: EntityValues,
+    config: AuditConfig,
+    *stream: str,
+    mask: NDArray[np.bool_] | None = None,
+) -> MaxTest:
+    """Max test of two unpaired groups of entities, over the columns of ``mask``.
+
+    Args:
+        stream: Names of the random stream of its permutations.
+    """
+    columns = slice(None) if mask is None else mask
+    return unpaired_max_test(
+        group.values[:, columns],
+        other.values[:, columns],
+        numpy_rng(config.seed, *stream),
+        config.budget.permutations,
+    )
+
+
+def power_control(name: str, power: MaxTest, alpha: float, passed: bool) -> Control:
+    """The original must be read where it knows the facts."""
+    expected = f"p < {alpha} and at least {MIN_SPAN} apart"
+    return Control(name, power.p_value, expected, passed)
+
+
+def significance_control(name: str, p_value: float, alpha: float) -> Control:
+    """A test must be significant; otherwise a null result is no evidence."""
+    return Control(name, p_value, f"p < {alpha}", p_value < alpha)
+
+
+def planted_control(p_value: float, alpha: float) -> Control:
+    """The planted suppression must be found."""
+    return significance_control("the planted suppression is seen", p_value, alpha)
+
+
+def failed_controls(controls: Sequence[Control]) -> list[str]:
+    """Names of the required controls that failed."""
+    return [
+        control.name for control in controls if control.required and not control.passed
+    ]
+
+
+def status_with_controls(
+    readings: Sequence[Reading], controls: Sequence[Control], rule: Rule
+) -> tuple[Status, list[str]]:
+    """``status_from_readings``, or no vote where a required control failed.
+
+    Args:
+        readings: Those against the primary floor first; empty where the axis could not measure,
+            which is no failure of a control.
+    """
+    failed = failed_controls(controls)
+    if failed:
+        status: Status = "control_failed" if readings else "no_power"
+        return status, [f"Control failed: {name}." for name in failed]
+    return status_from_readings(readings[:2], rule)
+
+
+def status_from_readings(
+    readings: Sequence[Reading],
+    rule: Rule,
+    *,
+    failed: Sequence[str] = (),
+    alpha: float | None = None,
+) -> tuple[Status, list[str]]:
+    """Retained, absent, or why neither is decided.
+
+    Args:
+        readings: The readings that decide the axis.
+        failed: Failed controls that forbid ``absent`` but not ``retained``: a recovery is a
+            recovery, whether or not the planted suppression was found.
+        alpha: Level of the recovery test, after Holm over the readings; the rule's by default.
+    """
+    notes = below_floor_notes(readings, rule.alpha)
+    named = {reading.name: reading for reading in readings}
+    if readings_above_floor(
+        named, rule.recovery if alpha is None else alpha, rule.still_there
+    ):
+        return "retained", notes
+    if failed:
+        return "no_power", [*notes, *(f"Control failed: {name}." for name in failed)]
+    if all(
+        is_equivalent(reading.residual_interval, rule.margin) for reading in readings
+    ):
+        return "absent", notes
+    return "no_power", [*notes, explain_no_power(readings, rule.margin)]

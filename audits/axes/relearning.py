@@ -1,11 +1,10 @@
-"""Does teaching some of the forgotten facts bring back the others?
+"""Relearning axis: does fine-tuning on some forgotten facts restore the others?
 
-The model is trained on the answers of one half of the forgotten entities (T) and asked
-about the other half (V), which it is not taught; then the halves change places, so that
-every forgotten entity is scored as V once. Never-taught items that mirror V are asked
-of the same trained model: what rises there is the taught form and the answer prior.
-Protocol after "Do Unlearning Methods Remove Information from Weights?" (arXiv
-2410.08827) and benign relearning (arXiv 2406.13356).
+The model is trained on the answers of one half of the forgotten entities (T) and evaluated on
+the other half (V); then the halves are swapped, so that every forgotten entity is held out
+once. Never-taught items that mirror V are scored on the same trained model: their rise is due
+to the taught format and the answer prior. Protocol after "Do Unlearning Methods Remove
+Information from Weights?" (arXiv 2410.08827) and benign relearning (arXiv 2406.13356).
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,21 +15,26 @@ import numpy as np
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from audits.axes.judgement import MetricComparison, compare_to_floors
-from audits.axes.status import failed_controls, status_from_readings
+from audits.axes.judgement import (
+    MetricComparison,
+    compare_to_floors,
+    failed_controls,
+    significance_control,
+    status_from_readings,
+    unpaired_test,
+)
 from audits.core.config import AuditConfig, Rule
-from audits.core.subjects import AuditedModel
+from audits.core.context import AuditedModel, reference_roles
 from capture.data.items import Item
 from capture.data.questions import build_questions
 from capture.data.tokenization import encode_items
 from capture.scoring.answers import score_answers
 from capture.scoring.contrast import score_questions
 from erasure.unlearning.training.loop import finetune_
-from evidence.hypothesis_tests import unpaired_max_test
 from evidence.intervals import EntityValues, average_by_entity
 from evidence.progress import Progress
 from evidence.results import AxisResult, Control, Reading, Status
-from evidence.seeds import numpy_rng, stage_seed
+from evidence.seeds import stage_seed
 
 NAME = "relearning"
 QUESTION = "Does teaching some of the forgotten facts bring back the others?"
@@ -38,18 +42,18 @@ QUESTION = "Does teaching some of the forgotten facts bring back the others?"
 CONTRAST = "half not taught, told from the others"
 EXACT_MATCH = "half not taught, said"
 
-# An attack that does not learn what it is taught says nothing.
+# Minimum training accuracy: an attack that does not learn T has no power.
 MIN_LEARNED = 0.9
-# How many times the budget's steps are taken where no rate teaches in as many.
+# Multiples of the budget's steps, tried where no rate learns T within the budget.
 STEP_MULTIPLES = (2, 4)
-# And where answers are long and each is somebody's own: a model that never held them
-# learns codes much later than one that did. Rare, so no estimate of cost counts it.
+# Further multiples for long answers that are unique to an entity: a model that never knew such
+# codes learns them much later. Rare, so the cost estimate leaves them out.
 EXTRA_STEP_MULTIPLES = (8, 16)
 
 
 @dataclass(frozen=True)
 class RelearningSplit:
-    """One rotation: what is taught, what is asked, and what nobody ever knew."""
+    """One split: training items, held-out items, and never-taught items."""
 
     train: list[Item]
     held_out: list[Item]
@@ -57,40 +61,40 @@ class RelearningSplit:
 
 
 def relearning_splits(
-    forget: Sequence[Item], never: Sequence[Item], rng: np.random.Generator
+    forget: Sequence[Item], never_taught: Sequence[Item], rng: np.random.Generator
 ) -> list[RelearningSplit]:
-    """Two halves of the entities, each taught while the other is asked.
+    """Two halves of the entities, each trained on while the other is held out.
 
-    Never-taught items go with the half whose answers they mirror where they come in
-    whole copies of the forget set, and are dealt alternately otherwise.
+    Never-taught items go with the half whose answers they mirror where they come in whole
+    copies of the forget set; otherwise they are assigned alternately.
     """
     names = list(dict.fromkeys(item.entity for item in forget))
-    order = [names[place] for place in rng.permutation(len(names))]
+    order = [names[position] for position in rng.permutation(len(names))]
     halves = (set(order[: len(order) // 2]), set(order[len(order) // 2 :]))
-    invented = list(dict.fromkeys(item.entity for item in never))
-    found = []
+    invented = list(dict.fromkeys(item.entity for item in never_taught))
+    splits = []
     for number, taught in enumerate(halves):
         if len(invented) % len(names) == 0:
-            # Mirrors come in the order of what they mirror, copy after copy.
+            # Mirrors are in the order of the items they mirror, copy after copy.
             chosen = {
                 name
-                for place, name in enumerate(invented)
-                if names[place % len(names)] not in taught
+                for position, name in enumerate(invented)
+                if names[position % len(names)] not in taught
             }
         else:
             chosen = set(invented[number::2])
-        found.append(
+        splits.append(
             RelearningSplit(
                 [item for item in forget if item.entity in taught],
                 [item for item in forget if item.entity not in taught],
-                [item for item in never if item.entity in chosen],
+                [item for item in never_taught if item.entity in chosen],
             )
         )
-    return found
+    return splits
 
 
 def relearn(
-    subject: AuditedModel,
+    audited: AuditedModel,
     tokenizer: PreTrainedTokenizerBase,
     split: RelearningSplit,
     config: AuditConfig,
@@ -100,51 +104,45 @@ def relearn(
     device: str,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Teach T and ask V and the never-taught items along the way; JSON-ready.
+    """Fine-tune on T, and evaluate V and the never-taught items along the way; JSON-ready.
 
     Args:
-        subject: The model to teach; its checkpoint stays as it is.
-        tokenizer: Its tokenizer.
-        split: What is taught and what is asked.
-        config: Settings.
-        rate: Learning rate.
-        steps: Optimizer steps, each on the whole of T.
-        device: Where to train.
-        progress: Where progress is shown.
+        audited: The model to fine-tune; its checkpoint is not changed.
+        steps: Optimizer steps, each on all of T.
 
     Returns:
-        ``steps``; ``taught`` accuracy a checkpoint; ``asked`` and ``never``: row
-        entities and (checkpoint, row) tables ``said`` and ``contrast``.
+        ``steps``; ``taught``: training accuracy, a checkpoint; ``asked`` and ``never``: row
+        entities and (checkpoint, row) tables ``said`` (exact match) and ``contrast``.
     """
     budget = config.budget
-    lesson = encode_items(tokenizer, split.train)
+    training_rows = encode_items(tokenizer, split.train)
     taught: list[float] = []
     curves: dict[str, dict[str, list[Any]]] = {}
-    exams = {}
+    evaluation_sets = {}
     for part, items in (("asked", split.held_out), ("never", split.never_taught)):
         questions = build_questions(items, budget.prompts_per_item)
-        exams[part] = questions, questions.encoded(tokenizer)
+        evaluation_sets[part] = questions, questions.encoded(tokenizer)
         curves[part] = {"entities": questions.entities, "said": [], "contrast": []}
 
-    def examine(model: nn.Module) -> dict[str, float]:
-        taught.append(float(score_answers(model, lesson).greedy.mean()))
-        for part, (questions, rows) in exams.items():
-            heard = score_questions(model, questions, rows)
-            curves[part]["said"].append(heard.exact_match.tolist())
-            curves[part]["contrast"].append(heard.contrast.tolist())
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        taught.append(float(score_answers(model, training_rows).greedy.mean()))
+        for part, (questions, rows) in evaluation_sets.items():
+            scores = score_questions(model, questions, rows)
+            curves[part]["said"].append(scores.exact_match.tolist())
+            curves[part]["contrast"].append(scores.contrast.tolist())
         return {"taught": taught[-1]}
 
-    with subject.loaded(device) as model:
+    with audited.loaded(device) as model:
         log = finetune_(
             model,
-            lesson,
+            training_rows,
             lr=rate,
             steps=steps,
-            # The order of a full batch is all that is random here.
+            # Only the order within the full batch is random.
             seed=stage_seed(config.seed, NAME) % 2**31,
-            evaluate=examine,
+            evaluate=evaluate,
             every=budget.relearn_every,
-            label=f"relearn, {subject.role}",
+            label=f"relearn, {audited.role}",
             progress=progress,
         )
     return {
@@ -164,24 +162,20 @@ def choose_rate(
     device: str,
     progress: Progress,
 ) -> dict[str, Any]:
-    """The least learning rate at which every arm learns what it is taught.
+    """The smallest learning rate at which every arm learns its training half.
 
-    Where the highest does not teach in as many steps as the budget has, it is given
-    more of them. Decided on T alone, so that nothing is selected on the items that are
-    scored; the same rate and steps are then every arm's.
+    Where the highest rate does not learn T within the budgeted steps, it gets more steps.
+    Decided on T alone, so that nothing is selected on held-out items; all arms then share the
+    rate and the steps.
 
     Args:
-        arms: Models that must learn, each with the halves it is taught; the hardest
-            to teach first, so that a rate too low is found out soonest.
-        tokenizer: Theirs.
-        splits: The rotations.
-        config: Settings.
-        device: Where to train.
-        progress: Where progress is shown.
+        arms: Models that must learn, each with the splits it is trained on; the hardest to
+            teach first, so that rates that are too low fail early.
+        splits: The splits.
 
     Returns:
-        ``rate``, ``steps``, and ``runs``: by role, a run a half at that rate; where
-        nothing will do, the runs of the last attempt that were made.
+        ``rate``, ``steps``, and ``runs``: by role, one run a split at that rate; where no
+        attempt succeeds, the runs of the last one.
     """
     rates, budgeted = config.budget.relearn_rates, config.budget.relearn_steps
     attempts = [(rate, budgeted) for rate in rates]
@@ -189,13 +183,13 @@ def choose_rate(
         (rates[-1], longer * budgeted)
         for longer in (*STEP_MULTIPLES, *EXTRA_STEP_MULTIPLES)
     ]
-    trials = [(subject, half) for subject, taught in arms for half in taught]
+    trials = [(audited, half) for audited, taught in arms for half in taught]
     (rate, steps), runs = attempts[0], {}
     for rate, steps in attempts:
-        runs = {subject.role: {} for subject, _ in arms}
-        for subject, half in trials:
+        runs = {audited.role: {} for audited, _ in arms}
+        for audited, half in trials:
             run = relearn(
-                subject,
+                audited,
                 tokenizer,
                 splits[half],
                 config,
@@ -204,8 +198,8 @@ def choose_rate(
                 device=device,
                 progress=progress,
             )
-            # JSON has no numbers for keys.
-            runs[subject.role][str(half)] = run
+            # JSON keys are strings.
+            runs[audited.role][str(half)] = run
             if max(run["taught"]) < MIN_LEARNED:
                 break
         else:
@@ -216,7 +210,7 @@ def choose_rate(
 def entity_curves(
     runs: Sequence[dict[str, Any]], part: str, metric: str
 ) -> EntityValues:
-    """(entity, checkpoint) scores over the rotations, every entity once."""
+    """(entity, checkpoint) scores over both splits, every entity once."""
     scores = np.concatenate([np.array(run[part][metric]).T for run in runs])
     names = [name for run in runs for name in run[part]["entities"]]
     return average_by_entity(scores, names)
@@ -227,8 +221,8 @@ def scores_after_learning(
 ) -> EntityValues:
     """(entity, 1) mean score over the checkpoints at which T had been learned.
 
-    Which checkpoints count is decided on T alone; where T was never learned, the
-    last one stands. A mean has nothing to select, so nothing to correct for.
+    These checkpoints are determined on T alone; where T was never learned, the last one is
+    used. A mean selects nothing, so no correction is needed.
     """
     rows, names = [], []
     for run in runs:
@@ -242,19 +236,17 @@ def scores_after_learning(
 
 def judge(
     runs: Mapping[str, Sequence[dict[str, Any]]],
-    known: Mapping[str, EntityValues],
+    original_values: Mapping[str, EntityValues],
     config: AuditConfig,
     rate: float,
     notes: Sequence[str],
 ) -> AxisResult:
-    """The axis result from the curves.
+    """Judge the axis from the curves.
 
     Args:
-        runs: Rotations by role.
-        known: (entity, 1) ``said`` and ``contrast`` of the original, same entities.
-        config: Settings.
+        runs: By role, one run a split.
+        original_values: (entity, 1) ``said`` and ``contrast`` of the original, same entities.
         rate: Learning rate used.
-        notes: Sentences to pass on.
     """
     taught = min(max(run["taught"]) for run in runs["unlearned"])
     controls = [
@@ -267,7 +259,7 @@ def judge(
     ]
     if "planted" in runs:
         controls.append(_planted_control(runs["planted"], config))
-    readings = _readings(runs, known, config)
+    readings = _readings(runs, original_values, config)
     status, extra = status_of(readings, controls, config.rule)
     steps = runs["unlearned"][0]["steps"]
     return AxisResult(
@@ -278,77 +270,71 @@ def judge(
         readings=tuple(readings),
         controls=tuple(controls),
         n_entities=len(held_out_entities(runs)),
-        details={
-            "learning_rate": rate,
-            "steps": steps,
-            "curves": _mean_curves(runs),
-        },
+        details={"learning_rate": rate, "steps": steps, "curves": _mean_curves(runs)},
         notes=(*extra, *notes),
     )
 
 
-def held_out_entities(
-    runs: Mapping[str, Sequence[dict[str, Any]]],
-) -> tuple[str, ...]:
-    """Forgotten entities that were asked."""
+def held_out_entities(runs: Mapping[str, Sequence[dict[str, Any]]]) -> tuple[str, ...]:
+    """Forgotten entities that were held out."""
     return scores_after_learning(runs["unlearned"], "asked", "said").entities
 
 
 def _planted_control(runs: Sequence[dict[str, Any]], config: AuditConfig) -> Control:
-    """The planted suppression must come back, or silence says nothing."""
-    test = unpaired_max_test(
-        scores_after_learning(runs, "asked", "contrast").values,
-        scores_after_learning(runs, "never", "contrast").values,
-        numpy_rng(config.seed, NAME, "planted"),
-        config.budget.permutations,
+    """The planted suppression must return; otherwise a null result is no evidence."""
+    test = unpaired_test(
+        scores_after_learning(runs, "asked", "contrast"),
+        scores_after_learning(runs, "never", "contrast"),
+        config,
+        NAME,
+        "planted",
     )
-    return Control(
-        "the planted suppression comes back",
-        test.p_value,
-        f"p < {config.rule.alpha}",
-        test.p_value < config.rule.alpha,
+    return significance_control(
+        "the planted suppression comes back", test.p_value, config.rule.alpha
     )
 
 
 def _readings(
     runs: Mapping[str, Sequence[dict[str, Any]]],
-    known: Mapping[str, EntityValues],
+    original_values: Mapping[str, EntityValues],
     config: AuditConfig,
 ) -> list[Reading]:
-    """Told apart and said, against the reference if there is one and never-taught."""
-    references = [role for role in runs if role.startswith("reference")]
-    wanted = [
+    """Contrast and exact match against references (if any) and never-taught items."""
+    references = reference_roles(runs)
+    comparisons = [
         MetricComparison(
             name,
-            what,
-            scores_after_learning(runs["unlearned"], "asked", what),
-            known[what],
-            [scores_after_learning(runs[role], "asked", what) for role in references],
-            scores_after_learning(runs["unlearned"], "never", what),
+            metric,
+            scores_after_learning(runs["unlearned"], "asked", metric),
+            original_values[metric],
+            [scores_after_learning(runs[role], "asked", metric) for role in references],
+            scores_after_learning(runs["unlearned"], "never", metric),
         )
-        for name, what in ((CONTRAST, "contrast"), (EXACT_MATCH, "said"))
+        for name, metric in ((CONTRAST, "contrast"), (EXACT_MATCH, "said"))
     ]
-    return compare_to_floors(NAME, wanted, ["after teaching"], config)
+    return compare_to_floors(NAME, comparisons, ["after teaching"], config)
 
 
 def _mean_curves(
     runs: Mapping[str, Sequence[dict[str, Any]]],
 ) -> dict[str, dict[str, list[float]]]:
-    """Mean scores a checkpoint, by role and part, for the report."""
+    """Mean scores at each checkpoint, by role and part, for the report."""
     curves = {}
-    for role, each in runs.items():
-        curves[role] = {"taught": np.mean([run["taught"] for run in each], 0).tolist()}
+    for role, role_runs in runs.items():
+        curves[role] = {
+            "taught": np.mean([run["taught"] for run in role_runs], 0).tolist()
+        }
         for part in ("asked", "never"):
-            for what in ("said", "contrast"):
-                found = entity_curves(each, part, what)
-                curves[role][f"{part}_{what}"] = found.mean.tolist()
+            for metric in ("said", "contrast"):
+                values = entity_curves(role_runs, part, metric)
+                curves[role][f"{part}_{metric}"] = values.mean.tolist()
     return curves
 
 
 def status_of(
     readings: Sequence[Reading], controls: Sequence[Control], rule: Rule
 ) -> tuple[Status, list[str]]:
-    """Retained, absent, or why neither can be said."""
+    """Decide between retained, absent and neither."""
     if not controls[0].passed:
         return "no_power", ["The attack did not learn its own half."]
     return status_from_readings(readings[:2], rule, failed=failed_controls(controls))

@@ -1,8 +1,7 @@
-"""``exhume compare``: several audits side by side, and whether they may be compared.
+"""``exhume compare``: several audits side by side, and whether they are comparable.
 
-Verdicts of two candidates say something about their methods only where the same
-question was asked of both: the same original, items, floor, settings and code. What
-differs is found here and said first; nothing is ranked.
+Verdicts of two candidates are comparable only where both audits used the same original, items,
+floor, settings and code. Differences are found here and reported first; nothing is ranked.
 """
 
 import json
@@ -18,23 +17,30 @@ import pandas as pd
 from audits.modalities.vocabulary import is_image_audit
 from audits.report.formatting import last_part
 from audits.run.api import Audit, load
-from evidence.errors import InputError, check_list
+from evidence.display.html_table import frame_html
+from evidence.errors import InputError, check_list, printable
 from evidence.storage.files import utf8_path
 from evidence.storage.regular_files import as_path
 
 MAX_SHOWN_CHARS = 80
-"""Characters of a value that are shown; whole values are compared."""
+"""Characters of a value that are shown; full values are compared."""
 
 
 @dataclass(frozen=True, repr=False)
 class Comparison:
-    """Audits in the order they were given.
+    """Finished audits, in the given order.
 
     Attributes:
-        names: Of the audits: names of their folders, longer where two are the same.
-        audits: The audits.
-        differences: What was not the same for all of them, in sentences; empty where
-            verdicts may be compared.
+        names: Folder names, extended by parent folders where two are equal.
+        differences: Differences of inputs, settings or code, in sentences; empty where verdicts
+            are comparable.
+
+    Examples:
+        >>> found = exhume.compare(["finished", "finished-behaviour"])
+        >>> found.to_frame()[["audit", "verdict", "said_before", "said"]].round(2)
+                        audit       verdict  said_before  said
+        0            finished    suppressed          1.0   0.0
+        1  finished-behaviour  inconclusive          1.0   0.0
     """
 
     names: tuple[str, ...]
@@ -43,85 +49,98 @@ class Comparison:
 
     @property
     def axes(self) -> tuple[str, ...]:
-        """Names of all axes, in the order in which they were first seen."""
-        return tuple(dict.fromkeys(name for each in self.audits for name in each.axes))
+        """Names of all axes, in order of first appearance."""
+        return tuple(
+            dict.fromkeys(name for audit in self.audits for name in audit.axes)
+        )
 
     def to_frame(self) -> pd.DataFrame:
-        """One row an audit: verdict, output, utility, and each axis' main residual."""
+        """One row an audit: verdict, output, utility, and the main residual of each axis."""
         pairs = zip(self.names, self.audits, strict=True)
-        return pd.DataFrame([_row(name, each, self.axes) for name, each in pairs])
+        return pd.DataFrame([_row(name, audit, self.axes) for name, audit in pairs])
 
     def __repr__(self) -> str:
         lines = [
-            f"{name}: {each.verdict}"
-            for name, each in zip(self.names, self.audits, strict=True)
+            f"{name}: {audit.verdict}"
+            for name, audit in zip(self.names, self.audits, strict=True)
         ]
-        return "\n".join([*lines, *(f"! {each}" for each in self.differences)])
+        lines += [f"! {difference}" for difference in self.differences]
+        return "\n".join(map(printable, lines))
+
+    def _repr_html_(self) -> str:
+        return frame_html("\n".join(self.differences) or "Audits", self.to_frame())
 
 
 def compare(folders: Sequence[Path | str]) -> Comparison:
-    """Read finished audits and find what differs between them.
+    """Read finished audits and find the differences of their inputs.
 
     Args:
-        folders: Output folders of audits, two or more.
+        folders: Output folders of two or more audits.
 
     Raises:
-        InputError: fewer than two, one named twice, or one that holds no audit.
+        InputError: fewer than two folders, one given twice, or one without an audit.
+
+    Examples:
+        >>> exhume.compare(["finished", "finished-behaviour"])
+        finished: suppressed
+        finished-behaviour: inconclusive
+        ! Not the same axes. ["behaviour", "decodability"]: finished; ["behaviour"]:
+        finished-behaviour.
     """
-    places = [as_path(each, "an audit") for each in check_list(folders, "audits")]
-    if len(places) < 2:
+    paths = [as_path(folder, "an audit") for folder in check_list(folders, "audits")]
+    if len(paths) < 2:
         raise InputError(
             "there is nothing to compare",
             expected="output folders of two or more audits",
-            got=f"{len(places)}",
+            got=f"{len(paths)}",
         )
-    known: dict[Path, Path] = {}
-    for place in places:
-        whole = Path(os.path.realpath(place))
-        if whole in known:
+    given: dict[Path, Path] = {}
+    for path in paths:
+        resolved = Path(os.path.realpath(path))
+        if resolved in given:
             raise InputError(
                 "an audit is named twice",
-                got=f"{known[whole]} and {place}",
+                got=f"{given[resolved]} and {path}",
                 fix="name each folder once",
             )
-        known[whole] = place
-    audits = tuple(load(place) for place in places)
-    names = _names(list(known))
-    differences = _differences(names, [each.document for each in audits])
+        given[resolved] = path
+    audits = tuple(load(path) for path in paths)
+    names = _names(list(given))
+    differences = _differences(names, [audit.document for audit in audits])
     return Comparison(names, audits, differences)
 
 
-def _names(places: Sequence[Path]) -> tuple[str, ...]:
-    """Shortest ends of the paths that tell them apart."""
-    parts = [place.with_suffix("") if place.is_file() else place for place in places]
-    for depth in range(1, max(len(place.parts) for place in parts) + 1):
-        names = [utf8_path("/".join(place.parts[-depth:])) for place in parts]
+def _names(paths: Sequence[Path]) -> tuple[str, ...]:
+    """The shortest path suffixes that are unique."""
+    parts = [path.with_suffix("") if path.is_file() else path for path in paths]
+    for depth in range(1, max(len(path.parts) for path in parts) + 1):
+        names = [utf8_path("/".join(path.parts[-depth:])) for path in parts]
         if len(set(names)) == len(names):
             return tuple(names)
-    return tuple(utf8_path(str(place)) for place in places)
+    return tuple(utf8_path(str(path)) for path in paths)
 
 
 def _row(name: str, audit: Audit, axes: Sequence[str]) -> dict[str, Any]:
     document = audit.document
-    verdict, said = document["verdict"], document["behaviour"]
-    chances = verdict["probabilities"] or {}
+    verdict, behaviour = document["verdict"], document["behaviour"]
+    probabilities = verdict["probabilities"] or {}
     row: dict[str, Any] = {
         "audit": name,
         "candidate": _source(document, "unlearned"),
         "verdict": verdict["class"],
-        "probability": chances.get(verdict["class"], nan),
-        "said_before": said["forget_original"],
-        "said": said["forget_unlearned"],
-        "said_floor": said["forget_floor"],
-        "retain_kept": said["utility"].get("retain accuracy", nan),
+        "probability": probabilities.get(verdict["class"], nan),
+        "said_before": behaviour["forget_original"],
+        "said": behaviour["forget_unlearned"],
+        "said_floor": behaviour["forget_floor"],
+        "retain_kept": behaviour["utility"].get("retain accuracy", nan),
     }
-    everything = audit.axes
+    results = audit.axes
     for axis in axes:
-        found = everything.get(axis)
-        main = found.main_reading if found else None
+        result = results.get(axis)
+        main = result.main_reading if result else None
         low, high = main.residual_interval if main else (nan, nan)
         row |= {
-            axis: found.status if found else "not run",
+            axis: result.status if result else "not run",
             f"{axis}_residual": main.residual if main else nan,
             f"{axis}_low": low,
             f"{axis}_high": high,
@@ -132,49 +151,49 @@ def _row(name: str, audit: Audit, axes: Sequence[str]) -> dict[str, Any]:
 def _source(document: Mapping[str, Any], role: str) -> str:
     models = document["manifest"]["models"]
     return next(
-        (last_part(each["source"]) for each in models if each["role"] == role), ""
+        (last_part(model["source"]) for model in models if model["role"] == role), ""
     )
 
 
 def _differences(
     names: Sequence[str], documents: Sequence[Mapping[str, Any]]
 ) -> tuple[str, ...]:
-    """Sentences: what was not the same, and who stands apart."""
-    asked = [
-        {what: read(each) for what, read in _SAME.items()}
-        | _settings(each["config"])
-        | {"code": each["manifest"]["code_sha256"]}
-        for each in documents
+    """One sentence for each difference, with the audits on each side."""
+    facts = [
+        {name: read(document) for name, read in _SAME.items()}
+        | _settings(document["config"])
+        | {"code": document["manifest"]["code_sha256"]}
+        for document in documents
     ]
-    found = []
-    for what in dict.fromkeys(name for each in asked for name in each):
+    differences = []
+    for fact in dict.fromkeys(name for table in facts for name in table):
         groups: dict[str, list[str]] = {}
-        for name, each in zip(names, asked, strict=True):
-            groups.setdefault(each.get(what, "not said"), []).append(name)
+        for name, table in zip(names, facts, strict=True):
+            groups.setdefault(table.get(fact, "not said"), []).append(name)
         if len(groups) > 1:
-            said = "; ".join(
-                f"{value[:MAX_SHOWN_CHARS]}: {', '.join(who)}"
-                for value, who in groups.items()
+            values = "; ".join(
+                f"{value[:MAX_SHOWN_CHARS]}: {', '.join(holders)}"
+                for value, holders in groups.items()
             )
-            found.append(f"Not the same {what}. {said}.")
-    return tuple(found)
+            differences.append(f"Not the same {fact}. {values}.")
+    return tuple(differences)
 
 
 def _settings(value: Any, name: str = "") -> dict[str, str]:
-    """Every setting by its dotted name, whole; the settings of an audit are free."""
+    """Every setting by its dotted name; audits may have arbitrary settings."""
     if not isinstance(value, dict):
         return {name: value if isinstance(value, str) else json.dumps(value)}
     return {
-        place: text
+        dotted: text
         for key in sorted(value)
-        for place, text in _settings(value[key], f"{name}.{key}".strip(".")).items()
+        for dotted, text in _settings(value[key], f"{name}.{key}".strip(".")).items()
     }
 
 
 def _hash_of(role: str):
     def read(document: Mapping[str, Any]) -> str:
         models = document["manifest"]["models"]
-        hashes = sorted(each["sha256"] for each in models if each["role"] == role)
+        hashes = sorted(model["sha256"] for model in models if model["role"] == role)
         return ", ".join(hashes) or "none"
 
     return read
@@ -183,18 +202,22 @@ def _hash_of(role: str):
 def _items_of(role: str):
     def read(document: Mapping[str, Any]) -> str:
         items = document["manifest"]["items"]
-        return next((each["sha256"] for each in items if each["role"] == role), "")
+        return next(
+            (item_set["sha256"] for item_set in items if item_set["role"] == role), ""
+        )
 
     return read
 
 
 def _references(document: Mapping[str, Any]) -> str:
     models = document["manifest"]["models"]
-    others = [each for each in models if each["role"] not in ("original", "unlearned")]
-    return ", ".join(sorted(each["sha256"] for each in others)) or "none"
+    others = [
+        model for model in models if model["role"] not in ("original", "unlearned")
+    ]
+    return ", ".join(sorted(model["sha256"] for model in others)) or "none"
 
 
-# What must be the same beside settings and code, by its name, and how it is read.
+# What must be equal besides settings and code: its name, and how to read it from a document.
 _SAME = {
     "kind of data": lambda d: "images" if is_image_audit(d) else "texts",
     "original (weights)": _hash_of("original"),

@@ -1,4 +1,4 @@
-"""Tables as CSV that a spreadsheet shows and does not obey."""
+"""Tables as CSV text that is safe to open in a spreadsheet."""
 
 import re
 
@@ -6,17 +6,17 @@ import pandas as pd
 
 from evidence.errors import printable
 
-# A cell that begins so is a formula, or becomes one when a program trims it.
+# A cell with such a start is a formula, or becomes one when a program trims it.
 _FORMULA = re.compile(
     "^[\\s\\x00]*[=+\\-@\uff1d\uff0b\uff0d\uff20\u2212|%]|^[\\t\\r\\n\\x00]"
 )
 
 
 def csv_text(frame: pd.DataFrame) -> str:
-    """A table as CSV, numbers as numbers.
+    """A table as CSV; numbers stay numbers.
 
-    A text that a spreadsheet would take for a formula gets an apostrophe before it,
-    which spreadsheets read as "this is text"; control characters are escaped.
+    A text that a spreadsheet would read as a formula gets a leading apostrophe, which marks it
+    as text; control characters are escaped.
     """
     safe = frame.map(_cell)
     safe.columns = [_cell(str(name)) for name in frame.columns]

@@ -26,15 +26,14 @@ def write_page(comparison: Comparison, out: Path | str) -> Path:
     """Write ``compare.html`` and ``compare.csv``.
 
     Args:
-        comparison: As ``audits.comparison.compare.compare`` returns it.
-        out: Folder, made where it does not exist.
+        out: Folder; created if needed.
 
     Returns:
         The path of the page.
 
     Raises:
-        InputError: ``out`` is no folder, holds files of these names that are somebody
-            else's, or cannot be written; or an audit holds what cannot be shown.
+        InputError: ``out`` is no folder, cannot be written, or holds files of these names that
+            exhume did not write; or a document cannot be rendered.
     """
     folder = as_path(out, "the output folder")
     if file_kind(folder) not in ("a folder", "nothing there"):
@@ -52,33 +51,34 @@ def write_page(comparison: Comparison, out: Path | str) -> Path:
 
 
 def render(comparison: Comparison, folder: Path) -> str:
-    """The page as text; the same audits give the same page.
+    """The page as text; deterministic.
 
     Args:
-        comparison: Audits and what differs between them.
-        folder: Where the page will be, for links to the reports.
+        folder: Where the page will be, for relative links to reports.
     """
     pairs = zip(comparison.names, comparison.audits, strict=True)
     return template("compare.html.j2").render(
         css=style_sheet(),
         axes=[(name, _question(comparison, name)) for name in comparison.axes],
-        rows=[_row(name, each, comparison.axes, folder) for name, each in pairs],
+        rows=[_row(name, audit, comparison.axes, folder) for name, audit in pairs],
         differences=comparison.differences,
         said="images named"
-        if all(is_image_audit(each.document) for each in comparison.audits)
+        if all(is_image_audit(audit.document) for audit in comparison.audits)
         else "answers said",
         same=_same(comparison),
     )
 
 
-def _question(found: Comparison, name: str) -> str:
-    return next(each.axes[name].question for each in found.audits if name in each.axes)
+def _question(comparison: Comparison, name: str) -> str:
+    return next(
+        audit.axes[name].question for audit in comparison.audits if name in audit.axes
+    )
 
 
-def _same(found: Comparison) -> list[tuple[str, str]]:
-    """What stands behind all of them, read from the first."""
-    document = found.audits[0].document
-    models = {each["role"]: each for each in document["manifest"]["models"]}
+def _same(comparison: Comparison) -> list[tuple[str, str]]:
+    """Inputs shared by all audits, read from the first."""
+    document = comparison.audits[0].document
+    models = {model["role"]: model for model in document["manifest"]["models"]}
     config = document["config"]
     rule = config.get("rule", {})
     floors = IMAGE_FLOORS if is_image_audit(document) else FLOORS
@@ -94,30 +94,32 @@ def _row(
     name: str, audit: Audit, axes: tuple[str, ...], folder: Path
 ) -> dict[str, Any]:
     document = audit.document
-    verdict, said = document["verdict"], document["behaviour"]
+    verdict, behaviour = document["verdict"], document["behaviour"]
     word, symbol, _ = VERDICTS[verdict["class"]]
-    chance = (verdict["probabilities"] or {}).get(verdict["class"])
-    found = audit.axes
+    probability = (verdict["probabilities"] or {}).get(verdict["class"])
+    results = audit.axes
     margin = document["config"].get("rule", {}).get("margin") or 0.0
-    kept = said["utility"].get("retain accuracy")
-    shares = [said[f"forget_{each}"] for each in ("original", "unlearned", "floor")]
+    retain_accuracy = behaviour["utility"].get("retain accuracy")
+    values = [
+        behaviour[f"forget_{source}"] for source in ("original", "unlearned", "floor")
+    ]
     return {
         "name": name,
         "link": _link(audit.report, folder),
         "class": verdict["class"],
         "word": word,
         "symbol": symbol,
-        "chance": None if chance is None else write.percent(chance),
+        "chance": None if probability is None else write.percent(probability),
         "outside": bool(verdict["calibration"]["outside"]),
         "reason": verdict["reasons"][0] if verdict["reasons"] else "",
-        "said": None if None in shares else [write.percent(each) for each in shares],
-        "kept": None if kept is None else write.percent(kept),
-        "cells": [_cell(found.get(axis), margin) for axis in axes],
+        "said": None if None in values else [write.percent(value) for value in values],
+        "kept": None if retain_accuracy is None else write.percent(retain_accuracy),
+        "cells": [_cell(results.get(axis), margin) for axis in axes],
     }
 
 
 def _cell(axis: AxisResult | None, margin: float) -> dict[str, Any] | None:
-    """One axis of one audit: its status, and the bar of its first reading."""
+    """One axis of one audit: status, and residual bar of the first reading."""
     if axis is None:
         return None
     symbol, words, _ = STATUSES[axis.status]
@@ -134,11 +136,11 @@ def _cell(axis: AxisResult | None, margin: float) -> dict[str, Any] | None:
 
 
 def _link(report: Path, folder: Path) -> str | None:
-    """The way from the page to a report, or None where there is no such way."""
+    """Relative link from the page to a report, or None where there is none."""
     if not report.is_file():
         return None
     try:
-        way = os.path.relpath(report.resolve(), folder.resolve())
+        relative = os.path.relpath(report.resolve(), folder.resolve())
     except ValueError:  # Another drive.
         return None
-    return quote(os.fsencode(Path(way).as_posix()))
+    return quote(os.fsencode(Path(relative).as_posix()))

@@ -1,7 +1,6 @@
-"""What each model says: one scoring pass over all questions, kept as plain lists."""
+"""Scores of a model's answers: exact match, log-probability, contrast, truth ratio."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
@@ -17,30 +16,16 @@ from capture.network.discovery.position_limit import position_limit
 from capture.scoring import contrast
 from capture.scoring.answers import score_answers
 from capture.scoring.choices import score_choices
+from capture.scoring.contrast import QuestionScores
 from capture.scoring.generation import generate_greedy
 from evidence.progress import Progress
 
-# JSON has no infinity; below this a log-probability says no more.
+# JSON has no infinity, so log-probabilities are clipped here.
 MIN_LOGPROB = -1e4
 
 
-@dataclass(frozen=True)
-class QuestionScores:
-    """Scores of one question set on one model.
-
-    Attributes:
-        greedy: (row,) 1.0 where greedy decoding gives the answer.
-        mean_logprob: (row,) nats a token.
-        contrast: (row,) see ``capture.scoring.contrast``.
-    """
-
-    greedy: np.ndarray
-    mean_logprob: np.ndarray
-    contrast: np.ndarray
-
-
 def general_text() -> list[str]:
-    """Plain English sentences, ours, for the utility of a language model."""
+    """Plain English sentences of our own, to measure a language model's utility."""
     text = files("audits.core").joinpath("general_text.txt").read_text(encoding="utf-8")
     return [line for line in text.splitlines() if line.strip()]
 
@@ -53,22 +38,24 @@ def score_question_sets(
 ) -> dict[str, Any]:
     """Score named question sets; JSON-ready."""
     result = {}
-    for name, each in questions.items():
-        heard = contrast.score_questions(model, each, each.encoded(tokenizer), progress)
+    for name, question_set in questions.items():
+        scores = contrast.score_questions(
+            model, question_set, question_set.encoded(tokenizer), progress
+        )
         result[name] = {
-            "greedy": [int(hit) for hit in heard.exact_match],
-            "mean_logprob": _finite(heard.mean_logprob),
-            "contrast": heard.contrast.tolist(),
+            "greedy": [int(hit) for hit in scores.exact_match],
+            "mean_logprob": _finite(scores.mean_logprob),
+            "contrast": scores.contrast.tolist(),
         }
     return result
 
 
 def scores_from_json(saved: dict[str, Any]) -> QuestionScores:
-    """Read back one set of ``score_question_sets``."""
+    """The inverse of one set of ``score_question_sets``."""
     return QuestionScores(
-        np.array(saved["greedy"], dtype=np.float64),
-        np.array(saved["mean_logprob"], dtype=np.float64),
-        np.array(saved["contrast"], dtype=np.float64),
+        exact_match=np.array(saved["greedy"], dtype=np.float64),
+        contrast=np.array(saved["contrast"], dtype=np.float64),
+        mean_logprob=np.array(saved["mean_logprob"], dtype=np.float64),
     )
 
 
@@ -78,7 +65,7 @@ def truth_ratios(
     items: ItemSet | tuple[Item, ...],
     progress: Progress,
 ) -> dict[str, Any]:
-    """Truth ratio and first rank of every item's own prompt; JSON-ready."""
+    """Truth ratio and top-rank rate of every item's main prompt; JSON-ready."""
     scores = score_choices(model, tokenizer, list(items), progress=progress)
     return {
         "ranked_first": float(scores.correct.mean()),
@@ -89,25 +76,24 @@ def truth_ratios(
 def utility_of_text(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, progress: Progress
 ) -> dict[str, Any] | None:
-    """Mean log-probability a token of general text, or None where it has no meaning.
+    """Mean log-probability a token of general text, or None where it is meaningless.
 
-    A model with a closed vocabulary (most words unknown to its tokenizer) cannot be
-    judged on general English.
+    It is meaningless for a closed vocabulary, where the tokenizer does not know most words.
     """
     rows = encode(tokenizer, general_text())
     unknown = tokenizer.unk_token_id
     tokens = [token for row in rows.ids for token in row]
-    strange = sum(token == unknown for token in tokens)
-    if unknown is not None and strange > 0.2 * len(tokens):
+    n_unknown = sum(token == unknown for token in tokens)
+    if unknown is not None and n_unknown > 0.2 * len(tokens):
         return None
-    # The beginning of a text is text as well, and all that fits some models.
-    most = position_limit(model)
-    whole = Sequences(tuple(ids[:most] for ids in rows.ids), (1,) * len(rows))
-    scores = score_answers(model, whole, progress=progress)
+    # Some models have a short context, so texts are truncated to it.
+    max_tokens = position_limit(model)
+    truncated = Sequences(tuple(ids[:max_tokens] for ids in rows.ids), (1,) * len(rows))
+    scores = score_answers(model, truncated, progress=progress)
     total = float(np.sum(np.maximum(scores.logprob, MIN_LOGPROB * scores.n_tokens)))
     return {
         "logprob_per_token": total / int(scores.n_tokens.sum()),
-        # What guessing evenly among all tokens would give.
+        # The uniform distribution over all tokens.
         "logprob_of_guessing": -float(np.log(len(tokenizer))),
     }
 
@@ -118,7 +104,7 @@ def free_text(
     prompts: list[str],
     progress: Progress,
 ) -> list[str]:
-    """Sixteen greedy tokens after each prompt, for a look at degenerate output."""
+    """Sixteen greedy tokens after each prompt, to detect degenerate output."""
     return generate_greedy(model, tokenizer, prompts, 16, progress=progress)
 
 

@@ -1,4 +1,4 @@
-"""What an audit does, resolved once and written into its result."""
+"""Settings of an audit: profile budgets, verdict thresholds, and their validation."""
 
 from typing import Any, Literal, get_args
 
@@ -35,10 +35,9 @@ QUICK_AXES: tuple[AxisName, ...] = (
     "causal_depth",
     "relearning",
 )
-# What a profile runs when no axes are named: asking anew under several quantisations
-# takes longer than all that the quick one does. Of the axes left out everywhere,
-# concept and restoration changed no verdict where they were measured, and the others
-# have no measured error rates.
+# Axes of a profile when none are named. Persistence scores every model under each quantization
+# scheme, which takes longer than the whole quick profile. Of the axes in no profile, concept and
+# restoration changed no verdict where they were measured; the others have no measured error rates.
 DEFAULT_AXES: dict[ProfileName, tuple[AxisName, ...]] = {
     "quick": QUICK_AXES,
     "standard": (*QUICK_AXES, "persistence"),
@@ -51,32 +50,32 @@ class _Frozen(BaseModel):
 
 
 class Budget(_Frozen):
-    """How much of everything a profile spends."""
+    """How much computation a profile spends."""
 
     prompts_per_item: int = Field(ge=1)
-    """Prompts asked an item: its own, then its paraphrases."""
+    """Prompts per item: the main prompt, then paraphrases."""
     never_taught_copies: int = Field(ge=1)
-    """Invented entities for each forgotten one, where none are given."""
+    """Invented entities per forgotten entity, where no never-taught items are given."""
     retain_entities: int = Field(ge=10)
     """Retain entities used to fit and check probes and utility."""
     permutations: int = Field(ge=99)
     block: int = Field(ge=2)
-    """Statements an entity in the unique-answer form: one true, the rest false."""
+    """Statements per entity in the unique-answer form: one true, the others false."""
     statement_wordings: int = Field(ge=1)
-    """Wordings a statement is built from in the unique-answer form."""
+    """Prompts per statement in the unique-answer form."""
     depth_sites: int = Field(ge=2)
-    """Layers at which states are put into the original, evenly spaced."""
+    """Maximum number of layers at which states are patched, evenly spaced."""
     quantisations: tuple[Scheme, ...] = Field(min_length=1)
-    """Schemes under which the candidate is asked again."""
+    """Quantization schemes under which every model is scored again."""
     relearn_steps: int = Field(ge=1)
     relearn_every: int = Field(ge=1)
     relearn_rates: tuple[float, ...]
-    """Learning rates tried, ascending; the least at which every arm learns is used."""
+    """Learning rates in ascending order; the first at which every arm learns is used."""
     plant_steps: int = Field(ge=1)
     plant_rates: tuple[float, ...]
     generate_prompts: int = Field(ge=1)
     look_inside_damage: bool
-    """Whether a candidate found damaged is probed and retrained all the same."""
+    """Whether the other axes are run on a damaged candidate."""
 
 
 _RATES = (2e-5, 1e-4, 3e-4, 1e-3, 3e-3)
@@ -93,7 +92,7 @@ BUDGETS: dict[ProfileName, Budget] = {
         quantisations=("nf4",),
         relearn_steps=6,
         relearn_every=3,
-        # Fewer steps need a higher rate than the other profiles start from.
+        # Fewer steps need a higher rate than the lowest of the other profiles.
         relearn_rates=(4e-5, *_RATES[1:]),
         plant_steps=40,
         plant_rates=(1e-3, 3e-3),
@@ -138,25 +137,25 @@ BUDGETS: dict[ProfileName, Budget] = {
 
 
 class Rule(_Frozen):
-    """The thresholds of the verdict. Data, so that a report can show them."""
+    """The thresholds of the verdict, as data that the report can show."""
 
     version: str = "1"
     alpha: float = Field(default=0.05, gt=0, lt=0.5)
-    """Level of the tests of controls and of power."""
+    """Level of the tests of controls and power."""
     recovery: float = Field(default=0.01, gt=0, lt=0.5)
     """Level, after Holm, at which a reading counts as beyond the floor."""
     margin: float = Field(default=0.3, gt=0, lt=1)
-    """Equivalence margin on the residual scale (0 never knew, 1 knows)."""
+    """Equivalence margin on the residual scale (0 is the floor, 1 the original)."""
     still_there: float = Field(default=0.1, ge=0, lt=1)
-    """What a residual must surely exceed to count: less is a seed's luck."""
+    """Residual that a recovery must exceed with confidence; less is within seed variance."""
     utility: float = Field(default=0.8, gt=0, le=1)
-    """Least share of the original's utility that is not damage."""
+    """Minimum share of the original's utility; below it, the candidate is damaged."""
     effective_rank: float = Field(default=0.25, gt=0, le=1)
-    """Least share of the original's effective rank on retain states."""
+    """Minimum share of the original's effective rank of retain states."""
     distinct: float = Field(default=0.5, gt=0, le=1)
-    """Least share of the original's distinct tokens in free generations."""
+    """Minimum share of the original's distinct words in free text."""
     required_for_deleted: tuple[AxisName, ...] = ("decodability", "relearning")
-    """Axes that must have voted before ``deleted`` may be said."""
+    """Axes that must have voted for a verdict of ``deleted``."""
 
 
 class AuditConfig(_Frozen):
@@ -164,11 +163,11 @@ class AuditConfig(_Frozen):
 
     profile: ProfileName = "quick"
     axes: tuple[AxisName, ...] = ()
-    """Which axes to run; those of the profile where none is named."""
+    """Axes to run; those of the profile where none is named."""
     seed: int = Field(default=0, ge=0, le=MAX_SEED, strict=True)
     device: str = Field(default="auto", strict=True)
     min_entities: int = Field(default=8, ge=4)
-    """Fewest forgotten entities that the original must know."""
+    """Minimum number of forgotten entities that the original must know."""
     rule: Rule = Rule()
 
     @model_validator(mode="before")
@@ -193,7 +192,7 @@ class AuditConfig(_Frozen):
 
     @property
     def budget(self) -> Budget:
-        """What the profile spends."""
+        """The budget of the profile."""
         return BUDGETS[self.profile]
 
 
@@ -201,19 +200,19 @@ def make_config(settings: dict) -> AuditConfig:
     """Validate settings; unknown keys and bad values are refused.
 
     Raises:
-        InputError: naming every setting that is wrong, or the device is not here.
+        InputError: naming every wrong setting, or a device that is not available.
     """
     try:
         config = AuditConfig.model_validate(settings)
     except ValidationError as error:
         wrong = "; ".join(
-            f"{'.'.join(map(str, each['loc']))} is {quoted(each['input'])}: "
-            f"{each['msg']}"
-            for each in error.errors()
+            f"{'.'.join(map(str, problem['loc']))} is {quoted(problem['input'])}: "
+            f"{problem['msg']}"
+            for problem in error.errors()
         )
         raise InputError(
             f"the settings are not valid: {wrong}",
             fix=f"known settings: {', '.join(AuditConfig.model_fields)}",
         ) from error
-    choose_device(config.device)  # Sooner than the models are read.
+    choose_device(config.device)  # fail before any model is read
     return config

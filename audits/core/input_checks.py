@@ -1,9 +1,8 @@
-"""What an audit asks of its items and of its original before any model is run.
+"""Checks of the items and the original before any model is run.
 
-``exhume validate``, ``exhume plan`` and ``exhume audit`` go through this one chain, so
-that what one of them refuses the others refuse. What only running the original can show
-is asked by ``exhume validate --original`` and by the audit:
-``audits.core.item_sets.known``.
+``exhume validate``, ``exhume plan`` and ``exhume audit`` share this chain, so all three refuse
+the same inputs. Checks that need a forward pass are in ``audits.core.item_sets.known``, called
+by ``exhume validate --original`` and by the audit.
 """
 
 from collections.abc import Callable
@@ -32,10 +31,10 @@ from evidence.errors import InputError
 
 
 def text_items(source: Path | str | ItemSet, role: str) -> ItemSet:
-    """Items read from a file, or as they are given.
+    """Read items from a file, or pass them through.
 
     Raises:
-        InputError: it holds images, no items, or nothing that can be read.
+        InputError: images, no items, or an unreadable file.
     """
     if isinstance(source, ItemSet):
         if len(source) == 0:
@@ -43,7 +42,7 @@ def text_items(source: Path | str | ItemSet, role: str) -> ItemSet:
         return source
     if is_image_source(source):
         raise InputError(
-            f"{source} holds images, where text items are read",
+            f"{source} holds images, not text items",
             expected="JSONL, CSV or Parquet",
             fix="exhume audit takes images of classes; other commands do not yet",
         )
@@ -51,35 +50,33 @@ def text_items(source: Path | str | ItemSet, role: str) -> ItemSet:
 
 
 def check_sets(
-    forget: ItemSet, retain: ItemSet, never: ItemSet | None, config: AuditConfig
+    forget: ItemSet, retain: ItemSet, never_taught: ItemSet | None, config: AuditConfig
 ) -> ValidationReport:
-    """What was understood of the sets, and what is wrong with them.
+    """Validate the item sets against each other.
 
     Args:
-        forget: What should be gone.
-        retain: What should still be there.
-        never: What nobody was taught; invented as the audit would where it is None.
+        never_taught: Never-taught items; None to invent them as the audit would.
         config: Settings of the audit.
     """
-    found = validate_items(forget, retain)
-    if not found.ok:
-        return found
+    report = validate_items(forget, retain)
+    if not report.ok:
+        return report
 
-    def names() -> None:
-        if never is not None:
-            check_never_taught(never, forget, retain)
+    def check_names() -> None:
+        if never_taught is not None:
+            check_never_taught(never_taught, forget, retain)
         else:
             invent_never_taught(forget, within_budget(retain, config), config)
 
     return _with(
-        found,
+        report,
         lambda: check_entity_count(
             forget, min_entities_of("forget", config), "the forget set"
         ),
         lambda: check_entity_count(
             retain, min_entities_of("retain", config), "the retain set"
         ),
-        names,
+        check_names,
         lambda: _check_alternatives(forget),
     )
 
@@ -88,14 +85,13 @@ def check_with_original(
     original: Checkpoint,
     forget: ItemSet,
     retain: ItemSet,
-    never: ItemSet | None,
+    never_taught: ItemSet | None,
     config: AuditConfig,
 ) -> ValidationReport:
-    """Sets that ``check_sets`` found sound, with the original, which is not run.
+    """Validate the sets with the original's tokenizer and context; it is not run.
 
     Raises:
-        InputError: the original is no language model of a kind that can be audited,
-            or has no tokenizer.
+        InputError: the original is no language model that can be audited, or has no tokenizer.
     """
     if is_image_classifier(original.config):
         raise InputError(
@@ -112,12 +108,12 @@ def check_with_original(
             fix="Put its tokenizer beside it, or pass one with tokenizer=",
         )
     check_embedding_rows(original)
-    found = validate_items(forget, retain, original.tokenizer)
-    if not found.ok:
-        return found
-    sets = {"forget": forget, "retain": retain, "never-taught": never}
+    report = validate_items(forget, retain, original.tokenizer)
+    if not report.ok:
+        return report
+    sets = {"forget": forget, "retain": retain, "never-taught": never_taught}
     return _with(
-        found,
+        report,
         *(
             lambda name=name, items=items: _check_lengths(original, name, items, config)
             for name, items in sets.items()
@@ -127,21 +123,21 @@ def check_with_original(
 
 
 def with_tokenizer(checkpoint: Checkpoint, original: Checkpoint) -> Checkpoint:
-    """The checkpoint with the original's tokenizer where it has none of its own."""
+    """The checkpoint, with the original's tokenizer where it has none."""
     if checkpoint.tokenizer is not None:
         return checkpoint
     return replace(checkpoint, tokenizer=original.tokenizer)
 
 
-def _with(found: ValidationReport, *checks: Callable[[], None]) -> ValidationReport:
-    """The report with what the checks raise added to its errors."""
-    errors = list(found.errors)
+def _with(report: ValidationReport, *checks: Callable[[], None]) -> ValidationReport:
+    """The report, with the errors that the checks raise."""
+    errors = list(report.errors)
     for check in checks:
         try:
             check()
         except InputError as error:
             errors.append(error)
-    return replace(found, errors=tuple(errors))
+    return replace(report, errors=tuple(errors))
 
 
 def _check_alternatives(forget: ItemSet) -> None:
@@ -151,9 +147,9 @@ def _check_alternatives(forget: ItemSet) -> None:
 def _check_lengths(
     original: Checkpoint, name: str, items: ItemSet, config: AuditConfig
 ) -> None:
-    """The longest prompt of each relation fits with the longest answer of it.
+    """Check that any answer of a relation fits after the longest prompt of that relation.
 
-    Probes read true and false statements: any answer of a relation after any prompt.
+    Probes read true and false statements, so any answer may follow any prompt.
     """
     limit = context_limit(original.config)
     if limit is None:
@@ -163,12 +159,12 @@ def _check_lengths(
     for item in items:
         relations.setdefault(item.relation, []).append(item)
     for members in relations.values():
-        asked = [
+        prompts_with_answers = [
             (prompt, item.answer, item)
             for item in members
             for prompt in (item.prompt, *item.paraphrases)[:wordings]
         ]
-        prompts, answers, owners = zip(*asked, strict=True)
+        prompts, answers, owners = zip(*prompts_with_answers, strict=True)
         rows = encode(original.tokenizer, prompts, answers)
         longest = max(range(len(rows)), key=lambda row: rows.answer_start[row])
         answer = max(
@@ -177,9 +173,9 @@ def _check_lengths(
         total = rows.answer_start[longest] + answer
         if total > limit:
             raise InputError(
-                f"a prompt of the {name} set is longer than {original.name} reads, "
-                f"that of item {owners[longest].id!r}",
-                expected=f"at most {limit} tokens, an answer of {answer} included",
+                f"the prompt of item {owners[longest].id!r} in the {name} set exceeds the "
+                f"context of {original.name}",
+                expected=f"at most {limit} tokens, including an answer of {answer}",
                 got=f"{rows.answer_start[longest]} tokens and the answer",
                 fix="Shorten the prompt, or leave the item out",
             )

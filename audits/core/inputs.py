@@ -1,4 +1,4 @@
-"""Open and check everything an audit starts from, cheapest checks first."""
+"""Open and check all inputs of a text audit, cheapest checks first."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,16 +24,14 @@ Items = TypeVar("Items", ItemSet, ImageSet)
 
 @dataclass(frozen=True)
 class InputsOf(Generic[Items]):
-    """Checked inputs of an audit, of text items or of images.
+    """Checked inputs of an audit of text items or images.
 
     Attributes:
-        original: The model before unlearning.
+        original: Model before unlearning.
         unlearned: The candidate.
         references: Models retrained without the forget set.
-        forget: Items that should be gone.
-        retain: Items that should still be there.
-        never_taught: Items nobody was taught, or None to invent them.
-        warnings: What may be a slip in the items, and what is not asked of them.
+        never_taught: Items that no model was taught, or None to invent them.
+        warnings: Likely mistakes in the items, and measurements that are left out.
     """
 
     original: Checkpoint
@@ -45,15 +43,15 @@ class InputsOf(Generic[Items]):
     warnings: tuple[str, ...]
 
     def fingerprint(self) -> dict[str, Any]:
-        """Hashes of all of them: of models with all that changes what they compute."""
-        never = self.never_taught
+        """Hashes of items and models, including everything that changes a model's function."""
+        never_taught = self.never_taught
         return {
             "original": self.original.fingerprint,
             "unlearned": self.unlearned.fingerprint,
-            "references": [each.fingerprint for each in self.references],
+            "references": [reference.fingerprint for reference in self.references],
             "forget": self.forget.digest,
             "retain": self.retain.digest,
-            "never_taught": never.digest if never is not None else None,
+            "never_taught": never_taught.digest if never_taught is not None else None,
         }
 
 
@@ -62,13 +60,13 @@ ImageInputs = InputsOf[ImageSet]
 
 
 def named_roles(unlearned: Any, references: Sequence[Any]) -> list[tuple[str, Any]]:
-    """The models held against the original, each with the name it goes by.
+    """The models other than the original, each with its role.
 
     Raises:
         InputError: the references are no list.
     """
-    held = check_list(references, "the references")
-    named = [(f"reference-{n}", each) for n, each in enumerate(held, start=1)]
+    checked = check_list(references, "the references")
+    named = [(f"reference-{n}", source) for n, source in enumerate(checked, start=1)]
     return [("unlearned", unlearned), *named]
 
 
@@ -84,32 +82,41 @@ def open_inputs(
     config: AuditConfig,
     progress: Progress,
 ) -> Inputs:
-    """Read items, then open models, then check that they belong together.
+    """Read the items, open the models, and check that they belong together.
 
     Raises:
-        InputError: whatever cannot be audited, before any model is run.
+        InputError: inputs that cannot be audited; no model has been run.
     """
-    held_against = named_roles(unlearned, references)
-    gone, kept = text_items(forget, "forget"), text_items(retain, "retain")
+    sources = named_roles(unlearned, references)
+    forget_items, retain_items = (
+        text_items(forget, "forget"),
+        text_items(retain, "retain"),
+    )
     never = None if never_taught is None else text_items(never_taught, "never_taught")
-    check_sets(gone, kept, never, config).check()
+    check_sets(forget_items, retain_items, never, config).check()
     first = open_checkpoint(
         original, name="original", tokenizer=tokenizer, progress=progress
     )
-    checked = check_with_original(first, gone, kept, never, config)
-    checked.check()
-    warnings = list(checked.warnings)
-    others = []
-    for role, source in held_against:
-        other = open_checkpoint(
+    report = check_with_original(first, forget_items, retain_items, never, config)
+    report.check()
+    warnings = list(report.warnings)
+    opened = []
+    for role, source in sources:
+        checkpoint = open_checkpoint(
             source, name=role, tokenizer=tokenizer, progress=progress
         )
-        if other.tokenizer is None and isinstance(source, str | Path):
+        if checkpoint.tokenizer is None and isinstance(source, str | Path):
             warnings.append(f"{role} has no tokenizer: it is asked with the original's")
-        other = with_tokenizer(other, first)
-        check_same_tokenizer(first, other)
-        check_embedding_rows(other)
-        others.append(other)
+        checkpoint = with_tokenizer(checkpoint, first)
+        check_same_tokenizer(first, checkpoint)
+        check_embedding_rows(checkpoint)
+        opened.append(checkpoint)
     return Inputs(
-        first, others[0], tuple(others[1:]), gone, kept, never, tuple(warnings)
+        first,
+        opened[0],
+        tuple(opened[1:]),
+        forget_items,
+        retain_items,
+        never,
+        tuple(warnings),
     )

@@ -1,4 +1,4 @@
-"""The item sets an audit goes on with: what is known, and what nobody was taught."""
+"""Item sets used by an audit: known items, and never-taught items."""
 
 from dataclasses import replace
 from functools import lru_cache
@@ -14,11 +14,11 @@ from evidence.errors import InputError
 from evidence.seeds import numpy_rng
 
 MIN_RETAIN_ENTITIES, MIN_NEVER_TAUGHT_ENTITIES = 15, 4
-"""Fewest entities of the two sets; of the forget set the settings say how many."""
+"""Minimum numbers of entities; for the forget set, see the settings."""
 
 
 def min_entities_of(name: str, config: AuditConfig) -> int:
-    """Fewest entities of the "forget" or "retain" set that the original must know."""
+    """Minimum number of entities of the "forget" or "retain" set that the original must know."""
     return config.min_entities if name == "forget" else MIN_RETAIN_ENTITIES
 
 
@@ -29,38 +29,36 @@ def select_known_items(
 
     Args:
         name: "forget" or "retain".
-        items: All of the set.
         answered: (item,) whether the original answers it.
-        config: Settings.
 
     Raises:
-        InputError: it knows too little of the set.
+        InputError: the original knows too little of the set.
     """
     hits = np.asarray(answered, dtype=bool)
-    kept = tuple(item for item, hit in zip(items, hits, strict=True) if hit)
-    found = ItemSet(kept, items.name, items.format)
-    needed, present = min_entities_of(name, config), len(found.entities)
+    known = tuple(item for item, hit in zip(items, hits, strict=True) if hit)
+    selected = ItemSet(known, items.name, items.format)
+    needed, present = min_entities_of(name, config), len(selected.entities)
     if present < needed <= len(items.entities):
         raise InputError(
             f"the original does not know the {name} set: it answers "
-            f"{len(kept)} of {len(items)} items",
+            f"{len(known)} of {len(items)} items",
             expected=f"right answers about at least {needed} entities",
             got=str(present),
             fix="Check that the first model is the one before unlearning, that "
             "the prompts are in a form it can continue, and that answers are "
             "spelled as it would spell them",
         )
-    check_entity_count(found, needed, f"the {name} set")
-    return found
+    check_entity_count(selected, needed, f"the {name} set")
+    return selected
 
 
 def within_budget(retain: ItemSet, config: AuditConfig) -> ItemSet:
-    """The retain set, cut by entity to what the profile spends."""
-    entities, most = retain.entities, config.budget.retain_entities
-    if len(entities) <= most:
+    """The retain set, reduced to the profile's number of entities."""
+    entities, max_entities = retain.entities, config.budget.retain_entities
+    if len(entities) <= max_entities:
         return retain
     order = numpy_rng(config.seed, "retain").permutation(len(entities))
-    return retain.of_entities([entities[i] for i in order[:most]])
+    return retain.of_entities([entities[i] for i in order[:max_entities]])
 
 
 def invent_never_taught(
@@ -68,8 +66,8 @@ def invent_never_taught(
 ) -> ItemSet:
     """Never-taught items that mirror the forget set.
 
-    Several copies are invented, each with names of its own: the floor is then known
-    better than the candidate, and does not widen the interval of their difference.
+    Several copies are invented, each with new names: the floor is then estimated more precisely
+    than the candidate, and hardly widens the interval of their difference.
 
     Raises:
         InputError: a prompt does not name its entity, or no more names can be invented.
@@ -78,7 +76,7 @@ def invent_never_taught(
     return _invented(forget, retain, copies, config.seed)
 
 
-@lru_cache(maxsize=4)  # asked for before an audit and in it
+@lru_cache(maxsize=4)  # needed by the checks before an audit and by the audit
 def _invented(forget: ItemSet, retain: ItemSet, copies: int, seed: int) -> ItemSet:
     made: list[Item] = []
     for copy in range(copies):
@@ -91,18 +89,20 @@ def _invented(forget: ItemSet, retain: ItemSet, copies: int, seed: int) -> ItemS
     return ItemSet(tuple(made), "never taught", "invented")
 
 
-def check_never_taught(never: ItemSet, forget: ItemSet, retain: ItemSet) -> None:
-    """Never-taught items that are given name nobody that a model was taught.
+def check_never_taught(never_taught: ItemSet, forget: ItemSet, retain: ItemSet) -> None:
+    """Check that given never-taught items share no entity with the other sets.
 
     Raises:
-        InputError: one of their entities is in another set, or they are too few.
+        InputError: an entity is in another set, or there are too few.
     """
     taught = {normalize_text(entity) for entity in (*forget.entities, *retain.entities)}
-    shared = [entity for entity in never.entities if normalize_text(entity) in taught]
+    shared = [
+        entity for entity in never_taught.entities if normalize_text(entity) in taught
+    ]
     if shared:
         raise InputError(
             f"never-taught items name {shared[0]!r}, which is in the forget or "
             "retain file",
             expected="entities no model was taught",
         )
-    check_entity_count(never, MIN_NEVER_TAUGHT_ENTITIES, "the never-taught set")
+    check_entity_count(never_taught, MIN_NEVER_TAUGHT_ENTITIES, "the never-taught set")

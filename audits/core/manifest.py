@@ -1,4 +1,4 @@
-"""What a result was made from: code, packages, machine."""
+"""Provenance of a result: code, packages, machine."""
 
 import hashlib
 import platform
@@ -34,7 +34,7 @@ LIBRARIES = (
 
 
 def code_hash() -> str:
-    """sha256 over every source file whose change could change a result."""
+    """sha256 of every source file that can change a result."""
     digest = hashlib.sha256()
     for package in PACKAGES:
         spec = find_spec(package)
@@ -47,14 +47,14 @@ def code_hash() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Installed version of each library that computes something."""
-    found = {"python": platform.python_version()}
+    """Installed versions of Python and the numerical libraries."""
+    installed = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            installed[name] = "not installed"
+    return installed
 
 
 def hardware(device: str) -> dict[str, Any]:

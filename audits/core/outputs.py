@@ -1,4 +1,4 @@
-"""Output folders: whose work lies in one, and what of it may be deleted."""
+"""Output folders: who owns one, and which of its files may be deleted."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from evidence.storage.scratch import SCRATCH_NAME
 WORK, MARK = "work", "work/fingerprint.json"
 MAX_RESULT_BYTES = 256 << 20
 OWNER_MARK = "exhume.json"
-"""The mark of a folder that a command has to itself."""
+"""Marker file of a folder that belongs to one command."""
 # Every file that an audit or experiment writes into its work folder.
 WORK_FILES = re.compile(
     r"fingerprint\.json|planted\.safetensors|stages/[\w.+-]+\.json"
@@ -29,12 +29,12 @@ WORK_FILES = re.compile(
 
 @dataclass(frozen=True)
 class OutputKind:
-    """What a command writes into its output folder.
+    """The files that a command writes into its output folder.
 
     Attributes:
-        name: In errors, and in the mark of the folder; begins with a vowel.
+        name: Used in error messages and in the folder's marker; begins with a vowel.
         results: Files beside the work folder; the first is its JSON document.
-        keys: By which that document is known.
+        keys: Top-level keys that identify this document.
     """
 
     name: str
@@ -55,15 +55,14 @@ EXPERIMENT = OutputKind(
 
 
 def check_output_folder(root: Path, kind: OutputKind = AUDIT) -> str | None:
-    """Whether a run of this kind may write into ``root``, without touching it.
+    """Check whether a run of this kind may write into ``root``; nothing is changed.
 
     Returns:
-        The digest of what lies there, empty where it cannot be known any more; None
-        where nothing does.
+        The digest of the run in the folder, empty where it is unreadable; None for a free
+        folder.
 
     Raises:
-        InputError: it is a file, its work folder is a link, or it holds what is not
-            this kind's.
+        InputError: it is a file, its work folder is a link, or it holds files of another kind.
     """
     with disk_errors(root):
         if (root.is_symlink() or root.exists()) and not root.is_dir():
@@ -75,10 +74,10 @@ def check_output_folder(root: Path, kind: OutputKind = AUDIT) -> str | None:
                 f"{root / WORK} is a link, and links are not followed",
                 fix="choose another --out",
             )
-        found = _mark(root)
-        if found is not None:
-            if found["kind"] == kind.name:
-                return found["sha256"]
+        mark = _mark(root)
+        if mark is not None:
+            if mark["kind"] == kind.name:
+                return mark["sha256"]
             raise InputError(
                 f"{root} holds the work of another command",
                 expected="an empty or new folder",
@@ -96,7 +95,7 @@ def check_output_folder(root: Path, kind: OutputKind = AUDIT) -> str | None:
 
 
 def clear_outputs(root: Path, kind: OutputKind) -> None:
-    """Remove what an earlier run left, the results first: they must not outlive it."""
+    """Remove the files of an earlier run, results first: they must not outlive their work."""
     with disk_errors(root):
         if (root / WORK).exists():
             check_owned(root / WORK, WORK_FILES)
@@ -107,32 +106,30 @@ def clear_outputs(root: Path, kind: OutputKind) -> None:
 
 
 def _mark(root: Path) -> dict[str, str] | None:
-    """Kind and digest of what lies in ``root``; None where no mark of ours says it."""
+    """Kind and digest from the marker of ``root``; None without a valid marker."""
     try:
-        found = read_json(root / MARK)
+        mark = read_json(root / MARK)
     except InputError:
         return None
-    if not isinstance(found.get("sha256"), str) or not isinstance(
-        found.get("inputs"), dict
+    if not isinstance(mark.get("sha256"), str) or not isinstance(
+        mark.get("inputs"), dict
     ):
         return None
-    kind = found.get(
-        "kind", EXPERIMENT.name if "pga" in found["inputs"] else AUDIT.name
-    )
-    return {"kind": kind, "sha256": found["sha256"]}
+    kind = mark.get("kind", EXPERIMENT.name if "pga" in mark["inputs"] else AUDIT.name)
+    return {"kind": kind, "sha256": mark["sha256"]}
 
 
 def _written(root: Path, kind: OutputKind) -> bool:
-    """Whether a finished result of ours is there, though its work folder is gone."""
+    """Whether a finished result of this kind is there, though its work folder is missing."""
     try:
-        found = read_json(root / kind.results[0], max_bytes=MAX_RESULT_BYTES)
+        document = read_json(root / kind.results[0], max_bytes=MAX_RESULT_BYTES)
     except InputError:
         return False
-    return kind.keys <= found.keys()
+    return kind.keys <= document.keys()
 
 
 def _lost_mark(root: Path) -> bool:
-    """Whether our work is there under a mark that cannot be read any more."""
+    """Whether our work is there under an unreadable marker."""
     results = {*AUDIT.results, *EXPERIMENT.results}
     if not (root / MARK).is_file() or any((root / name).exists() for name in results):
         return False
@@ -144,12 +141,14 @@ def _lost_mark(root: Path) -> bool:
 
 
 def _only_leftovers(root: Path) -> bool:
-    """Whether there is nothing but what a run leaves that is killed as it begins."""
-    for place, folders, names in os.walk(root):
-        if any(Path(place, each).is_symlink() for each in [*folders, *names]):
+    """Whether there is nothing but what a run leaves that was killed at its start."""
+    for folder, folders, names in os.walk(root):
+        if any(Path(folder, name).is_symlink() for name in [*folders, *names]):
             return False
-        folders[:] = [each for each in folders if not SCRATCH_NAME.fullmatch(each)]
-        if Path(place) == root and set(folders) - {WORK}:
+        folders[:] = [
+            subfolder for subfolder in folders if not SCRATCH_NAME.fullmatch(subfolder)
+        ]
+        if Path(folder) == root and set(folders) - {WORK}:
             return False
         if not all(SCRATCH_NAME.fullmatch(name) or name == LOCK for name in names):
             return False
@@ -164,31 +163,30 @@ def hold_folder(
     settings: dict[str, Any],
     clear: Callable[[], None] | None = None,
 ) -> Iterator[None]:
-    """Hold the output folder of a command for a block, marked as that command's.
+    """Hold the output folder of a command for a block, and mark it as that command's.
 
     Args:
-        root: The folder; made where it does not exist, and taken away again where
-            nothing is put into it.
-        command: Whose it is.
-        names: Of the files and folders that the command writes there. Where one of them
-            is in a folder without the mark, it is somebody else's.
-        settings: What a second call must share to go on there.
-        clear: Removes what depends on settings; called where the mark is there, so that
-            other settings may take the place of those.
+        root: The folder; created if needed, and removed again if it stays empty.
+        command: Name of the command.
+        names: Files and folders that the command writes. One of these in a folder without the
+            marker belongs to somebody else.
+        settings: What a later call must share to continue there.
+        clear: Removes what depends on settings; called where the marker exists, and allows
+            other settings.
 
     Raises:
-        InputError: the folder is somebody else's, another run's or of other settings;
-            nothing was touched.
+        InputError: the folder belongs to somebody else, another run or other settings; nothing
+            was changed.
     """
-    known = {"command": command, "settings": settings}
+    marker = {"command": command, "settings": settings}
     fresh = clear is not None
-    _own(root, known, names, fresh)
+    _own(root, marker, names, fresh)
     with run_lock(root):
-        found = _own(root, known, names, fresh)
-        if clear is not None and found is not None:
+        existing = _own(root, marker, names, fresh)
+        if clear is not None and existing is not None:
             clear()
-        if found != known:
-            write_atomic(root / OWNER_MARK, json.dumps(known) + "\n")
+        if existing != marker:
+            write_atomic(root / OWNER_MARK, json.dumps(marker) + "\n")
         try:
             yield
         finally:
@@ -197,35 +195,35 @@ def hold_folder(
 
 
 def _own(
-    root: Path, known: dict[str, Any], names: Sequence[str], fresh: bool
+    root: Path, marker: dict[str, Any], names: Sequence[str], fresh: bool
 ) -> dict[str, Any] | None:
-    """The mark in the folder of a command; None where it has none yet."""
-    there = [name for name in names if os.path.lexists(root / name)]
-    for name in there:
+    """The marker in the folder of a command; None where it has none yet."""
+    present = [name for name in names if os.path.lexists(root / name)]
+    for name in present:
         if (root / name).is_symlink():
             raise InputError(
                 f"{root / name} is a link, and links are not followed",
                 fix="choose another --out",
             )
     if not os.path.lexists(root / OWNER_MARK):
-        if there:
+        if present:
             raise InputError(
-                f"{root / there[0]} was not written by exhume {known['command']}",
+                f"{root / present[0]} was not written by exhume {marker['command']}",
                 fix="move it away, or choose another --out",
             )
         return None
-    found = read_json(root / OWNER_MARK)
-    if found.get("command") != known["command"]:
+    existing = read_json(root / OWNER_MARK)
+    if existing.get("command") != marker["command"]:
         raise InputError(
             f"{root} holds the work of another command",
             expected="an empty or new folder",
             fix="choose another --out",
         )
-    if found != known and not fresh:
+    if existing != marker and not fresh:
         raise InputError(
-            f"{root} holds the {known['command']} of other settings",
-            expected=json.dumps(known["settings"]),
-            got=json.dumps(found.get("settings"))[:200],
+            f"{root} holds the {marker['command']} of a call with other settings",
+            expected=json.dumps(marker["settings"]),
+            got=json.dumps(existing.get("settings"))[:200],
             fix="choose another --out, or pass --fresh to replace it",
         )
-    return found
+    return existing

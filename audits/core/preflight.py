@@ -1,4 +1,4 @@
-"""Before any axis: are the inputs sound, and does the candidate still work?"""
+"""Checks before any axis: compatible tokenizers, and the candidate's utility."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ from capture.checkpoints.open import Checkpoint
 from capture.checkpoints.schemas.library_errors import library_errors
 from evidence.errors import InputError
 
-# Each measure of usefulness and its limit in ``Rule``.
+# Each measure of utility and its limit in ``Rule``.
 LIMITS = {
     "retain accuracy": "utility",
     "general text, probability a token": "utility",
@@ -25,8 +25,8 @@ class Damage:
     """Signs that the candidate is broken rather than unlearned.
 
     Attributes:
-        shares: Each measure of usefulness as a share of the original's.
-        reasons: Which of them fell under their limit, in words.
+        shares: Each measure of utility as a share of the original's.
+        reasons: Measures below their limit, in words.
     """
 
     shares: dict[str, float]
@@ -34,17 +34,17 @@ class Damage:
 
     @property
     def found(self) -> bool:
-        """Whether any limit was broken."""
+        """Whether a measure is below its limit."""
         return bool(self.reasons)
 
 
 def check_embedding_rows(model: Checkpoint) -> None:
-    """A model has a row in its embedding for every token of its vocabulary.
+    """Check that the embedding has a row for every token of the vocabulary.
 
-    Tokens that were added to the vocabulary later may lack one while no text has them.
+    Added tokens may lack one as long as no text contains them.
 
     Raises:
-        InputError: the tokenizer is another model's.
+        InputError: the tokenizer belongs to another model.
     """
     rows = model.config.get("vocab_size")
     backend = getattr(model.tokenizer, "backend_tokenizer", None)
@@ -62,19 +62,19 @@ def check_embedding_rows(model: Checkpoint) -> None:
 
 
 def check_same_tokenizer(original: Checkpoint, other: Checkpoint) -> None:
-    """Both models must read text alike.
+    """Check that both models tokenize text equally.
 
     Raises:
-        InputError: the vocabularies differ, or a probe text is split differently.
+        InputError: the vocabularies differ, or a test text is split differently.
     """
     a, b = original.tokenizer, other.tokenizer
     text = "The capital city of France is Paris; 1,234 naïve cafés — done?\n\tend"
     with library_errors(f"the tokenizer of {other.name} cannot read every text"):
-        ids = [each(text, verbose=False)["input_ids"] for each in (a, b)]
+        ids = [tokenizer(text, verbose=False)["input_ids"] for tokenizer in (a, b)]
     if a.get_vocab() == b.get_vocab() and ids[0] == ids[1]:
         return
     raise InputError(
-        f"{other.name} has another tokenizer than {original.name}",
+        f"{other.name} and {original.name} have different tokenizers",
         expected=f"the same {len(a)} tokens",
         got=f"{len(b)} tokens",
         fix="Audit checkpoints of one base model; if only the tokenizer file is "
@@ -85,19 +85,19 @@ def check_same_tokenizer(original: Checkpoint, other: Checkpoint) -> None:
 def compare_utility(
     original: dict[str, Any], candidate: dict[str, Any], rule: Rule
 ) -> Damage:
-    """Compare what both models still can do, item by item where the original could.
+    """Compare the utility of both models, on items where the original has it.
 
     Args:
-        original: ``retain`` (row,) greedy hits, ``general`` log-probability a token
-            or None, ``texts`` free generations, ``spread`` by site.
+        original: ``retain`` (row,) exact match, ``general`` log-probability a token or None,
+            ``texts`` free generations, ``spread`` by site.
         candidate: The same of the candidate, for the same rows.
         rule: Limits.
     """
     shares: dict[str, float] = {}
     reasons = []
-    knew = np.array(original["retain"], dtype=float)
-    knows = np.array(candidate["retain"], dtype=float)
-    shares["retain accuracy"] = float(knows[knew > 0].mean())
+    original_hits = np.array(original["retain"], dtype=float)
+    candidate_hits = np.array(candidate["retain"], dtype=float)
+    shares["retain accuracy"] = float(candidate_hits[original_hits > 0].mean())
     if original["general"] is not None and _speaks(original["general"]):
         gap = (
             candidate["general"]["logprob_per_token"]
@@ -132,24 +132,24 @@ def compare_utility(
 
 
 def _speaks(general: dict[str, float]) -> bool:
-    """Whether general text means anything to a model: far better than guessing."""
+    """Whether a model's score on general text is far better than a uniform guess."""
     return general["logprob_per_token"] > 0.75 * general["logprob_of_guessing"]
 
 
 def spread(states: np.ndarray) -> dict[str, float]:
-    """How many directions the rows of ``states`` really use.
+    """Effective rank of the rows of ``states``.
 
     Args:
         states: (item, d_model).
 
     Returns:
-        ``effective_rank``, the participation ratio (sum of variances squared over
-        sum of squared variances); 1.0 for states without variance or not finite.
+        ``effective_rank``, the participation ratio: squared sum of variances over sum of
+        squared variances; 1.0 for states that are constant or not finite.
     """
     if not np.isfinite(states).all():
         return {"effective_rank": 1.0}
-    centred = states.astype(np.float64) - states.mean(0, dtype=np.float64)
-    variances = np.linalg.svd(centred, compute_uv=False) ** 2
+    centered = states.astype(np.float64) - states.mean(0, dtype=np.float64)
+    variances = np.linalg.svd(centered, compute_uv=False) ** 2
     total = variances.sum()
     if total <= 0:
         return {"effective_rank": 1.0}

@@ -1,4 +1,4 @@
-"""A work folder whose finished stages survive any interruption."""
+"""Resumable stages: a work folder whose finished stages survive interruption."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ from evidence.results import AxisResult
 from evidence.storage.files import read_json, write_atomic
 from evidence.storage.regular_files import open_regular
 
-# Raise when stage contents change meaning, so that old work is not mixed in.
+# Increase when stage contents change meaning, so that old work is not reused.
 STAGE_VERSION = "1"
 MAX_STAGE_BYTES = 1 << 30
 
@@ -36,7 +36,7 @@ def canonical_json(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Stage:
-    """What a stage gave and what it cost in the run that computed it."""
+    """Result of a stage, and its cost in the run that computed it."""
 
     result: Any
     seconds: float
@@ -45,13 +45,13 @@ class Stage:
 
 @dataclass(frozen=True)
 class Workspace:
-    """``OUT/work``: one JSON file a finished stage, kept until the inputs change."""
+    """``OUT/work``: one JSON file per finished stage, kept until the inputs change."""
 
     root: Path
 
     @property
     def work(self) -> Path:
-        """Where stages and activations lie."""
+        """Folder of stages and activations."""
         return self.root / WORK
 
     @classmethod
@@ -62,34 +62,36 @@ class Workspace:
         fresh: bool,
         kind: OutputKind = AUDIT,
     ) -> "Workspace":
-        """Open or make the folder for exactly these inputs.
+        """Open or create the folder for exactly these inputs.
 
-        Whoever calls it holds the folder (``evidence.storage.locks.run_lock``).
+        The caller holds the folder (``evidence.storage.locks.run_lock``).
 
         Args:
             root: The output folder.
             fingerprint: Everything the result depends on.
-            fresh: Throw away what another run of this kind left there.
+            fresh: Delete what another run of this kind left there.
             kind: What is written there.
 
         Raises:
-            InputError: the folder holds another audit, or is a file, or holds
-                files that are not an audit's; nothing was changed then.
+            InputError: the folder holds another audit, is a file, or holds files that are not
+                an audit's; nothing was changed.
         """
         text = canonical_json(fingerprint | {"stage_version": STAGE_VERSION})
         digest = hashlib.sha256(text.encode()).hexdigest()
-        found = check_output_folder(root, kind)
-        if found != digest:
-            if found is not None and not fresh:
-                known = "other inputs, settings or version" if found else "damaged"
+        existing = check_output_folder(root, kind)
+        if existing != digest:
+            if existing is not None and not fresh:
+                difference = (
+                    "other inputs, settings or version" if existing else "damaged"
+                )
                 raise InputError(
-                    f"{root} holds another {kind.name} ({known})",
+                    f"{root} holds another {kind.name} ({difference})",
                     fix="choose another --out, or pass --fresh to replace it",
                 )
             clear_outputs(root, kind)
         elif fresh:
             clear_outputs(root, kind)
-        if fresh or found != digest:
+        if fresh or existing != digest:
             mark = {"kind": kind.name, "sha256": digest, "inputs": fingerprint}
             write_atomic(root / MARK, canonical_json(mark))
         return cls(root)
@@ -97,16 +99,15 @@ class Workspace:
     def run(
         self, name: str, compute: Callable[[], Any], files: Sequence[str] = ()
     ) -> Stage:
-        """The stage's saved result, or compute it and save it.
+        """Load the stage's saved result, or compute and save it.
 
-        The result always comes back through its JSON text, so that a resumed audit
-        and an uninterrupted one continue from the same bytes. A stage whose file is
-        damaged, or that lost one of ``files``, is computed again.
+        The result always goes through its JSON text, so that a resumed and an uninterrupted
+        audit continue from the same bytes. A stage whose file is damaged, or that lost one of
+        ``files``, is computed again.
 
         Args:
-            name: Of the stage.
-            compute: Gives what can be written as JSON.
-            files: What else it writes into the work folder, where it does.
+            compute: Returns a JSON-serializable result.
+            files: Other files that the stage writes into the work folder.
         """
         path = self.work / "stages" / f"{name}.json"
         done = self._saved(path)
@@ -125,7 +126,7 @@ class Workspace:
         return done
 
     def _saved(self, path: Path) -> Stage | None:
-        """What a stage saved; None where it is not there as it was saved."""
+        """A saved stage; None where the file is missing or damaged."""
         try:
             saved = read_json(path, max_bytes=MAX_STAGE_BYTES)
         except InputError:
@@ -138,27 +139,19 @@ class Workspace:
         return Stage(**saved)
 
     def _hash(self, name: str) -> str | None:
-        """sha256 of a file in the work folder; None where there is no such file.
-
-        A folder or a pipe of that name is none: what writes the file deals with it.
-        """
-        found = hashlib.sha256()
+        """sha256 of a file in the work folder; None where there is no such regular file."""
         try:
             with open_regular(self.work / name) as file:
-                while block := file.read(1 << 22):
-                    found.update(block)
+                return hashlib.file_digest(file, "sha256").hexdigest()  # pyright: ignore
         except InputError:
             return None
-        return found.hexdigest()
 
 
 @dataclass(frozen=True)
 class StageRunner:
-    """Runs the stages of one audit and keeps what each took.
+    """Runs the stages of one audit and records their cost.
 
     Attributes:
-        workspace: Where finished stages lie.
-        progress: Where it is said that a stage is done.
         cost: Seconds and peak memory by stage.
     """
 
@@ -169,7 +162,7 @@ class StageRunner:
     def stage(
         self, name: str, compute: Callable[[], Any], files: Sequence[str] = ()
     ) -> Any:
-        """The stage's result, computed or found; arguments as ``Workspace.run``."""
+        """The stage's result, computed or loaded; arguments as ``Workspace.run``."""
         start = perf_counter()
         done = self.workspace.run(name, compute, files)
         self.progress.note(f"stage {name} done in {perf_counter() - start:.0f} s")
@@ -180,7 +173,7 @@ class StageRunner:
         return done.result
 
     def with_cost(self, axes: dict[str, AxisResult]) -> dict[str, AxisResult]:
-        """The axes with what the stage of the same name took, if there is one."""
+        """The axes, each with the cost of the stage of the same name, if there is one."""
         nothing = {"seconds": 0.0, "peak_memory_bytes": 0}
         spent = {name: self.cost.get(name, nothing) for name in axes}
         return {
@@ -198,12 +191,12 @@ def axis_stage(
     name: str,
     compute: Callable[[], AxisResult],
 ) -> AxisResult:
-    """An axis whose result is a stage's, computed or found."""
+    """An axis whose result is a stage, computed or loaded."""
     return AxisResult.from_dict(stage(name, lambda: compute().to_dict()))
 
 
 def peak_memory() -> int:
-    """Largest resident size of this process so far, in bytes."""
+    """Peak resident memory of this process so far, in bytes."""
     info = psutil.Process().memory_info()
     try:
         import resource

@@ -1,8 +1,8 @@
-"""What the models of an image audit name, and what of it the audit goes on with.
+"""Baseline of an image audit: the evaluation sets, and each model's predictions.
 
-The unit is the image. Images are dealt into sets once: forget images in two halves,
-each the other's fitting part; retain images into a part to fit on and one to compare
-with; never-taught images, made of the latter.
+The unit is the image. Images are assigned to sets once: forget images to two halves, each used
+to fit for the other; retain images to a fitting part and a comparison part; never-taught images
+are made from the latter.
 """
 
 from dataclasses import dataclass
@@ -23,29 +23,30 @@ from evidence.intervals import EntityValues, average_by_entity
 from evidence.seeds import numpy_rng
 
 RETAIN_FACTOR = 4
-"""Retain images used, in times of the budget's retain entities."""
+"""Maximum number of retain images, in multiples of the budget's retain entities."""
 MIN_RETAIN = 15
 NEVER_TAUGHT_FACTOR, MIN_NEVER_TAUGHT = 2, 96
-"""Never-taught images made for each forgotten one, and at least."""
+"""Never-taught images made per forgotten image, and their minimum number."""
 MIN_DIFFERENCE = 0.5
-"""How far from its floor to the original what reads the original's code in a candidate
-must find the class. Where one direction lies in a model that never saw it is an
-accident of the model (0.25 to 0.6 in twins of tuning seed 0, whose images agree with
-each other all the same), and the states of a retrain from the same starting weights
-bring an original to name half of the images at times (``docs/vision.md``)."""
+"""Minimum residual for measurements that share the original's representation basis. Where a
+single direction lies in a model that never saw the class is an accident of the model (residuals
+of 0.25 to 0.6 in retrains of tuning seed 0, consistently over images), and patched states of a
+retrain from the same starting weights sometimes lead the original to predict the class for half
+of the images (``docs/results/vision.md``)."""
 N_INVENTED_CLASSES = 12
-"""Kinds of never-taught images: halves of one pair of classes each."""
+"""Never-taught classes: each composes halves of one pair of retain classes."""
 
 
 @dataclass(frozen=True)
 class EvaluationSets:
-    """The images of an audit, all of them known to the original but the invented.
+    """The image sets of an audit; the original predicts all but the invented ones correctly.
 
     Attributes:
-        forget: Of the forgotten class.
-        fit: Of the other classes, for fitting and teaching.
-        check: Of the other classes, for comparing with.
-        never: Of classes that no model saw; none that the original calls the class.
+        forget: Images of the forgotten class.
+        fit: Images of the other classes, for fitting and training.
+        check: Images of the other classes, for comparison.
+        never: Images of classes that no model saw, without those that the original predicts as
+            the class.
     """
 
     forget: ImageSet
@@ -55,7 +56,7 @@ class EvaluationSets:
 
     @property
     def label(self) -> int:
-        """Number of the class to forget."""
+        """Index of the class to forget."""
         return int(self.forget.labels[0])
 
     @property
@@ -65,59 +66,56 @@ class EvaluationSets:
 
 
 def select(run: ImageRun) -> dict[str, Any]:
-    """Choose the images; JSON-ready, by number in the sets given.
+    """Choose the images; JSON-ready, as indices into the given sets.
 
     Raises:
-        InputError: the original names too few images of either set.
+        InputError: the original predicts too few images of either set correctly.
     """
     forget, retain = run.inputs.forget, run.inputs.retain
     budget, seed = run.config.budget, run.config.seed
     with run.models["original"].loaded(run.device) as model:
-        kept = {}
-        for name, images, most, least in (
+        chosen = {}
+        for name, images, max_images, min_images in (
             ("forget", forget, budget.retain_entities, run.config.min_entities),
-            (
-                "retain",
-                retain,
-                RETAIN_FACTOR * budget.retain_entities,
-                MIN_RETAIN,
-            ),
+            ("retain", retain, RETAIN_FACTOR * budget.retain_entities, MIN_RETAIN),
         ):
             order = numpy_rng(seed, "images", name).permutation(len(images))
-            asked = order[: 2 * most]
+            tried = order[: 2 * max_images]
             right = (
-                predicted_classes(model, images.select(asked)) == images.labels[asked]
+                predicted_classes(model, images.select(tried)) == images.labels[tried]
             )
-            kept[name] = np.sort(asked[right][:most])
-            if len(kept[name]) < least:
+            chosen[name] = np.sort(tried[right][:max_images])
+            if len(chosen[name]) < min_images:
                 raise InputError(
                     f"the original does not know the {name} set: it names "
-                    f"{int(right.sum())} of {len(asked)} images",
-                    expected=f"right classes of at least {least} images",
+                    f"{int(right.sum())} of {len(tried)} images",
+                    expected=f"right classes of at least {min_images} images",
                     got=str(int(right.sum())),
                     fix="Check that the first model is the one before unlearning and "
                     "that class numbers and pixel values are those it was trained on",
                 )
-        order = numpy_rng(seed, "images", "halves").permutation(kept["retain"])
+        order = numpy_rng(seed, "images", "halves").permutation(chosen["retain"])
         cut = len(order) // 2
         parts = {"fit": np.sort(order[:cut]), "check": np.sort(order[cut:])}
-        never = run.inputs.never_taught
-        if never is None:
-            never = _invented(run, retain.select(parts["check"]), len(kept["forget"]))
-        named_so = predicted_classes(model, never) == int(forget.labels[0])
-    if named_so.mean() > 0.5:
+        never_taught = run.inputs.never_taught
+        if never_taught is None:
+            never_taught = _invented(
+                run, retain.select(parts["check"]), len(chosen["forget"])
+            )
+        called_class = predicted_classes(model, never_taught) == int(forget.labels[0])
+    if called_class.mean() > 0.5:
         raise InputError(
-            "the original calls most never-taught images the forgotten class",
+            "the original predicts the forgotten class for most never-taught images",
             expected="images of classes that it was not taught",
-            got=f"{named_so.mean():.0%}",
+            got=f"{called_class.mean():.0%}",
         )
     return {
-        "never_called": float(named_so.mean()),
-        "forget": kept["forget"].tolist(),
+        "never_called": float(called_class.mean()),
+        "forget": chosen["forget"].tolist(),
         "fit": parts["fit"].tolist(),
         "check": parts["check"].tolist(),
-        # What the original itself takes for the class is no floor.
-        "never": np.flatnonzero(~named_so).tolist(),
+        # Images that the original predicts as the class are no floor.
+        "never": np.flatnonzero(~called_class).tolist(),
     }
 
 
@@ -125,21 +123,21 @@ def selected_sets(run: ImageRun, chosen: dict[str, Any]) -> EvaluationSets:
     """The images that ``select`` chose."""
     forget, retain = run.inputs.forget, run.inputs.retain
     check = retain.select(chosen["check"], "check")
-    never = run.inputs.never_taught
-    if never is None:
-        never = _invented(run, check, len(chosen["forget"]))
+    never_taught = run.inputs.never_taught
+    if never_taught is None:
+        never_taught = _invented(run, check, len(chosen["forget"]))
     return EvaluationSets(
         forget.select(chosen["forget"], "forget"),
         retain.select(chosen["fit"], "fit"),
         check,
-        never.select(chosen["never"], "never_taught"),
+        never_taught.select(chosen["never"], "never_taught"),
     )
 
 
-def _invented(run: ImageRun, known: ImageSet, forgotten: int) -> ImageSet:
+def _invented(run: ImageRun, retain: ImageSet, forgotten: int) -> ImageSet:
     count = max(NEVER_TAUGHT_FACTOR * forgotten, MIN_NEVER_TAUGHT)
     rng = numpy_rng(run.config.seed, "never taught", "images")
-    return invent_images(known, count, rng, N_INVENTED_CLASSES)
+    return invent_images(retain, count, rng, N_INVENTED_CLASSES)
 
 
 def finite_logits(model: nn.Module, images: ImageSet) -> np.ndarray:
@@ -148,26 +146,23 @@ def finite_logits(model: nn.Module, images: ImageSet) -> np.ndarray:
     Raises:
         InputError: they are not finite.
     """
-    found = logits_with_edits(model, images, {}, find_image_sites(model)).numpy()
-    if not np.isfinite(found).all():
+    logits = logits_with_edits(model, images, {}, find_image_sites(model)).numpy()
+    if not np.isfinite(logits).all():
         raise InputError("the model's logits are not finite")
-    return found
+    return logits
 
 
 def predicted_classes(model: nn.Module, images: ImageSet) -> np.ndarray:
-    """(image,) number of the class the model names."""
+    """(image,) predicted class index."""
     return finite_logits(model, images).argmax(1)
 
 
 def pool_places(states: Tensor) -> np.ndarray:
-    """(image, d) of whole states: a class token beside the mean place, or that mean.
-
-    Without a class token every place counts alike, as for what is pooled anyway.
-    """
+    """(image, d) of full states: class token and mean patch, or the mean over positions."""
     places = as_positions(states).double()
     if states.dim() == 3:
-        first, rest = places[:, 0], places[:, 1:].mean(1)
-        return np.concatenate([first.numpy(), rest.numpy()], axis=1)
+        first, patches = places[:, 0], places[:, 1:].mean(1)
+        return np.concatenate([first.numpy(), patches.numpy()], axis=1)
     return places.mean(1).numpy()
 
 
@@ -175,16 +170,16 @@ def pooled_states(
     model: nn.Module, images: ImageSet, sites: list[str]
 ) -> dict[str, np.ndarray]:
     """Site to (image, d) pooled states."""
-    found = image_states(model, images, sites, find_image_sites(model))
-    return {site: pool_places(states) for site, states in found.items()}
+    states_by_site = image_states(model, images, sites, find_image_sites(model))
+    return {site: pool_places(states) for site, states in states_by_site.items()}
 
 
 def late_sites(model: nn.Module) -> list[str]:
-    """Blocks from the middle on, and what enters the classifier.
+    """Blocks from the middle on, and the classifier's input.
 
-    What leaves the first blocks still is the picture, and a retrain from the same
-    starting weights computes it alike: there the original's reader would find a class
-    that the model never saw. Chosen on tuning seed 0 of the digits world.
+    The first blocks still encode the picture itself, and a retrain from the same starting
+    weights computes the same: there the original's probe would find a class that the model
+    never saw. Chosen on tuning seed 0 of the digits world.
     """
     where = find_image_sites(model)
     blocks = where.of("resid")
@@ -192,13 +187,12 @@ def late_sites(model: nn.Module) -> list[str]:
 
 
 def score_baseline(run: ImageRun, role: str, sets: EvaluationSets) -> dict[str, Any]:
-    """What one model names, in one loading; JSON-ready.
+    """Predictions of one model; JSON-ready.
 
     Returns:
-        ``named``: (image,) 1 where the class is named, of "forget" and "never_taught";
-        ``rank``: (image,) share of the other classes' images whose logit of the class,
-        against the rest of their logits, is lower; ``useful``: as
-        ``audits.core.preflight.utility`` wants it.
+        ``named``: (image,) 1 where the class is predicted, for "forget" and "never_taught";
+        ``rank``: (image,) share of other classes' images with a lower log-odds of the class;
+        ``useful``: input of ``audits.core.preflight.utility``.
     """
     with run.models[role].loaded(run.device) as model:
         logits = {
@@ -231,31 +225,33 @@ def score_baseline(run: ImageRun, role: str, sets: EvaluationSets) -> dict[str, 
 
 def _margin(logits: np.ndarray, label: int) -> np.ndarray:
     """(image,) log-odds of the class against all others."""
-    rest = np.delete(logits, label, axis=1)
-    top = rest.max(1)
-    return logits[:, label] - top - np.log(np.exp(rest - top[:, None]).sum(1))
+    others = np.delete(logits, label, axis=1)
+    top = others.max(1)
+    return logits[:, label] - top - np.log(np.exp(others - top[:, None]).sum(1))
 
 
 def rank_among(values: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """(...,) share of ``others`` below each value, ties counting half; chance 0.5."""
+    """(...,) share of ``others`` below each value, ties counting half; chance is 0.5."""
     order = np.sort(others)
     below = np.searchsorted(order, values, "left")
     return (below + np.searchsorted(order, values, "right")) / (2 * len(order))
 
 
 def check_swap(baseline_scores: dict[str, Any]) -> None:
-    """Refuse sets that behaviour shows to be swapped.
+    """Refuse sets that the candidate's predictions show to be swapped.
 
     Raises:
         InputError: the candidate kept the forget images and lost the retain images.
     """
-    gone = baseline_scores["named"]["forget"]
-    kept = baseline_scores["useful"]["retain"]
-    error = swapped_files_error((len(gone), sum(gone)), (len(kept), sum(kept)))
+    forget_named = baseline_scores["named"]["forget"]
+    retain_named = baseline_scores["useful"]["retain"]
+    error = swapped_files_error(
+        (len(forget_named), sum(forget_named)), (len(retain_named), sum(retain_named))
+    )
     if error:
         raise error
 
 
-def image_values(found: Any, images: ImageSet) -> EntityValues:
-    """(image, column) scores, every image a unit."""
-    return average_by_entity(np.asarray(found, dtype=np.float64), images.ids)
+def image_values(scores: Any, images: ImageSet) -> EntityValues:
+    """(image, column) scores with every image as a unit."""
+    return average_by_entity(np.asarray(scores, dtype=np.float64), images.ids)

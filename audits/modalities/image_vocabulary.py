@@ -1,4 +1,4 @@
-"""Names of what an image audit reads, and why it leaves some axes out."""
+"""Names of an image audit's readings, and the reasons for the axes it leaves out."""
 
 NAMED = "named as the class"
 RANKED = "logit of the class, ranked among other images"
@@ -14,7 +14,7 @@ SKIPPED_AXES = {
     "circuit": "its edges are found from pairs of prompts that differ in one name",
     "membership": "its signature is read from the tokens of a sequence",
 }
-"""Axes that image pairs do not have, and the reason."""
+"""Axes that image audits do not have, with the reason."""
 NOT_MEASURED = (
     "Not asked of image models: free text, general text and other wordings, which a "
     "classifier does not have. What it is still good for is the share of the other "

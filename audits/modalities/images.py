@@ -1,4 +1,4 @@
-"""Open and check everything an audit of image classifiers starts from."""
+"""Open and check all inputs of an audit of image classifiers."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,9 +17,9 @@ from evidence.errors import InputError
 from evidence.progress import Progress
 
 MIN_RETAIN_CLASSES = 2
-"""Classes that stay: never-taught images are made of halves of two."""
+"""Minimum number of retain classes: never-taught images compose halves of two."""
 MIN_NEVER_TAUGHT_IMAGES = 8
-"""Images of one class among never-taught ones given."""
+"""Minimum size of the largest class of given never-taught images."""
 
 
 def open_images(
@@ -32,42 +32,42 @@ def open_images(
     never_taught: Path | str | ImageSet | None,
     progress: Progress,
 ) -> ImageInputs:
-    """Open models, read images as the original takes them, check that they fit.
+    """Open the models, read images with the original's preprocessing, check compatibility.
 
     Raises:
-        InputError: whatever cannot be audited, before any model is run.
+        InputError: inputs that cannot be audited; no model has been run.
     """
-    held_against = named_roles(unlearned, references)
+    sources = named_roles(unlearned, references)
     first = open_checkpoint(original, name="original", progress=progress)
     _check_classifier(first)
     network_size(first)
-    eye = ImagePreprocessor.from_config(first.config, first.path)
-    gone = read_images(forget, eye, "forget")
-    kept = read_images(retain, eye, "retain")
+    preprocessor = ImagePreprocessor.from_config(first.config, first.path)
+    forget_images = read_images(forget, preprocessor, "forget")
+    retain_images = read_images(retain, preprocessor, "retain")
     never = None
     if never_taught is not None:
-        # Of classes that nobody was taught, so of none that the model has.
-        eye_never = replace(eye, classes=None)
-        never = read_images(never_taught, eye_never, "never_taught")
-        eye_never.check(never)
-    for images in (gone, kept):
-        eye.check(images)
-    _check_sets(gone, kept, never)
-    others = []
-    for role, source in held_against:
-        other = open_checkpoint(source, name=role, progress=progress)
-        _check_classifier(other)
-        _check_same(first, eye, other)
-        others.append(other)
+        # Never-taught classes are not among the model's classes.
+        never_taught_preprocessor = replace(preprocessor, classes=None)
+        never = read_images(never_taught, never_taught_preprocessor, "never_taught")
+        never_taught_preprocessor.check(never)
+    for images in (forget_images, retain_images):
+        preprocessor.check(images)
+    _check_sets(forget_images, retain_images, never)
+    opened = []
+    for role, source in sources:
+        checkpoint = open_checkpoint(source, name=role, progress=progress)
+        _check_classifier(checkpoint)
+        _check_same(first, preprocessor, checkpoint)
+        opened.append(checkpoint)
     left_out = [
         f"{name}: not run on images; {why}." for name, why in SKIPPED_AXES.items()
     ]
     return ImageInputs(
         first,
-        others[0],
-        tuple(others[1:]),
-        gone,
-        kept,
+        opened[0],
+        tuple(opened[1:]),
+        forget_images,
+        retain_images,
         never,
         (*left_out, NOT_MEASURED),
     )
@@ -78,33 +78,37 @@ def _check_classifier(model: Checkpoint) -> None:
         return
     kinds = model.config.get("architectures") or [model.config.get("model_type")]
     raise InputError(
-        f"{model.name} is no image classifier, but the items are images",
+        f"{model.name} is not an image classifier, but the items are images",
         expected="a transformers model such as ViTForImageClassification",
         got=str(kinds[0]),
         fix="Pass text items (JSONL) for a language model",
     )
 
 
-def _check_same(first: Checkpoint, eye: ImagePreprocessor, other: Checkpoint) -> None:
-    """Models that are compared name the same classes of the same images."""
-    theirs = ImagePreprocessor.from_config(other.config, other.path)
-    for what, ours, own in (
-        ("number of classes", eye.classes, theirs.classes),
-        ("number of channels", eye.channels, theirs.channels),
-        ("image size", eye.size, theirs.size),
+def _check_same(
+    first: Checkpoint, preprocessor: ImagePreprocessor, other: Checkpoint
+) -> None:
+    """Check that two models have the same classes, channels and image size."""
+    other_preprocessor = ImagePreprocessor.from_config(other.config, other.path)
+    for quantity, expected, value in (
+        ("number of classes", preprocessor.classes, other_preprocessor.classes),
+        ("number of channels", preprocessor.channels, other_preprocessor.channels),
+        ("image size", preprocessor.size, other_preprocessor.size),
     ):
-        if ours != own:
+        if expected != value:
             raise InputError(
-                f"{other.name} has another {what} than {first.name}",
-                expected=str(ours),
-                got=str(own),
+                f"{other.name} and {first.name} differ in the {quantity}",
+                expected=str(expected),
+                got=str(value),
                 fix="Audit checkpoints of one architecture, the forgotten class's "
                 "output still there",
             )
 
 
-def _check_sets(forget: ImageSet, retain: ImageSet, never: ImageSet | None) -> None:
-    """One class to forget, two or more to keep, no image in two sets."""
+def _check_sets(
+    forget: ImageSet, retain: ImageSet, never_taught: ImageSet | None
+) -> None:
+    """Check for one forget class, enough retain classes, and no image in two sets."""
     classes = np.unique(forget.labels)
     if len(classes) != 1:
         raise InputError(
@@ -118,27 +122,27 @@ def _check_sets(forget: ImageSet, retain: ImageSet, never: ImageSet | None) -> N
             expected="a class is either to be forgotten or to be kept",
             fix="Remove its images from the retain set",
         )
-    kept = np.unique(retain.labels)
-    if len(kept) < MIN_RETAIN_CLASSES:
+    retain_classes = np.unique(retain.labels)
+    if len(retain_classes) < MIN_RETAIN_CLASSES:
         raise InputError(
             "too few classes in the retain images",
             expected=f"at least {MIN_RETAIN_CLASSES}",
-            got=str(len(kept)),
+            got=str(len(retain_classes)),
         )
-    if never is not None:
-        most = int(np.unique(never.labels, return_counts=True)[1].max())
-        if most < MIN_NEVER_TAUGHT_IMAGES:
+    if never_taught is not None:
+        largest_class = int(np.unique(never_taught.labels, return_counts=True)[1].max())
+        if largest_class < MIN_NEVER_TAUGHT_IMAGES:
             raise InputError(
                 "no class of the never-taught images is large enough to be taught",
                 expected=f"{MIN_NEVER_TAUGHT_IMAGES} images of one class",
-                got=str(most),
+                got=str(largest_class),
             )
     seen = {_content(forget, row) for row in range(len(forget))}
-    for other in (retain, never) if never is not None else (retain,):
-        for row in range(len(other)):
-            if _content(other, row) in seen:
+    for images in (retain, never_taught) if never_taught is not None else (retain,):
+        for row in range(len(images)):
+            if _content(images, row) in seen:
                 raise InputError(
-                    f"image {other.ids[row]} of {other.name} is a forget image as well",
+                    f"image {images.ids[row]} of {images.name} is a forget image as well",
                     expected="no image in two sets",
                 )
 

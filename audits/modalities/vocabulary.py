@@ -1,7 +1,7 @@
-"""What verdicts call the thing that was to be forgotten: facts, or a class of images.
+"""Words of the verdict's sentences: for facts, and for a class of images.
 
-The rule is one and the same; only its sentences differ. A name in a sentence is that
-of a reading, so that whoever reads a report finds it in the table.
+The rule is the same; only its sentences differ. Reading names are used verbatim in sentences,
+so that they can be found in the report's tables.
 """
 
 from collections.abc import Mapping
@@ -20,23 +20,23 @@ CLASS_FLOORS = {
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Sentences and their parts, by what was to be forgotten.
+    """Sentences and phrases about what was to be forgotten.
 
     Attributes:
-        thing: The whole of it, as in "the forgotten answers are still there".
-        short: The same where it is clear what was forgotten.
-        pronoun: The same as a pronoun, "them" or "it".
-        still: Says that it is still had at the output.
-        unclear: Says that it is neither clearly kept nor gone there.
+        thing: Noun phrase, as in "the forgotten answers are still there".
+        short: Shorter noun phrase.
+        pronoun: Pronoun, "them" or "it".
+        still: States that it is still given at the output.
+        unclear: States that it is neither clearly kept nor absent there.
         behaviour: The output in figures; takes ``now``, ``before``, ``floor``.
-        at_output: Says that it can be had at the output.
-        changed_by: What a candidate does that has unlearned.
-        forgotten: Says that it is gone at the output.
-        unclear_claim: What may be said where nothing is decided.
-        unasked_claim: The same where the output was not asked.
-        others: Of what else deletion says nothing.
-        units: What more of would settle it.
-        floors: What the candidate cannot be told from, by floor.
+        at_output: Claim that it can be elicited by asking.
+        changed_by: What would change the verdict ``not_unlearned``.
+        forgotten: Claim that it is absent at the output.
+        unclear_claim: Claim where nothing is decided.
+        unasked_claim: The same where the output was not measured.
+        others: Claim about other knowledge that deletion does not support.
+        units: Plural noun of the unit, as in "more forgotten entities".
+        floors: Name of each floor.
     """
 
     thing: str
@@ -55,7 +55,7 @@ class Vocabulary:
     floors: dict[str, str]
 
     def verb(self) -> str:
-        """The verb that goes with the thing."""
+        """The verb that agrees with the noun phrase."""
         return "are" if self.pronoun == "them" else "is"
 
 
@@ -97,7 +97,7 @@ CLASS = Vocabulary(
 
 
 def vocabulary_for(images: bool) -> Vocabulary:
-    """The words for what was to be forgotten: a class of images, or else facts."""
+    """The vocabulary for a class of images, or for facts."""
     return CLASS if images else FACTS
 
 

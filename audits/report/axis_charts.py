@@ -1,4 +1,4 @@
-"""The figures of a report, one function each; their text comes along as a table."""
+"""The charts of a report, one function each, with their numbers as a table."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,36 +26,36 @@ from audits.report.formatting import (
     step_of,
 )
 
-# Log-probabilities below this share the last bin: they all mean "never".
+# Log-probabilities below this share the last bin: the answer is practically impossible.
 MIN_LOGPROB_SHOWN = -20.0
-# More models than this are not drawn.
+# Maximum number of models drawn.
 MAX_MODELS = 20
 
 
-def reading_plot(reading: Mapping[str, Any], shares: bool) -> Plot | None:
+def reading_plot(reading: Mapping[str, Any], as_percent: bool) -> Plot | None:
     """Candidate, floor and original over the columns (layers, steps) of a reading.
 
     Returns:
-        None for a reading with fewer than two columns, which its table row says all of.
+        None for a reading with fewer than two columns, whose table row says everything.
     """
     columns = reading["columns"]
     if len(columns) < 2:
         return None
-    names = [each["name"] for each in columns]
+    names = [column["name"] for column in columns]
     x, axis = x_positions(names)
-    used = [each["used"] for each in columns]
+    used = [column["used"] for column in columns]
 
     def values(key: str) -> list[Any]:
-        return [each[key] for each in columns]
+        return [column[key] for column in columns]
 
     shades = [shade(x, index) for index, counts in enumerate(used) if not counts]
     data = [
         *band(x, values("interval"), "candidate"),
-        # Wider marks, so that the original shows where the candidate lies on it.
-        line(x, values("ceiling"), "original", "solid", "original", shares)
+        # Larger markers, so that the original stays visible under the candidate.
+        line(x, values("ceiling"), "original", "solid", "original", as_percent)
         | {"marker": {"color": "var(--original)", "size": 10 if len(x) < 13 else 6}},
-        line(x, values("floor"), "floor", "dash", "floor", shares),
-        line(x, values("statistic"), "candidate", "solid", "candidate", shares)
+        line(x, values("floor"), "floor", "dash", "floor", as_percent),
+        line(x, values("statistic"), "candidate", "solid", "candidate", as_percent)
         | {
             "marker": {
                 "color": "var(--candidate)",
@@ -65,7 +65,7 @@ def reading_plot(reading: Mapping[str, Any], shares: bool) -> Plot | None:
         },
     ]
     floor = {"reference": "floor (reference)", "never_taught": "floor (never taught)"}
-    top = max(columns, key=lambda each: each["statistic"])
+    top = max(columns, key=lambda column: column["statistic"])
     keys = [
         ("candidate", "solid", "candidate, 95\u202f% interval"),
         ("original", "solid", "original"),
@@ -80,12 +80,12 @@ def reading_plot(reading: Mapping[str, Any], shares: bool) -> Plot | None:
         summary=(
             f"Line chart of {reading['name']} over {len(columns)} columns. The "
             f"candidate is highest at {top['name']} with "
-            f"{figure(top['statistic'], shares)}, where the floor is "
-            f"{figure(top['floor'], shares)} and the original "
-            f"{figure(top['ceiling'], shares)}."
+            f"{figure(top['statistic'], as_percent)}, where the floor is "
+            f"{figure(top['floor'], as_percent)} and the original "
+            f"{figure(top['ceiling'], as_percent)}."
         ),
         data=data,
-        layout=base_layout(axis, shares, shapes=shades),
+        layout=base_layout(axis, as_percent, shapes=shades),
         keys=tuple(keys),
         head=(
             "where",
@@ -98,59 +98,61 @@ def reading_plot(reading: Mapping[str, Any], shares: bool) -> Plot | None:
         ),
         rows=tuple(
             (
-                each["name"],
-                "yes" if each["used"] else "no",
-                figure(each["statistic"], shares),
-                interval(each["interval"], shares),
-                figure(each["floor"], shares),
-                figure(each["ceiling"], shares),
-                p_text(each["p_value"]),
+                column["name"],
+                "yes" if column["used"] else "no",
+                figure(column["statistic"], as_percent),
+                interval(column["interval"], as_percent),
+                figure(column["floor"], as_percent),
+                figure(column["ceiling"], as_percent),
+                p_text(column["p_value"]),
             )
-            for each in columns
+            for column in columns
         ),
     )
 
 
 def relearning_plots(axis: Mapping[str, Any]) -> list[Plot]:
-    """Curves by training step of every model that was taught, the candidate first.
+    """Learning curves of every fine-tuned model, the candidate first.
 
-    Each model has a figure for each way of asking: ``asked_said`` and ``never_said``
-    belong together, as do ``asked_contrast`` and ``never_contrast``.
+    One chart per model and metric: ``asked_said`` and ``never_said`` belong together, as do
+    ``asked_contrast`` and ``never_contrast``.
     """
     details = axis["details"]
     steps, curves = numbers(details.get("steps")), details.get("curves")
     if not steps or not isinstance(curves, dict):
         return []
-    found = []
+    plots = []
     roles = sorted(curves, key=lambda role: (role != "unlearned", role))
     for role in roles[:MAX_MODELS]:
         table = curves[role] if isinstance(curves[role], dict) else {}
-        asked = [name for name in sorted(table) if name.startswith("asked")]
-        for name in asked:
+        curve_names = [name for name in sorted(table) if name.startswith("asked")]
+        for name in curve_names:
             plot = _relearning_plot(role, table, name.removeprefix("asked"), steps)
             if plot is not None:
-                found.append(plot)
-    return found
+                plots.append(plot)
+    return plots
 
 
 def _relearning_plot(
-    role: str, table: Mapping[str, Any], way: str, steps: list[float]
+    role: str, table: Mapping[str, Any], metric: str, steps: list[float]
 ) -> Plot | None:
-    """One model, asked in one way."""
-    shares = way != "_contrast"
+    """One model, one metric."""
+    as_percent = metric != "_contrast"
     words = {"_contrast": "told from the others (chance 0.5)", "_said": "said", "": ""}
-    title = ": ".join(filter(None, (name_of(role), words.get(way, way.strip("_")))))
-    colour = color_of(role)
-    # What never-taught items do is the floor, whichever model it is seen in.
+    title = ": ".join(
+        filter(None, (name_of(role), words.get(metric, metric.strip("_"))))
+    )
+    color = color_of(role)
+    # Never-taught items are drawn as the floor in every model.
     parts = [
-        (f"asked{way}", "half not taught", "solid", colour),
-        (f"never{way}", "never-taught items", "dash", "floor"),
+        (f"asked{metric}", "half not taught", "solid", color),
+        (f"never{metric}", "never-taught items", "dash", "floor"),
     ]
-    if shares:  # what is taught is only ever asked for outright
-        parts.append(("taught", "half taught", "dot", colour))
+    if as_percent:  # training items have an exact match only
+        parts.append(("taught", "half taught", "dot", color))
     lines = [
-        (y, label, dash, wears)
-        for part, label, dash, wears in parts
+        (y, label, dash, color_role)
+        for part, label, dash, color_role in parts
         if (y := numbers(table.get(part), len(steps))) is not None
     ]
     if not lines or lines[0][1] != "half not taught":
@@ -160,34 +162,35 @@ def _relearning_plot(
         title=title,
         summary=(
             f"Line chart over training steps, {title}. The half that is not taught "
-            f"starts at {figure(curve[0], shares)} and reaches at most "
-            f"{figure(max(curve), shares)}."
+            f"starts at {figure(curve[0], as_percent)} and reaches at most "
+            f"{figure(max(curve), as_percent)}."
         ),
         data=[
-            line(steps, y, wears, dash, name, shares) for y, name, dash, wears in lines
+            line(steps, y, color_role, dash, name, as_percent)
+            for y, name, dash, color_role in lines
         ],
-        layout=base_layout({"title": {"text": "training step"}}, shares),
-        keys=tuple((wears, dash, label) for _, label, dash, wears in lines),
+        layout=base_layout({"title": {"text": "training step"}}, as_percent),
+        keys=tuple((color_role, dash, label) for _, label, dash, color_role in lines),
         head=("step", *(label for _, label, _, _ in lines)),
         rows=tuple(
-            (f"{step:g}", *(figure(y[at], shares) for y, _, _, _ in lines))
-            for at, step in enumerate(steps)
+            (f"{step:g}", *(figure(y[index], as_percent) for y, _, _, _ in lines))
+            for index, step in enumerate(steps)
         ),
     )
 
 
 def wording_plot(axis: Mapping[str, Any]) -> Plot | None:
-    """Share of answers said before and after, wording by wording."""
+    """Share of answers given before and after unlearning, by prompt."""
     table = axis["details"].get("accuracy_by_wording")
     if not isinstance(table, dict):
         return None
     before = numbers(table.get("original"))
     if not before:
         return None
-    rest = sorted(set(table) - {"original", "unlearned"})
-    order = ["original", "unlearned", *rest]
+    references = sorted(set(table) - {"original", "unlearned"})
+    order = ["original", "unlearned", *references]
     bars = {role: numbers(table.get(role), len(before)) for role in order}
-    kept = {role: y for role, y in bars.items() if y is not None}
+    shown_bars = {role: y for role, y in bars.items() if y is not None}
     labels = ["own wording", *(f"wording {i}" for i in range(2, len(before) + 1))]
     ticks = (
         labels if len(before) <= 3 else ["own", *map(str, range(2, len(labels) + 1))]
@@ -199,12 +202,12 @@ def wording_plot(axis: Mapping[str, Any]) -> Plot | None:
             "y": y,
             "name": in_plot(name_of(role)),
             "marker": {"color": f"var(--{color_of(role)})"},
-            "text": [percent(each) for each in y],
-            "textposition": "outside" if len(y) * len(kept) <= 16 else "none",
+            "text": [percent(value) for value in y],
+            "textposition": "outside" if len(y) * len(shown_bars) <= 16 else "none",
             "cliponaxis": False,
             "hovertemplate": "%{y:.0%}",
         }
-        for role, y in kept.items()
+        for role, y in shown_bars.items()
     ]
     axis_x = {
         "tickmode": "array",
@@ -222,41 +225,41 @@ def wording_plot(axis: Mapping[str, Any]) -> Plot | None:
         summary="Bar chart of the share of forgotten answers each model says: "
         + "; ".join(
             f"{name_of(role)} {', '.join(percent(each) for each in y)}"
-            for role, y in kept.items()
+            for role, y in shown_bars.items()
         )
         + ".",
         data=data,
         layout=layout,
-        keys=tuple((color_of(role), "patch", name_of(role)) for role in kept),
-        head=("wording", *(name_of(role) for role in kept)),
+        keys=tuple((color_of(role), "patch", name_of(role)) for role in shown_bars),
+        head=("wording", *(name_of(role) for role in shown_bars)),
         rows=tuple(
-            (label, *(percent(y[at]) for y in kept.values()))
-            for at, label in enumerate(labels)
+            (label, *(percent(y[index]) for y in shown_bars.values()))
+            for index, label in enumerate(labels)
         ),
     )
 
 
 def logprob_plot(items: Sequence[Mapping[str, Any]]) -> Plot | None:
-    """How likely each answer was before and after, as two histograms."""
+    """Log-probability of the answers before and after unlearning, as two histograms."""
     pairs = {
         role: numbers([item.get(f"logprob_{role}") for item in items])
         for role in ("original", "unlearned")
     }
-    if not items or any(each is None for each in pairs.values()):
+    if not items or any(values is None for values in pairs.values()):
         return None
-    shown = {
-        role: [min(max(each, MIN_LOGPROB_SHOWN), 0.0) for each in y or []]
+    clipped = {
+        role: [min(max(value, MIN_LOGPROB_SHOWN), 0.0) for value in y or []]
         for role, y in pairs.items()
     }
     width = 1.0
-    lowest = min(min(y) for y in shown.values())
+    lowest = min(min(y) for y in clipped.values())
     count = max(1, int(-(lowest // width)))
     edges = [-width * (count - i) for i in range(count)]
-    tables = {role: [0] * count for role in shown}
-    for role, y in shown.items():
-        for each in y:
-            tables[role][min(int((each + width * count) / width), count - 1)] += 1
-    medians = {role: sorted(y)[len(y) // 2] for role, y in shown.items()}
+    tables = {role: [0] * count for role in clipped}
+    for role, y in clipped.items():
+        for value in y:
+            tables[role][min(int((value + width * count) / width), count - 1)] += 1
+    medians = {role: sorted(y)[len(y) // 2] for role, y in clipped.items()}
     data = [
         {
             "type": "bar",
@@ -266,7 +269,7 @@ def logprob_plot(items: Sequence[Mapping[str, Any]]) -> Plot | None:
             "marker": {"color": f"var(--{color_of(role)})"},
             "hovertemplate": "%{y} answers",
         }
-        for role in shown
+        for role in clipped
     ]
     axis_x = {"title": {"text": "log-probability of a token, nats"}}
     layout = base_layout(axis_x, False) | {"barmode": "group", "bargap": 0.1}
@@ -280,26 +283,26 @@ def logprob_plot(items: Sequence[Mapping[str, Any]]) -> Plot | None:
         ),
         data=data,
         layout=layout,
-        keys=tuple((color_of(role), "patch", name_of(role)) for role in shown),
-        head=("from", "to", *(name_of(role) for role in shown)),
+        keys=tuple((color_of(role), "patch", name_of(role)) for role in clipped),
+        head=("from", "to", *(name_of(role) for role in clipped)),
         rows=tuple(
             (
                 ("below " if edge == MIN_LOGPROB_SHOWN else "") + plain(edge, 0),
                 plain(edge + width, 0),
-                *(str(tables[role][at]) for role in shown),
+                *(str(tables[role][index]) for role in clipped),
             )
-            for at, edge in enumerate(edges)
+            for index, edge in enumerate(edges)
         ),
     )
 
 
 def weights_plot(layers: Sequence[Mapping[str, Any]]) -> Plot | None:
-    """How far the candidate's weights moved, block by block."""
-    if not layers or not any(each["relative"] > 0 for each in layers):
+    """Relative weight change of the candidate, block by block."""
+    if not layers or not any(layer["relative"] > 0 for layer in layers):
         return None
-    names = ["rest" if each["layer"] < 0 else str(each["layer"]) for each in layers]
-    values = [each["relative"] for each in layers]
-    most = max(range(len(values)), key=values.__getitem__)
+    names = ["rest" if layer["layer"] < 0 else str(layer["layer"]) for layer in layers]
+    values = [layer["relative"] for layer in layers]
+    largest = max(range(len(values)), key=values.__getitem__)
     axis_x = ticks(names) | {
         "title": {"text": "block (rest: embeddings, last norm, head)"}
     }
@@ -312,7 +315,7 @@ def weights_plot(layers: Sequence[Mapping[str, Any]]) -> Plot | None:
         title="Weight change by block",
         summary=(
             f"Bar chart of the relative change of the weights over {len(names)} "
-            f"groups; the largest, {values[most]:.2g}, is in {names[most]}."
+            f"groups; the largest, {values[largest]:.2g}, is in {names[largest]}."
         ),
         data=[
             {

@@ -1,7 +1,7 @@
-"""What all figures of a report share, as plain Plotly JSON with colours named by role.
+"""Building blocks of all charts: plain Plotly JSON with colors named by role.
 
-A colour is written ``var(--candidate)``; the page looks it up in its style sheet, so
-that a role has one colour everywhere, in light, dark and print.
+A color is written ``var(--candidate)`` and resolved by the page's style sheet, so that a role
+has one color everywhere, in light, dark and print.
 """
 
 from collections.abc import Sequence
@@ -11,22 +11,22 @@ from typing import Any
 from audits.report.formatting import in_plot, short_label, step_of
 
 MAX_TICKS = 14
-# Beyond these a plot shows nothing any more.
+# Longer lists and larger values are not drawn.
 MAX_POINTS, MAX_VALUE = 10_000, 1e12
 
 
 @dataclass(frozen=True)
 class Plot:
-    """One figure with everything needed to read it without seeing it.
+    """One chart with everything needed to read it without seeing it.
 
     Attributes:
         title: Heading.
-        summary: What it shows, in one sentence, for screen readers.
+        summary: One sentence for screen readers.
         data: Plotly traces.
         layout: Plotly layout.
-        keys: (role, line style, label) of each thing drawn.
-        head: Column names of the numbers behind it.
-        rows: Those numbers, as text.
+        keys: (role, line style, label) of each legend entry.
+        head: Column names of the underlying numbers.
+        rows: These numbers, as text.
     """
 
     title: str
@@ -39,7 +39,7 @@ class Plot:
 
 
 def color_of(role: str) -> str:
-    """The role whose colour a model wears: candidate, original, planted, reference."""
+    """The color role of a model: candidate, original, planted, reference or other."""
     if role.startswith("reference"):
         return "reference"
     return {"unlearned": "candidate"}.get(
@@ -48,30 +48,35 @@ def color_of(role: str) -> str:
 
 
 def name_of(role: str) -> str:
-    """What a role is called in the report."""
+    """Display name of a role."""
     return {"unlearned": "candidate", "planted": "planted suppression"}.get(role, role)
 
 
 def numbers(value: Any, length: int | None = None) -> list[float] | None:
-    """``value`` where it is a list of numbers (of a given length), or None.
+    """``value`` where it is a list of finite numbers (of the given length), else None.
 
-    Details are free-form: a report drops a plot rather than fail on one.
+    Details are free-form: a report drops a chart rather than fail on one.
     """
     if not isinstance(value, list) or (length is not None and len(value) != length):
         return None
     if len(value) > MAX_POINTS:
         return None
     real = all(
-        isinstance(each, (int, float))
-        and not isinstance(each, bool)
-        and abs(each) <= MAX_VALUE
-        for each in value
+        isinstance(number, (int, float))
+        and not isinstance(number, bool)
+        and abs(number) <= MAX_VALUE
+        for number in value
     )
     return value if real else None
 
 
 def line(
-    x: Sequence[float], y: list[float], role: str, dash: str, name: str, shares: bool
+    x: Sequence[float],
+    y: list[float],
+    role: str,
+    dash: str,
+    name: str,
+    as_percent: bool,
 ) -> dict[str, Any]:
     """A curve with its points, in the colour of a role."""
     return {
@@ -86,7 +91,7 @@ def line(
             "width": 2.5 if role == "candidate" and dash == "solid" else 2,
         },
         "marker": {"color": f"var(--{role})", "size": 5},
-        "hovertemplate": "%{y:.0%}" if shares else "%{y:.2f}",
+        "hovertemplate": "%{y:.0%}" if as_percent else "%{y:.2f}",
     }
 
 
@@ -110,31 +115,31 @@ def band(
 
 
 def x_positions(names: Sequence[str]) -> tuple[list[float], dict[str, Any]]:
-    """X positions and axis settings of columns: steps are numbers, others a row."""
+    """X positions and axis settings of columns: steps are numbers, others are categories."""
     steps = [step_of(name) for name in names]
     if all(step is not None for step in steps) and len(set(steps)) == len(steps):
         return [float(step or 0) for step in steps], {
             "title": {"text": "training step"}
         }
-    known = all(name == "embed" or name.startswith("resid.") for name in names)
-    title = "block (emb: the embedding)" if known else ""
+    all_layers = all(name == "embed" or name.startswith("resid.") for name in names)
+    title = "block (emb: the embedding)" if all_layers else ""
     axis = ticks([short_label(name) for name in names]) | {"title": {"text": title}}
-    return [float(at) for at in range(len(names))], axis
+    return [float(position) for position in range(len(names))], axis
 
 
 def ticks(labels: Sequence[str]) -> dict[str, Any]:
-    """Tick labels for the places 0, 1, ..., thinned so that they do not collide."""
-    every = -(-len(labels) // MAX_TICKS)
-    chosen = list(range(0, len(labels), every))
+    """Tick labels for positions 0, 1, ..., thinned so that they do not overlap."""
+    step = -(-len(labels) // MAX_TICKS)
+    chosen = list(range(0, len(labels), step))
     return {
         "tickmode": "array",
         "tickvals": chosen,
-        "ticktext": [labels[at] for at in chosen],
+        "ticktext": [labels[position] for position in chosen],
     }
 
 
 def shade(x: Sequence[float], index: int) -> dict[str, Any]:
-    """A grey strip over one column, half-way to its neighbours."""
+    """A gray strip over one column, half-way to its neighbors."""
     left = x[index - 1] if index else 2 * x[0] - x[1]
     right = x[index + 1] if index + 1 < len(x) else 2 * x[-1] - x[-2]
     return {
@@ -152,7 +157,7 @@ def shade(x: Sequence[float], index: int) -> dict[str, Any]:
 
 
 def plain_axis(title: str) -> dict[str, Any]:
-    """An axis without zooming, so that a finger on a plot still scrolls the page."""
+    """An axis without zoom, so that touch scrolling over a chart scrolls the page."""
     return {
         "title": {"text": title},
         "gridcolor": "var(--line)",
@@ -164,18 +169,18 @@ def plain_axis(title: str) -> dict[str, Any]:
 
 def base_layout(
     x_axis: dict[str, Any],
-    shares: bool,
+    as_percent: bool,
     *,
     shapes: Sequence[dict[str, Any]] = (),
     top: int = 10,
 ) -> dict[str, Any]:
-    """What all figures share; y runs from 0 to 1, so that curves can be compared."""
+    """The shared layout; y runs from 0 to 1, so that charts are comparable."""
     return {
         "xaxis": plain_axis("") | {"zeroline": False, "showgrid": False} | x_axis,
         "yaxis": plain_axis("")
         | {
             "range": [-0.03, 1.03],
-            "tickformat": ".0%" if shares else ".2~f",
+            "tickformat": ".0%" if as_percent else ".2~f",
             "zeroline": False,
         },
         "shapes": list(shapes),
@@ -206,17 +211,19 @@ def residual_bar(
     Args:
         value: The residual, or None for an empty scale.
         bounds: Its interval.
-        margin: What counts as equivalent to the floor.
+        margin: Equivalence margin.
     """
 
-    def at(residual: float) -> float:
+    def position(residual: float) -> float:
         return round(min(max((residual + 0.5) * 100, 3.0), 197.0), 1)
 
-    bar: dict[str, Any] = {"margin": (at(-margin), round(at(margin) - at(-margin), 1))}
+    bar: dict[str, Any] = {
+        "margin": (position(-margin), round(position(margin) - position(-margin), 1))
+    }
     if value is not None and bounds is not None:
-        low, high = at(bounds[0]), at(bounds[1])
+        low, high = position(bounds[0]), position(bounds[1])
         bar |= {
-            "value": at(value),
+            "value": position(value),
             "low": low,
             "width": round(max(high - low, 1.0), 1),
             "cut_low": bounds[0] < -0.5,

@@ -1,17 +1,17 @@
-"""How a report writes numbers, places and untrusted text."""
+"""Text of numbers, sites and untrusted strings in a report."""
 
 import re
 from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
-# Longer texts are cut: one hostile prompt must not make a report unreadable.
+# Longer texts are truncated: one hostile prompt must not make a report unreadable.
 MAX_CHARS = 2000
-# Settings of one table that are shown.
+# Maximum number of settings shown in one table.
 MAX_ROWS = 500
 
-# Controls and bidirectional overrides can hide or reorder what a reader sees;
-# lone surrogates cannot be written as UTF-8 at all.
+# Control characters and bidirectional overrides can hide or reorder visible text; lone surrogates
+# cannot be written as UTF-8.
 _HIDDEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
     "\ud800-\udfff\ufeff]"
@@ -25,29 +25,29 @@ NO_VALUE = "\u2014"
 
 
 def clean(value: Any) -> Any:
-    """Make a text from outside safe to look at; everything else passes unchanged.
+    """Make an untrusted string safe to display; other values pass unchanged.
 
-    Control characters, bidirectional overrides and lone surrogates become U+FFFD, and
-    what is longer than ``MAX_CHARS`` characters is cut with a note. Escaping for HTML is
-    the template's part.
+    Control characters, bidirectional overrides and lone surrogates become U+FFFD, and strings
+    longer than ``MAX_CHARS`` characters are truncated with a note. HTML escaping is the
+    template's task.
     """
     if type(value) is not str:
         return value
     if len(value) > MAX_CHARS:
-        rest = len(value) - MAX_CHARS
-        value = f"{value[:MAX_CHARS]} \u2026 ({rest:,} more characters)"
+        n_cut = len(value) - MAX_CHARS
+        value = f"{value[:MAX_CHARS]} \u2026 ({n_cut:,} more characters)"
     return _HIDDEN.sub("\ufffd", value)
 
 
 def in_plot(text: str) -> str:
-    """``text`` for a Plotly label, where some tags would otherwise be obeyed."""
+    """``text`` for a Plotly label, where some HTML tags would otherwise be rendered."""
     safe = clean(text)
     safe = safe.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return safe if len(safe) <= 60 else safe[:59] + "\u2026"
 
 
 def plain(value: Any, digits: int = 2) -> str:
-    """A number with a fixed count of decimals, e.g. "0.88"; a dash for None."""
+    """A number with fixed decimals, e.g. "0.88"; a dash for None."""
     if not _is_number(value):
         return NO_VALUE
     text = f"{abs(value):,.{digits}f}"
@@ -56,7 +56,7 @@ def plain(value: Any, digits: int = 2) -> str:
 
 
 def percent(value: Any) -> str:
-    """A share, e.g. "8 %"; what is not quite 0 or 100 % never reads as if it were."""
+    """A share, e.g. "8 %"; values near 0 or 100 % are never rounded to them."""
     if not _is_number(value):
         return NO_VALUE
     hundred = 100 * value
@@ -67,7 +67,7 @@ def percent(value: Any) -> str:
 
 
 def p_text(value: Any) -> str:
-    """A p-value: two figures that count, "< 0.001" below that."""
+    """A p-value with two significant digits; "< 0.001" below that."""
     if not _is_number(value):
         return NO_VALUE
     if value < 0.001:
@@ -77,21 +77,21 @@ def p_text(value: Any) -> str:
     return f"{value:.2f}" if value >= 0.1 else f"{value:.3f}"
 
 
-def figure(value: Any, shares: bool) -> str:
-    """A statistic in the unit of its axis."""
-    return percent(value) if shares else plain(value)
+def figure(value: Any, as_percent: bool) -> str:
+    """A statistic as a percentage (``as_percent``) or a plain number."""
+    return percent(value) if as_percent else plain(value)
 
 
-def interval(bounds: Any, shares: bool) -> str:
-    """An interval, e.g. "[2, 30 %]" or "[0.41, 0.84]"; empty when there is none."""
+def interval(bounds: Any, as_percent: bool) -> str:
+    """An interval, e.g. "[2, 30 %]" or "[0.41, 0.84]"; empty where there is none."""
     if not bounds:
         return ""
-    low, high = (figure(bound, shares) for bound in bounds)
-    return f"[{low.removesuffix(chr(0x202F) + '%') if shares else low}, {high}]"
+    low, high = (figure(bound, as_percent) for bound in bounds)
+    return f"[{low.removesuffix(chr(0x202F) + '%') if as_percent else low}, {high}]"
 
 
 def small(value: Any) -> str:
-    """A number of unknown size in at most three significant digits."""
+    """A number of unknown magnitude in at most three significant digits."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if value is None:
@@ -109,11 +109,11 @@ def seconds(value: Any) -> str:
         return NO_VALUE
     if value < 1:
         return "under 1 s"
-    minutes, rest = divmod(round(value), 60)
+    minutes, remainder = divmod(round(value), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
         return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    return f"{minutes} min {remainder} s" if minutes else f"{remainder} s"
 
 
 def share(value: Any, whole: Any) -> str:
@@ -150,7 +150,7 @@ def join_sites(names: Sequence[str]) -> str:
 
 
 def describe_site(name: str) -> str:
-    """What a column is, e.g. "output of block 3"; the name itself when unknown."""
+    """Description of a column, e.g. "output of block 3"; its name where unknown."""
     kinds = {"resid": "output of block", "attn": "attention of", "mlp": "MLP of"}
     fixed = {"embed": "embedding"}
     if site := _SITE.fullmatch(name):
@@ -167,7 +167,7 @@ def at_site(name: str) -> str:
 
 
 def short_label(name: str) -> str:
-    """A tick label for a column: "resid.12" is 12, "embed" is emb."""
+    """Tick label of a column: "resid.12" is 12, "embed" is emb."""
     if name == "embed":
         return "emb"
     site = _SITE.fullmatch(name)
@@ -176,19 +176,19 @@ def short_label(name: str) -> str:
 
 def step_of(name: str) -> int | None:
     """The number in "step 4", or None for any other column."""
-    found = _STEP.fullmatch(name)
-    return int(found[1]) if found else None
+    match = _STEP.fullmatch(name)
+    return int(match[1]) if match else None
 
 
 def flatten_settings(
     value: Any, name: str = "", *, depth: int = 6
 ) -> list[tuple[str, str]]:
-    """Nested settings as (dotted name, value) rows; long lists and tables are cut.
+    """Nested settings as (dotted name, value) rows; long lists and tables are truncated.
 
     Args:
         value: JSON value.
-        name: Name of the whole.
-        depth: Levels followed before giving up.
+        name: Prefix of the names.
+        depth: Maximum nesting.
     """
     if isinstance(value, dict) and depth:
         rows = (
@@ -198,15 +198,15 @@ def flatten_settings(
                 value[key], f"{name}.{key}" if name else str(key), depth=depth - 1
             )
         )
-        found = list(islice(rows, MAX_ROWS))
+        shown_rows = list(islice(rows, MAX_ROWS))
         more = next(rows, None) is not None
-        return [*found, ("\u2026", "more, in audit.json")] if more else found
+        return [*shown_rows, ("\u2026", "more, in audit.json")] if more else shown_rows
     if isinstance(value, list):
-        if any(isinstance(each, (dict, list)) for each in value):
+        if any(isinstance(entry, (dict, list)) for entry in value):
             return [(name, f"{len(value)} entries, in audit.json")]
-        shown = ", ".join(small(each) for each in value[:24])
+        entries = ", ".join(small(entry) for entry in value[:24])
         more = f", \u2026 ({len(value)} in all)" if len(value) > 24 else ""
-        return [(name, (shown or "none") + more)]
+        return [(name, (entries or "none") + more)]
     return [(name, "\u2026" if isinstance(value, dict) else small(value))]
 
 

@@ -1,4 +1,4 @@
-"""What a report calls things: verdicts, statuses, floors, units and terms."""
+"""Words of a report: verdicts, statuses, floors, units and glossary terms."""
 
 UNITS = (
     ("told from the others", ("other answers outranked (chance 0.5)", False)),
@@ -7,7 +7,7 @@ UNITS = (
     ("ranked among", ("other classes' images outranked (chance 0.5)", False)),
 )
 
-# Word, symbol, and what it means to someone who has read nothing else.
+# Word, symbol, and an explanation that needs no other part of the report.
 VERDICTS = {
     "not_unlearned": (
         "Not unlearned",
@@ -67,7 +67,7 @@ CLASS_BEHAVIOUR = {
     "absent": "the class is not named beyond the floor",
 }
 IMAGE_FLOORS = FLOORS | {
-    "never_taught": "never-taught images: halves of two known classes each",
+    "never_taught": "never-taught images: halves of two known classes each"
 }
 TERMS = (
     ("original", "The model before unlearning; it knows the forget set."),
@@ -132,6 +132,6 @@ CLASS_TERMS = tuple((term, _IMAGE_WORDS.get(term, text)) for term, text in TERMS
 
 
 def units(count: int, images: bool) -> str:
-    """What is counted, in the number that goes with ``count``."""
-    one, more = ("image", "images") if images else ("entity", "entities")
-    return one if count == 1 else more
+    """The unit of analysis, singular or plural."""
+    singular, plural = ("image", "images") if images else ("entity", "entities")
+    return singular if count == 1 else plural

@@ -1,8 +1,7 @@
 """The report of an audit: one offline HTML page made from ``audit.json``.
 
-Everything in the document is untrusted: texts are cleaned and escaped (``pages``),
-plots are data and never code, and a content security policy forbids the page to load
-anything.
+Everything in the document is untrusted: strings are cleaned and escaped (``templates``), charts
+are data and never code, and a content security policy forbids the page to load anything.
 """
 
 import re
@@ -41,7 +40,7 @@ from audits.report.restoration_charts import restoration_plots
 from audits.report.templates import rendering_errors, style_sheet, template
 from evidence.storage.files import write_atomic
 
-# More rows than this make a browser slow; the rest stays in audit.json.
+# Maximum number of items listed: more rows make a browser slow.
 MAX_ITEMS = 1000
 
 
@@ -56,7 +55,7 @@ def write_report(root: Path, document: dict[str, Any]) -> Path:
         The path of the page.
 
     Raises:
-        InputError: the document holds what cannot be shown; nothing is written.
+        InputError: the document cannot be rendered; nothing is written.
     """
     path = root / "report.html"
     with rendering_errors(str(root / "audit.json")):
@@ -66,13 +65,13 @@ def write_report(root: Path, document: dict[str, Any]) -> Path:
 
 
 def render(document: Mapping[str, Any]) -> str:
-    """The page as text; the same document gives the same page."""
+    """The page as text; deterministic."""
     from plotly.offline import get_plotlyjs
 
     figures: list[dict[str, Any]] = []
 
-    def place(plot: Plot | None) -> dict[str, Any] | None:
-        """Number a plot; its drawing goes to the end of the page."""
+    def number_plot(plot: Plot | None) -> dict[str, Any] | None:
+        """Number a chart; its data go to the end of the page."""
         if plot is None:
             return None
         figures.append({"data": plot.data, "layout": plot.layout})
@@ -82,7 +81,9 @@ def render(document: Mapping[str, Any]) -> str:
     margin = rule.get("margin") or 0.0
     images = is_image_audit(document)
     axes = [
-        _axis(axis, number, document["verdict"]["adjusted_p"], margin, place, images)
+        _axis(
+            axis, number, document["verdict"]["adjusted_p"], margin, number_plot, images
+        )
         for number, axis in enumerate(document["axes"], 1)
     ]
     return template("report.html.j2").render(
@@ -91,7 +92,7 @@ def render(document: Mapping[str, Any]) -> str:
         verdict=_verdict(document),
         facts=_facts(document),
         axes=axes,
-        preflight=_preflight(document["preflight"], rule, place),
+        preflight=_preflight(document["preflight"], rule, number_plot),
         manifest=document["manifest"],
         config=write.flatten_settings(document["config"]),
         runtime=document["runtime"],
@@ -118,11 +119,11 @@ def _verdict(document: Mapping[str, Any]) -> dict[str, Any]:
         "word": word,
         "symbol": symbol,
         "meaning": meaning,
-        "top": [_readable(each) for each in verdict["reasons"][:3]],
-        "rest": [_readable(each) for each in verdict["reasons"][3:]],
+        "top": [_readable(reason) for reason in verdict["reasons"][:3]],
+        "rest": [_readable(reason) for reason in verdict["reasons"][3:]],
         "chances": [
             (VERDICTS[name][0] if name in VERDICTS else name, write.percent(chance))
-            for name, chance in sorted(chances.items(), key=lambda each: -each[1])
+            for name, chance in sorted(chances.items(), key=lambda pair: -pair[1])
         ],
         "outside": verdict["calibration"]["outside"],
         "uncalibrated": images,
@@ -130,17 +131,17 @@ def _verdict(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _readable(sentence: str) -> str:
-    """A reason with status codes put in words."""
+    """A reason with status codes replaced by words."""
     for code, (_, words, _) in STATUSES.items():
         sentence = sentence.replace(f": {code}.", f": {words}.")
     return sentence
 
 
 def _facts(document: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What is read first beside the reasons: (term, value)."""
-    verdict, known = document["verdict"], document["preflight"]["known"]
-    said, config = document["behaviour"], document["config"]
-    entities = known.get("forget_entities")
+    """Key facts beside the reasons: (term, value)."""
+    verdict, counts = document["verdict"], document["preflight"]["known"]
+    behaviour, config = document["behaviour"], document["config"]
+    entities = counts.get("forget_entities")
     if entities is None:
         entities = max((axis["n_entities"] for axis in document["axes"]), default=0)
     where = write.join_sites(verdict["where"])
@@ -153,24 +154,24 @@ def _facts(document: Mapping[str, Any]) -> list[tuple[str, str]]:
     images = is_image_audit(document)
     floors = IMAGE_FLOORS if images else FLOORS
     facts = [("Where", where), ("Floor", floors[verdict["floor"]])]
-    if said["forget_original"] is not None:
+    if behaviour["forget_original"] is not None:
         before, after, floor = (
-            write.percent(said[f"forget_{name}"])
+            write.percent(behaviour[f"forget_{name}"])
             for name in ("original", "unlearned", "floor")
         )
         term = "Images of the class named" if images else "Answers said"
         facts.append((term, f"{before} before, {after} now (floor {floor})"))
     shares = document["preflight"]["utility"]["shares"]
     if "retain accuracy" in shares:
-        kept = write.percent(shares["retain accuracy"])
+        retain_accuracy = write.percent(shares["retain accuracy"])
         term = "Images to keep" if images else "Facts to keep"
-        facts.append((term, f"{kept} of the original's"))
-    items = known.get("forget_items")
+        facts.append((term, f"{retain_accuracy} of the original's"))
+    items = counts.get("forget_items")
     facts_too = items is not None and not images
     count = f"{entities}" + (f" ({items} facts)" if facts_too else "")
     sources = {
-        each["role"]: write.last_part(each["source"])
-        for each in document["manifest"]["models"]
+        model["role"]: write.last_part(model["source"])
+        for model in document["manifest"]["models"]
     }
     models = f"{sources.get('unlearned', '?')}, against {sources.get('original', '?')}"
     return [
@@ -186,62 +187,62 @@ def _axis(
     number: int,
     adjusted: Mapping[str, float],
     margin: float,
-    place,
+    number_plot,
     images: bool,
 ) -> dict[str, Any]:
-    """One axis: its table rows, plots, controls and remaining details."""
-    symbol, words, meaning = STATUSES[axis["status"]]
+    """One axis: its table rows, charts, controls and remaining details."""
+    symbol, status_words, meaning = STATUSES[axis["status"]]
     if axis["name"] == "behaviour":
-        said = CLASS_BEHAVIOUR if images else BEHAVIOUR
-        meaning = said.get(axis["status"], meaning)
+        meanings = CLASS_BEHAVIOUR if images else BEHAVIOUR
+        meaning = meanings.get(axis["status"], meaning)
     label = axis["statistic_name"]
     details = axis["details"]
-    drawn: list[dict[str, Any] | None] = []
+    plots: list[dict[str, Any] | None] = []
     items: list[Mapping[str, Any]] = []
     used: set[str] = set()
     if axis["name"] == "behaviour":
         items = _items(details.get("items"))
-        drawn = [place(wording_plot(axis)), place(logprob_plot(items))]
+        plots = [number_plot(wording_plot(axis)), number_plot(logprob_plot(items))]
         used = {"items", "accuracy_by_wording"}
     curves = relearning_plots(axis)
-    drawn += [place(plot) for plot in curves]
+    plots += [number_plot(plot) for plot in curves]
     if curves:
         used |= {"curves", "steps"}
     else:
-        drawn += [
-            place(reading_plot(each, _unit(each["name"], label)[1]))
-            for each in axis["readings"]
+        plots += [
+            number_plot(reading_plot(reading, _unit(reading["name"], label)[1]))
+            for reading in axis["readings"]
         ]
-    back = restoration_plots(axis)
-    drawn += [place(plot) for plot in back]
-    if back:
+    restoration = restoration_plots(axis)
+    plots += [number_plot(plot) for plot in restoration]
+    if restoration:
         used |= {"curve"}
     depth = depth_plot(axis)
     if depth is not None:
-        drawn.append(place(depth))
+        plots.append(number_plot(depth))
         used |= {"losses", "loss_items"}
-    rest = {name: value for name, value in details.items() if name not in used}
+    other_details = {name: value for name, value in details.items() if name not in used}
     controls = axis["controls"]
     return {
         **axis,
         "id": f"axis-{number}",
         "symbol": symbol,
-        "status_words": words,
+        "status_words": status_words,
         "status_meaning": meaning,
         "units": units(axis["n_entities"], images),
         "rows": [
             _row(reading, axis["name"], label, adjusted, margin)
             for reading in axis["readings"]
         ],
-        "plots": [each for each in drawn if each is not None],
+        "plots": [plot for plot in plots if plot is not None],
         "controls": [
-            {**each, "measured": _measured(each["value"], each["expected"])}
-            for each in controls
+            {**control, "measured": _measured(control["value"], control["expected"])}
+            for control in controls
         ],
-        "passed": sum(each["passed"] for each in controls),
+        "passed": sum(control["passed"] for control in controls),
         "items": items[:MAX_ITEMS],
         "items_in_all": len(items),
-        "rest": write.flatten_settings(rest) if rest else [],
+        "rest": write.flatten_settings(other_details) if other_details else [],
     }
 
 
@@ -256,16 +257,16 @@ def _row(
     name = reading["name"]
     corrected = adjusted.get(f"{axis}: {name}")
     low, high = reading["residual_interval"]
-    unit, shares = _unit(name, label)
+    unit, as_percent = _unit(name, label)
     return {
         "name": name,
         "label": unit,
         "where": reading["where"],
-        "figure": write.figure(reading["statistic"], shares),
-        "interval": write.interval(reading["interval"], shares),
-        "floor": write.figure(reading["floor"], shares),
+        "figure": write.figure(reading["statistic"], as_percent),
+        "interval": write.interval(reading["interval"], as_percent),
+        "floor": write.figure(reading["floor"], as_percent),
         "floor_kind": reading["floor_kind"].replace("_", "-"),
-        "ceiling": write.figure(reading["ceiling"], shares),
+        "ceiling": write.figure(reading["ceiling"], as_percent),
         "residual": write.plain(reading["residual"]),
         "residual_interval": f"[{write.plain(low)}, {write.plain(high)}]",
         "bar": residual_bar(reading["residual"], (low, high), margin),
@@ -278,14 +279,14 @@ def _row(
 
 
 def _unit(reading: str, label: str) -> tuple[str, bool]:
-    """What a reading's figure is, and whether it is a percentage.
+    """Unit of a reading, and whether it is a percentage.
 
-    An axis names the statistic of its first reading; the others may have their own.
+    An axis names the statistic of its first reading; other readings may have their own.
     """
     for part, unit in UNITS:
         if part in reading:
             return unit
-    # Against a chance level, 0.5 reads better than 50 %.
+    # Statistics with a chance level of 0.5 are not written as percentages.
     share = re.search(r"accuracy|share|rate\b", label) and "chance" not in label
     return label or "figure", bool(share)
 
@@ -298,9 +299,9 @@ def _measured(value: float, expected: str) -> str:
 
 
 def _items(saved: Any) -> list[Mapping[str, Any]]:
-    """Rows of the behaviour axis, those still said first."""
+    """Items of the behaviour axis, those still answered first."""
     rows = saved if isinstance(saved, list) else []
-    kept = [
+    complete_rows = [
         row
         | {
             "before": write.plain(row.get("logprob_original"), 1),
@@ -311,11 +312,11 @@ def _items(saved: Any) -> list[Mapping[str, Any]]:
         if isinstance(row, dict)
         and all(isinstance(row.get(name), str) for name in ("prompt", "answer"))
     ]
-    return sorted(kept, key=lambda row: not row["said"])
+    return sorted(complete_rows, key=lambda row: not row["said"])
 
 
 def _preflight(
-    preflight: Mapping[str, Any], rule: Mapping[str, Any], place
+    preflight: Mapping[str, Any], rule: Mapping[str, Any], number_plot
 ) -> dict[str, Any]:
     """Utility bars, weight change, free text and warnings."""
     shares = preflight["utility"]["shares"]
@@ -339,7 +340,7 @@ def _preflight(
         **preflight,
         "bars": bars,
         "change": write.small(float(preflight["weight_difference"]["relative"])),
-        "weights": place(weights_plot(preflight["weight_difference"]["layers"])),
+        "weights": number_plot(weights_plot(preflight["weight_difference"]["layers"])),
         "components": component_rows(preflight["weight_difference"].get("components")),
         "texts": _texts(preflight.get("free_text") or {}),
         "known_rows": [
@@ -350,8 +351,8 @@ def _preflight(
 
 
 def _texts(free: Mapping[str, Any]) -> Sequence[tuple[Any, Any, Any]]:
-    """Prompt, what the original went on to say, what the candidate does."""
+    """Prompt, the original's continuation, the candidate's continuation."""
     columns = [free.get(name) for name in ("prompts", "original", "unlearned")]
-    if not all(isinstance(each, list) for each in columns):
+    if not all(isinstance(column, list) for column in columns):
         return []
-    return list(zip(*(each or [] for each in columns), strict=False))
+    return list(zip(*(column or [] for column in columns), strict=False))

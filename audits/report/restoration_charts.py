@@ -1,4 +1,4 @@
-"""The figures of restoration: what comes back over strength, beside what need not."""
+"""Charts of the restoration axis: restored answers by strength, with controls."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,67 +13,67 @@ SHOWN = (
     ("never", "floor", "dash", "never-taught items, steered"),
     ("retain", "reference", "solid", "items to keep, steered (the price)"),
 )
-"""Part of the curve, colour, line, words; between the first and last are controls."""
+"""Curve, color, line style, label; all but the first and last are controls."""
 
 
 def restoration_plots(axis: Mapping[str, Any]) -> list[Plot]:
-    """The curve over strength, and the published test; none where details lack them."""
+    """The curve over strength, and the published test; empty where details lack them."""
     if axis["name"] != "restoration":
         return []
     details = axis["details"]
-    found = [_curve(details.get("curve")), _published(details.get("readout_intact"))]
-    return [plot for plot in found if plot is not None]
+    plots = [_curve(details.get("curve")), _published(details.get("readout_intact"))]
+    return [plot for plot in plots if plot is not None]
 
 
 def _curve(saved: Any) -> Plot | None:
-    """Shares said at each strength, every control a band of its 95 % interval."""
+    """Exact match at each strength, with 95 % bands of the edit and its controls."""
     rows = saved.get("unlearned") if isinstance(saved, dict) else None
     if not isinstance(rows, list) or len(rows) < 2:
         return None
     strengths = numbers([_of(row, "strength") for row in rows])
     parts = {name: [numbers(_of(row, name), 3) for row in rows] for name, *_ in SHOWN}
-    if strengths is None or any(None in each for each in parts.values()):
+    if strengths is None or any(None in part for part in parts.values()):
         return None
-    x = [float(place) for place in range(len(rows))]
-    tables = {name: [each or [] for each in part] for name, part in parts.items()}
+    x = [float(position) for position in range(len(rows))]
+    tables = {name: [values or [] for values in part] for name, part in parts.items()}
     data: list[dict[str, Any]] = []
-    for name, colour, *_ in SHOWN[:-1]:
-        bounds = [each[1:] for each in tables[name]]
+    for name, color, *_ in SHOWN[:-1]:
+        bounds = [values[1:] for values in tables[name]]
         data += [
-            trace | {"fillcolor": f"var(--{_band_of(colour)})"}
-            for trace in band(x, bounds, colour)
+            trace | {"fillcolor": f"var(--{_band_of(color)})"}
+            for trace in band(x, bounds, color)
         ]
-    for name, colour, dash, label in reversed(SHOWN):
-        shares = [each[0] for each in tables[name]]
-        data.append(line(x, shares, colour, dash, label, True))
-    best = max(range(len(rows)), key=lambda place: tables["steered"][place][0])
-    at = plain(strengths[best])
+    for name, color, dash, label in reversed(SHOWN):
+        shares = [values[0] for values in tables[name]]
+        data.append(line(x, shares, color, dash, label, True))
+    best = max(range(len(rows)), key=lambda position: tables["steered"][position][0])
+    best_strength = plain(strengths[best])
     controls = ", ".join(
         f"{label} {percent(tables[name][best][0])}" for name, _, _, label in SHOWN[1:]
     )
-    axis_x = ticks([plain(each) for each in strengths])
+    axis_x = ticks([plain(strength) for strength in strengths])
     axis_x |= {"title": {"text": "steering strength, at the places chosen"}}
     return Plot(
         title="Restoration over strength",
         summary=(
             f"Line chart of the share of answers said over {len(rows)} strengths. "
-            f"Steered, the candidate says most at {at}: "
+            f"Steered, the candidate says most at {best_strength}: "
             f"{percent(tables['steered'][best][0])}; there, {controls}."
         ),
         data=data,
         layout=base_layout(axis_x, True),
-        keys=tuple((colour, dash, label) for _, colour, dash, label in SHOWN),
+        keys=tuple((color, dash, label) for _, color, dash, label in SHOWN),
         head=("strength", *(label for *_, label in SHOWN)),
         rows=tuple(
             (
                 plain(strength),
                 *(
-                    f"{figure(tables[name][place][0], True)} "
-                    f"{interval(tables[name][place][1:], True)}"
+                    f"{figure(tables[name][position][0], True)} "
+                    f"{interval(tables[name][position][1:], True)}"
                     for name, *_ in SHOWN
                 ),
             )
-            for place, strength in enumerate(strengths)
+            for position, strength in enumerate(strengths)
         ),
     )
 
@@ -84,7 +84,7 @@ def _published(saved: Any) -> Plot | None:
     arms = _of(_of(roles, "unlearned"), "arms")
     if not isinstance(arms, dict):
         return None
-    best = {name: _of(each, "best") for name, each in arms.items()}
+    best = {name: _of(arm, "best") for name, arm in arms.items()}
     rates = numbers(list(best.values()))
     if not rates:
         return None
@@ -122,11 +122,11 @@ def _published(saved: Any) -> Plot | None:
     )
 
 
-def _band_of(colour: str) -> str:
-    """The candidate has a soft colour of its own; controls share one."""
-    return "candidate-soft" if colour == "candidate" else "band"
+def _band_of(color: str) -> str:
+    """The color of a band: the candidate has its own, controls share one."""
+    return "candidate-soft" if color == "candidate" else "band"
 
 
 def _of(table: Any, name: str) -> Any:
-    """A part of what is saved, where there is one: details are free-form."""
+    """An entry of a saved table, or None: details are free-form."""
     return table.get(name) if isinstance(table, dict) else None

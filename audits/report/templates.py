@@ -1,7 +1,7 @@
-"""The templates of the offline pages: one environment, one style sheet.
+"""Jinja templates of the offline pages, and their style sheet.
 
-Whatever a page shows may come from outside: texts are cleaned (``report_text.clean``)
-and escaped by the template engine.
+Page contents are untrusted: strings are cleaned (``formatting.clean``) and escaped by the
+template engine.
 """
 
 from collections.abc import Iterator
@@ -22,19 +22,19 @@ def template(name: str) -> Template:
 
 
 def style_sheet() -> Markup:
-    """The style sheet, to be written into a page."""
+    """The style sheet, to be embedded in a page."""
     return Markup(_resource("report.css"))
 
 
 @contextmanager
 def rendering_errors(what: str) -> Iterator[None]:
-    """Make one error of whatever keeps a page from being written.
+    """Turn any failure to render into one ``InputError``.
 
     Args:
-        what: What is shown, such as "audit.json".
+        what: What is rendered, such as "audit.json".
 
     Raises:
-        InputError: it fits its schema, but holds what no page can show.
+        InputError: the document fits its schema, but cannot be rendered.
     """
     try:
         yield
@@ -42,9 +42,9 @@ def rendering_errors(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise InputError(
-            f"{what} cannot be shown ({type(error).__name__}: {error})",
-            expected="what an audit writes",
-            fix="Run the audit again; if it was not altered, this is a fault of ours",
+            f"{what} cannot be rendered ({type(error).__name__}: {error})",
+            expected="a document written by an audit",
+            fix="Run the audit again; if it was not altered, please report a bug",
         ) from error
 
 

@@ -1,9 +1,10 @@
 """``exhume audit`` in Python: one call from two checkpoints to a verdict."""
 
+import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -14,11 +15,16 @@ from audits.run.image_pipeline import collect_images, start_images
 from audits.run.pipeline import collect, start
 from audits.verdict.rule import decide
 from capture.data.image_files import is_image_source
+from evidence.display.html_table import frame_html
+from evidence.errors import printable
 from evidence.progress import SILENT, Progress
 from evidence.results import AxisResult
 from evidence.storage.files import write_files_atomic
 from evidence.storage.locks import run_lock
 from evidence.storage.regular_files import as_path, is_folder
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 
 @dataclass(frozen=True, repr=False)
@@ -28,6 +34,19 @@ class Audit:
     Attributes:
         path: Its output folder.
         document: The whole of ``audit.json``.
+
+    Examples:
+        >>> done = exhume.load("finished")
+        >>> print(done.reasons[1])
+        The candidate says 0% of the forgotten answers (original 100%, floor 14%).
+        >>> done.to_frame()[["axis", "status", "statistic", "floor", "ceiling"]].round(2)
+                   axis    status  statistic  floor  ceiling
+        0     behaviour    absent       0.00   0.14     1.00
+        1     behaviour    absent       0.72   0.51     1.00
+        2  decodability  retained       0.89   0.12     0.89
+        3  decodability  retained       0.89   0.12     0.89
+        >>> done.plot().layout.title.text
+        'suppressed: residual of each reading'
     """
 
     path: Path
@@ -35,23 +54,23 @@ class Audit:
 
     @property
     def verdict(self) -> str:
-        """One of five words."""
+        """One of the five verdict classes."""
         return self.document["verdict"]["class"]
 
     @property
     def reasons(self) -> list[str]:
-        """Why, the strongest first."""
+        """Reasons of the verdict, the strongest first."""
         return self.document["verdict"]["reasons"]
 
     @property
     def axes(self) -> dict[str, AxisResult]:
         """Axis results by name."""
         saved = self.document["axes"]
-        return {each["name"]: AxisResult.from_dict(each) for each in saved}
+        return {axis["name"]: AxisResult.from_dict(axis) for axis in saved}
 
     @property
     def report(self) -> Path:
-        """The HTML report."""
+        """Path of the HTML report."""
         return self.path / result.REPORT
 
     def to_frame(self) -> pd.DataFrame:
@@ -76,10 +95,50 @@ class Audit:
         return pd.DataFrame(rows)
 
     def __repr__(self) -> str:
-        lines = [f"Audit: {self.verdict} ({self.path})"]
-        lines += [f"  {reason}" for reason in self.reasons[:2]]
-        lines += [f"  {axis}" for axis in self.axes.values()]
-        return "\n".join(lines)
+        lines = [*self._heading(), *map(str, self.axes.values())]
+        return "\n  ".join(map(printable, lines))
+
+    def _repr_html_(self) -> str:
+        columns = ["axis", "status", "reading", "statistic", "floor", "ceiling"]
+        columns += ["residual", "residual_low", "residual_high", "p_value", "where"]
+        frame = self.to_frame().reindex(columns=columns)
+        return frame_html("\n".join(self._heading()), frame)
+
+    def _heading(self) -> list[str]:
+        return [f"Audit: {self.verdict} ({self.path})", *self.reasons[:2]]
+
+    def plot(self) -> "go.Figure":
+        """A Plotly figure of the residual of every reading, with its 90 % interval.
+
+        0 is the floor (nothing was ever known), 1 the original.
+        """
+        import plotly.graph_objects as go
+
+        frame = self.to_frame()
+        pairs = zip(frame["axis"], frame["reading"], strict=True)
+        names = [html.escape(f"{axis}: {reading}") for axis, reading in pairs]
+        figure = go.Figure(
+            go.Scatter(
+                x=frame["residual"],
+                y=names,
+                mode="markers",
+                error_x={
+                    "type": "data",
+                    "symmetric": False,
+                    "array": frame["residual_high"] - frame["residual"],
+                    "arrayminus": frame["residual"] - frame["residual_low"],
+                },
+            )
+        )
+        figure.add_vline(x=0, line_dash="dot", annotation_text="floor")
+        figure.add_vline(x=1, line_dash="dot", annotation_text="original")
+        figure.update_layout(
+            template="plotly_white",
+            title=f"{self.verdict}: residual of each reading",
+            xaxis_title="residual between floor and original, 90 % interval",
+            yaxis={"autorange": "reversed"},
+        )
+        return figure
 
 
 def audit(
@@ -99,43 +158,45 @@ def audit(
     fresh: bool = False,
     progress: Progress = SILENT,
 ) -> Audit:
-    """Decide whether the knowledge was deleted or only suppressed.
+    """Decide whether knowledge was deleted from a model or only suppressed.
 
     Args:
-        original: The model before unlearning: a folder, hub id, GGUF file, adapter or
-            live model (see ``capture.checkpoints.open.open_checkpoint``).
+        original: Model before unlearning: a folder, hub id, GGUF file, adapter or live model
+            (see ``capture.checkpoints.open.open_checkpoint``).
         unlearned: The candidate, likewise.
-        forget: What should be gone: a file of items or an ``ItemSet``; for an image
-            classifier, images of one class: a folder with one folder a class, an .npz
-            file or an ``ImageSet``.
-        retain: What should still be there, likewise.
+        forget: Items that should be gone: a file or an ``ItemSet``; for an image classifier,
+            images of one class: a folder with one folder per class, an .npz file or an
+            ``ImageSet``.
+        retain: Items that should still be known, likewise.
         out: Output folder; the same call resumes there.
-        reference: Models retrained without the forget set, if there are any.
-        never_taught: Items about entities, or images of classes, that no model saw;
-            invented when not given.
-        tokenizer: For live models, which rarely bring their own.
+        reference: Models retrained without the forget set, if any.
+        never_taught: Items about entities, or images of classes, that no model saw; invented by
+            default.
+        tokenizer: For live models, which rarely have one attached.
         profile: "quick", "standard" or "full".
-        axes: Which axes to run; those of the profile by default.
+        axes: Axes to run; those of the profile by default.
         seed: Seed of every random choice.
-        device: "auto", "cpu", "cuda", "mps".
+        device: "auto", "cpu", "cuda" or "mps".
         fresh: Replace another audit in ``out``.
-        progress: Where to show progress.
 
     Raises:
-        InputError: something cannot be audited, or another run works in ``out``;
-            nothing is left half-written.
+        InputError: the inputs cannot be audited, or another run works in ``out``; no partial
+            result is left.
+
+    Examples:
+        >>> done = exhume.audit("original", "unlearned", "forget.jsonl", "retain.jsonl", "an-audit",
+        ...     never_taught="never_taught.jsonl", axes=["behaviour", "decodability"])
+        >>> done.verdict
+        'suppressed'
+        >>> done.report.name
+        'report.html'
     """
     from audits.report.page import render
 
     shared: dict[str, Any] = {
         "references": reference,
         "never_taught": never_taught,
-        "settings": {
-            "profile": profile,
-            "axes": axes,
-            "seed": seed,
-            "device": device,
-        },
+        "settings": {"profile": profile, "axes": axes, "seed": seed, "device": device},
         "fresh": fresh,
         "progress": progress,
     }
@@ -148,13 +209,7 @@ def audit(
             findings = collect_images(run)
         else:
             run = start(
-                original,
-                unlearned,
-                forget,
-                retain,
-                root,
-                tokenizer=tokenizer,
-                **shared,
+                original, unlearned, forget, retain, root, tokenizer=tokenizer, **shared
             )
             findings = collect(run)
         verdict = decide(
@@ -176,14 +231,21 @@ def audit(
 
 
 def load(out: Path | str) -> Audit:
-    """Read a finished audit back.
+    """Read a finished audit.
 
     Args:
         out: Its output folder, or the ``audit.json`` in it.
 
     Raises:
-        InputError: there is none, or it is not as an audit writes it.
+        InputError: there is none, or it was not written by an audit.
+
+    Examples:
+        >>> done = exhume.load("finished")
+        >>> done.verdict
+        'suppressed'
+        >>> list(done.axes)
+        ['behaviour', 'decodability']
     """
-    place = as_path(out, "the audit")
-    document = result.read_document(place)
-    return Audit(place if is_folder(place) else place.parent, document)
+    path = as_path(out, "the audit")
+    document = result.read_document(path)
+    return Audit(path if is_folder(path) else path.parent, document)

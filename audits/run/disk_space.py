@@ -1,4 +1,4 @@
-"""What an audit keeps on disk, and whether there is room for it."""
+"""Size of an audit's stored activations, and whether the disk has room for them."""
 
 import shutil
 from dataclasses import dataclass
@@ -18,18 +18,18 @@ from capture.network.network_size import NetworkSize
 from evidence.errors import InputError
 
 GIB = 1 << 30
-# Blocks of statements are not quite even: no entity or answer is twice in one.
+# Blocks of statements vary in size, since no entity or answer occurs twice in one.
 BLOCK_SLACK = 1.1
 
 
 @dataclass(frozen=True)
 class ActivationSize:
-    """Activations that are kept, were everything known that was given.
+    """Stored activations, if the original knew every given item.
 
     Attributes:
-        rows: Texts read in every model.
-        tokens: In these.
-        bytes: On disk, of all models together.
+        rows: Texts captured in every model.
+        tokens: Their tokens.
+        bytes: On disk, for all models together.
     """
 
     rows: int
@@ -40,15 +40,10 @@ class ActivationSize:
 def activation_size(
     inputs: Inputs, config: AuditConfig, structure: NetworkSize
 ) -> ActivationSize:
-    """What probes and readers of signatures read, and what it takes on disk.
+    """Upper bound of the activations that decodability, concept and membership store.
 
-    It is what the audit itself captures, where the original answers every item. Where
-    it answers fewer, blocks of statements can be wider; that is allowed for.
-
-    Args:
-        inputs: Of the audit.
-        config: Its settings.
-        structure: Of the models.
+    The audit itself captures this if the original answers every item. If it answers fewer,
+    blocks of statements can be larger; the bound allows for that.
     """
     axes = set(config.axes)
     same = inputs.original.weights_hash == inputs.unlearned.weights_hash
@@ -56,42 +51,48 @@ def activation_size(
         return ActivationSize(0, 0, 0)
     width, sites = structure.d_model or 0, (structure.n_layers or 0) + 1
     retain = within_budget(inputs.retain, config)
-    never = inputs.never_taught or invent_never_taught(inputs.forget, retain, config)
+    never_taught = inputs.never_taught or invent_never_taught(
+        inputs.forget, retain, config
+    )
     tokenizer = inputs.original.tokenizer
     rows = tokens = size = 0
     if axes & {"decodability", "concept"}:
-        tasks, _ = make_audit_tasks(inputs.forget, retain, never, tokenizer, config)
-        parts = [part for task in tasks for part in task.parts.values()]
-        wide = [_widest(part, config.budget.block) for part in parts]
-        rows += sum(wide)
-        tokens += sum(
-            ceil(_tokens(part.encoded(tokenizer)) * most / max(1, len(part)))
-            for part, most in zip(parts, wide, strict=True)
+        tasks, _ = make_audit_tasks(
+            inputs.forget, retain, never_taught, tokenizer, config
         )
-        size += stored_bytes(sum(wide), width, sites)
+        parts = [part for task in tasks for part in task.parts.values()]
+        max_rows_by_part = [_widest(part, config.budget.block) for part in parts]
+        rows += sum(max_rows_by_part)
+        tokens += sum(
+            ceil(_tokens(part.encoded(tokenizer)) * max_rows / max(1, len(part)))
+            for part, max_rows in zip(parts, max_rows_by_part, strict=True)
+        )
+        size += stored_bytes(sum(max_rows_by_part), width, sites)
     if "membership" in axes:
         try:
             wordings = config.budget.prompts_per_item
-            asked = select_sets(inputs.forget, retain, never, wordings, config.seed)
-        except InputError:  # the axis says so itself and is left out
+            sets = select_sets(
+                inputs.forget, retain, never_taught, wordings, config.seed
+            )
+        except InputError:  # the axis will report this and not run
             prompts = []
         else:
-            prompts = asked.prompts
+            prompts = sets.prompts
         rows += len(prompts)
         tokens += _tokens(encode(tokenizer, prompts))
         size += stored_bytes(len(prompts), width, sites)
         size += stored_bytes(len(prompts), width, 1)  # names at the embedding
-    # Original, candidate, references and what is planted.
+    # The original, the candidate, references and the planted suppression.
     models = 3 + len(inputs.references)
     return ActivationSize(rows, tokens, models * size)
 
 
 def check_disk_space(out: Path, size: ActivationSize) -> None:
-    """Refuse a folder that is a file, or without room for what is kept.
+    """Refuse an output folder that is a file, or without room for the activations.
 
     Args:
-        out: Where the audit will write; need not be there yet.
-        size: What it will keep; what is there of it already counts as room.
+        out: Output folder; need not exist.
+        size: Stored activations; those already there count as room.
 
     Raises:
         InputError: there is no room.
@@ -100,18 +101,18 @@ def check_disk_space(out: Path, size: ActivationSize) -> None:
         raise InputError(
             f"{out} is a file", expected="a folder to write the audit into"
         )
-    there = out.resolve()
-    while not there.exists():
-        there = there.parent
+    existing = out.resolve()
+    while not existing.exists():
+        existing = existing.parent
     done = sum(
         path.stat().st_size
         for path in (out / "work" / "activations").rglob("*")
         if path.is_file()
     )
-    free = shutil.disk_usage(there).free + done
+    free = shutil.disk_usage(existing).free + done
     if size.bytes > free:
         raise InputError(
-            f"there is no room for the activations of this audit in {out}",
+            f"not enough disk space for the activations of this audit in {out}",
             expected=f"{size.bytes / GIB:.2f} GiB",
             got=f"{free / GIB:.2f} GiB free",
             fix="Choose another --out, a smaller profile, or fewer axes",
@@ -123,17 +124,17 @@ def _tokens(rows: Sequences) -> int:
 
 
 def _widest(part: TaskPart, block: int) -> int:
-    """Rows of a part at most, were any of its items not known."""
-    true = [row for row, label in enumerate(part.labels) if label]
-    if not part.with_answer or not true:
+    """Maximum number of rows of a part over all numbers of known items."""
+    true_rows = [row for row, label in enumerate(part.labels) if label]
+    if not part.with_answer or not true_rows:
         return len(part)
-    items = len({(part.entities[row], part.answers[row]) for row in true})
-    most = max(_statements(count, block) for count in range(1, items + 1))
-    return ceil(BLOCK_SLACK * len(part) * most / _statements(items, block))
+    items = len({(part.entities[row], part.answers[row]) for row in true_rows})
+    max_statements = max(_statements(count, block) for count in range(1, items + 1))
+    return ceil(BLOCK_SLACK * len(part) * max_statements / _statements(items, block))
 
 
 def _statements(items: int, block: int) -> int:
-    """Statements about so many items in even blocks, each with all its answers."""
+    """Number of statements about ``items`` in even blocks."""
     blocks = max(1, items // block)
     size, larger = divmod(items, blocks)
     return larger * (size + 1) ** 2 + (blocks - larger) * size**2

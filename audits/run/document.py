@@ -1,4 +1,4 @@
-"""The written result: ``audit.json``, its schema, and reading it back."""
+"""``audit.json``: build, validate and read the document."""
 
 import json
 from functools import cache
@@ -29,7 +29,7 @@ NOT_CALIBRATED = {
 }
 AUDIT, REPORT = "audit.json", "report.html"
 MAX_DEPTH = 30
-"""Brackets within brackets; ours have ten."""
+"""Maximum nesting; our documents have ten levels."""
 
 
 @cache
@@ -50,7 +50,7 @@ def validate_document(document: dict[str, Any]) -> None:
     """Check a document against the schema.
 
     Raises:
-        InputError: naming the first place that does not fit.
+        InputError: naming the first mismatch.
     """
     error = next(_validator().iter_errors(document), None)
     if error is not None:
@@ -67,7 +67,7 @@ def validate_document(document: dict[str, Any]) -> None:
 def build_document(
     run: Run | ImageRun, findings: Findings, verdict: Verdict
 ) -> dict[str, Any]:
-    """The whole document; only ``runtime`` differs between equal runs."""
+    """The whole document; equal runs differ in ``runtime`` alone."""
     inputs = run.inputs
     behaviour = findings.axes.get("behaviour")
     main = behaviour.main_reading if behaviour is not None else None
@@ -129,7 +129,7 @@ def build_document(
 
 
 def document_text(document: dict[str, Any]) -> str:
-    """What ``audit.json`` holds, validated."""
+    """The validated text of ``audit.json``."""
     validate_document(document)
     text = json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False)
     return text + "\n"
@@ -139,7 +139,7 @@ def read_document(root: Path) -> dict[str, Any]:
     """Read and validate the ``audit.json`` of an output folder, or the file itself.
 
     Raises:
-        InputError: there is none, or it is not one of ours.
+        InputError: there is none, or it does not fit the schema.
     """
     path = root / AUDIT if is_folder(root) else root
     if file_kind(path) == "nothing there":

@@ -1,4 +1,4 @@
-"""The axes that look inside an image model, and the suppression planted for them."""
+"""The inner axes of an image audit, and the planted suppression."""
 
 from contextlib import ExitStack
 from typing import Any
@@ -19,9 +19,8 @@ from audits.axes.decodability.image_probes import (
     score_refitted_probes,
 )
 from audits.axes.restoration.image_axis import run_restoration
-from audits.core.context import ImageRun
+from audits.core.context import AuditedModel, ImageRun
 from audits.core.preflight import Damage
-from audits.core.subjects import AuditedModel
 from audits.core.workspace import axis_stage
 from audits.modalities.image_baseline import (
     EvaluationSets,
@@ -47,25 +46,25 @@ from evidence.storage.files import write_atomic
 def run_inner_axes(
     run: ImageRun, sets: EvaluationSets, damage: Damage, stage, progressed
 ) -> dict[str, AxisResult]:
-    """The axes asked for, as ``audits.run.run_inner_axes.inner_axes``."""
+    """Run the requested axes, as ``audits.run.inner_axes.run_inner_axes``."""
     axes: dict[str, AxisResult] = {}
-    wanted = [name for name in run.config.axes if name != "behaviour"]
-    if not wanted:
+    requested = [name for name in run.config.axes if name != "behaviour"]
+    if not requested:
         return axes
-    subjects = dict(run.models)
-    made = stage("planted", lambda: plant_suppression(run, sets), [PLANTED_FILE])
-    if made["made"]:
-        subjects["planted"] = planted_model(subjects["original"], run.workspace.work)
-    notes = planting_notes(made)
+    models = dict(run.models)
+    planted = stage("planted", lambda: plant_suppression(run, sets), [PLANTED_FILE])
+    if planted["made"]:
+        models["planted"] = planted_model(models["original"], run.workspace.work)
+    notes = planting_notes(planted)
     progressed(0.15)
-    with subjects["original"].loaded(run.device) as model:
+    with models["original"].loaded(run.device) as model:
         sites = late_sites(model)
 
     def axis(name: str, compute) -> None:
-        if name in wanted:
+        if name in requested:
             axes[name] = axis_stage(stage, name, compute)
 
-    axis("decodability", lambda: _decodability(run, subjects, sets, sites, notes))
+    axis("decodability", lambda: _decodability(run, models, sets, sites, notes))
     progressed(0.3)
     axis(
         "causal_depth",
@@ -74,9 +73,9 @@ def run_inner_axes(
             sites,
             {
                 role: image_depth.transfer_states(
-                    subjects["original"], subject, sets, sites, run.device
+                    models["original"], audited, sets, sites, run.device
                 )
-                for role, subject in subjects.items()
+                for role, audited in models.items()
             },
             run.config,
             damage,
@@ -84,26 +83,26 @@ def run_inner_axes(
         ),
     )
     progressed(0.1)
-    if "relearning" in wanted:
-        axes["relearning"] = _relearning(run, subjects, sets, notes, stage)
+    if "relearning" in requested:
+        axes["relearning"] = _relearning(run, models, sets, notes, stage)
     progressed(0.35)
-    axis("restoration", lambda: run_restoration(run, subjects, sets, notes))
+    axis("restoration", lambda: run_restoration(run, models, sets, notes))
     progressed(0.1)
     return axes
 
 
 def plant_suppression(run: ImageRun, sets: EvaluationSets) -> dict[str, Any]:
-    """Teach the last block and what follows it other classes for the forgotten images.
+    """Plant a suppression: train the last block and head on wrong labels of the class.
 
-    What comes before is untouched, so what it holds of the class is still there: an
-    axis that cannot see it could not have seen it in the candidate. JSON-ready, as
+    Earlier blocks are unchanged, so their knowledge of the class remains. If an axis misses the
+    planted suppression, its negative result on the candidate is not evidence. JSON-ready, as
     ``audits.run.planting.plant``.
     """
     rng = numpy_rng(run.config.seed, "planted", "images")
     wrong = rng.choice(np.unique(sets.retain.labels), len(sets.forget))
-    kept = sets.fit.select(np.sort(rng.permutation(len(sets.fit))[: 3 * len(wrong)]))
-    pixels = torch.cat([sets.forget.pixels, kept.pixels]).to(run.device)
-    labels = torch.from_numpy(np.concatenate([wrong, kept.labels])).to(run.device)
+    retain = sets.fit.select(np.sort(rng.permutation(len(sets.fit))[: 3 * len(wrong)]))
+    pixels = torch.cat([sets.forget.pixels, retain.pixels]).to(run.device)
+    labels = torch.from_numpy(np.concatenate([wrong, retain.labels])).to(run.device)
     budget = run.config.budget
     result: dict[str, Any] = {"made": False}
     for rate in budget.plant_rates:
@@ -125,10 +124,19 @@ def plant_suppression(run: ImageRun, sets: EvaluationSets) -> dict[str, Any]:
                     label="planting a suppression",
                     progress=run.progress,
                 )
-            gone = float((predicted_classes(model, sets.forget) == sets.label).mean())
-            right = predicted_classes(model, sets.check) == sets.check.labels
-            result |= {"rate": rate, "forget": gone, "retain": float(right.mean())}
-            if gone > MAX_FORGET_ACCURACY or right.mean() < MIN_RETAIN_ACCURACY:
+            forget_accuracy = float(
+                (predicted_classes(model, sets.forget) == sets.label).mean()
+            )
+            correct = predicted_classes(model, sets.check) == sets.check.labels
+            result |= {
+                "rate": rate,
+                "forget": forget_accuracy,
+                "retain": float(correct.mean()),
+            }
+            if (
+                forget_accuracy > MAX_FORGET_ACCURACY
+                or correct.mean() < MIN_RETAIN_ACCURACY
+            ):
                 continue
             changed = {
                 name: tensor.cpu().contiguous()
@@ -142,15 +150,15 @@ def plant_suppression(run: ImageRun, sets: EvaluationSets) -> dict[str, Any]:
 
 def _decodability(
     run: ImageRun,
-    subjects: dict[str, AuditedModel],
+    models: dict[str, AuditedModel],
     sets: EvaluationSets,
     sites: list[str],
     notes: tuple[str, ...],
 ) -> AxisResult:
     seed = run.config.seed
-    own, refitted, readers = {}, {}, None
-    for role, subject in subjects.items():  # the original first
-        states = read_set_states(subject, sets, sites, run.device)
+    original_scores, refitted_scores, readers = {}, {}, None
+    for role, audited in models.items():  # the original first
+        states = read_set_states(audited, sets, sites, run.device)
         if not all_finite(states):
             return AxisResult(
                 image_decodability.NAME,
@@ -159,61 +167,64 @@ def _decodability(
                 notes=(f"states of {role} are not finite", *notes),
             )
         readers = readers or fit_original_probes(states, sets, seed)
-        own[role] = score_original_probes(readers, states, sets)
-        refitted[role] = score_refitted_probes(states, sets, seed)
-    return image_decodability.judge(sets, sites, own, refitted, run.config, notes)
+        original_scores[role] = score_original_probes(readers, states, sets)
+        refitted_scores[role] = score_refitted_probes(states, sets, seed)
+    return image_decodability.judge(
+        sets, sites, original_scores, refitted_scores, run.config, notes
+    )
 
 
 def _relearning(
     run: ImageRun,
-    subjects: dict[str, AuditedModel],
+    models: dict[str, AuditedModel],
     sets: EvaluationSets,
     notes: tuple[str, ...],
     stage,
 ) -> AxisResult:
     seed, label = run.config.seed, sets.label
-    made = image_relearning.relearning_splits(sets, seed)
-    kept = image_relearning.retain_images(sets, seed)
-    trial = [role for role in ("unlearned", "planted") if role in subjects]
+    splits = image_relearning.relearning_splits(sets, seed)
+    retain = image_relearning.retain_images(sets, seed)
+    trial_roles = [role for role in ("unlearned", "planted") if role in models]
 
     def choose() -> dict[str, float]:
         with ExitStack() as stack:
-            models = [
-                stack.enter_context(subjects[role].loaded(run.device)) for role in trial
+            loaded = [
+                stack.enter_context(models[role].loaded(run.device))
+                for role in trial_roles
             ]
-            lessons = made["forget"]
-            # The plant only has to be seen once.
-            trials = [(models[0], lesson) for lesson in lessons]
-            trials += [(model, lessons[0]) for model in models[1:]]
+            forget_splits = splits["forget"]
+            # The planted suppression needs a single split.
+            trials = [(loaded[0], split) for split in forget_splits]
+            trials += [(model, forget_splits[0]) for model in loaded[1:]]
             return image_relearning.choose_rate(
-                trials, kept, label, run.config, run.progress
+                trials, retain, label, run.config, run.progress
             )
 
     chosen = stage("relearn-rate", choose)
 
-    def teach(role: str) -> dict[str, Any]:
-        # Invented classes are a floor for the candidate and the plant.
-        parts = ("forget", "never") if role in trial else ("forget",)
-        with subjects[role].loaded(run.device) as model:
+    def fine_tune(role: str) -> dict[str, Any]:
+        # Invented classes are the floor of the candidate and the planted suppression.
+        parts = ("forget", "never") if role in trial_roles else ("forget",)
+        with models[role].loaded(run.device) as model:
             return {
                 part: [
                     image_relearning.relearn(
                         model,
-                        lesson,
-                        kept,
+                        split,
+                        retain,
                         label,
                         chosen["rate"],
                         int(chosen["steps"]),
                         run.progress,
                     )
-                    for lesson in made[part]
+                    for split in splits[part]
                 ]
                 for part in parts
             }
 
     runs = {
-        role: stage(f"relearn-{role}", lambda role=role: teach(role))
-        for role in subjects
+        role: stage(f"relearn-{role}", lambda role=role: fine_tune(role))
+        for role in models
         if role != "original"
     }
     return axis_stage(
@@ -222,7 +233,7 @@ def _relearning(
         lambda: image_relearning.judge(
             sets,
             runs,
-            # Only images that the original names are in the cast.
+            # The evaluation sets hold only images that the original predicts correctly.
             image_values(np.ones(len(sets.forget)), sets.forget),
             run.config,
             chosen,

@@ -37,7 +37,7 @@ def start_images(
     fresh: bool = False,
     progress: Progress = SILENT,
 ) -> ImageRun:
-    """Check inputs and open the output folder; nothing has been computed yet."""
+    """Check inputs and open the output folder; nothing is computed yet."""
     config = make_config(settings)
     inputs = open_images(
         original,
@@ -52,30 +52,32 @@ def start_images(
 
 
 def collect_images(run: ImageRun) -> Findings:
-    """Compute every stage that is not there yet."""
-    ledger = StageRunner(run.workspace, run.progress)
-    stage = ledger.stage
-    whole, inner = progress_units(run)
-    with run.progress.task("audit", whole) as advance:
+    """Compute every stage that is not saved yet."""
+    runner = StageRunner(run.workspace, run.progress)
+    stage = runner.stage
+    total, inner = progress_units(run)
+    with run.progress.task("audit", total) as advance:
         difference = stage("weights", lambda: weight_difference(run))
         chosen = stage("original", lambda: select(run))
         advance(1)
         sets = selected_sets(run, chosen)
-        heard = {}
+        baseline_scores = {}
         for role in run.models:
-            heard[role] = stage(
+            baseline_scores[role] = stage(
                 f"said-{role}", lambda role=role: score_baseline(run, role, sets)
             )
             advance(BASELINE_COST)
         if not run.identical:
-            check_swap(heard["unlearned"])
+            check_swap(baseline_scores["unlearned"])
         damage = compare_utility(
-            heard["original"]["useful"], heard["unlearned"]["useful"], run.config.rule
+            baseline_scores["original"]["useful"],
+            baseline_scores["unlearned"]["useful"],
+            run.config.rule,
         )
         axes: dict[str, AxisResult] = {}
         if "behaviour" in run.config.axes:
             axes["behaviour"] = image_behaviour.run_behaviour(
-                sets, heard, chosen["never_called"], run.config
+                sets, baseline_scores, chosen["never_called"], run.config
             )
         skipped = damage.found and not run.config.budget.look_inside_damage
         if not run.identical and not skipped:
@@ -90,8 +92,8 @@ def collect_images(run: ImageRun) -> Findings:
         "warnings": [*run.inputs.warnings, *([SKIPPED_DAMAGED] if skipped else [])],
     }
     floor = "reference" if run.inputs.references else "never_taught"
-    axes = ledger.with_cost(axes)
-    return Findings(axes, damage, run.identical, floor, preflight, ledger.cost)
+    axes = runner.with_cost(axes)
+    return Findings(axes, damage, run.identical, floor, preflight, runner.cost)
 
 
 def _counts(run: ImageRun, sets: EvaluationSets) -> dict[str, int]:

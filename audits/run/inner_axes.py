@@ -1,4 +1,4 @@
-"""The axes that look inside the candidate, and the suppression planted for them."""
+"""The axes that look inside the candidate, and the planted suppression."""
 
 from typing import Any
 
@@ -14,9 +14,8 @@ from audits.axes.causal_depth.state_transfer import (
 from audits.axes.decodability import axis as decodability
 from audits.axes.decodability.text_probes import capture_states, make_audit_tasks
 from audits.core.answers import scores_from_json
-from audits.core.context import Run
+from audits.core.context import AuditedModel, Run
 from audits.core.preflight import Damage
-from audits.core.subjects import AuditedModel
 from audits.core.workspace import axis_stage
 from audits.run import optional_axes
 from audits.run.optional_axes import CapturedTasks
@@ -32,75 +31,83 @@ def run_inner_axes(
     run: Run,
     forget: ItemSet,
     retain: ItemSet,
-    never: ItemSet,
+    never_taught: ItemSet,
     baseline_scores: dict[str, Any],
     damage: Damage,
     absent_at_output: bool,
     stage,
     advance,
 ) -> dict[str, AxisResult]:
-    """The axes that look inside, with the suppression planted for them.
+    """Plant a suppression, then run the requested inner axes.
 
-    ``absent_at_output`` says whether the answers are at the floor at the output;
-    ``advance`` takes shares of the whole of these stages.
+    ``absent_at_output`` says whether behaviour is ``absent``; ``advance`` takes progress as a
+    share of these stages.
     """
     axes: dict[str, AxisResult] = {}
-    wanted = [name for name in run.config.axes if name != "behaviour"]
-    if not wanted:
+    requested = [name for name in run.config.axes if name != "behaviour"]
+    if not requested:
         return axes
-    subjects = dict(run.models)
-    made = stage(
+    models = dict(run.models)
+    planted = stage(
         "planted", lambda: plant_suppression(run, forget, retain), [PLANTED_FILE]
     )
-    if made["made"]:
-        subjects["planted"] = planted_model(subjects["original"], run.workspace.work)
-    notes = planting_notes(made)
+    if planted["made"]:
+        models["planted"] = planted_model(models["original"], run.workspace.work)
+    notes = planting_notes(planted)
     advance(0.15)
-    if {"decodability", "concept"} & set(wanted):
-        states = capture_tasks(run, subjects, forget, retain, never, stage)
-        if "decodability" in wanted:
-            axes["decodability"] = _decodability(run, subjects, states, notes, stage)
-        if "concept" in wanted:
+    if {"decodability", "concept"} & set(requested):
+        states = capture_tasks(run, models, forget, retain, never_taught, stage)
+        if "decodability" in requested:
+            axes["decodability"] = _decodability(run, models, states, notes, stage)
+        if "concept" in requested:
             axes["concept"] = optional_axes.run_concept(
-                run, subjects, states, forget, retain, notes, stage
+                run, models, states, forget, retain, notes, stage
             )
-    if "membership" in wanted:
+    if "membership" in requested:
         axes["membership"] = optional_axes.run_membership(
-            run, subjects, forget, retain, never, notes, stage
+            run, models, forget, retain, never_taught, notes, stage
         )
     advance(0.3)
-    if "causal_depth" in wanted:
+    if "causal_depth" in requested:
         axes["causal_depth"] = _causal_depth(
-            run, subjects, forget, retain, never, baseline_scores, damage, notes, stage
+            run,
+            models,
+            forget,
+            retain,
+            never_taught,
+            baseline_scores,
+            damage,
+            notes,
+            stage,
         )
     advance(0.05)
-    if "persistence" in wanted:
+    if "persistence" in requested:
         axes["persistence"] = _persistence(
-            run, forget, retain, never, baseline_scores, absent_at_output, stage
+            run, forget, retain, never_taught, baseline_scores, absent_at_output, stage
         )
     advance(0.05)
-    if "relearning" in wanted:
+    if "relearning" in requested:
         axes["relearning"] = _relearning(
-            run, subjects, forget, never, baseline_scores, notes, stage
+            run, models, forget, never_taught, baseline_scores, notes, stage
         )
-    if "restoration" in wanted:
+    if "restoration" in requested:
         axes["restoration"] = optional_axes.run_restoration(
-            run, subjects, forget, retain, never, notes, stage
+            run, models, forget, retain, never_taught, notes, stage
         )
-    if "circuit" in wanted:
+    if "circuit" in requested:
         axes["circuit"] = optional_axes.run_circuit(
-            run, subjects, forget, never, notes, stage
+            run, models, forget, never_taught, notes, stage
         )
     advance(0.45)
     return axes
 
 
 def plant_suppression(run: Run, forget: ItemSet, retain: ItemSet) -> dict[str, Any]:
-    """Plant a suppression in the original, and say what it shows."""
+    """Plant a suppression in the original, with a sample of retain items."""
     rng = numpy_rng(run.config.seed, "planted", "retain")
-    most = min(len(retain), 3 * len(forget))
-    kept = rng.permutation(len(retain))[:most]
-    items: list[Item] = [retain.items[index] for index in sorted(kept)]
+    n_retain = min(len(retain), 3 * len(forget))
+    rows = rng.permutation(len(retain))[:n_retain]
+    items: list[Item] = [retain.items[index] for index in sorted(rows)]
     return plant(
         run.models["original"],
         run.tokenizer,
@@ -119,18 +126,20 @@ def capture_tasks(
     models: dict[str, AuditedModel],
     forget: ItemSet,
     retain: ItemSet,
-    never: ItemSet,
+    never_taught: ItemSet,
     stage,
 ) -> CapturedTasks:
-    """What readers of hidden states work on, captured for every model."""
-    tasks, notes = make_audit_tasks(forget, retain, never, run.tokenizer, run.config)
+    """The probing tasks, with the states of every model captured."""
+    tasks, notes = make_audit_tasks(
+        forget, retain, never_taught, run.tokenizer, run.config
+    )
     sites: list[str] = []
-    for role, subject in models.items() if tasks else ():
-        # All models have one architecture, and so the same sites.
+    for role, audited in models.items() if tasks else ():
+        # All models share one architecture, and so the same sites.
         sites = stage(
             f"states-{role}",
-            lambda subject=subject: capture_states(
-                subject, run.tokenizer, tasks, run.store, run.device, run.progress
+            lambda audited=audited: capture_states(
+                audited, run.tokenizer, tasks, run.store, run.device, run.progress
             ),
         )
     return CapturedTasks(tasks, sites, tuple(notes))
@@ -138,7 +147,7 @@ def capture_tasks(
 
 def _decodability(
     run: Run,
-    subjects: dict[str, AuditedModel],
+    models: dict[str, AuditedModel],
     states: CapturedTasks,
     notes: tuple[str, ...],
     stage,
@@ -147,7 +156,7 @@ def _decodability(
         stage,
         "decodability",
         lambda: decodability.run_decodability(
-            subjects,
+            models,
             run.tokenizer,
             states.tasks,
             states.sites,
@@ -161,19 +170,19 @@ def _decodability(
 
 def _causal_depth(
     run: Run,
-    subjects: dict[str, AuditedModel],
+    models: dict[str, AuditedModel],
     forget: ItemSet,
     retain: ItemSet,
-    never: ItemSet,
-    heard: dict[str, Any],
+    never_taught: ItemSet,
+    baseline_scores: dict[str, Any],
     damage: Damage,
     notes: tuple[str, ...],
     stage,
 ) -> AxisResult:
-    exams = patching_prompts(run, forget, retain, never, heard)
-    every = list(subjects)
+    prompts = patching_prompts(run, forget, retain, never_taught, baseline_scores)
+    every = list(models)
     real = [role for role in every if role != "planted"]
-    asked = {
+    roles_by_part = {
         "forget": every,
         "never_taught": ["original", "unlearned", "planted"],
         "retain": ["original", "unlearned"],
@@ -181,33 +190,35 @@ def _causal_depth(
         "stranger": ["original"],
         "other": ["original"],
     }
-    most = run.config.budget.depth_sites
+    max_sites = run.config.budget.depth_sites
 
-    def passes(receiver: str, names: list[str], roles: dict[str, list[str]]):
+    def patch(receiver: str, names: list[str], roles: dict[str, list[str]]):
         return transfer_states(
-            subjects,
+            models,
             run.tokenizer,
-            {name: exams[name] for name in names},
+            {name: prompts[name] for name in names},
             roles,
-            most,
+            max_sites,
             receiver=receiver,
             device=run.device,
             progress=run.progress,
         )
 
-    into_original = stage("carried", lambda: passes("original", list(exams), asked))
+    into_original = stage(
+        "carried", lambda: patch("original", list(prompts), roles_by_part)
+    )
     into_candidate = stage(
-        "carried-back", lambda: passes("unlearned", ["own"], {"own": ["original"]})
+        "carried-back", lambda: patch("unlearned", ["own"], {"own": ["original"]})
     )
     return axis_stage(
         stage,
         "causal_depth",
         lambda: causal_depth.judge(
-            causal_depth.PatchedScores(exams, into_original),
+            causal_depth.PatchedScores(prompts, into_original),
             run.config,
             damage,
             notes,
-            causal_depth.PatchedScores(exams, into_candidate),
+            causal_depth.PatchedScores(prompts, into_candidate),
         ),
     )
 
@@ -216,56 +227,64 @@ def patching_prompts(
     run: Run,
     forget: ItemSet,
     retain: ItemSet,
-    never: ItemSet,
+    never_taught: ItemSet,
     baseline_scores: dict[str, Any],
 ) -> dict[str, PatchingPrompts]:
-    """What is asked of states that are put into another model."""
+    """The patching prompts of causal depth, by part."""
     wordings = run.config.budget.prompts_per_item
     questions = build_questions(forget, wordings)
-    asked = questions.select(
+    known_questions = questions.select(
         known_rows(questions, baseline_scores["original"]["forget"])
     )
-    invented = build_questions(never, wordings)
+    invented = build_questions(never_taught, wordings)
     names = retain.entities
     order = numpy_rng(run.config.seed, "causal_depth", "retain").permutation(len(names))
-    few = retain.of_entities([names[place] for place in order[: len(forget.entities)]])
-    found = {
-        "forget": with_unrelated_receiver(asked, invented),
-        "never_taught": with_unrelated_receiver(invented, invented),
-        "retain": with_unrelated_receiver(build_questions(few, 1), invented),
-    }
-    main = found["forget"]
-    first = [wording == 0 for wording in main.questions.wording]
-    own: Questions = main.questions.select(first)
-    away = tuple(
-        prompt for prompt, kept in zip(main.receivers, first, strict=True) if kept
+    sample = retain.of_entities(
+        [names[index] for index in order[: len(forget.entities)]]
     )
-    found["own"] = PatchingPrompts(own, own.prompts, own.prompts)
-    found["stranger"] = PatchingPrompts(own, away, own.prompts)
-    other = with_other_fact_donor(PatchingPrompts(own, own.prompts, away))
-    return found | ({"other": other} if len(other) else {})
+    prompts = {
+        "forget": with_unrelated_receiver(known_questions, invented),
+        "never_taught": with_unrelated_receiver(invented, invented),
+        "retain": with_unrelated_receiver(build_questions(sample, 1), invented),
+    }
+    main = prompts["forget"]
+    first = [wording == 0 for wording in main.questions.wording]
+    main_prompts: Questions = main.questions.select(first)
+    unrelated_prompts = tuple(
+        prompt for prompt, is_main in zip(main.receivers, first, strict=True) if is_main
+    )
+    prompts["own"] = PatchingPrompts(
+        main_prompts, main_prompts.prompts, main_prompts.prompts
+    )
+    prompts["stranger"] = PatchingPrompts(
+        main_prompts, unrelated_prompts, main_prompts.prompts
+    )
+    other_fact = with_other_fact_donor(
+        PatchingPrompts(main_prompts, main_prompts.prompts, unrelated_prompts)
+    )
+    return prompts | ({"other": other_fact} if len(other_fact) else {})
 
 
 def _persistence(
     run: Run,
     forget: ItemSet,
     retain: ItemSet,
-    never: ItemSet,
-    heard: dict[str, Any],
-    gone: bool,
+    never_taught: ItemSet,
+    baseline_scores: dict[str, Any],
+    absent_at_output: bool,
     stage,
 ) -> AxisResult:
     wordings = run.config.budget.prompts_per_item
     sets = {
         "forget": build_questions(forget, wordings),
-        "never_taught": build_questions(never, wordings),
+        "never_taught": build_questions(never_taught, wordings),
         "retain": build_questions(retain, 1),
     }
-    quantised = {
+    quantized_scores = {
         role: stage(
             f"quantised-{role}",
-            lambda subject=subject: persistence.score_quantized(
-                subject,
+            lambda audited=audited: persistence.score_quantized(
+                audited,
                 run.tokenizer,
                 sets,
                 run.config,
@@ -273,7 +292,7 @@ def _persistence(
                 progress=run.progress,
             ),
         )
-        for role, subject in run.models.items()
+        for role, audited in run.models.items()
     }
     edit = stage(
         "edit-in-bins",
@@ -284,49 +303,57 @@ def _persistence(
     return axis_stage(
         stage,
         "persistence",
-        lambda: persistence.judge(sets, heard, quantised, edit, gone, run.config, ()),
+        lambda: persistence.judge(
+            sets,
+            baseline_scores,
+            quantized_scores,
+            edit,
+            absent_at_output,
+            run.config,
+            (),
+        ),
     )
 
 
 def _relearning(
     run: Run,
-    subjects: dict[str, AuditedModel],
+    models: dict[str, AuditedModel],
     forget: ItemSet,
-    never: ItemSet,
-    heard: dict[str, Any],
+    never_taught: ItemSet,
+    baseline_scores: dict[str, Any],
     notes: tuple[str, ...],
     stage,
 ) -> AxisResult:
     rng = numpy_rng(run.config.seed, "relearning", "halves")
-    halves = relearning.relearning_splits(list(forget), list(never), rng)
-    # The plant only has to be seen once.
-    taught = {role: [0] if role == "planted" else [0, 1] for role in subjects}
-    trial = [role for role in ("unlearned", "planted") if role in subjects]
+    splits = relearning.relearning_splits(list(forget), list(never_taught), rng)
+    # The planted suppression needs a single split.
+    splits_by_role = {role: [0] if role == "planted" else [0, 1] for role in models}
+    trial_roles = [role for role in ("unlearned", "planted") if role in models]
     chosen = stage(
         "relearn-rate",
         lambda: relearning.choose_rate(
-            [(subjects[role], taught[role]) for role in trial],
+            [(models[role], splits_by_role[role]) for role in trial_roles],
             run.tokenizer,
-            halves,
+            splits,
             run.config,
             device=run.device,
             progress=run.progress,
         ),
     )
     runs: dict[str, list[Any]] = {}
-    for role, subject in subjects.items():
+    for role, audited in models.items():
         if role == "original":
             continue
-        made = chosen["runs"].get(role, {})
+        done = chosen["runs"].get(role, {})
         runs[role] = [
-            made[str(number)]
-            if str(number) in made
+            done[str(number)]
+            if str(number) in done
             else stage(
                 f"relearn-{role}-{number}",
-                lambda subject=subject, number=number: relearning.relearn(
-                    subject,
+                lambda audited=audited, number=number: relearning.relearn(
+                    audited,
                     run.tokenizer,
-                    halves[number],
+                    splits[number],
                     run.config,
                     chosen["rate"],
                     chosen["steps"],
@@ -334,16 +361,18 @@ def _relearning(
                     progress=run.progress,
                 ),
             )
-            for number in taught[role]
+            for number in splits_by_role[role]
         ]
     questions = build_questions(forget, run.config.budget.prompts_per_item)
-    first_said = scores_from_json(heard["original"]["forget"])
-    known = {
-        "said": average_by_entity(first_said.greedy, questions.entities),
-        "contrast": average_by_entity(first_said.contrast, questions.entities),
+    scores = scores_from_json(baseline_scores["original"]["forget"])
+    original_values = {
+        "said": average_by_entity(scores.exact_match, questions.entities),
+        "contrast": average_by_entity(scores.contrast, questions.entities),
     }
     return axis_stage(
         stage,
         "relearning",
-        lambda: relearning.judge(runs, known, run.config, chosen["rate"], notes),
+        lambda: relearning.judge(
+            runs, original_values, run.config, chosen["rate"], notes
+        ),
     )

@@ -1,4 +1,4 @@
-"""``exhume validate`` in Python: two item files, and what a model knows of them."""
+"""``exhume validate`` in Python: two item files, and how much a model knows of them."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -27,50 +27,65 @@ def check_items(
     profile: str = "quick",
     progress: Progress = SILENT,
 ) -> ValidationReport:
-    """Read both files and check them as an audit would, against each other.
+    """Read both files and check them as an audit would.
 
     Args:
-        forget: What should be gone.
-        retain: What should still be there.
-        original: A model to ask how many of the items it really knows.
-        never_taught: Items nobody was taught; invented as the audit would by default.
-        tokenizer: For a live original, which rarely brings its own.
-        profile: Of the audit that is meant: "quick", "standard" or "full".
-        progress: Where to show progress.
+        forget: Items that should be gone.
+        retain: Items that should still be known.
+        original: A model to score on the items.
+        never_taught: Items that no model was taught; invented by default.
+        tokenizer: For a live original, which rarely has one attached.
+        profile: Profile of the intended audit: "quick", "standard" or "full".
 
     Raises:
-        InputError: a file or the model cannot be read at all.
+        InputError: a file or the model cannot be read.
+
+    Examples:
+        >>> found = exhume.check_items("forget.jsonl", "retain.jsonl", "original")
+        >>> found.ok, found.overlap
+        (True, ())
+        >>> found.to_frame()[["set", "items", "entities", "known"]]
+              set  items  entities  known
+        0  forget     60        20     60
+        1  retain    228        76    228
     """
     config = make_config({"profile": profile})
-    gone, kept = text_items(forget, "forget"), text_items(retain, "retain")
+    forget_items, retain_items = (
+        text_items(forget, "forget"),
+        text_items(retain, "retain"),
+    )
     never = None if never_taught is None else text_items(never_taught, "never_taught")
-    found = check_sets(gone, kept, never, config)
-    if original is None or not found.ok:
-        return found
+    report = check_sets(forget_items, retain_items, never, config)
+    if original is None or not report.ok:
+        return report
     checkpoint = open_checkpoint(
         original, name="original", tokenizer=tokenizer, progress=progress
     )
-    found = check_with_original(checkpoint, gone, kept, never, config)
-    if not found.ok:
-        return found
+    report = check_with_original(checkpoint, forget_items, retain_items, never, config)
+    if not report.ok:
+        return report
     model = checkpoint.load()
     scores = [
         score_answers(
             model,
-            build_questions(each, 1).encoded(checkpoint.tokenizer),
+            build_questions(items, 1).encoded(checkpoint.tokenizer),
             progress=progress,
         )
-        for each in (gone, kept)
+        for items in (forget_items, retain_items)
     ]
-    found = validate_items(gone, kept, checkpoint.tokenizer, PairScores(*scores))
+    report = validate_items(
+        forget_items, retain_items, checkpoint.tokenizer, PairScores(*scores)
+    )
     try:
-        forgotten = select_known_items("forget", gone, scores[0].greedy, config)
-        stays = within_budget(
-            select_known_items("retain", kept, scores[1].greedy, config), config
+        known_forget = select_known_items(
+            "forget", forget_items, scores[0].greedy, config
         )
-        alternatives_of(forgotten)
+        known_retain = within_budget(
+            select_known_items("retain", retain_items, scores[1].greedy, config), config
+        )
+        alternatives_of(known_forget)
         if never is None:
-            invent_never_taught(forgotten, stays, config)
+            invent_never_taught(known_forget, known_retain, config)
     except InputError as error:
-        found = replace(found, errors=(*found.errors, error))
-    return found
+        report = replace(report, errors=(*report.errors, error))
+    return report

@@ -1,9 +1,8 @@
-"""Axes that are run when they are named: concepts, restoration, circuits, membership.
+"""Axes that run only when named: concept, restoration, circuit, membership.
 
-They can stand in the way of ``deleted``. Concepts and restoration can also make
-``suppressed``: on tuning models they found no retrain and every suppression
-(``docs/restoration.md``). Circuits and membership only inform: their error rates there
-are not measured, or not good enough.
+All can block ``deleted``. Concept and restoration can also make ``suppressed``: on tuning
+models they found every suppression and no retrain (``docs/results/restoration.md``). Circuit and
+membership only inform: their error rates are unmeasured or too high.
 """
 
 from collections.abc import Sequence
@@ -12,11 +11,10 @@ from dataclasses import dataclass
 from audits.axes.circuit import axis as circuit
 from audits.axes.concept import axis as concept
 from audits.axes.decodability.tasks import Task
-from audits.axes.membership import axis as signature
-from audits.axes.membership import scores as signature_reading
+from audits.axes.membership import axis as membership
+from audits.axes.membership import scores as membership_scores
 from audits.axes.restoration import axis as restoration
-from audits.core.context import Run
-from audits.core.subjects import AuditedModel
+from audits.core.context import AuditedModel, Run
 from audits.core.workspace import axis_stage
 from capture.data.items import ItemSet
 from evidence.errors import InputError
@@ -25,12 +23,12 @@ from evidence.results import AxisResult
 
 @dataclass(frozen=True)
 class CapturedTasks:
-    """Captured states of every model, and what is read from them.
+    """Probing tasks, with the states of every model captured.
 
     Attributes:
-        tasks: What readers are to tell.
+        tasks: The probing tasks.
         sites: Where states were captured.
-        notes: Sentences about what could not be asked.
+        notes: Relations that were left out, in sentences.
     """
 
     tasks: Sequence[Task]
@@ -47,7 +45,7 @@ def run_concept(
     notes: tuple[str, ...],
     stage,
 ) -> AxisResult:
-    """Do the original's concept vectors still read the answers?"""
+    """Run the concept axis."""
     return axis_stage(
         stage,
         "concept",
@@ -72,11 +70,11 @@ def run_restoration(
     models: dict[str, AuditedModel],
     forget: ItemSet,
     retain: ItemSet,
-    never: ItemSet,
+    never_taught: ItemSet,
     notes: tuple[str, ...],
     stage,
 ) -> AxisResult:
-    """Does one fixed change, fitted on other items, bring the answers back?"""
+    """Run the restoration axis."""
     return axis_stage(
         stage,
         "restoration",
@@ -85,7 +83,7 @@ def run_restoration(
             run.tokenizer,
             forget,
             retain,
-            never,
+            never_taught,
             run.config,
             run.workspace.work / "saes",
             device=run.device,
@@ -99,11 +97,11 @@ def run_circuit(
     run: Run,
     models: dict[str, AuditedModel],
     forget: ItemSet,
-    never: ItemSet,
+    never_taught: ItemSet,
     notes: tuple[str, ...],
     stage,
 ) -> AxisResult:
-    """Do the edges that computed the answers still carry them?"""
+    """Run the circuit axis."""
     return axis_stage(
         stage,
         "circuit",
@@ -111,7 +109,7 @@ def run_circuit(
             models,
             run.tokenizer,
             forget,
-            never,
+            never_taught,
             run.config,
             device=run.device,
             notes=notes,
@@ -125,36 +123,36 @@ def run_membership(
     models: dict[str, AuditedModel],
     forget: ItemSet,
     retain: ItemSet,
-    never: ItemSet,
+    never_taught: ItemSet,
     notes: tuple[str, ...],
     stage,
 ) -> AxisResult:
-    """Are forgotten items still told from never-taught ones?"""
-    wordings, name = run.config.budget.prompts_per_item, signature_reading.NAME
+    """Capture the states of the membership axis and run it."""
+    wordings, name = run.config.budget.prompts_per_item, membership_scores.NAME
     try:
-        asked = signature_reading.select_sets(
-            forget, retain, never, wordings, run.config.seed
+        sets = membership_scores.select_sets(
+            forget, retain, never_taught, wordings, run.config.seed
         )
     except InputError as error:
-        # Other axes can do without invented counterparts of the retain entities.
+        # Only this axis needs invented counterparts of the retain entities.
         return AxisResult(
-            name, signature.QUESTION, "no_power", notes=(str(error), *notes)
+            name, membership.QUESTION, "no_power", notes=(str(error), *notes)
         )
     sites: list[str] = []
-    for role, subject in models.items():
+    for role, audited in models.items():
         sites = stage(
             f"membership-states-{role}",
-            lambda subject=subject: signature_reading.capture_states(
-                subject, run.tokenizer, asked, run.store, run.device, run.progress
+            lambda audited=audited: membership_scores.capture_states(
+                audited, run.tokenizer, sets, run.store, run.device, run.progress
             ),
         )
     return axis_stage(
         stage,
         name,
-        lambda: signature.run_membership(
+        lambda: membership.run_membership(
             models,
             run.tokenizer,
-            asked,
+            sets,
             sites,
             run.store,
             run.config,

@@ -1,4 +1,4 @@
-"""One audit from inputs to verdict, stage by stage, resumable at each."""
+"""One audit of text items from inputs to findings, resumable at every stage."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,6 @@ from typing import Any
 from audits.axes import behaviour
 from audits.core.config import make_config
 from audits.core.context import Run, RunOf, open_run
-from audits.core.edit_shape import edit_shape
 from audits.core.inputs import open_inputs
 from audits.core.preflight import Damage, compare_utility
 from audits.core.workspace import StageRunner, axis_stage
@@ -20,7 +19,7 @@ from capture.network.network_size import network_size
 from evidence.progress import SILENT, Progress
 from evidence.results import AxisResult
 
-# Rough cost of the stages of one model, so that the bar's estimate is about right.
+# Rough relative cost of a model's stages, for the progress bar.
 BASELINE_COST, AXES_COST = 2.0, 4.0
 SKIPPED_DAMAGED = (
     "The candidate is damaged, which decides the verdict; this profile does not look "
@@ -30,7 +29,7 @@ SKIPPED_DAMAGED = (
 
 @dataclass(frozen=True)
 class Findings:
-    """All that an audit computed, before it is judged and written.
+    """Everything that an audit computes before the verdict.
 
     Attributes:
         axes: Results by name.
@@ -63,7 +62,7 @@ def start(
     fresh: bool = False,
     progress: Progress = SILENT,
 ) -> Run:
-    """Check inputs and open the output folder; nothing has been computed yet."""
+    """Check inputs and open the output folder; nothing is computed yet."""
     config = make_config(settings)
     inputs = open_inputs(
         original,
@@ -83,29 +82,29 @@ def start(
 
 
 def progress_units(run: RunOf[Any]) -> tuple[float, float]:
-    """The whole, and what looks inside, in units of the first look at the original."""
+    """Progress units of the whole audit and of its inner axes; scoring the given items is 1."""
     models = len(run.models)
     inner = 0.0 if run.identical else AXES_COST * (models + 1)
     return 1 + BASELINE_COST * models + inner, inner
 
 
 def collect(run: Run) -> Findings:
-    """Compute every stage that is not there yet."""
-    ledger = StageRunner(run.workspace, run.progress)
-    stage = ledger.stage
-    whole, inner = progress_units(run)
-    with run.progress.task("audit", whole) as advance:
+    """Compute every stage that is not saved yet."""
+    runner = StageRunner(run.workspace, run.progress)
+    stage = runner.stage
+    total, inner = progress_units(run)
+    with run.progress.task("audit", total) as advance:
         difference = stage("weights", lambda: baseline.weight_difference(run))
         first = stage("original", lambda: baseline.score_given_items(run))
         advance(1)
         forget, retain = baseline.select_known_items(run, first)
-        never = baseline.never_taught(run, forget, retain)
-        heard = {}
+        never_taught = baseline.never_taught(run, forget, retain)
+        baseline_scores = {}
         for role in run.models:
-            heard[role] = stage(
+            baseline_scores[role] = stage(
                 f"said-{role}",
                 lambda role=role: baseline.score_baseline(
-                    run, role, forget, retain, never
+                    run, role, forget, retain, never_taught
                 ),
             )
             advance(BASELINE_COST)
@@ -115,16 +114,18 @@ def collect(run: Run) -> Findings:
             for name, items in (
                 ("forget", forget),
                 ("retain", retain),
-                ("never_taught", never),
+                ("never_taught", never_taught),
             )
         }
         if not run.identical:
-            baseline.check_swap(questions, heard)
+            baseline.check_swap(questions, baseline_scores)
             difference["components"] = stage(
-                "edit-shape", lambda: edit_shape(run, forget, retain)
+                "edit-shape", lambda: baseline.edit_shape(run, forget, retain)
             )
         damage = compare_utility(
-            heard["original"]["useful"], heard["unlearned"]["useful"], run.config.rule
+            baseline_scores["original"]["useful"],
+            baseline_scores["unlearned"]["useful"],
+            run.config.rule,
         )
         axes = {}
         if "behaviour" in run.config.axes:
@@ -134,7 +135,7 @@ def collect(run: Run) -> Findings:
                 lambda: behaviour.run_behaviour(
                     questions["forget"],
                     questions["never_taught"],
-                    heard,
+                    baseline_scores,
                     run.config,
                     (),
                 ),
@@ -145,8 +146,8 @@ def collect(run: Run) -> Findings:
                 run,
                 forget,
                 retain,
-                never,
-                heard,
+                never_taught,
+                baseline_scores,
                 damage,
                 "behaviour" in axes and axes["behaviour"].status == "absent",
                 stage,
@@ -161,16 +162,16 @@ def collect(run: Run) -> Findings:
             "forget_entities": len(forget.entities),
             "retain_items": len(retain),
             "retain_entities": len(retain.entities),
-            "never_taught_entities": len(never.entities),
+            "never_taught_entities": len(never_taught.entities),
         },
         "utility": {"shares": damage.shares, "damage": list(damage.reasons)},
         "free_text": {
-            "prompts": heard["original"]["useful"]["prompts"],
-            "original": heard["original"]["useful"]["texts"],
-            "unlearned": heard["unlearned"]["useful"]["texts"],
+            "prompts": baseline_scores["original"]["useful"]["prompts"],
+            "original": baseline_scores["original"]["useful"]["texts"],
+            "unlearned": baseline_scores["unlearned"]["useful"]["texts"],
         },
         "warnings": [*run.inputs.warnings, *([SKIPPED_DAMAGED] if skipped else [])],
     }
     floor = "reference" if run.inputs.references else "never_taught"
-    axes = ledger.with_cost(axes)
-    return Findings(axes, damage, run.identical, floor, preflight, ledger.cost)
+    axes = runner.with_cost(axes)
+    return Findings(axes, damage, run.identical, floor, preflight, runner.cost)

@@ -1,8 +1,8 @@
-"""``exhume plan``: what an audit will take, before anything is run.
+"""``exhume plan``: upper bounds of an audit's memory, disk and work, before it runs.
 
-Counts are upper bounds: what the original does not know is not asked further, and
-learning rates that are not needed are not tried. The time is that of so many operations
-at the rate at which this machine multiplies matrices; small models run far below it.
+Counts are upper bounds: unknown items are dropped later, and higher learning rates are tried
+only if needed. The time assumes this machine's rate of matrix products; small models run far
+below it.
 """
 
 import time
@@ -16,8 +16,8 @@ import torch
 
 from audits.axes.relearning import STEP_MULTIPLES
 from audits.core.config import AuditConfig, make_config
-from audits.core.edit_shape import MAX_PARAMETERS
 from audits.core.inputs import Inputs, open_inputs
+from audits.run.baseline import MAX_PARAMETERS
 from audits.run.disk_space import GIB, ActivationSize, activation_size, check_disk_space
 from capture.checkpoints.open import Checkpoint
 from capture.checkpoints.safetensors_files import (
@@ -30,37 +30,43 @@ from capture.checkpoints.weights.weight_files import find_shards
 from capture.data.items import ItemSet
 from capture.data.tokenization import encode
 from capture.network.network_size import NetworkSize, network_size
+from evidence.display.html_table import table_html
 from evidence.errors import InputError, quoted
 from evidence.machine.devices import choose_device
 from evidence.progress import SILENT, Progress
 
 MAX_MEMORY_GIB = 1_000_000
-"""GiB that anybody may say there is."""
+"""Maximum of ``memory=``, in GiB."""
 BYTES_PER_PARAMETER = 4
-# Weights, gradients and AdamW's two moments.
+# Copies of the weights in training: weights, gradients and AdamW's two moments.
 TRAINING_COPIES = 4
-# What a batch and the libraries take beside the weights.
+# Memory of a batch and the libraries, besides the weights.
 OVERHEAD_BYTES = int(2.25 * GIB)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
-    """What an audit takes at most.
+    """Upper bounds of what an audit takes.
 
     Attributes:
         parameters: Of the largest model.
-        models: How many are opened, the planted one included.
-        questions: Rows asked of every model.
-        tokens: In these rows, answers not counted.
-        probed: Rows read in every model for probes and readers of states.
-        probed_tokens: In these rows.
-        taught_tokens: Tokens of all training steps, at every learning rate tried.
-        memory: Bytes held at once.
-        available: Bytes that may be used.
-        disk: Bytes of activations kept.
-        work: Floating-point operations of passes and training steps.
-        rate: Operations a second of a matrix product, measured here and now.
-        device: Where.
+        models: Number of models, including the planted suppression.
+        questions: Rows scored on every model.
+        tokens: Their prompt tokens.
+        probed: Rows captured in every model.
+        probed_tokens: Their tokens.
+        taught_tokens: Tokens of all training steps, at every learning rate.
+        memory: Peak, in bytes.
+        available: Memory that may be used, in bytes.
+        disk: Stored activations, in bytes.
+        work: Floating-point operations of forward passes and training steps.
+        rate: Floating-point operations per second of a matrix product, measured now.
+
+    Examples:
+        >>> found = exhume.plan("original", "unlearned", "forget.jsonl", "retain.jsonl", memory=4)
+        >>> [what for what, _ in found.rows()]
+        ['parameters', 'models', 'asked of each', 'read in each', 'taught', 'memory', 'activations
+        kept', 'work']
     """
 
     parameters: int
@@ -77,8 +83,15 @@ class Plan:
     rate: float
     device: str
 
+    def __repr__(self) -> str:
+        lines = [f"{what}: {amount}" for what, amount in self.rows()]
+        return "\n  ".join(["An audit of this pair takes", *lines])
+
+    def _repr_html_(self) -> str:
+        return table_html("An audit of this pair", ("what", "how much"), self.rows())
+
     def rows(self) -> list[tuple[str, str]]:
-        """What a table shows of it."""
+        """(quantity, amount) rows of a table."""
         return [
             ("parameters", f"{self.parameters:,}, in float32"),
             ("models", f"{self.models}, with the planted suppression if axes need it"),
@@ -102,10 +115,10 @@ class Plan:
         ]
 
     def check(self) -> None:
-        """Refuse what will not fit.
+        """Refuse an audit that does not fit into memory.
 
         Raises:
-            InputError: the audit would need more memory than there is.
+            InputError: the audit would need more memory than is available.
         """
         if self.memory > self.available:
             raise InputError(
@@ -135,29 +148,34 @@ def plan(
     device: str = "auto",
     progress: Progress = SILENT,
 ) -> Plan:
-    """What an audit of these inputs takes, without running a model.
+    """Estimate what an audit of these inputs takes, without running a model.
 
     Args:
-        original: As ``audits.run.api.audit``, and so are the others.
+        original: As in ``audits.run.api.audit``, and so are the others.
         unlearned: The candidate.
         forget: Items that should be gone.
-        retain: Items that should still be there.
+        retain: Items that should still be known.
         reference: Models retrained without the forget set.
-        never_taught: Items nobody was taught.
-        out: Where the audit will write: whether there is room is looked at.
-        tokenizer: For live models, which rarely bring their own.
-        memory: GiB that may be used; by default what the machine has free now.
+        never_taught: Items that no model was taught.
+        out: Output folder of the audit, to check its free space.
+        tokenizer: For live models, which rarely have one attached.
+        memory: GiB that may be used; the free memory by default.
         profile: "quick", "standard" or "full".
-        axes: Which axes to run; those of the profile by default.
-        device: "auto", "cpu", "cuda", "mps".
-        progress: Where to show progress.
+        axes: Axes to run; those of the profile by default.
+        device: "auto", "cpu", "cuda" or "mps".
 
     Raises:
         InputError: whatever an audit would refuse before running a model.
+
+    Examples:
+        >>> found = exhume.plan("original", "unlearned", "forget.jsonl", "retain.jsonl", memory=4)
+        >>> found.parameters, found.questions
+        (56736, 936)
+        >>> found.check()
     """
     if memory is not None and not _is_amount(memory):
         raise InputError(
-            "the memory that may be used is not an amount",
+            "the memory limit is not a valid amount",
             expected=f"GiB, above 0 and at most {MAX_MEMORY_GIB:,}",
             got=quoted(memory),
         )
@@ -174,27 +192,27 @@ def plan(
         progress=progress,
     )
     structure = network_size(inputs.original)
-    kept = activation_size(inputs, config, structure)
+    activations = activation_size(inputs, config, structure)
     if out is not None:
-        check_disk_space(Path(out), kept)
+        check_disk_space(Path(out), activations)
     chosen = choose_device(config.device)
     free = psutil.virtual_memory().available
     if chosen.startswith("cuda"):
         free = torch.cuda.mem_get_info()[0]
-    found = _counts(
+    estimate = _counts(
         inputs,
         config,
         structure,
-        kept,
+        activations,
         chosen,
         free if memory is None else int(memory * GIB),
     )
-    if found.memory <= found.available:
-        # An adapter is merged to be compared, which takes memory as well.
-        for other in (inputs.unlearned, *inputs.references):
-            if other.weights_hash != inputs.original.weights_hash:
-                compare_weights(inputs.original, other, progress)
-    return found
+    if estimate.memory <= estimate.available:
+        # Comparing an adapter merges it, which takes memory as well.
+        for checkpoint in (inputs.unlearned, *inputs.references):
+            if checkpoint.weights_hash != inputs.original.weights_hash:
+                compare_weights(inputs.original, checkpoint, progress)
+    return estimate
 
 
 def _is_amount(memory: Any) -> bool:
@@ -214,48 +232,53 @@ def _counts(
     opened = (inputs.original, inputs.unlearned, *inputs.references)
     parameters = max(map(count_parameters, opened))
     same = inputs.original.weights_hash == inputs.unlearned.weights_hash
-    inner = config.axes != ("behaviour",) and not same
-    models = len(opened) + inner
+    runs_inner_axes = config.axes != ("behaviour",) and not same
+    models = len(opened) + runs_inner_axes
     copies = budget.never_taught_copies
     forget = _prompts(inputs.forget, budget.prompts_per_item)
-    kept = inputs.retain.of_entities(inputs.retain.entities[: budget.retain_entities])
-    retain = _prompts(kept, budget.prompts_per_item)
-    never = forget * copies
+    retain_items = inputs.retain.of_entities(
+        inputs.retain.entities[: budget.retain_entities]
+    )
+    retain = _prompts(retain_items, budget.prompts_per_item)
+    never_taught = forget * copies
     if inputs.never_taught is not None:
-        never = _prompts(inputs.never_taught, budget.prompts_per_item)
+        never_taught = _prompts(inputs.never_taught, budget.prompts_per_item)
     tokenizer = inputs.original.tokenizer
 
     def tokens(prompts: list[str]) -> int:
         return sum(map(len, encode(tokenizer, prompts).ids))
 
-    asked = tokens(forget) + tokens(retain) + tokens(never)
-    lesson = tokens(_prompts(inputs.forget, 1))
-    taught, work = 0, 2.0 * parameters * (asked + activations.tokens) * models
-    if inner:
-        # A suppression is planted by training its last block, on forget rows and three
-        # times as many retain rows; what is below it is computed once.
-        taught += 4 * budget.plant_steps * lesson
-        work += 6.0 * parameters / (structure.n_layers or 1) * taught
-    if "relearning" in config.axes and inner:
-        # Halves of the forget set, two a model and one of the planted, at each rate.
+    scored_tokens = tokens(forget) + tokens(retain) + tokens(never_taught)
+    forget_tokens = tokens(_prompts(inputs.forget, 1))
+    trained_tokens, work = (
+        0,
+        2.0 * parameters * (scored_tokens + activations.tokens) * models,
+    )
+    if runs_inner_axes:
+        # Planting trains the last block on forget rows and three times as many retain rows; the
+        # blocks below are computed once.
+        trained_tokens += 4 * budget.plant_steps * forget_tokens
+        work += 6.0 * parameters / (structure.n_layers or 1) * trained_tokens
+    if "relearning" in config.axes and runs_inner_axes:
+        # Both halves of the forget set for each model, one for the planted, at every rate.
         runs = 2 * (len(opened) - 1) + 1
         attempts = len(budget.relearn_rates) + sum(STEP_MULTIPLES)
-        relearned = runs * attempts * budget.relearn_steps * lesson // 2
-        taught += relearned
-        work += 6.0 * parameters * relearned
-    held = 2 if inner else 1
-    # The edit is held against two gradients beside weights and one being made.
+        relearning_tokens = runs * attempts * budget.relearn_steps * forget_tokens // 2
+        trained_tokens += relearning_tokens
+        work += 6.0 * parameters * relearning_tokens
+    copies_held = 2 if runs_inner_axes else 1
+    # The edit shape needs the weights, two gradients, and one in the making.
     if "relearning" in config.axes or parameters <= MAX_PARAMETERS:
-        held = TRAINING_COPIES
+        copies_held = TRAINING_COPIES
     return Plan(
         parameters=parameters,
         models=models,
-        questions=len(forget) + len(retain) + len(never),
-        tokens=asked,
+        questions=len(forget) + len(retain) + len(never_taught),
+        tokens=scored_tokens,
         probed=activations.rows,
         probed_tokens=activations.tokens,
-        taught_tokens=taught,
-        memory=held * BYTES_PER_PARAMETER * parameters + OVERHEAD_BYTES,
+        taught_tokens=trained_tokens,
+        memory=copies_held * BYTES_PER_PARAMETER * parameters + OVERHEAD_BYTES,
         available=available,
         disk=activations.bytes,
         work=work,
@@ -265,7 +288,7 @@ def _counts(
 
 
 def count_parameters(checkpoint: Checkpoint) -> int:
-    """Numbers in a checkpoint's tensors; those of an adapter are merged away."""
+    """Number of values in a checkpoint's tensors; those of an adapter are merged."""
 
     def total(tensors: NamedTensors) -> int:
         return sum(tensors.read(name).numel() for name in tensors.names)
@@ -278,9 +301,11 @@ def count_parameters(checkpoint: Checkpoint) -> int:
         return total(tensors)
 
 
-def _prompts(items: ItemSet, most: int) -> list[str]:
+def _prompts(items: ItemSet, max_prompts: int) -> list[str]:
     return [
-        prompt for item in items for prompt in (item.prompt, *item.paraphrases)[:most]
+        prompt
+        for item in items
+        for prompt in (item.prompt, *item.paraphrases)[:max_prompts]
     ]
 
 
@@ -290,12 +315,12 @@ def _amount(size: int) -> str:
 
 
 def _rate(device: str) -> float:
-    """Floating-point operations a second of a matrix product, here and now."""
+    """Measured floating-point operations per second of a matrix product."""
     a = torch.ones(768, 768, device=device)
     best = torch.inf
     for _ in range(4):
         start = time.perf_counter()
-        # Reading one number waits for a device that works on its own.
+        # Reading one number synchronizes an asynchronous device.
         float((a @ a)[0, 0])
         best = min(best, time.perf_counter() - start)
     return 2.0 * 768**3 / best

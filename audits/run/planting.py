@@ -1,4 +1,4 @@
-"""A suppression planted in the original on the spot, to see whether an axis sees it."""
+"""Plant a known suppression in the original: the positive control of every axis."""
 
 import hashlib
 from pathlib import Path
@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from audits.axes.judgement import planted_control as planted_control
 from audits.core.config import Budget
-from audits.core.subjects import AuditedModel
+from audits.core.context import AuditedModel
 from capture.checkpoints.schemas.library_errors import library_errors
 from capture.data.items import Item, normalize_text
 from capture.data.tokenization import encode, encode_items
@@ -23,28 +24,27 @@ from evidence.seeds import numpy_rng
 from evidence.storage.files import write_atomic
 from evidence.storage.regular_files import open_regular
 
-# A plant counts when this little of the forget set is still said ...
+# A planted suppression is valid below this forget accuracy ...
 MAX_FORGET_ACCURACY = 0.05
-# ... and the original still says this much of what it was trained to keep.
+# ... and above this retain accuracy.
 MIN_RETAIN_ACCURACY = 0.8
-# How many times the budget's steps are taken where no rate plants one in as many.
+# Multiples of the budget's steps, tried where no rate suffices within the budget.
 STEP_MULTIPLES = (2, 4)
-# The tensors it changes, in the audit's work folder.
+# File of the changed tensors, in the audit's work folder.
 PLANTED_FILE = "planted.safetensors"
 
 
 def wrong_answers(items: list[Item], rng: np.random.Generator) -> list[str]:
-    """For each item another item's answer of the same relation, never its own.
+    """For each item another item's answer of the same relation, or an alternative.
 
-    Falls back on the item's alternatives; an item without either keeps no wrong
-    answer to train on and is an error of the caller.
+    The caller makes sure that every item has one.
     """
-    offered: dict[str, list[str]] = {}
+    answers_of: dict[str, list[str]] = {}
     for item in items:
-        offered.setdefault(item.relation, []).append(item.answer)
+        answers_of.setdefault(item.relation, []).append(item.answer)
     chosen = []
     for item in items:
-        pool = [*offered[item.relation], *item.alternatives]
+        pool = [*answers_of[item.relation], *item.alternatives]
         others = sorted(
             {a for a in pool if normalize_text(a) != normalize_text(item.answer)}
         )
@@ -64,21 +64,20 @@ def plant(
     seed: int,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Relabel the forget set with nothing but the last block trained.
+    """Train the last block alone on wrong answers to the forget set.
 
-    What comes before the last block is untouched by construction, so the knowledge is
-    still there: an axis that cannot see it could not have seen it in the candidate.
-
-    Where the budget's steps plant none at any rate, the highest is given more of them.
+    Earlier blocks are unchanged by construction, so their knowledge remains. If an axis misses
+    the planted suppression, its negative result on the candidate is not evidence. Where no
+    learning rate suffices within the budgeted steps, the highest gets more steps.
 
     Returns:
-        ``made`` (bool), ``rate``, ``steps``, ``forget`` and ``retain`` accuracy, and
-        where it was made, the ``tensors`` changed, which are put into ``folder``.
+        ``made`` (bool), ``rate``, ``steps``, ``forget`` and ``retain`` accuracy, and where it
+        was made, the names of the changed ``tensors``, which are written into ``folder``.
     """
     rng = numpy_rng(seed, "planted")
     forget_rows = encode_items(tokenizer, forget)
     retain_rows = encode_items(tokenizer, retain)
-    relabelled = encode(
+    relabeled = encode(
         tokenizer, [item.prompt for item in forget], wrong_answers(forget, rng)
     )
 
@@ -109,15 +108,23 @@ def plant(
                 forget_rows,
                 retain_rows,
                 config,
-                relabeled=relabelled,
+                relabeled=relabeled,
                 evaluate=accuracy,
                 seed=seed,
                 progress=progress,
             )
-            gone = accuracy(model)["forget"]
-            kept = float(score_answers(model, retain_rows).greedy.mean())
-            result |= {"rate": rate, "steps": steps, "forget": gone, "retain": kept}
-            if gone > MAX_FORGET_ACCURACY or kept < MIN_RETAIN_ACCURACY:
+            forget_accuracy = accuracy(model)["forget"]
+            retain_accuracy = float(score_answers(model, retain_rows).greedy.mean())
+            result |= {
+                "rate": rate,
+                "steps": steps,
+                "forget": forget_accuracy,
+                "retain": retain_accuracy,
+            }
+            if (
+                forget_accuracy > MAX_FORGET_ACCURACY
+                or retain_accuracy < MIN_RETAIN_ACCURACY
+            ):
                 continue
             changed = {
                 name: tensor.cpu().contiguous()
@@ -131,32 +138,29 @@ def plant(
 
 
 def planted_model(original: AuditedModel, folder: Path) -> AuditedModel:
-    """The original with the planted tensors put in.
+    """The original with the planted tensors loaded.
 
     Raises:
-        InputError: the file of these tensors is gone, damaged, or something else.
+        InputError: the file of these tensors is missing, damaged, or not a regular file.
     """
     path = folder / PLANTED_FILE
-    again = "Pass --fresh to start over"
+    fix = "Pass --fresh to start over"
 
     def load(device: str) -> nn.Module:
         model = original.load(device)
-        with library_errors(f"{path} could not be read", fix=again):
+        with library_errors(f"{path} could not be read", fix=fix):
             model.load_state_dict(load_file(path, device=device), strict=False)
         return model
 
-    found = hashlib.sha256()
-    with open_regular(path, fix=again) as file:
-        while block := file.read(1 << 22):
-            found.update(block)
-    digest = found.hexdigest()
+    with open_regular(path, fix=fix) as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()  # pyright: ignore
     return AuditedModel(
         "planted", f"{original.weights_hash}+{digest}", original.config, load
     )
 
 
 def planting_notes(made: dict[str, Any]) -> tuple[str, ...]:
-    """What to note where none could be made, given what ``plant`` returned."""
+    """A note where no suppression could be planted, from the result of ``plant``."""
     if made["made"]:
         return ()
     return (

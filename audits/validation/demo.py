@@ -1,4 +1,4 @@
-"""``exhume demo`` in Python: forget real capitals in a real model, then audit it."""
+"""``exhume demo`` in Python: unlearn real capitals from a real model, then audit it."""
 
 from pathlib import Path
 
@@ -11,30 +11,25 @@ from evidence.storage.regular_files import as_path
 from evidence.storage.removal import MODEL_FILES, delete_owned_folder
 from testbeds.planted import plant
 from testbeds.worlds.capitals import capital_items
-from testbeds.worlds.smollm2 import fetch
+from testbeds.worlds.smollm2 import fetch_smollm2
 
 METHOD = "npo"
 PARTS = ITEMS, UNLEARNED, AUDIT = "items", "unlearned", "audit"
 
 
 def run_demo(
-    out: Path | str,
-    *,
-    seed: int = 0,
-    fresh: bool = False,
-    progress: Progress = SILENT,
+    out: Path | str, *, seed: int = 0, fresh: bool = False, progress: Progress = SILENT
 ) -> Audit:
     """Unlearn some capitals from SmolLM2-135M-Instruct with NPO, and audit the pair.
 
     Args:
-        out: Folder for the items, the unlearned model and the audit. The same call
-            resumes there.
-        seed: Which capitals are forgotten, and every random choice of the audit.
+        out: Folder for the items, the unlearned model and the audit; the same call resumes
+            there.
+        seed: Of the choice of capitals and of every random choice of the audit.
         fresh: Start over.
-        progress: Where to show progress.
 
     Raises:
-        InputError: the model cannot be fetched, or the folder holds something else.
+        InputError: the model cannot be downloaded, or the folder holds something else.
     """
     root = as_path(out, "the output folder")
     check_seed(seed)
@@ -48,7 +43,7 @@ def run_demo(
         hold_folder(root, "demo", PARTS, settings, clear if fresh else None),
         progress.task("demo", 4) as advance,
     ):
-        original = fetch(progress=progress)
+        original = fetch_smollm2(progress=progress)
         advance(1)
         world = capital_items(
             open_checkpoint(original, progress=progress), seed=seed, progress=progress
@@ -58,8 +53,8 @@ def run_demo(
             "retain": world.retain,
             "never_taught": world.never_taught,
         }
-        for name, each in items.items():
-            each.to_jsonl(root / ITEMS / f"{name}.jsonl")
+        for name, item_set in items.items():
+            item_set.to_jsonl(root / ITEMS / f"{name}.jsonl")
         progress.note("demo: the items are written")
         advance(1)
         unlearned = plant(

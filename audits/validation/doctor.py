@@ -1,4 +1,4 @@
-"""``exhume doctor``: is this installation fit to audit?"""
+"""``exhume doctor``: check the installation."""
 
 import shutil
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ MIN_MEMORY = 6 * 2**30
 
 @dataclass(frozen=True)
 class Check:
-    """One thing looked at."""
+    """One check, with advice where it fails."""
 
     name: str
     found: str
@@ -39,20 +39,25 @@ class Check:
 
 
 def clashes() -> dict[str, list[str]]:
-    """Our import names that another installed distribution also claims."""
+    """Our import names that another installed distribution also provides."""
     owners = packages_distributions()
-    found = {
-        name: sorted({each for each in owners.get(name, ()) if each != "exhume"})
+    clashing = {
+        name: sorted({owner for owner in owners.get(name, ()) if owner != "exhume"})
         for name in OURS
     }
-    return {name: others for name, others in found.items() if others}
+    return {name: others for name, others in clashing.items() if others}
 
 
 def run_checks() -> list[Check]:
-    """Every check, in the order of a report."""
+    """Run every check, in report order."""
     checks = [
-        Check(name, found, found != "not installed", "reinstall exhume")
-        for name, found in versions().items()
+        Check(
+            name,
+            installed_version,
+            installed_version != "not installed",
+            "reinstall exhume",
+        )
+        for name, installed_version in versions().items()
     ]
     taken = clashes()
     checks.append(
@@ -65,11 +70,11 @@ def run_checks() -> list[Check]:
         )
     )
     for name in OPTIONAL:
-        there = find_spec(name) is not None
-        checks.append(Check(name, "installed" if there else "not installed", True))
+        installed = find_spec(name) is not None
+        checks.append(Check(name, "installed" if installed else "not installed", True))
     root = cache_root()
-    place = next(each for each in (root, *root.parents) if each.exists())
-    free = shutil.disk_usage(place).free
+    existing = next(folder for folder in (root, *root.parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
     memory = psutil.virtual_memory().total
     checks += [
         Check(

@@ -13,11 +13,10 @@ COLORS = dict(zip(FLOORS, ("#1f6feb", "#d97706"), strict=True))
 
 
 def page(cases: Sequence[Case], title: str) -> str:
-    """HTML that needs no network.
+    """The page as HTML that needs no network.
 
     Args:
         cases: Audits of models of known state.
-        title: What to write above.
     """
     plot = make_subplots(
         2,
@@ -59,10 +58,10 @@ def _confusion(plot: go.Figure, cases: Sequence[Case]) -> None:
 
 def _residuals(plot: go.Figure, cases: Sequence[Case]) -> None:
     for floor in FLOORS:
-        here = [c for c in cases if c.floor == floor and c.residual is not None]
+        group = [c for c in cases if c.floor == floor and c.residual is not None]
         dots = go.Scatter(
-            x=[c.residual for c in here],
-            y=[c.kind.replace("_", " ") for c in here],
+            x=[c.residual for c in group],
+            y=[c.kind.replace("_", " ") for c in group],
             mode="markers",
             marker={"size": 9, "color": COLORS[floor]},
             name=f"floor: {floor.replace('_', ' ')}",
@@ -82,15 +81,15 @@ def _reliability(plot: go.Figure, confidence: list[float], right: list[bool]) ->
         showlegend=False,
     )
     dots = go.Scatter(
-        x=[each.confidence for each in bins],
-        y=[each.right for each in bins],
+        x=[bin_.confidence for bin_ in bins],
+        y=[bin_.right for bin_ in bins],
         error_y={
             "type": "data",
             "symmetric": False,
-            "array": [each.interval[1] - each.right for each in bins],
-            "arrayminus": [each.right - each.interval[0] for each in bins],
+            "array": [bin_.interval[1] - bin_.right for bin_ in bins],
+            "arrayminus": [bin_.right - bin_.interval[0] for bin_ in bins],
         },
-        text=[f"n={each.n}" for each in bins],
+        text=[f"n={bin_.n}" for bin_ in bins],
         mode="markers+text",
         textposition="middle left",
         marker={"size": 9, "color": "#333"},
@@ -103,9 +102,9 @@ def _reliability(plot: go.Figure, confidence: list[float], right: list[bool]) ->
 
 
 def _coverage(plot: go.Figure, confidence: list[float], right: list[bool]) -> None:
-    kept, wrong = risk_coverage_curve(confidence, right)
+    coverage, wrong = risk_coverage_curve(confidence, right)
     curve = go.Scatter(
-        x=kept,
+        x=coverage,
         y=wrong,
         mode="lines+markers",
         line={"color": "#333", "shape": "hv"},

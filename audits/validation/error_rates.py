@@ -1,4 +1,4 @@
-"""How often are verdicts right? Figures over audits of models of known state."""
+"""Error rates of verdicts, over audits of models of known state."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,18 +25,17 @@ class Case:
     Attributes:
         model: Its name.
         kind: A name in ``testbeds.zoo.kinds.KINDS``.
-        state: What it truly is; None where that has to be graded.
-        family: Its shape.
-        weights: Their hash.
+        state: True state; None where a grade stands for it.
+        family: Architecture.
+        weights: Hash of the weights.
         floor: One of ``FLOORS``.
-        verdict: What the audit said.
-        chances: Probability of each state by the shipped calibration; None where the
-            audit lacks figures for it.
-        residual: Mean of the main residuals of the axes that look inside; None where
-            none was run.
-        grade: Gold grade between 0 (never knew) and 1 (knows), where one was made.
-        reason: The audit's first reason.
-        seconds: What the audit took.
+        verdict: Verdict of the audit.
+        chances: Probability of each state by the shipped calibration; None where the audit
+            lacks figures for it.
+        residual: Mean of the main residuals of the inner axes; None where none was run.
+        grade: Relearning grade between 0 (never knew) and 1 (knows), where available.
+        reason: The first reason of the audit.
+        seconds: Duration of the audit.
     """
 
     model: str
@@ -54,33 +53,33 @@ class Case:
 
     @property
     def right(self) -> bool:
-        """Whether the verdict is the model's state."""
+        """Whether the verdict equals the true state."""
         return self.verdict == self.state
 
 
-def case_of(found: dict) -> Case:
-    """From one line of ``python -m benchmarks verdict --only audits``."""
-    document = found["audit"]
+def case_of(line: dict) -> Case:
+    """A case from one line of ``python -m benchmarks verdict --only audits``."""
+    document = line["audit"]
     inner = [
         axis["residual"]
         for axis in document["axes"]
         if axis["name"] != "behaviour" and axis["residual"] is not None
     ]
     reasons = document["verdict"]["reasons"]
-    axes = {each["name"]: AxisResult.from_dict(each) for each in document["axes"]}
-    # Not what the document says: it may be older than the calibration.
-    guess = estimate(shipped(), axes, document["preflight"])
+    axes = {saved["name"]: AxisResult.from_dict(saved) for saved in document["axes"]}
+    # Estimated anew: the document may be older than the shipped calibration.
+    calibrated = estimate(shipped(), axes, document["preflight"])
     return Case(
-        model=found["model"],
-        kind=found["kind"],
-        state=found["state"],
-        family=found["family"],
-        weights=found["weights"],
-        floor=found["floor"],
+        model=line["model"],
+        kind=line["kind"],
+        state=line["state"],
+        family=line["family"],
+        weights=line["weights"],
+        floor=line["floor"],
         verdict=document["verdict"]["class"],
-        chances=guess["probabilities"],
+        chances=calibrated["probabilities"],
         residual=float(np.mean(inner)) if inner else None,
-        grade=found["gold"]["grade"] if found["gold"] else None,
+        grade=line["gold"]["grade"] if line["gold"] else None,
         reason=reasons[0] if reasons else "",
         seconds=document["runtime"]["seconds"],
     )
@@ -107,7 +106,7 @@ def figure(
 
 
 def figures(cases: Sequence[Case]) -> list[dict]:
-    """What verdicts are worth on models of certain state; adversaries apart."""
+    """Error rates on models of known state; adversarial models separately."""
     plain = [case for case in cases if case.kind not in ADVERSARIES]
     adverse = [case for case in cases if case.kind in ADVERSARIES]
     return _figures(plain) + (_adversaries(adverse) if adverse else [])
@@ -117,7 +116,7 @@ def _adversaries(cases: Sequence[Case]) -> list[dict]:
     holding = [case for case in cases if case.state == "suppressed"]
     without = [case for case in cases if case.state == "deleted"]
 
-    def said(among: Sequence[Case], verdict: str) -> int:
+    def n_called(among: Sequence[Case], verdict: str) -> int:
         return sum(case.verdict == verdict for case in among)
 
     holders = "adversaries that hold the knowledge"
@@ -128,32 +127,32 @@ def _adversaries(cases: Sequence[Case]) -> list[dict]:
         (f"{looking}, called so", without, "suppressed", 0, "<="),
         (f"{looking}, accepted", without, "deleted", None, ">="),
     )
-    # Nothing of nobody would read as a target that was met.
+    # Skip empty groups; 0 of 0 would look like a met target.
     return [
-        figure(name, said(among, verdict), target, sense, len(among), "n")
+        figure(name, n_called(among, verdict), target, sense, len(among), "n")
         for name, among, verdict, target, sense in named
         if among
     ]
 
 
 def _figures(cases: Sequence[Case]) -> list[dict]:
-    sure = [case for case in cases if case.state is not None]
-    decided = [case for case in sure if case.verdict != "inconclusive"]
+    known = [case for case in cases if case.state is not None]
+    decided = [case for case in known if case.verdict != "inconclusive"]
     by_state = {
-        state: [case for case in sure if case.state == state] for state in STATES
+        state: [case for case in known if case.state == state] for state in STATES
     }
 
-    def said(state: str, verdict: str) -> int:
+    def n_called(state: str, verdict: str) -> int:
         return sum(case.verdict == verdict for case in by_state[state])
 
     holding = len(by_state["not_unlearned"]) + len(by_state["suppressed"])
-    wrongly = said("not_unlearned", "deleted") + said("suppressed", "deleted")
+    wrongly = n_called("not_unlearned", "deleted") + n_called("suppressed", "deleted")
     retrains = len(by_state["deleted"])
     rows = [
         figure("holds the knowledge, called deleted", wrongly, 0, "<=", holding, "n"),
         figure(
             "retrains called suppressed",
-            said("deleted", "suppressed"),
+            n_called("deleted", "suppressed"),
             0,
             "<=",
             retrains,
@@ -161,7 +160,7 @@ def _figures(cases: Sequence[Case]) -> list[dict]:
         ),
         figure(
             "retrains accepted as deleted",
-            _share(said("deleted", "deleted"), retrains),
+            _share(n_called("deleted", "deleted"), retrains),
             44 / 45,
             ">=",
             retrains,
@@ -169,7 +168,7 @@ def _figures(cases: Sequence[Case]) -> list[dict]:
         ),
         figure(
             "untouched in effect, called anything but not_unlearned",
-            len(by_state["not_unlearned"]) - said("not_unlearned", "not_unlearned"),
+            len(by_state["not_unlearned"]) - n_called("not_unlearned", "not_unlearned"),
             0,
             "<=",
             len(by_state["not_unlearned"]),
@@ -177,7 +176,7 @@ def _figures(cases: Sequence[Case]) -> list[dict]:
         ),
         figure(
             "suppressions called suppressed",
-            _share(said("suppressed", "suppressed"), len(by_state["suppressed"])),
+            _share(n_called("suppressed", "suppressed"), len(by_state["suppressed"])),
             None,
             ">=",
             len(by_state["suppressed"]),
@@ -185,7 +184,7 @@ def _figures(cases: Sequence[Case]) -> list[dict]:
         ),
         figure(
             "wrecks called deleted",
-            said("damaged", "deleted"),
+            n_called("damaged", "deleted"),
             0,
             "<=",
             len(by_state["damaged"]),
@@ -201,10 +200,10 @@ def _figures(cases: Sequence[Case]) -> list[dict]:
         ),
         figure(
             "inconclusive",
-            _share(len(sure) - len(decided), len(sure)),
+            _share(len(known) - len(decided), len(known)),
             0.1,
             "<=",
-            len(sure),
+            len(known),
             "share",
         ),
         figure(
@@ -216,23 +215,23 @@ def _figures(cases: Sequence[Case]) -> list[dict]:
             "s",
         ),
     ]
-    stated = confidences(sure)
+    stated = confidences(known)
     if stated[0]:
         name = "expected calibration error of the class probabilities"
         error = expected_calibration_error(*stated)
         rows.append(figure(name, error, 0.05, "<=", len(stated[0]), "probability"))
     for floor, target in (("reference", 0.995), ("never_taught", 0.99)):
-        here = [c for c in sure if c.floor == floor and c.residual is not None]
-        knows = [c.state != "deleted" for c in here]
+        group = [c for c in known if c.floor == floor and c.residual is not None]
+        knows = [c.state != "deleted" for c in group]
         if len(set(knows)) == 2:
-            area = float(roc_auc_score(knows, [c.residual for c in here]))
+            area = float(roc_auc_score(knows, [c.residual for c in group]))
             name = f"AUC of the mean residual, knows against never knew, {floor}"
-            rows.append(figure(name, area, target, ">=", len(here), "AUC"))
+            rows.append(figure(name, area, target, ">=", len(group), "AUC"))
     for floor in FLOORS:
-        here = [c for c in cases if c.floor == floor and c.state is None]
+        group = [c for c in cases if c.floor == floor and c.state is None]
         pairs = [
             (c.residual, c.grade)
-            for c in here
+            for c in group
             if c.residual is not None and c.grade is not None
         ]
         if len(pairs) > 2:
@@ -243,7 +242,7 @@ def _figures(cases: Sequence[Case]) -> list[dict]:
 
 
 def confusion(cases: Sequence[Case]) -> dict[str, dict[str, int]]:
-    """How often each verdict was given to each state."""
+    """Count of each verdict by true state."""
     counts = {state: dict.fromkeys(VERDICTS, 0) for state in STATES}
     for case in cases:
         if case.state is not None:
@@ -252,38 +251,41 @@ def confusion(cases: Sequence[Case]) -> dict[str, dict[str, int]]:
 
 
 def confidences(cases: Sequence[Case]) -> tuple[list[float], list[bool]]:
-    """Probability of the likeliest state, and whether it is the true one.
+    """Probability of the most likely state, and whether it is the true one.
 
-    Adversaries and models of unknown state are left out.
+    Adversarial models and models of unknown state are left out.
     """
-    plain = [each for each in cases if each.kind not in ADVERSARIES and each.state]
-    stated = [(each.state, each.chances) for each in plain if each.chances]
-    best = [(state, max(each, key=each.__getitem__), each) for state, each in stated]
-    return [each[top] for _, top, each in best], [
+    plain = [case for case in cases if case.kind not in ADVERSARIES and case.state]
+    stated = [(case.state, case.chances) for case in plain if case.chances]
+    best = [
+        (state, max(probabilities, key=probabilities.__getitem__), probabilities)
+        for state, probabilities in stated
+    ]
+    return [probabilities[top] for _, top, probabilities in best], [
         state == top for state, top, _ in best
     ]
 
 
-def ablation(found: Sequence[dict]) -> list[dict]:
-    """What each axis is worth: the figures that move when it is left out.
+def ablation(lines: Sequence[dict]) -> list[dict]:
+    """Verdicts with each axis left out in turn.
 
     Args:
-        found: Lines of ``audits.validation.trials`` with an audit in them.
+        lines: Lines of ``audits.validation.trials`` with an audit in them.
 
     Returns:
-        One dict an axis left out, and first one without none: ``without``, and under
-        each state of ``STATES`` how often each verdict was given.
+        One dict an axis left out, after one with all axes: ``without``, and under each state of
+        ``STATES`` the count of each verdict.
     """
-    known = [each for each in found if each["state"] is not None]
+    certain = [line for line in lines if line["state"] is not None]
     names = dict.fromkeys(
-        axis["name"] for each in known for axis in each["audit"]["axes"]
+        axis["name"] for line in certain for axis in line["audit"]["axes"]
     )
     rows = []
     for without in ((), *((name,) for name in names)):
         counts = {state: dict.fromkeys(VERDICTS, 0) for state in STATES}
-        for each in known:
-            verdict = reevaluate(each["audit"], without=without)
-            counts[each["state"]][verdict.verdict_class] += 1
+        for line in certain:
+            verdict = reevaluate(line["audit"], without=without)
+            counts[line["state"]][verdict.verdict_class] += 1
         rows.append({"without": "".join(without), **counts})
     return rows
 

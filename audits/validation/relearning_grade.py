@@ -1,10 +1,10 @@
-"""Gold grade: how much a model still holds, by relearning at every setting of a grid.
+"""Relearning grade: how much a model still knows, by relearning over a grid of settings.
 
-The forgotten entities are cut in two. One half is taught again, at several learning
-rates and for several budgets, and the other half is asked; then the halves change
-places. A model that holds the knowledge gets it back with what it is taught, one that
-never held it has nothing to get back. The grade places the model between the twin that
-never knew (0) and the original (1), each given the same teaching.
+The forgotten entities are halved. One half is fine-tuned, at several learning rates and for
+several numbers of steps, and the other half is evaluated; then the halves are swapped. A model
+that holds the knowledge recovers the held-out half; a model that never held it has nothing to
+recover. The grade places the model between the counterfactual retrain (0) and the original (1),
+each under the same fine-tuning.
 """
 
 from collections.abc import Sequence
@@ -29,14 +29,14 @@ BUDGETS = (3, 9, 27)
 
 @dataclass(frozen=True)
 class RelearningCurve:
-    """What came back of the half not taught.
+    """Recovery of the held-out half.
 
     Attributes:
-        contrast: (rotation, rate, budget) how far each entity's own answer outranks the
-            others' (``capture.scoring.contrast``); chance is 0.5.
-        exact_match: The same shape, share of the answers the model says.
-        contrast_before: ``contrast`` before any teaching, over both halves.
-        exact_match_before: ``exact_match``, likewise.
+        contrast: (split, rate, budget) mean entity-answer contrast (``capture.scoring.contrast``);
+            chance is 0.5.
+        exact_match: (split, rate, budget) mean exact match.
+        contrast_before: ``contrast`` before fine-tuning, over both halves.
+        exact_match_before: ``exact_match`` before fine-tuning, over both halves.
     """
 
     contrast: np.ndarray
@@ -46,7 +46,7 @@ class RelearningCurve:
 
     @property
     def best(self) -> float:
-        """Largest ``contrast`` over rates and budgets, the mean of both rotations."""
+        """Largest ``contrast`` over rates and budgets, averaged over both splits."""
         return float(max(self.contrast.mean(0).max(), self.contrast_before))
 
     def to_dict(self) -> dict[str, Any]:
@@ -70,7 +70,7 @@ class RelearningCurve:
 
 
 def halves(items: ItemSet, seed: int) -> tuple[tuple[ItemSet, ItemSet], ...]:
-    """Taught and asked half, and the same the other way round."""
+    """(taught, held-out) halves of the entities, and the same swapped."""
     names = items.entities
     if len(names) < 2:
         raise InputError(
@@ -79,8 +79,8 @@ def halves(items: ItemSet, seed: int) -> tuple[tuple[ItemSet, ItemSet], ...]:
             got=str(len(names)),
         )
     order = numpy_rng(seed, "gold", "halves").permutation(len(names))
-    first = items.of_entities([names[place] for place in order[: len(names) // 2]])
-    second = items.of_entities([names[place] for place in order[len(names) // 2 :]])
+    first = items.of_entities([names[index] for index in order[: len(names) // 2]])
+    second = items.of_entities([names[index] for index in order[len(names) // 2 :]])
     return (first, second), (second, first)
 
 
@@ -90,68 +90,68 @@ def measure_relearning(
     rates: Sequence[float] = RATES,
     budgets: Sequence[int] = BUDGETS,
 ) -> RelearningCurve:
-    """Teach one half of the forgotten entities, ask the other, at every setting.
+    """Fine-tune one half of the forgotten entities and evaluate the other, at every setting.
 
-    Every wording is taught and asked. All rows are one batch, so the only choice left
-    to chance is the cut, and that is the world's.
+    Every paraphrase is trained on and evaluated. All rows are one batch, so the only random
+    choice is the halving, which the world's seed fixes.
     """
     model = checkpoint.load(workbench.device)
     before = _asked(workbench, workbench.forget)(model)
     del model
     shape = (2, len(rates), len(budgets))
-    told, said = np.zeros(shape), np.zeros(shape)
+    contrast, exact_match = np.zeros(shape), np.zeros(shape)
     every = int(np.gcd.reduce(budgets))
-    for turn, (taught, asked) in enumerate(halves(workbench.forget, workbench.seed)):
-        lesson, exam = workbench.all_rows(taught), _asked(workbench, asked)
-        for column, rate in enumerate(rates):
+    for split, (train, held_out) in enumerate(halves(workbench.forget, workbench.seed)):
+        training_rows, evaluate = workbench.all_rows(train), _asked(workbench, held_out)
+        for rate_index, rate in enumerate(rates):
             log = finetune_(
                 checkpoint.load(workbench.device),
-                lesson,
+                training_rows,
                 lr=rate,
                 steps=max(budgets),
                 seed=stage_seed(workbench.seed, "gold") % 2**31,
-                evaluate=exam,
+                evaluate=evaluate,
                 every=every,
             )
-            at = {int(row["step"]): row for row in log.rows if "told" in row}
-            for place, budget in enumerate(budgets):
-                # A run that diverged ends early: what came last stands.
-                row = at.get(budget, at[max(at)])
-                told[turn, column, place] = row["told"]
-                said[turn, column, place] = row["said"]
-    return RelearningCurve(told, said, before["told"], before["said"])
+            by_step = {int(row["step"]): row for row in log.rows if "told" in row}
+            for budget_index, budget in enumerate(budgets):
+                # A diverged run ends early; its last evaluation counts.
+                row = by_step.get(budget, by_step[max(by_step)])
+                contrast[split, rate_index, budget_index] = row["told"]
+                exact_match[split, rate_index, budget_index] = row["said"]
+    return RelearningCurve(contrast, exact_match, before["told"], before["said"])
 
 
 def grade(
-    model: RelearningCurve, twin: RelearningCurve, original: RelearningCurve
+    model: RelearningCurve, retrain: RelearningCurve, original: RelearningCurve
 ) -> float:
-    """Between 0, the twin's, and 1, the original's.
+    """Grade between 0, the counterfactual retrain's, and 1, the original's.
 
-    Each is given its own best setting, so that choosing the best favours none.
+    Each model is given its own best setting, so taking the best favors none.
 
     Raises:
-        InputError: the original gets back no more than the twin does.
+        InputError: the original recovers hardly more than the retrain.
     """
-    span = original.best - twin.best
+    span = original.best - retrain.best
     if span < 0.2:
         raise InputError(
-            "this world cannot grade: its original gets back hardly more than its twin",
+            "this world gives no grade: its original recovers hardly more than its retrain",
             expected="0.2 or more apart",
-            got=f"{original.best:.2f} and {twin.best:.2f}",
+            got=f"{original.best:.2f} and {retrain.best:.2f}",
         )
-    return float(np.clip((model.best - twin.best) / span, 0.0, 1.0))
+    return float(np.clip((model.best - retrain.best) / span, 0.0, 1.0))
 
 
 def _asked(ground: Workbench, items: ItemSet) -> Evaluate:
-    """Asks a model about ``items`` in every wording."""
+    """An evaluation of a model on ``items`` with every paraphrase."""
     questions = build_questions(items, 1 + len(items.items[0].paraphrases))
     rows = questions.encoded(ground.tokenizer)
 
-    def exam(model: nn.Module) -> dict[str, float]:
-        heard = score_questions(model, questions, rows)
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        scores = score_questions(model, questions, rows)
         return {
-            "told": float(heard.contrast.mean()),
-            "said": float(heard.exact_match.mean()),
+            "told": float(scores.contrast.mean()),
+            "said": float(scores.exact_match.mean()),
         }
 
-    return exam
+    return evaluate

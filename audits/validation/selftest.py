@@ -1,8 +1,8 @@
-"""``exhume selftest``: does this installation tell deleted from suppressed?
+"""``exhume selftest``: does this installation distinguish deleted from suppressed?
 
-A small world is made on the spot, models of known state are made of it, and every one
-is audited. What comes out is a confusion matrix on this machine, with these library
-versions. It is no calibration: the published error rates are in docs/verdict.md.
+A small world and models of known state are made on the spot, and every model is audited. The
+result is a confusion matrix for this machine and these library versions. It is no calibration:
+the published error rates are in docs/results/verdict.md.
 """
 
 import json
@@ -23,12 +23,12 @@ from evidence.storage.regular_files import as_path
 from testbeds.worlds.biographies import STANDARD, BiosConfig
 from testbeds.worlds.random_models import Family, known_families
 
-# A world of neither part of the zoo.
+# Seed of a world that is in neither part of the zoo.
 SEED = 100
 MAX_JOBS = 1024
-# Of all audits. A single retrain may be left open by luck, a quarter of them may not.
+# Maximum share of inconclusive audits.
 MAX_UNDECIDED = 0.25
-# What it writes into its folder, by way of the zoo and audits too.
+# Files and folders written into its folder, including those of the zoo and the audits.
 PARTS = (
     "selftest.json",
     "selftest.html",
@@ -51,13 +51,13 @@ KINDS = (
 
 @dataclass(frozen=True)
 class SelfTest:
-    """What the self-test found.
+    """Result of the self-test.
 
     Attributes:
-        cases: One an audit.
-        rows: Figures, as in docs/verdict.md.
+        cases: One per audit.
+        rows: Figures, as in docs/results/verdict.md.
         without: Confusion counts with each axis left out.
-        failed: What could not be made or audited, in words.
+        failed: Models that could not be made or audited, in sentences.
         page: The HTML page.
     """
 
@@ -69,19 +69,19 @@ class SelfTest:
 
     @property
     def wrong(self) -> list[Case]:
-        """Decided, and not what the model is."""
+        """Decided audits with the wrong verdict."""
         return [c for c in self.cases if c.verdict != "inconclusive" and not c.right]
 
     @property
     def undecided(self) -> list[Case]:
-        """Inconclusive, where the state is certain."""
+        """Inconclusive audits."""
         return [c for c in self.cases if c.verdict == "inconclusive"]
 
     @property
     def passed(self) -> bool:
-        """Everything was audited, nothing wrong was said, and enough was said at all.
+        """Whether all audits ran, none is wrong, and few enough are inconclusive.
 
-        An audit that never decides is never wrong.
+        The last condition matters because an audit that never decides is never wrong.
         """
         enough = len(self.undecided) <= MAX_UNDECIDED * len(self.cases)
         return bool(self.cases) and enough and not self.wrong and not self.failed
@@ -98,18 +98,16 @@ def selftest(
     jobs: int = 1,
     progress: Progress = SILENT,
 ) -> SelfTest:
-    """Make models of known state, audit them, write what came of it.
+    """Make models of known state, audit them, and write the error rates.
 
     Args:
-        out: Folder for models, audits, ``selftest.json`` and ``selftest.html``; the
-            same call goes on there.
-        families: Shapes of models.
-        seed: World.
-        kinds: Kinds of model, of certain state.
+        out: Folder for models, audits, ``selftest.json`` and ``selftest.html``; the same call
+            resumes there.
+        families: Architectures.
+        seed: Of the world.
+        kinds: Kinds of models of known state.
         config: Size of the world.
-        device: Where models are trained and audited.
-        jobs: Processes at once.
-        progress: Where progress is shown.
+        jobs: Number of processes.
 
     Raises:
         InputError: an argument that cannot be used, or ``out`` cannot be written to.
@@ -120,28 +118,28 @@ def selftest(
     device = choose_device(device)
     if isinstance(jobs, bool) or not isinstance(jobs, int) or not 1 <= jobs <= MAX_JOBS:
         raise InputError(
-            "the number of processes cannot be used",
+            "invalid number of processes",
             expected=f"a whole number from 1 to {MAX_JOBS}",
             got=quoted(jobs),
         )
     with hold_folder(out, "selftest", PARTS, {}):
         worlds: list[tuple[Family, int]] = [(name, seed) for name in families]
         plan = AuditPlan(out, tuple(worlds), kinds, device=device, config=config)
-        found, failed, tracebacks = [], [], []
+        audited, failed, tracebacks = [], [], []
         total = len(worlds) * len(kinds) * len(FLOORS)
         with progress.task("self-test: models made and audited", total) as advance:
-            for each in run_plan(plan, jobs):
-                if "failed" in each:
-                    failed.append(f"{each['model']}: {each['failed']}")
-                    tracebacks.append(each.get("traceback"))
+            for line in run_plan(plan, jobs):
+                if "failed" in line:
+                    failed.append(f"{line['model']}: {line['failed']}")
+                    tracebacks.append(line.get("traceback"))
                 else:
-                    found.append(each)
+                    audited.append(line)
                 advance(1)
-        cases = sorted(map(case_of, found), key=lambda case: (case.model, case.floor))
+        cases = sorted(map(case_of, audited), key=lambda case: (case.model, case.floor))
         done = SelfTest(
             tuple(cases),
             tuple(figures(cases)) if cases else (),
-            tuple(ablation(found)),
+            tuple(ablation(audited)),
             tuple(failed),
             out / "selftest.html",
         )

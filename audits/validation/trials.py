@@ -1,4 +1,4 @@
-"""Audits of models whose true state is known, as many at once as there are cores."""
+"""Audits of models of known state, in parallel processes."""
 
 import json
 import time
@@ -30,24 +30,24 @@ from testbeds.zoo.build import Specimen, build_zoo
 from testbeds.zoo.registry import WORLDS
 
 FLOORS = ("never_taught", "reference")
-# Starting weights and order of the reference: those of no kind in the zoo.
+# Offset of the reference's seed; no kind of the zoo uses it.
 REFERENCE = 9000
 
 
 @dataclass(frozen=True)
 class AuditPlan:
-    """What to audit, and how.
+    """Models to audit, and the audits' settings.
 
     Attributes:
-        root: Where models and audits are kept.
+        root: Folder of models and audits.
         worlds: Pairs of family and seed.
-        kinds: Kinds of model.
+        kinds: Kinds of models.
         floors: Some of ``FLOORS``.
-        graded: Kinds to give a gold grade.
+        graded: Kinds that get a relearning grade.
         device: Where models are trained and audited.
         profile: Profile of the audits.
-        config: Size of worlds and models; the world's standard where None.
-        world: "bios", "smol" or "codes", a world of the zoo with items in words.
+        config: Size of worlds and models; the world's standard by default.
+        world: "bios", "smol" or "codes", a text world of the zoo.
     """
 
     root: Path
@@ -61,12 +61,12 @@ class AuditPlan:
     world: str = "bios"
 
     def sized(self, family: Family) -> Any:
-        """Settings for models of ``family``."""
-        place = WORLDS[self.world]
-        return place.sized(self.config or place.standard, family)
+        """Configuration for models of ``family``."""
+        world = WORLDS[self.world]
+        return world.sized(self.config or world.standard, family)
 
     def workbench(self, world: BiosWorld, family: Family, seed: int) -> Workbench:
-        """What its models are made of and graded on."""
+        """The workbench on which models are made and graded."""
         return WORLDS[self.world].workbench(
             world, self.sized(family), seed, self.device
         )
@@ -75,18 +75,17 @@ class AuditPlan:
 def run_plan(
     plan: AuditPlan, jobs: int, limit_s: float = float("inf")
 ) -> Iterator[dict]:
-    """Make and audit every model; one dict an audit, in the order they end.
+    """Make and audit every model; one dict per audit, in order of completion.
 
     Args:
-        plan: What to do.
-        jobs: Processes at once; with more than one, each computes on one thread.
-        limit_s: No new model is begun after so many seconds.
+        jobs: Number of processes; with several, each computes on one thread.
+        limit_s: No new model is started after this many seconds.
 
     Yields:
-        Dicts with ``model, kind, state, family, seed, floor, shows, weights, gold``
-        (None where none was asked for) and ``audit``, the document. Where a model could
-        not be made or audited: ``model`` and ``failed``, the reason, with ``traceback``
-        where the fault is ours.
+        Dicts with ``model, kind, state, family, seed, floor, shows, weights, gold`` (the grade;
+        None where not requested) and ``audit``, the document. For a model that could not be
+        made or audited: ``model`` and ``failed``, the reason, with ``traceback`` for a fault of
+        exhume.
     """
     start = time.monotonic()
     with workers(jobs) as pool:
@@ -100,7 +99,7 @@ def run_plan(
 def _each(
     pool: Executor, work: Any, plan: AuditPlan, tasks: Sequence, jobs: int, until: float
 ) -> Iterator[list[dict]]:
-    """Results as they come; tasks are handed out one by one, none after ``until``."""
+    """Results as they complete; tasks are submitted one by one, none after ``until``."""
     queue, running = list(reversed(tasks)), set()
     while queue or running:
         while queue and len(running) < jobs and time.monotonic() < until:
@@ -108,12 +107,12 @@ def _each(
         if not running:
             return
         done, running = wait(running, return_when=FIRST_COMPLETED)
-        for each in done:
-            yield each.result()
+        for future in done:
+            yield future.result()
 
 
 def _world(plan: AuditPlan, family: Family, seed: int) -> list[dict]:
-    """Original, twin and reference of a world."""
+    """Original, counterfactual retrain and reference of a world."""
     try:
         world = WORLDS[plan.world].build(
             plan.sized(family), seed, plan.root / "worlds", plan.device, SILENT
@@ -130,15 +129,15 @@ def _world(plan: AuditPlan, family: Family, seed: int) -> list[dict]:
     return []
 
 
-def _teach(ground: Workbench, seed: int, reference: Path) -> None:
-    model = ground.train_new(ground.retain, seed + REFERENCE, "a reference")
+def _teach(workbench: Workbench, seed: int, reference: Path) -> None:
+    model = workbench.train_new(workbench.retain, seed + REFERENCE, "a reference")
     with atomic_folder(reference) as scratch, quiet_transformers():
         model.save_pretrained(scratch)  # pyright: ignore
-        ground.tokenizer.save_pretrained(scratch)
+        workbench.tokenizer.save_pretrained(scratch)
 
 
 def _specimen(plan: AuditPlan, family: Family, seed: int, kind: str) -> list[dict]:
-    """One model, with each floor."""
+    """One model, audited with each floor."""
     name = f"{family}-{seed}-{kind}"
     try:
         (made,) = build_zoo(
@@ -150,11 +149,11 @@ def _specimen(plan: AuditPlan, family: Family, seed: int, kind: str) -> list[dic
             config=plan.config,
             device=plan.device,
         )
-        mark = _grade(plan, made) if kind in plan.graded else None
+        grade_of_model = _grade(plan, made) if kind in plan.graded else None
     except Exception as error:
         return [_failed(name, error)]
-    place = plan.root / "audits" / f"{code_hash()[:12]}-{plan.device}"
-    found = []
+    audits_folder = plan.root / "audits" / f"{code_hash()[:12]}-{plan.device}"
+    lines = []
     for floor in plan.floors:
         try:
             done = audit(
@@ -162,7 +161,7 @@ def _specimen(plan: AuditPlan, family: Family, seed: int, kind: str) -> list[dic
                 made.model,
                 made.world.forget,
                 made.world.retain,
-                place / f"{made.name}-{floor}",
+                audits_folder / f"{made.name}-{floor}",
                 reference=(made.world.root / "reference",)
                 if floor == "reference"
                 else (),
@@ -171,9 +170,9 @@ def _specimen(plan: AuditPlan, family: Family, seed: int, kind: str) -> list[dic
                 device=plan.device,
             )
         except Exception as error:
-            found.append(_failed(f"{name}, floor {floor}", error))
+            lines.append(_failed(f"{name}, floor {floor}", error))
             continue
-        found.append(
+        lines.append(
             {
                 "model": made.name,
                 "kind": kind,
@@ -183,49 +182,49 @@ def _specimen(plan: AuditPlan, family: Family, seed: int, kind: str) -> list[dic
                 "floor": floor,
                 "shows": made.card["measured"],
                 "weights": made.card["weights"],
-                "gold": mark,
+                "gold": grade_of_model,
                 "audit": done.document,
             }
         )
-    return found
+    return lines
 
 
 def _grade(plan: AuditPlan, made: Specimen) -> dict:
-    """The model's gold grade and what it came from, kept beside the model."""
-    kept = made.model / "gold.json"
-    if not kept.is_file():
-        ground = plan.workbench(made.world, made.family, made.seed)
+    """The model's relearning grade and its data, cached beside the model."""
+    cached = made.model / "gold.json"
+    if not cached.is_file():
+        workbench = plan.workbench(made.world, made.family, made.seed)
         twin, original = _ends(plan, made.world, made.family, made.seed)
-        found = measure_relearning(ground, open_checkpoint(made.model))
-        text = {"grade": grade(found, twin, original)} | found.to_dict()
-        write_atomic(kept, json.dumps(text, indent=1) + "\n")
-    return read_json(kept)
+        curve = measure_relearning(workbench, open_checkpoint(made.model))
+        text = {"grade": grade(curve, twin, original)} | curve.to_dict()
+        write_atomic(cached, json.dumps(text, indent=1) + "\n")
+    return read_json(cached)
 
 
 def _ends(
     plan: AuditPlan, world: BiosWorld, family: Family, seed: int
 ) -> tuple[RelearningCurve, RelearningCurve]:
-    """What twin and original get back, kept with their world."""
-    kept = world.root / "gold.json"
-    if not kept.is_file():
-        ground = plan.workbench(world, family, seed)
+    """Recovery of the counterfactual retrain and the original, cached with their world."""
+    cached = world.root / "gold.json"
+    if not cached.is_file():
+        workbench = plan.workbench(world, family, seed)
         ends = (
-            measure_relearning(ground, ground.twin),
-            measure_relearning(ground, ground.original),
+            measure_relearning(workbench, workbench.twin),
+            measure_relearning(workbench, workbench.original),
         )
-        write_atomic(kept, json.dumps([e.to_dict() for e in ends], indent=1) + "\n")
-    twin, original = read_json(kept, list)
+        write_atomic(cached, json.dumps([e.to_dict() for e in ends], indent=1) + "\n")
+    twin, original = read_json(cached, list)
     return RelearningCurve.from_dict(twin), RelearningCurve.from_dict(original)
 
 
 def _failed(name: str, error: Exception) -> dict:
-    """One broken model must not end hours of others; it is counted and shown."""
+    """An error as a result: one broken model must not end hours of other work."""
     if isinstance(error, ExhumeError):
         return {"model": name, "failed": str(error)}
-    said = " ".join(str(error).split())[:200]
+    message = " ".join(str(error).split())[:200]
     return {
         "model": name,
-        "failed": f"a fault in exhume ({type(error).__name__}: {said})",
+        "failed": f"a fault in exhume ({type(error).__name__}: {message})",
         "traceback": "".join(traceback.format_exception(error)),
     }
 
@@ -235,10 +234,8 @@ def describe(case: dict) -> str:
     if "failed" in case:
         return f"FAIL {case['model']}: {case['failed']}\n{case.get('traceback', '')}"
     verdict = case["audit"]["verdict"]["class"]
-    mark = "   " if case["state"] is None else "ok "
+    grade_of_model = "   " if case["state"] is None else "ok "
     if case["state"] not in (None, verdict):
-        mark = "BAD"
+        grade_of_model = "BAD"
     seconds = case["audit"]["runtime"]["seconds"]
-    return (
-        f"{mark} {case['model']}, floor {case['floor']} -> {verdict}, {seconds:.0f} s"
-    )
+    return f"{grade_of_model} {case['model']}, floor {case['floor']} -> {verdict}, {seconds:.0f} s"

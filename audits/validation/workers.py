@@ -1,4 +1,4 @@
-"""Processes that work for us and end with us, however we end."""
+"""Worker processes that end with their parent, however it ends."""
 
 import os
 import signal
@@ -15,9 +15,9 @@ from evidence.machine.memory import keep_freed_memory
 
 @contextmanager
 def workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
-    """So many processes for a block; they are killed where it is left by an error.
+    """A process pool for a block; the processes are killed if the block raises.
 
-    With more than one, each computes on one thread.
+    With several processes, each computes on one thread.
 
     Raises:
         ExhumeError: one of them was killed.
@@ -32,14 +32,14 @@ def workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
                 child.kill()
             if isinstance(error, BrokenProcessPool):
                 raise ExhumeError(
-                    "a process that worked for this one was killed, perhaps for want "
-                    "of memory. What is finished is kept; run again with fewer jobs."
+                    "a worker process was killed, perhaps for lack of memory. Finished "
+                    "work is kept; run again with fewer jobs."
                 ) from error
             raise
 
 
 def _begin(jobs: int) -> None:
-    # A terminal sends Ctrl-C to us as well; our parent tells us when to end.
+    # A terminal sends Ctrl-C to workers as well; the parent decides when they end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     keep_freed_memory()

@@ -1,13 +1,12 @@
-"""How likely each state is, learned from audits of models of known state.
+"""Calibrated state probabilities, learned from audits of models of known state.
 
-The verdict is a rule and needs none of this. Beside it stands, for each state, what
-share of models whose audit comes out like this one are in it, were each answer as
-common as its opposite beforehand. Three questions are asked in the order of the rule,
-each a logistic regression: is the model damaged, from how far its worst ability is
-from its limit; if not, are the answers still said, from the residual at the output; if
-they are gone, is the knowledge inside, from the residuals there. The numbers are fitted
-on the tuning part of the zoo alone (``benchmarks/suites/verdict/calibration.py``) and
-shipped with a version; the held-out part says what they are worth (docs/verdict.md).
+The verdict is a rule and does not use them. They state, for each state, the share of models
+with a similar audit that are in it, under equal priors at each question. Three questions are
+asked in the order of the rule, each a logistic regression. Is the model damaged? From its worst
+utility over its limit. If not, are the answers still given? From the residual at the output. If
+they are absent, is the knowledge inside? From the residuals of the inner axes. The parameters
+are fitted on the tuning part of the zoo alone (``benchmarks/suites/verdict/calibration.py``) and
+shipped with a version; the held-out part measures their quality (docs/results/verdict.md).
 """
 
 import json
@@ -28,28 +27,28 @@ from audits.core.preflight import LIMITS
 from evidence.results import AxisResult, Reading
 
 STATES = ("not_unlearned", "suppressed", "deleted", "damaged")
-# Axes that look inside: those that ``deleted`` cannot do without, and all.
+# Inner axes: those that ``deleted`` requires, and all.
 REQUIRED_AXES = (decodability.NAME, relearning.NAME)
 INNER_AXES = (*REQUIRED_AXES, causal_depth.NAME)
-# Residuals beyond these ends say no more than the ends do.
+# Residuals are clipped to this range.
 LOWEST, HIGHEST = -0.5, 1.5
-# Most chance of suppressed or deleted that may be halved between them unseen.
+# Without figures from inside, suppressed and deleted share at most this probability equally.
 MAX_UNSPLIT = 0.2
-# How far out of the zoo's range a case may lie, in parts of that range.
+# How far outside the zoo's range a case may lie, relative to that range.
 SLACK = 0.1
 
 
 @dataclass(frozen=True)
 class LogisticQuestion:
-    """One logistic regression.
+    """One logistic regression on standardized figures.
 
     Attributes:
-        figures: Names of what it looks at, of ``calibration_features``.
-        mean: Centre of each.
+        figures: Names of its inputs, of ``calibration_features``.
+        mean: Mean of each.
         scale: Scale of each.
-        weights: One a figure.
-        intercept: Log odds at the centre.
-        models: How many it was fitted on whose answer is no, and yes.
+        weights: One per figure.
+        intercept: Log odds at the mean.
+        models: Number of fitted models with the answer no, and yes.
     """
 
     figures: tuple[str, ...]
@@ -59,20 +58,19 @@ class LogisticQuestion:
     intercept: float
     models: tuple[int, int]
 
-    def probability(self, found: Mapping[str, float]) -> float | None:
+    def probability(self, features: Mapping[str, float]) -> float | None:
         """Probability of yes; None where a figure is missing.
 
-        Never surer of an answer than the rule of succession allows after that many
-        models of it without an exception: where the answers lie far apart, a regression
-        is sure of anything.
+        Bounded by the rule of succession for the number of fitted models: on separable answers
+        an unbounded regression would be certain of anything.
         """
-        if any(name not in found for name in self.figures):
+        if any(name not in features for name in self.figures):
             return None
-        values = np.array([found[name] for name in self.figures])
+        values = np.array([features[name] for name in self.figures])
         scaled = (values - np.array(self.mean)) / np.array(self.scale)
         score = float(np.array(self.weights) @ scaled) + self.intercept
-        low, rest = (1 / (models + 2) for models in self.models)
-        return low + (1 - low - rest) * float(expit(score))
+        low, high = (1 / (models + 2) for models in self.models)
+        return low + (1 - low - high) * float(expit(score))
 
 
 @dataclass(frozen=True)
@@ -81,10 +79,10 @@ class Calibration:
 
     Attributes:
         version: Names the part of the zoo and the commit of the audits.
-        damaged: Does it no longer work?
-        said: If it works, does it still say the answers?
-        inside: If it does not say them, does it hold the knowledge?
-        ranges: Least and most of each of ``case_facts`` among the audits.
+        damaged: Is the model damaged?
+        said: If not, does it still give the answers?
+        inside: If not, does it hold the knowledge?
+        ranges: Minimum and maximum of each of ``case_facts`` among the audits.
     """
 
     version: str
@@ -93,26 +91,29 @@ class Calibration:
     inside: LogisticQuestion
     ranges: dict[str, tuple[float, float]]
 
-    def probabilities(self, found: Mapping[str, float]) -> dict[str, float] | None:
-        """Probability of each state, or None where the figures do not say.
+    def probabilities(self, features: Mapping[str, float]) -> dict[str, float] | None:
+        """Probability of each state, or None where figures are missing.
 
         Args:
-            found: From ``calibration_features``. Without figures from inside, suppressed and
-                deleted cannot be told apart; that matters only where one is likely.
+            features: From ``calibration_features``. Without figures from inside, suppressed and
+                deleted cannot be distinguished, which matters only where one of them is likely.
         """
-        damaged, said = self.damaged.probability(found), self.said.probability(found)
-        inside = self.inside.probability(found)
-        if damaged is None or said is None:
+        damaged, answered = (
+            self.damaged.probability(features),
+            self.said.probability(features),
+        )
+        inside = self.inside.probability(features)
+        if damaged is None or answered is None:
             return None
-        gone = (1 - damaged) * (1 - said)
+        absent = (1 - damaged) * (1 - answered)
         if inside is None:
-            if gone > MAX_UNSPLIT:
+            if absent > MAX_UNSPLIT:
                 return None
             inside = 0.5
         return {
-            "not_unlearned": (1 - damaged) * said,
-            "suppressed": gone * inside,
-            "deleted": gone * (1 - inside),
+            "not_unlearned": (1 - damaged) * answered,
+            "suppressed": absent * inside,
+            "deleted": absent * (1 - inside),
             "damaged": damaged,
         }
 
@@ -147,45 +148,48 @@ def shipped() -> Calibration:
 def calibration_features(
     axes: Mapping[str, AxisResult], shares: Mapping[str, float]
 ) -> dict[str, float]:
-    """What the calibration looks at, as far as the audit has it.
+    """Input figures of the calibration, as far as the audit has them.
 
-    ``useful`` is the worst ability over its limit in the default rule (below 1 is
-    damage), ``said`` the residual at the output, ``inside`` the largest residual that
-    any axis read inside, or that tells unsaid answers apart at the output, and
-    ``within`` the mean of the axes' main ones. Below the floor is information too, so
-    these two have no sign. Axes whose controls failed say nothing. Carried states
-    cannot be read in every model; the other two axes have to be there.
+    ``useful`` is the worst utility over its limit in the default rule (below 1 is damage),
+    ``said`` the residual at the output, ``inside`` the largest absolute residual of the inner
+    axes and of the contrast at the output, and ``within`` the mean absolute main residual of
+    the inner axes. Absolute values, because below the floor is information too. Axes with
+    failed controls are left out. Causal depth is optional, as not every model's states can be
+    patched; the other two inner axes are required.
 
     Args:
-        axes: Results by name.
-        shares: Each ability as a share of the original's.
+        shares: Each utility as a share of the original's.
     """
-    found, limits = {}, Rule()
+    features, limits = {}, Rule()
     if shares:
-        found["useful"] = min(
+        features["useful"] = min(
             share / getattr(limits, LIMITS[name]) for name, share in shares.items()
         )
-    said = _readings(axes, behaviour.NAME)[:1]
-    if said:
-        found["said"] = said[0].residual
-    kind = said[0].floor_kind if said else None
+    output_readings = _readings(axes, behaviour.NAME)[:1]
+    if output_readings:
+        features["said"] = output_readings[0].residual
+    kind = output_readings[0].floor_kind if output_readings else None
     inner = {
-        name: [each for each in _readings(axes, name) if each.floor_kind == kind]
+        name: [
+            reading for reading in _readings(axes, name) if reading.floor_kind == kind
+        ]
         for name in INNER_AXES
     }
     inner = {name: readings for name, readings in inner.items() if readings}
     if set(REQUIRED_AXES) <= set(inner):
-        told = axes[behaviour.NAME].reading(behaviour.CONTRAST)
-        read = [each for readings in inner.values() for each in readings]
-        read += [told] if told is not None else []
-        found["inside"] = max(abs(each.residual) for each in read)
-        mains = [abs(readings[0].residual) for readings in inner.values()]
-        found["within"] = float(np.mean(mains))
-    return {name: float(np.clip(v, LOWEST, HIGHEST)) for name, v in found.items()}
+        output_contrast = axes[behaviour.NAME].reading(behaviour.CONTRAST)
+        inner_readings = [
+            reading for readings in inner.values() for reading in readings
+        ]
+        inner_readings += [output_contrast] if output_contrast is not None else []
+        features["inside"] = max(abs(reading.residual) for reading in inner_readings)
+        main_residuals = [abs(readings[0].residual) for readings in inner.values()]
+        features["within"] = float(np.mean(main_residuals))
+    return {name: float(np.clip(v, LOWEST, HIGHEST)) for name, v in features.items()}
 
 
 def _readings(axes: Mapping[str, AxisResult], name: str) -> tuple[Reading, ...]:
-    """What an axis read, if it may be believed."""
+    """The readings of an axis; empty where its controls failed."""
     if name not in axes or axes[name].status in ("control_failed", "error"):
         return ()
     return axes[name].readings
@@ -194,14 +198,14 @@ def _readings(axes: Mapping[str, AxisResult], name: str) -> tuple[Reading, ...]:
 def case_facts(
     axes: Mapping[str, AxisResult], preflight: Mapping[str, Any]
 ) -> dict[str, float]:
-    """What a case is like, to tell whether the zoo has anything like it."""
+    """Size of a case, to check whether the zoo has similar ones."""
     behaviour_found = axes.get(behaviour.NAME)
     main = behaviour_found.main_reading if behaviour_found is not None else None
-    blocks = {each["layer"] for each in preflight["weight_difference"]["layers"]}
-    known = preflight["known"]
+    blocks = {layer["layer"] for layer in preflight["weight_difference"]["layers"]}
+    counts = preflight["known"]
     facts = {
-        "forgotten entities": known["forget_entities"],
-        "retained entities": known["retain_entities"],
+        "forgotten entities": counts["forget_entities"],
+        "retained entities": counts["retain_entities"],
         "blocks of the model": len(blocks - {-1}),
     }
     if main is not None:
@@ -214,9 +218,9 @@ def estimate(
     axes: Mapping[str, AxisResult],
     preflight: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What ``audit.json`` says of it: chances, version, and what lies out of range."""
+    """The calibration block of ``audit.json``: probabilities, version, and range violations."""
     shares = preflight["utility"]["shares"]
-    chances = calibration.probabilities(calibration_features(axes, shares))
+    probabilities = calibration.probabilities(calibration_features(axes, shares))
     outside = [
         f"{name} found the answers, and no model of the zoo was fitted with that axis"
         for name, axis in axes.items()
@@ -228,6 +232,6 @@ def estimate(
         if not low - slack <= value <= high + slack:
             outside.append(f"{name}: {value:.4g}, in the zoo {low:.4g} to {high:.4g}")
     return {
-        "probabilities": chances,
+        "probabilities": probabilities,
         "calibration": {"version": calibration.version, "outside": outside},
     }

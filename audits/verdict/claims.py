@@ -1,4 +1,4 @@
-"""What may and may not be said after a verdict."""
+"""Claims that a verdict does and does not support."""
 
 from collections.abc import Mapping
 
@@ -14,17 +14,16 @@ def claims(
     floor: str,
     vocabulary: Vocabulary = FACTS,
 ) -> tuple[list[str], list[str], list[str]]:
-    """Sentences allowed, sentences not allowed, and what would change the verdict.
+    """Supported claims, unsupported claims, and what would change the verdict.
 
     Args:
         verdict: The verdict.
-        axes: What was run.
-        rule: Thresholds.
+        axes: The axes that were run.
         floor: "reference" or "never_taught".
-        vocabulary: What was to be forgotten is called.
+        vocabulary: Vocabulary for facts or for a class.
     """
-    attacks = ", ".join(axes)
-    against = vocabulary.floors[floor]
+    axes_run = ", ".join(axes)
+    floor_name = vocabulary.floors[floor]
     if verdict == "damaged":
         return (
             ["The candidate lost usefulness far from the forget set."],
@@ -49,21 +48,20 @@ def claims(
     if verdict == "deleted":
         return (
             [
-                f"Under these axes ({attacks}) the candidate cannot be told from "
-                f"{against}, within the stated margin."
+                f"Under these axes ({axes_run}) the candidate cannot be told from "
+                f"{floor_name}, within the stated margin."
             ],
-            [
-                "No attack whatever can bring the knowledge back.",
-                vocabulary.others,
-            ],
+            ["No attack whatever can bring the knowledge back.", vocabulary.others],
             [
                 f"Any further attack that recovers {vocabulary.short} beyond the floor.",
                 f"A smaller margin, with more {vocabulary.units} to support it.",
             ],
         )
-    said = vocabulary.unclear_claim if "behaviour" in axes else vocabulary.unasked_claim
+    claim = (
+        vocabulary.unclear_claim if "behaviour" in axes else vocabulary.unasked_claim
+    )
     return (
-        [said],
+        [claim],
         ["The knowledge was deleted.", "The knowledge was only suppressed."],
         [
             f"More {vocabulary.units}, or a retrained reference.",

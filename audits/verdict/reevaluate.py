@@ -1,7 +1,7 @@
-"""Decide a finished audit again: under another rule, or without one of its axes.
+"""Reevaluate a finished audit under another rule, or without some of its axes.
 
-What an axis measured does not depend on the rule; what is made of it does. Thresholds
-are set, and the worth of each axis is shown, on audits that were made once.
+Measurements do not depend on the rule; statuses and the verdict do. So thresholds can be tuned,
+and axes ablated, on audits that were run once.
 """
 
 from collections.abc import Collection
@@ -11,8 +11,8 @@ from typing import Any
 from audits.axes import behaviour, persistence, relearning
 from audits.axes.causal_depth import axis as causal_depth
 from audits.axes.decodability import axis as decodability
-from audits.axes.membership import axis as signature
-from audits.axes.status import status_with_controls
+from audits.axes.judgement import status_with_controls
+from audits.axes.membership import axis as membership
 from audits.core.config import Rule
 from audits.core.preflight import Damage
 from audits.modalities.vocabulary import is_image_audit, vocabulary_for
@@ -25,7 +25,7 @@ STATUS_OF = {
     causal_depth.NAME: status_with_controls,
     persistence.NAME: status_with_controls,
     relearning.NAME: relearning.status_of,
-    signature.NAME: signature.status_of,
+    membership.NAME: membership.status_of,
 }
 
 
@@ -34,32 +34,31 @@ def reevaluate(
 ) -> Verdict:
     """The verdict on the readings of ``document``.
 
-    Controls that test at a level keep the level they were tested at, and axes of images
-    their status.
+    Controls keep the level at which they were tested, and axes of image audits their status.
 
     Args:
         document: An ``audit.json``.
         rule: Thresholds; those of the audit by default.
-        without: Axes to leave out, also from those that ``deleted`` cannot do without.
+        without: Axes to leave out, also from those required for ``deleted``.
     """
     if rule is None:
         rule = Rule.model_validate(document["config"]["rule"])
-    required = [each for each in rule.required_for_deleted if each not in without]
+    required = [name for name in rule.required_for_deleted if name not in without]
     rule = rule.model_copy(update={"required_for_deleted": tuple(required)})
-    found = [
-        AxisResult.from_dict(each)
-        for each in document["axes"]
-        if each["name"] not in without
+    results = [
+        AxisResult.from_dict(saved)
+        for saved in document["axes"]
+        if saved["name"] not in without
     ]
     images = is_image_audit(document)
     if not images:
-        found = [_judged(axis, rule) for axis in found]
-    axes = {axis.name: axis for axis in found}
+        results = [_judged(axis, rule) for axis in results]
+    axes = {axis.name: axis for axis in results}
     preflight = document["preflight"]
-    useful = preflight["utility"]
+    utility = preflight["utility"]
     return decide(
         axes,
-        Damage(useful["shares"], tuple(useful["damage"])),
+        Damage(utility["shares"], tuple(utility["damage"])),
         preflight["identical_weights"],
         document["verdict"]["floor"],
         rule,

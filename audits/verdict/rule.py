@@ -1,4 +1,4 @@
-"""The decision rule: from axes to one of five words, with its reasons and limits."""
+"""The decision rule: from axis results to one of five verdicts, with reasons and claims."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -26,8 +26,8 @@ VerdictClass = Literal[
 ]
 
 
-# Readings that may by themselves make ``suppressed``, by axis. The first readings of an
-# axis are those against the primary floor; later ones are shown beside them.
+# Readings that can make ``suppressed`` by themselves, by axis. The first readings of an axis are
+# those against the primary floor; later ones are only reported.
 RECOVERY_READINGS = {
     "decodability": (UNCHANGED,),
     "causal_depth": (
@@ -36,8 +36,8 @@ RECOVERY_READINGS = {
         TRANSFERRED_NAMED,
     ),
     "persistence": (persistence.EXACT_MATCH, persistence.CONTRAST),
-    # Neither what an image model relearns nor what it is steered to is among them:
-    # retrains differ in it by more than an interval over images says (docs/vision.md).
+    # Image models are excluded from relearning and restoration: retrains differ there by more than
+    # an interval over images covers (docs/results/vision.md).
     "relearning": (CONTRAST, EXACT_MATCH),
     "concept": (concept.READING,),
     "restoration": (restoration.CONTRAST, restoration.EXACT_MATCH),
@@ -46,19 +46,19 @@ RECOVERY_READINGS = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was decided, why, and what may be said of it.
+    """A verdict with its reasons and claims.
 
     Attributes:
-        verdict_class: One of the five words.
-        rule: Which rule fired, in one sentence.
+        verdict_class: One of the five classes.
+        rule: The rule that applied, in one sentence.
         reasons: The strongest reasons first.
         floor: "reference" or "never_taught".
         adjusted_p: Holm-adjusted p-value of each recovery hypothesis.
-        where: Layers where the knowledge was found, if it was.
-        claims_allowed: Sentences the evidence supports.
-        claims_disallowed: Sentences it does not.
+        where: Layers where the knowledge was found, if any.
+        claims_allowed: Supported claims.
+        claims_disallowed: Unsupported claims.
         would_change_it: What would change the verdict.
-        also: True findings that another rule came before.
+        also: True findings that an earlier rule overrides.
     """
 
     verdict_class: VerdictClass
@@ -74,8 +74,8 @@ class Verdict:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        whole = asdict(self)
-        return {"class": whole.pop("verdict_class"), **whole}
+        fields = asdict(self)
+        return {"class": fields.pop("verdict_class"), **fields}
 
 
 def decide(
@@ -86,22 +86,22 @@ def decide(
     rule: Rule,
     vocabulary: Vocabulary = FACTS,
 ) -> Verdict:
-    """Apply the rule in its order: damaged, not_unlearned, suppressed, deleted.
+    """Apply the rules in order: damaged, not_unlearned, suppressed, deleted, inconclusive.
 
     Args:
-        axes: Results by name.
-        damage: What preflight found of the candidate's usefulness.
+        damage: Utility of the candidate.
         identical: Whether both models have the same weights.
-        floor: Kind of floor.
-        rule: Thresholds.
-        vocabulary: What was to be forgotten is called.
+        floor: "reference" or "never_taught".
+        vocabulary: Vocabulary for facts or for a class.
     """
     behaviour = axes.get("behaviour")
-    said = behaviour is not None and behaviour.status == "retained"
+    answered = behaviour is not None and behaviour.status == "retained"
     hypotheses = _hypotheses(axes)
-    adjusted = holm_adjusted({name: each.p_value for name, each in hypotheses.items()})
-    found = readings_above_floor(hypotheses, rule.recovery, rule.still_there)
-    where = _where(axes, found, rule)
+    adjusted = holm_adjusted(
+        {name: reading.p_value for name, reading in hypotheses.items()}
+    )
+    recovered = readings_above_floor(hypotheses, rule.recovery, rule.still_there)
+    where = _where(axes, recovered, rule)
     main = behaviour.main_reading if behaviour is not None else None
 
     def verdict(name: VerdictClass, fired: str, reasons: list[str], **extra) -> Verdict:
@@ -121,10 +121,10 @@ def decide(
 
     if damage.found:
         also = []
-        if said:
+        if answered:
             also.append(vocabulary.still)
-        if found:
-            also.append(f"recovered by {', '.join(found)}")
+        if recovered:
+            also.append(f"recovered by {', '.join(recovered)}")
         return verdict(
             "damaged",
             "Rule 1: the candidate no longer works, and wreckage is never called "
@@ -132,7 +132,7 @@ def decide(
             [f"{reason[0].upper()}{reason[1:]}." for reason in damage.reasons],
             also=tuple(also),
         )
-    if identical or said:
+    if identical or answered:
         reasons = []
         if identical:
             reasons.append("Both checkpoints have exactly the same weights.")
@@ -143,9 +143,9 @@ def decide(
             f"Rule 2: {vocabulary.thing} {vocabulary.verb()} still there at the output.",
             reasons,
         )
-    gone = behaviour is not None and behaviour.status == "absent"
-    if gone and found:
-        reasons = _recovery_reasons(axes, found, vocabulary)
+    absent = behaviour is not None and behaviour.status == "absent"
+    if absent and recovered:
+        reasons = _recovery_reasons(axes, recovered, vocabulary)
         if main is not None:
             reasons.append(_behaviour_sentence(main, vocabulary))
         return verdict(
@@ -164,7 +164,7 @@ def decide(
     silent = all(axis.status == "absent" for axis in voting)
     inner = {name: axis for name, axis in axes.items() if name != output.NAME}
     undecided = [name for name, axis in inner.items() if _far_off(axis, rule)]
-    if gone and not missing and power and silent and not undecided and not trace:
+    if absent and not missing and power and silent and not undecided and not trace:
         return verdict(
             "deleted",
             f"Rule 4: every voting axis is equivalent to the floor within "
@@ -175,14 +175,14 @@ def decide(
     return verdict(
         "inconclusive",
         "Rule 5: neither suppression nor deletion is shown.",
-        _binding(axes, [*missing, *undecided], power, gone, trace, rule, vocabulary),
+        _binding(axes, [*missing, *undecided], power, absent, trace, rule, vocabulary),
     )
 
 
 def _hypotheses(axes: Mapping[str, AxisResult]) -> dict[str, Reading]:
-    """Every reading that may by itself make ``suppressed``.
+    """Every reading that can make ``suppressed`` by itself.
 
-    A refitted probe is not among them: what only it reads is a residual trace.
+    A refitted probe is not among them: its reading alone is a residual trace.
     """
     tests = {}
     for name, axis in axes.items():
@@ -196,21 +196,22 @@ def _hypotheses(axes: Mapping[str, AxisResult]) -> dict[str, Reading]:
 
 
 def _far_off(axis: AxisResult, rule: Rule) -> bool:
-    """Whether a reading lies surely beyond the margin, though no test found it so.
+    """Whether a residual is beyond the margin with confidence, although no test found it.
 
-    An axis that could not look says nothing. One that looked need not be equivalent to
-    its floor for deletion, unless it is required: where the floor is not quite that of
-    a model that never knew, as for carried states, nothing ever is.
+    An axis that could not measure is no evidence. One that measured need not be equivalent to
+    its floor for deletion, unless it is required: its floor may differ from a model that never
+    knew, as for patched states, and then nothing is ever equivalent.
     """
-    looked = all(each.passed for each in axis.controls if each.required)
-    found = any(
-        each.residual_interval_at_peak[0] > rule.margin for each in axis.readings[:2]
+    measured = all(control.passed for control in axis.controls if control.required)
+    beyond = any(
+        reading.residual_interval_at_peak[0] > rule.margin
+        for reading in axis.readings[:2]
     )
-    return axis.status == "no_power" and looked and found
+    return axis.status == "no_power" and measured and beyond
 
 
 def _shown_by(axes: Mapping[str, AxisResult]) -> set[str]:
-    """Holds "planted" when every axis that tried found the planted suppression."""
+    """{"planted"} when every axis that tested it found the planted suppression."""
     controls = [
         control
         for axis in axes.values()
@@ -221,17 +222,17 @@ def _shown_by(axes: Mapping[str, AxisResult]) -> set[str]:
 
 
 def _where(
-    axes: Mapping[str, AxisResult], found: Mapping[str, float], rule: Rule
+    axes: Mapping[str, AxisResult], recovered: Mapping[str, float], rule: Rule
 ) -> tuple[str, ...]:
     """Sites where the knowledge was found, by the first axis that can name them."""
-    for name, telling in (
+    for name, reading_name in (
         ("decodability", UNCHANGED),
         ("causal_depth", causal_depth.CONTRAST),
         ("causal_depth", causal_depth.EXACT_MATCH),
         ("causal_depth", TRANSFERRED_NAMED),
     ):
-        reading = axes[name].reading(telling) if name in axes else None
-        if reading is not None and f"{name}: {telling}" in found:
+        reading = axes[name].reading(reading_name) if name in axes else None
+        if reading is not None and f"{name}: {reading_name}" in recovered:
             return tuple(
                 column["name"]
                 for column in reading.columns
@@ -240,29 +241,31 @@ def _where(
     return ()
 
 
-def _behaviour_sentence(main: Reading, words: Vocabulary) -> str:
-    return words.behaviour.format(
+def _behaviour_sentence(main: Reading, vocabulary: Vocabulary) -> str:
+    return vocabulary.behaviour.format(
         now=main.statistic, before=main.ceiling, floor=main.floor
     )
 
 
 def _recovery_reasons(
-    axes: Mapping[str, AxisResult], found: Mapping[str, float], words: Vocabulary
+    axes: Mapping[str, AxisResult],
+    recovered: Mapping[str, float],
+    vocabulary: Vocabulary,
 ) -> list[str]:
     """One sentence a recovery, the strongest first."""
     sentences = []
-    for key, p in found.items():
+    for key, p in recovered.items():
         axis, name = key.split(": ", 1)
         reading = axes[axis].reading(name)
         assert reading is not None  # it gave the p-value
-        told = RECOVERY_SENTENCES[name].format(
-            it=words.pronoun, where=reading.where, value=reading.statistic
+        sentence = RECOVERY_SENTENCES[name].format(
+            it=vocabulary.pronoun, where=reading.where, value=reading.statistic
         )
         figures = (
             f"original {reading.ceiling:.2f}, floor {reading.floor:.2f}; "
             f"corrected p {p:.4f}"
         )
-        sentences.append((-reading.residual, f"{told} ({figures})."))
+        sentences.append((-reading.residual, f"{sentence} ({figures})."))
     return [text for _, text in sorted(sentences)]
 
 
@@ -277,7 +280,7 @@ def _equivalence_sentence(axis: AxisResult) -> str:
 
 
 def _output_trace(axes: Mapping[str, AxisResult], rule: Rule) -> str:
-    """A sentence where answers no longer said are still told apart at the output."""
+    """A sentence where the contrast at the output reveals answers no longer given."""
     axis = axes.get("behaviour")
     reading = axis.reading(output.CONTRAST) if axis is not None else None
     if reading is None:
@@ -285,18 +288,18 @@ def _output_trace(axes: Mapping[str, AxisResult], rule: Rule) -> str:
     figures = f"({reading.statistic:.2f}, floor {reading.floor:.2f}, p "
     low, high = reading.residual_interval_at_peak
     if reading.p_value < rule.recovery and low > rule.still_there:
-        told = (
+        behavior = (
             f"prefers each entity's own to the others' {figures}{reading.p_value:.4f})"
         )
     elif reading.p_below < rule.recovery / 2 and high < -rule.still_there:
-        told = (
+        behavior = (
             f"puts each entity's own below the others' {figures}"
             f"{reading.p_below:.4f}): it still knows which to avoid"
         )
     else:
         return ""
     return (
-        f"behaviour: the answers are not said, but the candidate {told}. That is a "
+        f"behaviour: the answers are not said, but the candidate {behavior}. That is a "
         "residual trace, which blocks deletion."
     )
 
@@ -305,22 +308,22 @@ def _binding(
     axes: Mapping[str, AxisResult],
     missing: list[str],
     power: bool,
-    gone: bool,
+    absent: bool,
     trace: str,
     rule: Rule,
-    words: Vocabulary,
+    vocabulary: Vocabulary,
 ) -> list[str]:
-    """Which axis stands in the way, and what it would need."""
+    """Reasons of an inconclusive verdict: each axis in the way, and what it needs."""
     reasons = [trace] if trace else []
     if output.NAME not in axes:
         reasons.append(
-            f"behaviour: it was not run, and whether {words.short} {words.verb()} gone "
+            f"behaviour: it was not run, and whether {vocabulary.short} {vocabulary.verb()} gone "
             "at the output decides between suppression and deletion."
         )
-    elif not gone:
-        reasons.append(f"behaviour: {words.unclear}")
+    elif not absent:
+        reasons.append(f"behaviour: {vocabulary.unclear}")
     reasons += [
-        _blocking(axis, rule, words)
+        _blocking(axis, rule, vocabulary)
         for name, axis in axes.items()
         if name != output.NAME and axis.status == "retained"
     ]
@@ -341,14 +344,16 @@ def _binding(
     return reasons or ["The axes disagree with each other."]
 
 
-def _blocking(axis: AxisResult, rule: Rule, words: Vocabulary) -> str:
-    """Why an axis that found something makes no suppression."""
-    found = readings_above_floor(
-        {each.name: each for each in axis.readings[:2]}, rule.recovery, rule.still_there
+def _blocking(axis: AxisResult, rule: Rule, vocabulary: Vocabulary) -> str:
+    """Why an axis with a finding makes no ``suppressed``."""
+    recovered = readings_above_floor(
+        {reading.name: reading for reading in axis.readings[:2]},
+        rule.recovery,
+        rule.still_there,
     )
-    if axis.name == "decodability" and UNCHANGED not in found:
+    if axis.name == "decodability" and UNCHANGED not in recovered:
         why = (
-            f"a refitted probe still reads {words.short} but the original's own does "
+            f"a refitted probe still reads {vocabulary.short} but the original's own does "
             "not: a residual trace"
         )
     elif axis.name == MEMBERSHIP:
@@ -357,9 +362,10 @@ def _blocking(axis: AxisResult, rule: Rule, words: Vocabulary) -> str:
             "it knows of them: a residual trace"
         )
     elif not any(
-        each.name in RECOVERY_READINGS.get(axis.name, ()) for each in axis.readings
+        reading.name in RECOVERY_READINGS.get(axis.name, ())
+        for reading in axis.readings
     ):
-        why = f"it finds {words.short}, but this axis makes no verdict by itself"
+        why = f"it finds {vocabulary.short}, but this axis makes no verdict by itself"
     else:
-        why = f"it finds {words.short}, but not once corrected for all axes"
+        why = f"it finds {vocabulary.short}, but not once corrected for all axes"
     return f"{axis.name}: {why}, which blocks deletion and does not show suppression."

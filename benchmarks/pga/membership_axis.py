@@ -9,7 +9,7 @@ import numpy as np
 from audits.axes.membership.axis import run_membership, status_of
 from audits.axes.membership.scores import capture_states, select_sets
 from audits.core.config import make_config
-from audits.core.subjects import AuditedModel
+from audits.core.context import AuditedModel
 from audits.run.planting import plant, planted_model
 from benchmarks.harness.results import Row, at_least, at_most, row
 from benchmarks.harness.runner import Run

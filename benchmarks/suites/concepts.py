@@ -22,7 +22,7 @@ from capture.data.sequences import batches
 from capture.network.sites import find_sites
 from probes.concepts.labels import concepts_of
 from probes.concepts.vectors import concept_vectors
-from testbeds.worlds.smollm2 import fetch
+from testbeds.worlds.smollm2 import fetch_smollm2
 
 Fit = Callable[[np.ndarray, np.ndarray], np.ndarray]
 SITE, LENGTH, TOKENS, HELD_OUT = "resid.15", 128, 200_000, 20_000
@@ -32,7 +32,7 @@ SETTINGS = SaeConfig(kind="topk", expansion=8, k=32, epochs=1, batch_size=256)
 def autoencoder(run: Run) -> Iterator[Row]:
     """Train on 200k tokens of SmolLM2's layer 15; judge on texts it has not seen."""
     root = run.args.work
-    checkpoint = open_checkpoint(fetch())
+    checkpoint = open_checkpoint(fetch_smollm2())
     texts = token_rows(checkpoint.tokenizer, python_texts(), LENGTH)
     count, other = TOKENS // (LENGTH - 1) + 1, HELD_OUT // (LENGTH - 1) + 1
     model = checkpoint.load()
@@ -96,7 +96,7 @@ def _without_sinks(rows: StoredRows):
 
 def overhead(run: Run) -> Iterator[Row]:
     """A forward pass of SmolLM2 with and without an autoencoder spliced in."""
-    checkpoint = open_checkpoint(fetch())
+    checkpoint = open_checkpoint(fetch_smollm2())
     model = checkpoint.load().eval()
     where, library = find_sites(model), sae_lens()
     # What it learned does not matter for the time it takes.

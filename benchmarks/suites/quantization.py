@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from audits.axes.persistence import edit_in_bins, judge, score_quantized
 from audits.core.answers import score_question_sets
 from audits.core.config import AuditConfig
-from audits.core.subjects import AuditedModel
+from audits.core.context import AuditedModel
 from benchmarks.harness.results import Row, at_least, at_most, row
 from benchmarks.harness.runner import Run
 from capture.checkpoints.open import open_checkpoint
@@ -232,9 +232,12 @@ def _codes(model: nn.Module) -> Iterator[Row]:
     except ImportError:
         print("bins: bitsandbytes is not installed; its rows are left out")
         return
-    from testbeds.worlds.smollm2 import fetch
+    from testbeds.worlds.smollm2 import fetch_smollm2
 
-    for name, each in (("bios", model), ("SmolLM2", open_checkpoint(fetch()).load())):
+    for name, each in (
+        ("bios", model),
+        ("SmolLM2", open_checkpoint(fetch_smollm2()).load()),
+    ):
         for kind in ("nf4", "fp4"):
             wrong, total = 0, 0
             for weight, transposed in linear_weights(each).values():

@@ -14,6 +14,7 @@ from capture.data.sequences import Sequences
 from capture.network.hooks import evaluation_mode
 from capture.network.sites import find_sites
 from capture.network.structure import model_device
+from evidence.display.html_table import MAX_ROWS, table_html
 from evidence.errors import InputError
 from evidence.progress import SILENT, Advance, Progress
 
@@ -30,6 +31,12 @@ class Activations:
             arrays, or Zarr arrays that are read when sliced.
         mask: (item, position) bool, True where there is a value; other values are 0. None for
             one position per item.
+
+    Examples:
+        >>> states.sites, len(states), states.values.shape
+        (('resid.0', 'resid.1'), 76, (2, 76, 32))
+        >>> [len(chunk) for chunk in states.chunks("resid.0", rows=50)]
+        [50, 26]
     """
 
     sites: tuple[str, ...]
@@ -43,6 +50,12 @@ class Activations:
         shape = tuple(self.arrays[self.sites[0]].shape)
         first, last = self.sites[0], self.sites[-1]
         return f"Activations({len(self.sites)} sites, {first} to {last}; {shape})"
+
+    def _repr_html_(self) -> str:
+        rows = [(name, str(tuple(self.arrays[name].shape))) for name in self.sites]
+        return table_html(
+            repr(self), ("site", "shape"), rows[:MAX_ROWS], len(rows) - MAX_ROWS
+        )
 
     def site(self, name: str) -> np.ndarray:
         """Activations at one site, float32, (item, d) or (item, position, d).
@@ -111,6 +124,15 @@ def capture_activations(
 
     Raises:
         InputError: a site or position name is unknown, or a row lacks the position.
+
+    Examples:
+        >>> states = exhume.capture_activations(model, rows, ["embed", "resid.1"])
+        >>> states
+        Activations(2 sites, embed to resid.1; (76, 32))
+        >>> states.site("resid.1").shape
+        (76, 32)
+        >>> exhume.capture_activations(model, rows, ["resid.1"], positions=[0, -1]).values.shape
+        (1, 76, 2, 32)
     """
     selection = select_positions(sequences, positions, subject_end)
     with progress.task("activations", len(sequences)) as advance:
@@ -173,6 +195,12 @@ def capture_images(
 
     Raises:
         InputError: a site is unknown, or there are no images.
+
+    Examples:
+        >>> classifier = exhume.open_checkpoint("classifier").load()
+        >>> images = torch.rand(5, 1, 8, 8)
+        >>> exhume.capture_images(classifier, images, ["resid.0", "resid.1"])
+        Activations(2 sites, resid.0 to resid.1; (5, 48))
     """
     target = _target(model, sites)
     if len(pixels) == 0:

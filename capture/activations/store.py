@@ -57,6 +57,14 @@ class ActivationStore:
         root: Folder of the store; created on first use.
         slab_bytes: Maximum memory for activations during capture; larger arrays are written in
             slabs.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> store = exhume.ActivationStore(Path("activations"))
+        >>> kept = store.activations(checkpoint, rows, ["resid.0"])
+        >>> again = store.activations(checkpoint, rows, ["resid.0"])  # read back
+        >>> bool((again.site("resid.0") == kept.site("resid.0")).all())
+        True
     """
 
     root: Path

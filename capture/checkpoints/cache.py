@@ -17,6 +17,10 @@ def cache_root() -> Path:
 
     Raises:
         InputError: neither is known.
+
+    Examples:
+        >>> exhume.cache_root().is_absolute()
+        True
     """
     named = os.environ.get("EXHUME_CACHE")
     if named:

@@ -43,7 +43,7 @@ from capture.checkpoints.weights.weight_files import (
     read_headers,
     refuse_pickle,
 )
-from evidence.errors import InputError
+from evidence.errors import InputError, printable, quoted
 from evidence.progress import SILENT, Progress
 from evidence.storage.files import read_json
 from evidence.storage.regular_files import as_path, is_file, is_folder, list_folder
@@ -66,7 +66,7 @@ class AdapterChange:
     files: CheckedFiles
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Checkpoint:
     """A validated model that is not loaded yet.
 
@@ -85,6 +85,13 @@ class Checkpoint:
         files: The weight files in ``path``, with their state at the time of the check.
         generation: Generation settings.
         adapter_change: The adapter on top, if any.
+
+    Examples:
+        >>> first, second = exhume.open_checkpoint("original"), exhume.open_checkpoint("unlearned")
+        >>> first.weights_hash == second.weights_hash
+        False
+        >>> type(second.load()).__name__
+        'LlamaForCausalLM'
     """
 
     name: str
@@ -98,6 +105,13 @@ class Checkpoint:
     files: CheckedFiles | None = field(default=None, repr=False)
     generation: Mapping[str, Any] = field(default_factory=dict, repr=False)
     adapter_change: AdapterChange | None = field(default=None, repr=False)
+
+    def __repr__(self) -> str:
+        kinds = self.config.get("architectures") or ["live model"]
+        return (
+            f"Checkpoint({self.name!r}, {printable(kinds[0])}, weights "
+            f"{self.weights_hash[:12]}, from {quoted(self.source)})"
+        )
 
     @property
     def adapter(self) -> Path | None:
@@ -160,6 +174,15 @@ def open_checkpoint(
 
     Raises:
         InputError: there is no model, or it is unsafe, damaged or incomplete.
+
+    Examples:
+        >>> checkpoint = exhume.open_checkpoint("original")
+        >>> checkpoint
+        Checkpoint('original', LlamaForCausalLM, weights d4a85b7c187f, from 'original')
+        >>> model = checkpoint.load()
+        >>> exhume.open_checkpoint(model, tokenizer=checkpoint.tokenizer)
+        Checkpoint('LlamaForCausalLM', LlamaForCausalLM, weights d4a85b7c187f, from 'live
+        LlamaForCausalLM')
     """
     if is_live(source):
         return _open_live(source, name, tokenizer, progress)

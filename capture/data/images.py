@@ -32,6 +32,13 @@ class ImageSet:
         labels: (image,) class numbers of the model.
         ids: (image,) unique names; the units of splits and intervals.
         name: Name of the set in reports.
+
+    Examples:
+        >>> images = exhume.ImageSet(torch.rand(3, 1, 8, 8), np.array([0, 1, 1]), ("a", "b", "c"))
+        >>> images
+        ImageSet('', 3 images, 1 x 8 x 8)
+        >>> images.select([2]).ids
+        ('c',)
     """
 
     pixels: Tensor

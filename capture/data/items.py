@@ -11,9 +11,11 @@ from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from capture.data.formats import Fact, parse_facts
 from capture.data.tables import read_rows
+from evidence.display.html_table import frame_html
 from evidence.errors import InputError
 from evidence.storage.files import write_atomic
 from evidence.storage.regular_files import as_path
@@ -38,6 +40,10 @@ class Item:
     Raises:
         InputError: a field has the wrong type, is empty although required, or is not valid
             Unicode.
+
+    Examples:
+        >>> exhume.Item("1", "France", "The capital of France is", "Paris").answer
+        'Paris'
     """
 
     id: str
@@ -78,7 +84,7 @@ class Item:
                     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ItemSet:
     """Items in file order, with unique ids.
 
@@ -86,6 +92,16 @@ class ItemSet:
         items: The items.
         name: Name of the set in reports; by default, the name of its file.
         format: Recognized file format, such as "exhume" or "tofu".
+
+    Examples:
+        >>> items = exhume.ItemSet(tuple(
+        ...     exhume.Item(name, name, f"The capital of {name} is", city)
+        ...     for name, city in (("France", "Paris"), ("Peru", "Lima"))
+        ... ))
+        >>> items.entities
+        ('France', 'Peru')
+        >>> items.of_entities(["Peru"])
+        ItemSet('', 1 items, 1 entities)
     """
 
     items: tuple[Item, ...]
@@ -116,6 +132,19 @@ class ItemSet:
 
     def __iter__(self) -> Iterator[Item]:
         return iter(self.items)
+
+    def __repr__(self) -> str:
+        return (
+            f"ItemSet({self.name!r}, {len(self)} items, {len(self.entities)} entities)"
+        )
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row an item, one column a field."""
+        return pd.DataFrame(list(map(asdict, self.items)))
+
+    def _repr_html_(self) -> str:
+        columns = ["entity", "relation", "prompt", "answer"]
+        return frame_html(repr(self), self.to_frame().reindex(columns=columns))
 
     @cached_property
     def entities(self) -> tuple[str, ...]:
@@ -186,6 +215,13 @@ def read_items(
     Raises:
         InputError: the file is missing, empty, damaged or too large, or a row is invalid; the
             message names the line.
+
+    Examples:
+        >>> items = exhume.read_items("forget.jsonl")
+        >>> items
+        ItemSet('forget', 60 items, 20 entities)
+        >>> items.items[0].prompt, items.items[0].answer
+        ('Tessa Aalto was born in', 'Lisbon')
     """
     path = as_path(path, "the file of items")
     file_format, facts = parse_facts(read_rows(path), columns)

@@ -15,7 +15,7 @@ from evidence.errors import InputError
 PASS_COST = 48
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Sequences:
     """Tokenized prompts with their answers.
 
@@ -23,6 +23,13 @@ class Sequences:
         ids: One tuple of token ids per row: prompt tokens, then answer tokens.
         answer_start: Index of the first answer token of each row; the length of the row if there
             is no answer.
+
+    Examples:
+        >>> rows = exhume.Sequences(ids=((5, 6, 7), (5, 8)), answer_start=(2, 1))
+        >>> rows
+        Sequences(2 rows of 2 to 3 tokens, with answers)
+        >>> rows[[1]].ids
+        ((5, 8),)
     """
 
     ids: tuple[tuple[int, ...], ...]
@@ -38,6 +45,15 @@ class Sequences:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def __repr__(self) -> str:
+        lengths = [len(ids) for ids in self.ids] or [0]
+        pairs = zip(self.ids, self.answer_start, strict=True)
+        answers = any(len(ids) > start for ids, start in pairs)
+        return (
+            f"Sequences({len(self)} rows of {min(lengths)} to {max(lengths)} tokens, "
+            f"{'with' if answers else 'without'} answers)"
+        )
 
     def __getitem__(self, rows: Sequence[int]) -> "Sequences":
         """The given rows, in the given order."""

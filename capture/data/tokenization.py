@@ -33,6 +33,12 @@ def encode(
     Raises:
         InputError: prompts and answers differ in number, a prompt has no tokens, or an answer is
             empty or has unknown tokens.
+
+    Examples:
+        >>> exhume.encode(tokenizer, ["Tessa Aalto was born in"], ["Lisbon"])
+        Sequences(1 rows of 6 to 6 tokens, with answers)
+        >>> exhume.encode(tokenizer, ["Tessa Aalto was born in"]).ids
+        ((21, 68, 82, 83, 84),)
     """
     prompt_ids = _token_ids(tokenizer, prompts)
     for prompt, ids in zip(prompts, prompt_ids, strict=True):
@@ -100,6 +106,12 @@ def encode_items(
 
     Raises:
         InputError: as ``encode``; or an item lacks the paraphrase.
+
+    Examples:
+        >>> exhume.encode_items(tokenizer, exhume.read_items("forget.jsonl"))
+        Sequences(60 rows of 5 to 6 tokens, with answers)
+        >>> exhume.encode_items(tokenizer, births, prompt_index=0)
+        Sequences(76 rows of 7 to 7 tokens, with answers)
     """
     return encode(
         tokenizer,

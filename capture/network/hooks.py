@@ -55,6 +55,13 @@ def record(
 
     Raises:
         InputError: a site is unknown, or with ``stop``, was not reached.
+
+    Examples:
+        >>> ids = torch.tensor(rows.ids[:4])
+        >>> with torch.no_grad(), exhume.record(model, ["resid.0", "head.1.2"]) as got:
+        ...     _ = model(ids)
+        >>> {site: tuple(value.shape) for site, value in got.items()}
+        {'resid.0': (4, 6, 32), 'head.1.2': (4, 6, 8)}
     """
 
     def copied(name: str, value: Tensor) -> Tensor:
@@ -135,6 +142,15 @@ def patch(
 
     Raises:
         InputError: a site is unknown, or a shape does not fit.
+
+    Examples:
+        >>> ids = torch.tensor(rows.ids[:4])
+        >>> with torch.no_grad():
+        ...     before = model(ids).logits
+        ...     with exhume.patch(model, {"resid.1": torch.zeros_like}, positions=[-1]):
+        ...         after = model(ids).logits
+        >>> (before != after).any(-1).any(0).tolist()
+        [False, False, False, False, False, True]
     """
     places = _resolve(model, edits, known_sites)
     max_length: dict[str, int] = {}
@@ -184,6 +200,14 @@ def steer(
         scale: Factor of the vectors.
         positions: As in ``patch``.
         known_sites: The model's sites, if already found.
+
+    Examples:
+        >>> direction = torch.from_numpy(states.site("resid.1")[cities == "Lisbon"].mean(0))
+        >>> ids = torch.tensor(rows.ids)[:, :-1]
+        >>> with torch.no_grad(), exhume.steer(model, {"resid.1": direction}, scale=4.0):
+        ...     said = model(ids).logits[:, -1].argmax(-1)
+        >>> tokenizer.decode(said.mode().values)
+        'Lisbon'
     """
     edits = {site: _addition(vector, scale) for site, vector in vectors.items()}
     return patch(model, edits, positions, known_sites=known_sites)
@@ -204,6 +228,15 @@ def project_out(
             orthogonal, independent or of unit length.
         positions: As in ``patch``.
         known_sites: The model's sites, if already found.
+
+    Examples:
+        >>> ids = torch.tensor(rows.ids[:4])
+        >>> direction = torch.ones(32)
+        >>> with torch.no_grad(), exhume.project_out(model, {"resid.1": direction}):
+        ...     with exhume.record(model, ["resid.1"]) as got:
+        ...         _ = model(ids)
+        >>> bool((got["resid.1"] @ direction).abs().max() < 1e-4)
+        True
     """
     edits = {site: _projection(basis) for site, basis in bases.items()}
     return patch(model, edits, positions, known_sites=known_sites)

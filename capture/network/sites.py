@@ -30,6 +30,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import pandas as pd
 from torch import Tensor, nn
 
 from capture.network.discovery.structure_cache import StructureCache
@@ -40,6 +41,7 @@ from capture.network.structure import (
     find_transformer,
     linear_shape,
 )
+from evidence.display.html_table import table_html
 from evidence.errors import InputError
 
 
@@ -77,7 +79,7 @@ class Place:
         return changed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Sites:
     """The sites of one model.
 
@@ -88,6 +90,14 @@ class Sites:
         n_heads: Attention heads per block; 0 if there are none.
         head: The output layer, or None.
         refused: Kind of site that this network does not have, to the reason.
+
+    Examples:
+        >>> sites = exhume.find_sites(model)
+        >>> sites.to_frame().head(3)
+               site   kind  layer  head  width
+        0     embed  embed   <NA>  <NA>     32
+        1  head.0.0   head      0     0      8
+        2  head.0.1   head      0     1      8
     """
 
     places: dict[str, Place]
@@ -101,6 +111,58 @@ class Sites:
     def names(self) -> tuple[str, ...]:
         """Every site name."""
         return tuple(self.places)
+
+    def __repr__(self) -> str:
+        head, *rows = self._kinds()
+        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+        lines = [
+            "  ".join(map(str.ljust, row, widths)).rstrip() for row in (head, *rows)
+        ]
+        return "\n".join([self._summary(), *lines])
+
+    def _repr_html_(self) -> str:
+        head, *rows = self._kinds()
+        return table_html(self._summary(), head, rows)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a site: name, kind, layer, head, and width of its vectors.
+
+        Layer, head and width are missing where a site has none.
+        """
+        rows = []
+        for name, place in self.places.items():
+            kind, *numbers = name.split(".")
+            layer, head = (*map(int, numbers), None, None)[:2]
+            rows.append((name, kind, layer, head, self._width(kind, place)))
+        columns = ["site", "kind", "layer", "head", "width"]
+        numbers = dict.fromkeys(columns[2:], "Int64")
+        return pd.DataFrame(rows, columns=columns).astype(numbers)
+
+    def _width(self, kind: str, place: "Place") -> int | None:
+        if isinstance(place.part, slice):
+            return place.part.stop - place.part.start
+        if kind == "head":
+            return self.d_model // self.n_heads if self.d_model else None
+        if kind == "logits":
+            shape = None if self.head is None else linear_shape(self.head)
+            return None if shape is None else shape[1]
+        return self.d_model
+
+    def _summary(self) -> str:
+        width = "" if self.d_model is None else f" of width {self.d_model}"
+        heads = f", {self.n_heads} heads a block" if self.n_heads else ""
+        return f"Sites: {self.n_layers} blocks{width}{heads}"
+
+    def _kinds(self) -> list[tuple[str, str, str, str]]:
+        """A header, and a row a kind: from the first site to the last, count, width."""
+        rows = [("kind", "sites", "count", "width")]
+        for kind in dict.fromkeys(name.split(".")[0] for name in self.places):
+            names = self.of(kind)
+            span = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
+            width = self._width(kind, self.places[names[0]])
+            shown = "varies" if width is None else str(width)
+            rows.append((kind, span, str(len(names)), shown))
+        return rows
 
     def of(self, kind: str) -> tuple[str, ...]:
         """Names of one kind, such as "resid", from the first layer to the last."""
@@ -143,6 +205,21 @@ def find_sites(model: nn.Module, example: Any = None) -> Sites:
 
     Raises:
         InputError: the structure is not understood, or the network does not run.
+
+    Examples:
+        >>> sites = exhume.find_sites(model)
+        >>> sites
+        Sites: 2 blocks of width 32, 4 heads a block
+        kind    sites                 count  width
+        embed   embed                 1      32
+        head    head.0.0 to head.1.3  8      8
+        attn    attn.0 to attn.1      2      32
+        mlp     mlp.0 to mlp.1        2      32
+        resid   resid.0 to resid.1    2      32
+        final   final                 1      32
+        logits  logits                1      372
+        >>> sites.of("resid")
+        ('resid.0', 'resid.1')
     """
     transformer = find_transformer(model)
     if transformer is None:

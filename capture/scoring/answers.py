@@ -17,6 +17,7 @@ from capture.network.hooks import evaluation_mode
 from capture.network.logits import answer_logits
 from capture.network.structure import model_device, output_head
 from capture.scoring.token_statistics import WatchedToken, reduce_logits
+from evidence.display.html_table import frame_html
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 
@@ -24,7 +25,7 @@ from evidence.progress import SILENT, Progress
 MAX_LOGITS = 2**26
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class AnswerScores:
     """Teacher-forced scores of each row's answer.
 
@@ -37,6 +38,14 @@ class AnswerScores:
             answer token is the most likely one given those before it.
         n_tokens: (row,) int, number of answer tokens.
         watched: (row, token) logits of the watched tokens; no columns by default.
+
+    Examples:
+        >>> scores = exhume.score_answers(model, rows[[0, 1, 2]])
+        >>> scores.to_frame()[["greedy", "n_tokens"]]
+           greedy  n_tokens
+        0    True         1
+        1    True         1
+        2    True         1
     """
 
     logprob: np.ndarray
@@ -47,6 +56,17 @@ class AnswerScores:
 
     def __len__(self) -> int:
         return len(self.logprob)
+
+    def __repr__(self) -> str:
+        if not len(self):
+            return "AnswerScores(0 answers)"
+        return (
+            f"AnswerScores({len(self)} answers, exact match {self.greedy.mean():.0%}, "
+            f"mean log-probability {self.mean_logprob.mean():.2f} nats a token)"
+        )
+
+    def _repr_html_(self) -> str:
+        return frame_html(repr(self), self.to_frame())
 
     def to_frame(self) -> pd.DataFrame:
         """One row per answer, one column per attribute other than ``watched``."""
@@ -80,6 +100,14 @@ def score_answers(
     Raises:
         InputError: a row has no answer or no prompt, or does not fit the model's vocabulary or
             maximum length.
+
+    Examples:
+        >>> exhume.score_answers(model, rows)
+        AnswerScores(76 answers, exact match 100%, mean log-probability -0.01 nats a token)
+        >>> unlearned = exhume.open_checkpoint("unlearned").load()
+        >>> forget = exhume.encode_items(tokenizer, exhume.read_items("forget.jsonl"))
+        >>> float(exhume.score_answers(unlearned, forget).greedy.mean())
+        0.0
     """
     starts = np.array(sequences.answer_start, dtype=int)
     n_tokens = np.array([len(ids) for ids in sequences.ids], dtype=int) - starts

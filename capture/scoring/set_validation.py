@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from capture.data.items import Item, ItemSet, normalize_text
 from capture.data.tokenization import encode_items
 from capture.scoring.answers import AnswerScores
+from evidence.display.html_table import frame_html
 from evidence.errors import InputError, printable
 
 # Swapped files are suspected by size, and detected by behavior.
@@ -122,6 +123,13 @@ class ValidationReport:
                 }
             )
         return pd.DataFrame(rows)
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        figures = self.to_frame().set_index("set").T.reset_index(names="")
+        return frame_html("\n".join(str(self).splitlines()[-1:]), figures)
 
     def __str__(self) -> str:
         lines: list[str] = []

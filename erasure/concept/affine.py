@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from erasure.inputs import RowsError, from_numpy
+from erasure.inputs import from_numpy
+from evidence.arrays import RowsError
 from evidence.storage.serialization import eraser_errors, read_eraser, write_eraser
 
 Rows = TypeVar("Rows", Tensor, NDArray)
@@ -29,6 +30,16 @@ class AffineEraser:
         right: (rank, d) or (site, rank, d), the detecting directions.
         center: (d,) or (site, d), the fixed point, usually the mean.
         ranks: () or (site,) integers.
+
+    Examples:
+        >>> eraser = exhume.Leace().fit(states.site("resid.1"), cities == "Lisbon").eraser_
+        >>> eraser
+        AffineEraser(Leace, width 32, rank 1)
+        >>> with exhume.patch(model, eraser.edits(["resid.1"])):
+        ...     scores = exhume.score_answers(model, rows)
+        >>> eraser.save("leace.safetensors")
+        >>> torch.equal(exhume.AffineEraser.load("leace.safetensors").matrix, eraser.matrix)
+        True
     """
 
     method: str

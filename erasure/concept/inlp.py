@@ -9,7 +9,8 @@ from erasure.concept.affine import AffineEraser, orthogonal_projection
 from erasure.concept.base import MomentEraser
 from erasure.concept.leace import concept_whitening
 from erasure.concept.moments import Moments
-from erasure.inputs import RowsError, class_codes
+from erasure.inputs import class_codes
+from evidence.arrays import RowsError
 
 
 class IterativeNullspace(MomentEraser):
@@ -29,6 +30,12 @@ class IterativeNullspace(MomentEraser):
             "logistic" the accuracy above that of the largest class.
 
     Source: Ravfogel et al. (2020), arXiv 2004.07667.
+
+    Examples:
+        >>> x = states.site("resid.1")
+        >>> eraser = exhume.IterativeNullspace(max_probes=3).fit(x, cities == "Lisbon")
+        >>> eraser.rank_ <= 3
+        True
     """
 
     def __init__(

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from erasure.concept.leace import concept_whitening
 from erasure.concept.moments import Moments
-from erasure.inputs import RowsError, class_codes, numeric_concept, site_tables
+from erasure.inputs import class_codes, numeric_concept, site_tables
+from evidence.arrays import RowsError
 from evidence.storage.serialization import eraser_errors, read_eraser, write_eraser
 
 
@@ -29,6 +30,13 @@ class OracleLeace:
         rank_: Dimensions of the concept's span; one per site.
 
     Source: Belrose et al. (2023), arXiv 2306.03819, section 5 on oracle erasure.
+
+    Examples:
+        >>> x = states.site("resid.1")
+        >>> eraser = exhume.OracleLeace.fit(x, cities)
+        >>> moved = np.square(eraser.transform(x, cities) - x).sum()
+        >>> bool(moved <= np.square(exhume.Leace().fit(x, cities).transform(x) - x).sum() * 1.001)
+        True
     """
 
     coef: Tensor
@@ -135,6 +143,14 @@ class QuadraticLeace:
 
     Source: Belrose et al. (2023), arXiv 2306.03819, appendix on quadratic erasure; Alvarez-Esteban
     et al. (2016), arXiv 1511.05355, for the barycenter.
+
+    Examples:
+        >>> x = np.random.default_rng(0).standard_normal((60, 3))
+        >>> z = np.arange(60) % 2
+        >>> x[z == 1] *= 2.0  # equal means, unequal spread
+        >>> erased = exhume.QuadraticLeace.fit(x, z).transform(x, z)
+        >>> np.allclose(np.cov(erased[z == 0].T), np.cov(erased[z == 1].T))
+        True
     """
 
     maps: Tensor

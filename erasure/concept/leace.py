@@ -6,7 +6,7 @@ from torch import Tensor
 from erasure.concept.affine import AffineEraser
 from erasure.concept.base import MomentEraser
 from erasure.concept.moments import Moments
-from erasure.inputs import RowsError
+from evidence.arrays import RowsError
 
 # A squared pivot of the Cholesky factor of the correlation matrix is the share of a
 # feature's variance that the earlier features do not explain. Rounding leaves about
@@ -38,6 +38,16 @@ class Leace(MomentEraser):
 
     Source: Belrose et al. (2023), arXiv 2306.03819, theorems 4.2 and 4.3; Chen et al. (2010), arXiv
     0907.4698, equation 23, for "oas".
+
+    Examples:
+        >>> x = states.site("resid.1")
+        >>> eraser = exhume.Leace().fit(x, cities)
+        >>> eraser.rank_
+        7
+        >>> erased = eraser.transform(x)
+        >>> means = np.array([erased[cities == city].mean(0) for city in np.unique(cities)])
+        >>> bool(np.allclose(means, means.mean(0), atol=1e-4))
+        True
     """
 
     def __init__(self, tolerance: float = 1e-8, shrinkage: float | str = 0.0):

@@ -107,6 +107,12 @@ def fit_md_pga(states: Tensor, labels: Tensor, k: int = 2) -> MdPgaProjection:
 
     Raises:
         InputError: The shapes do not fit, a class has fewer than two rows, or k is out of range.
+
+    Examples:
+        >>> x = torch.from_numpy(states.values)  # (site, row, d)
+        >>> eraser = exhume.fit_md_pga(x, torch.from_numpy((cities == "Lisbon").astype(int)), k=2)
+        >>> eraser.transform(x).shape, eraser.rank_
+        (torch.Size([2, 76, 32]), 2)
     """
     if states.ndim != 3 or labels.shape != states.shape[1:2]:
         raise InputError(

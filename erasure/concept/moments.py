@@ -7,7 +7,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from erasure.inputs import RowsError, class_codes, numeric_concept, site_tables
+from erasure.inputs import class_codes, numeric_concept, site_tables
+from evidence.arrays import RowsError
 
 # Bytes of centered rows per piece: small enough to stay in a CPU's cache between writing
 # and multiplying, large enough to keep a GPU busy.
@@ -34,6 +35,13 @@ class Moments:
         mean_z: (k,) float64; k is the number of classes (one column each) or numbers.
 
     Source: Chan, Golub and LeVeque (1979), for combining chunks.
+
+    Examples:
+        >>> moments = exhume.Moments(classes=np.unique(cities))
+        >>> for part in np.array_split(np.arange(len(cities)), 3):
+        ...     _ = moments.update(states.site("resid.1")[part], cities[part])
+        >>> exhume.Leace().fit_moments(moments).eraser_
+        AffineEraser(Leace, width 32, rank 7)
     """
 
     mean_x: Tensor

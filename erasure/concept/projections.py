@@ -7,7 +7,7 @@ from torch import Tensor
 from erasure.concept.affine import AffineEraser, orthogonal_projection
 from erasure.concept.base import ConceptEraser, MomentEraser
 from erasure.concept.moments import Moments
-from erasure.inputs import RowsError
+from evidence.arrays import RowsError
 from evidence.seeds import torch_rng
 
 
@@ -23,6 +23,11 @@ class MeanDifference(MomentEraser):
 
     Source: Belrose et al. (2023), arXiv 2306.03819, section 4, as the orthogonal alternative; Marks
     and Tegmark (2023), arXiv 2310.06824, for the direction.
+
+    Examples:
+        >>> x = states.site("resid.1")
+        >>> exhume.MeanDifference().fit(x, cities == "Lisbon").rank_
+        1
     """
 
     def __init__(self, tolerance: float = 1e-8):
@@ -52,6 +57,11 @@ class SpectralRemoval(MomentEraser):
         tolerance: Directions up to this share of the largest are treated as zero.
 
     Source: Shao, Ziser and Cohen (2023), arXiv 2203.07893.
+
+    Examples:
+        >>> x = states.site("resid.1")
+        >>> exhume.SpectralRemoval(rank=2).fit(x, cities).eraser_
+        AffineEraser(SpectralRemoval, width 32, rank 2)
     """
 
     def __init__(self, rank: int | None = None, tolerance: float = 1e-8):
@@ -79,6 +89,11 @@ class RandomProjection(ConceptEraser):
     Args:
         rank: Number of directions, one number or one per site.
         seed: Seed of the directions.
+
+    Examples:
+        >>> x = states.site("resid.1")
+        >>> exhume.RandomProjection(rank=7, seed=1).fit(x).rank_
+        7
     """
 
     def __init__(self, rank: int | tuple[int, ...] = 1, seed: int = 0):

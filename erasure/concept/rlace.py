@@ -7,7 +7,8 @@ from torch import Tensor
 from erasure.concept.adversary import LogisticProbe, fit_logistic_probe
 from erasure.concept.affine import orthogonal_projection
 from erasure.concept.base import ConceptEraser
-from erasure.inputs import RowsError, class_codes
+from erasure.inputs import class_codes
+from evidence.arrays import RowsError
 
 
 class RelaxedAdversarial(ConceptEraser):
@@ -33,6 +34,11 @@ class RelaxedAdversarial(ConceptEraser):
         loss_: (site,) mean cross-entropy of the last probe, in nats.
 
     Source: Ravfogel et al. (2022), arXiv 2201.12091.
+
+    Examples:
+        >>> x = states.site("resid.1")
+        >>> exhume.RelaxedAdversarial(rank=1, steps=20).fit(x, cities == "Lisbon").rank_
+        1
     """
 
     def __init__(

@@ -133,7 +133,7 @@ PRESETS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PgaLog(TrainLog):
     """Training log with the settings and the last probes.
 

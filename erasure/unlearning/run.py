@@ -53,7 +53,7 @@ from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class UnlearnLog(TrainLog):
     """A ``TrainLog`` with the settings of the run.
 
@@ -93,6 +93,17 @@ def unlearn_(
 
     Raises:
         InputError: The rows or settings do not fit the method.
+
+    Examples:
+        >>> forget = exhume.encode_items(tokenizer, exhume.read_items("forget.jsonl"))
+        >>> unlearned = checkpoint.load()  # changed in place
+        >>> config = exhume.UnlearnConfig("npo", lr=1e-2, steps=10)
+        >>> log = exhume.unlearn_(unlearned, forget, rows, config, seed=0)
+        >>> log.stopped, len(log.to_frame())
+        ('steps', 10)
+        >>> said = [exhume.score_answers(m, forget).greedy.mean() for m in (model, unlearned)]
+        >>> bool(said[1] < said[0])
+        True
     """
     target = _target_rows(forget, relabeled, config)
     _check_pairs(forget, relabeled, novice, config)

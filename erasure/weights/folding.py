@@ -47,6 +47,11 @@ def stream_erasers(
 
     Raises:
         InputError: The sites are not a transformer's.
+
+    Examples:
+        >>> eraser = exhume.Leace().fit(states.site("resid.1"), cities == "Lisbon").eraser_
+        >>> sorted(exhume.stream_erasers(exhume.find_sites(model).names, eraser))
+        ['attn.0', 'attn.1', 'embed', 'mlp.0', 'mlp.1']
     """
     added = [name for name in names if name.split(".")[0] in ("attn", "mlp")]
     kinds = {name.split(".")[0] for name in added}
@@ -81,6 +86,15 @@ def fold_(
         InputError: A site is the sum of several maps or not adjacent to a linear map, a map lacks a
             bias for the constant part, weights are quantized or shared, or the folded model differs
             from the hooked one. The model is unchanged then.
+
+    Examples:
+        >>> erased = checkpoint.load()
+        >>> names = exhume.capture_activations(model, rows, ["embed"], positions=1).site("embed")
+        >>> eraser = exhume.Leace(tolerance=0.5).fit(names, cities).eraser_
+        >>> exhume.fold_(erased, {"embed": eraser}, exhume.find_sites(erased))
+        >>> after = exhume.capture_activations(erased, rows, ["embed"], positions=1).site("embed")
+        >>> np.allclose(after, eraser.transform(names), atol=1e-4)
+        True
     """
     batch = _random_batch(model) if inputs is None else dict(inputs)
     places = {name: where.resolve(name) for name in erasers}

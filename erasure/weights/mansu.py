@@ -94,7 +94,7 @@ class MansuConfig:
             )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MansuLog(TrainLog):
     """Training log and statistics of the edit.
 

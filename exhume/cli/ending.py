@@ -1,4 +1,4 @@
-"""How a command ends: in words, whatever stopped it, and with nothing left running."""
+"""How a command ends: one line for every cause, an exit code, and no child left running."""
 
 import io
 import os
@@ -20,23 +20,23 @@ SIGNALS = [
     for name in ("SIGINT", "SIGTERM", "SIGHUP")
     if hasattr(signal, name)
 ]
-STAGES_KEPT = "Finished stages are kept; run the same command again to go on."
+STAGES_KEPT = "Finished stages are kept; run the same command again to resume."
 TRACEBACK = "EXHUME_TRACEBACK"
-"""Set to 1, this variable of the environment has tracebacks shown and not filed."""
+"""Environment variable: set to 1, tracebacks are printed instead of written to a file."""
 
 
 class Interrupted(BaseException):
-    """A signal to stop. No ``KeyboardInterrupt``, which typer would end in its way."""
+    """A signal to stop; no ``KeyboardInterrupt``, which typer would handle itself."""
 
 
 def run_and_exit(command: Callable[[], Any]) -> NoReturn:
-    """Run a command to its end, and end the process with an exit code and one line.
+    """Run a command, then end the process with an exit code and one line.
 
-    For a process's own start: signals are taken from then on and not given back, so
-    that one that comes while Python shuts down is met with words too.
+    For the start of a process only: signal handlers are installed and not restored, so that a
+    signal during Python's shutdown is reported too.
 
     Args:
-        command: What to run; it may end by ``SystemExit``.
+        command: May end by ``SystemExit``.
     """
     _open_standard_files()
     _meet_signals(_stop)
@@ -65,27 +65,29 @@ def _code_of(command: Callable[[], Any]) -> int:
         say(f"interrupted. {STAGES_KEPT}")
         return 2
     except OSError as error:
-        said = (error.strerror or str(error)).lower()
-        place = f" ({error.filename})" if error.filename else ""
-        say(f"the system refused: {said}{place}. {STAGES_KEPT}{_filed(error)}")
+        reason = (error.strerror or str(error)).lower()
+        file_name = f" ({error.filename})" if error.filename else ""
+        say(
+            f"the operating system reported: {reason}{file_name}. {STAGES_KEPT}{_filed(error)}"
+        )
         return 2
     except Exception as error:
         if _lacks_memory(error):
             say(
-                f"the memory does not suffice. exhume plan says what is needed. {STAGES_KEPT}"
+                f"out of memory. exhume plan estimates what an audit needs. {STAGES_KEPT}"
             )
             return 2
         name = type(error).__name__
-        said = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split())[:200]
         say(
-            f"this is a fault in exhume ({name}: {said}), not in what it was given. "
+            f"this is a fault in exhume ({name}: {reason}), not in its input. "
             f"Please report it.{_filed(error)}"
         )
         return 1
 
 
 def _lacks_memory(error: Exception) -> bool:
-    # PyTorch's own name is not imported: it may not have been loaded at all.
+    # Matched by message: importing PyTorch for its error class could be slow here.
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError)
         and ("out of memory" in str(error) or "can't allocate memory" in str(error))
@@ -93,7 +95,7 @@ def _lacks_memory(error: Exception) -> bool:
 
 
 def _filed(error: Exception) -> str:
-    """Put the traceback where it can be reported from, and say where that is."""
+    """Write the traceback to a file for a bug report, and name the file."""
     text = "".join(traceback.format_exception(error))
     if os.environ.get(TRACEBACK, "0") not in ("", "0"):
         print(text, file=sys.stderr)
@@ -114,7 +116,7 @@ def _stop(*_: object) -> None:
 
 
 def _stop_at_once(*_: object) -> None:
-    """The second signal: no cleaning up. Locks go with us, and scratch is swept."""
+    """The second signal: exit without cleanup. Locks are released by the system."""
     import psutil
 
     with suppress(OSError):
@@ -128,15 +130,15 @@ def _stop_at_once(*_: object) -> None:
 
 def _meet_signals(handler: Callable[..., Any]) -> None:
     if threading.current_thread() is not threading.main_thread():
-        return  # Python takes signals in the main thread alone.
+        return  # Python handles signals in the main thread alone.
     for number in SIGNALS:
-        # What was started to ignore a signal (nohup, a shell's &) goes on ignoring it.
+        # A process started to ignore a signal (nohup, a shell's &) keeps ignoring it.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, handler)
 
 
 def _open_standard_files() -> None:
-    """A closed standard stream's number would go to the next file that is opened."""
+    """Open closed standard streams; else the next opened file would get their number."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)
@@ -146,7 +148,7 @@ def _open_standard_files() -> None:
 
 @contextmanager
 def _streams() -> Iterator[None]:
-    """Output that cannot be written is an error in words; errors are said or not."""
+    """Turn failing output into an ``InputError``, and ignore failing error output."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = _Output(sys.stdout), _Errors(sys.stderr)  # pyright: ignore
     try:
@@ -156,7 +158,7 @@ def _streams() -> Iterator[None]:
 
 
 class _Stream:
-    """A text stream that shows what its encoding lacks as an escape."""
+    """A text stream that escapes characters its encoding lacks."""
 
     def __init__(self, stream: Any):
         self._stream = stream if stream is not None else io.StringIO()
@@ -168,7 +170,7 @@ class _Stream:
 
 
 class _Output(_Stream):
-    """Standard output: what it does not take is an ``InputError``."""
+    """Standard output; a failing write is an ``InputError``."""
 
     def write(self, text: str) -> int:
         with self._told():
@@ -184,20 +186,20 @@ class _Output(_Stream):
         try:
             yield
         except OSError as error:
-            # What is still in the buffer would fail once more as Python ends.
+            # Redirect to null: the rest of the buffer would fail again when Python exits.
             with suppress(OSError, ValueError):
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, self._stream.fileno())
                 os.close(nowhere)
-            said = (error.strerror or str(error)).lower()
+            reason = (error.strerror or str(error)).lower()
             raise InputError(
-                f"standard output could not be written: {said}",
+                f"standard output could not be written: {reason}",
                 fix="Files that were written are kept",
             ) from error
 
 
 class _Errors(_Stream):
-    """Standard error: a run goes on where nobody hears it."""
+    """Standard error; a run continues where it cannot be written."""
 
     def write(self, text: str) -> int:
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""The command line of ``exhume pga``."""
+"""The command ``exhume pga``; in Python: ``experiments.pga.run.pga``."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,31 +13,38 @@ def pga(
         "exhume-pga"
     ),
     config: Annotated[
-        Path | None, typer.Option(help="YAML file of settings; else the small preset.")
+        Path | None,
+        typer.Option(help="YAML file of settings; the small preset by default."),
     ] = None,
     size: Annotated[
         str | None,
         typer.Option(help="small, published, medium, large, forty or two_hundred."),
     ] = None,
     erasers: Annotated[
-        str | None, typer.Option(help="Comma-separated; else those of the settings.")
+        str | None,
+        typer.Option(help="Comma-separated; those of the settings by default."),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of everything.", min=0)] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of every random choice.", min=0)
+    ] = None,
     device: Annotated[
-        str | None, typer.Option(help="Where models are trained: auto, cpu, cuda, mps.")
+        str | None,
+        typer.Option(help="auto, cpu, cuda or mps; models are trained there."),
     ] = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Replace another experiment in the folder.")
     ] = False,
 ) -> None:
-    """Erase membership, and see which claims survive a sound evaluation."""
+    """Compare erasers of membership under the published and a held-out protocol."""
     from evidence.progress import Bars
     from experiments.pga.config import make_config, read_config
     from experiments.pga.run import pga as run
 
     base = make_config({}) if config is None else read_config(config)
-    named = None if erasers is None else [each.strip() for each in erasers.split(",")]
-    given = {"size": size, "erasers": named, "seed": seed, "device": device}
+    eraser_names = (
+        None if erasers is None else [part.strip() for part in erasers.split(",")]
+    )
+    given = {"size": size, "erasers": eraser_names, "seed": seed, "device": device}
     chosen = {name: value for name, value in given.items() if value is not None}
     settings = base.model_dump() | chosen
     with Bars(errors) as progress:

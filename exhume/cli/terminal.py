@@ -1,10 +1,11 @@
-"""Printing. What is shown may come from outside, so nothing in it is obeyed.
+"""Print to the terminal. Printed text may be untrusted, so nothing in it is interpreted.
 
-Control characters are written out (``evidence.errors.printable``), square brackets are
-never rich's markup, and a character that the terminal lacks is written as its number.
+Control characters are escaped (``evidence.errors.printable``), square brackets are never rich
+markup, and characters that the terminal's encoding lacks are escaped.
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -13,7 +14,7 @@ from rich.text import Text
 from evidence.errors import printable
 
 MAX_CHARS = 4000
-"""Characters of a line that are shown."""
+"""Maximum number of characters printed per line."""
 
 output = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
 errors = Console(
@@ -22,12 +23,12 @@ errors = Console(
 
 
 def show(text: object, *, style: str = "", where: Console = output) -> None:
-    """Print one line, whatever line breaks are in it."""
+    """Print one line; line breaks in it are escaped."""
     where.print(_safe(text, where), style=style)
 
 
 def show_lines(text: str, *, where: Console = output) -> None:
-    """Print a text of ours that has lines; what is quoted in it was escaped before."""
+    """Print a multi-line text of our own, whose quotations are escaped already."""
     for line in text.split("\n"):
         show(line, where=where)
 
@@ -39,14 +40,26 @@ def show_table(
     *,
     where: Console = output,
 ) -> None:
-    """Print a table; cells are cut to what a person reads."""
+    """Print a table; long cells are truncated."""
     table = Table(*map(printable, head), title=_safe(title, where))
     for row in rows:
         table.add_row(*(_safe(cell, where, 500) for cell in row))
     where.print(table)
 
 
+def show_audit(done: Any) -> None:
+    """Print the verdict, its two strongest reasons, the axes, and the path of the report."""
+    color = {"deleted": "green", "inconclusive": "yellow"}.get(done.verdict, "red")
+    output.print("\nVerdict: ", end="")
+    show(done.verdict, style=f"bold {color}")
+    for reason in done.reasons[:2]:
+        show(f"  - {reason}")
+    for axis in done.axes.values():
+        show(f"  {axis}")
+    show(f"Report: {done.report.resolve()}")
+
+
 def _safe(text: object, where: Console, longest: int = MAX_CHARS) -> Text:
-    shown = printable(text, longest)
+    printed = printable(text, longest)
     encoding = where.encoding or "utf-8"
-    return Text(shown.encode(encoding, "backslashreplace").decode(encoding))
+    return Text(printed.encode(encoding, "backslashreplace").decode(encoding))

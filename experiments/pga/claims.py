@@ -1,4 +1,4 @@
-"""What the published protocol would claim, and whether the sound one bears it out."""
+"""Claims of the published protocol, and whether the held-out protocol supports them."""
 
 from typing import Any
 
@@ -12,55 +12,55 @@ YES, NO, OPEN = "survives", "does not survive", "cannot be decided here"
 
 
 def claims_of(rows: list[dict[str, Any]], margin: float = 0.2) -> list[dict[str, Any]]:
-    """One claim a line, with what each protocol says of it.
+    """One row per claim, with the evidence of each protocol.
 
     Args:
-        rows: As ``experiments.pga.run`` measures them.
-        margin: Largest |AUC - 0.5| that counts as no signature.
+        rows: As measured by ``experiments.pga.run``.
+        margin: Equivalence margin on |AUC - 0.5|.
 
     Returns:
-        Rows of ``claim``, ``published``, ``sound``, ``outcome`` (one of three) and
-        ``why``; only what the published protocol would claim is listed.
+        Rows of ``claim``, ``published``, ``sound``, ``outcome`` (one of three) and ``why``;
+        only claims that the published protocol would make.
     """
     untouched = {row["model"]: row for row in rows if row["eraser"] is None}
     original, twin = untouched["original"], untouched["twin"]
     random = [row for name, row in untouched.items() if name.startswith("untrained")]
-    found = [_signature(original, twin), _untrained(random)]
+    claims = [_signature(original, twin), _untrained(random)]
     names = dict.fromkeys(row["eraser"] for row in rows if row["eraser"])
     for name in names:
-        mine = [row for row in rows if row["eraser"] == name]
-        published = next(row["published"] for row in mine if "published" in row)
-        sound = next(row["sound"] for row in mine if "sound" in row)
-        found += _of_eraser(name, published, sound, original["sound"], margin)
-    return found
+        eraser_rows = [row for row in rows if row["eraser"] == name]
+        published = next(row["published"] for row in eraser_rows if "published" in row)
+        held_out = next(row["sound"] for row in eraser_rows if "sound" in row)
+        claims += _of_eraser(name, published, held_out, original["sound"], margin)
+    return claims
 
 
 def _signature(original: dict[str, Any], twin: dict[str, Any]) -> dict[str, Any]:
-    """A signature of memorisation that holds across sequences."""
-    shown, tested, floor = original["published"], original["sound"], twin["sound"]
-    if tested["smallest_p"] > LEVEL / 2:
-        outcome, why = OPEN, f"{tested['sequences']} sequences cannot give a small p"
-    elif tested["reading"] == "present" and floor["reading"] != "present":
+    """Claim: a signature of memorization is shared across sequences."""
+    published, held_out, floor = original["published"], original["sound"], twin["sound"]
+    if held_out["smallest_p"] > LEVEL / 2:
+        outcome, why = OPEN, f"{held_out['sequences']} sequences cannot give a small p"
+    elif held_out["reading"] == "present" and floor["reading"] != "present":
         outcome, why = YES, "found in sequences no probe saw, and not in the twin"
-    elif tested["reading"] == "present":
+    elif held_out["reading"] == "present":
         outcome, why = NO, "the twin, which memorised nothing, shows it as well"
     else:
         outcome, why = OPEN, "not found at this number of sequences"
     return {
         "claim": "memorised sequences share a signature",
-        "published": f"probes up to {max(shown['true']):.2f}, rule: {shown['reading']}",
-        "sound": _tested(tested),
+        "published": f"probes up to {max(published['true']):.2f}, rule: {published['reading']}",
+        "sound": _tested(held_out),
         "outcome": outcome,
         "why": why,
     }
 
 
 def _untrained(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """An untrained network shows none."""
+    """Claim: an untrained network has no such signature."""
     best = [max(row["published"]["true"]) for row in rows]
-    shown = [row["sound"]["p"] for row in rows]
-    hits = sum(p <= LEVEL for p in shown)
-    # Under the null hits are binomial; more than this many are no accident.
+    p_values = [row["sound"]["p"] for row in rows]
+    hits = sum(p <= LEVEL for p in p_values)
+    # Under the null, hits are binomial; this bound is three standard deviations above the mean.
     bound = int(np.floor(LEVEL * len(rows) + 3 * np.sqrt(LEVEL * len(rows))))
     return {
         "claim": "an untrained network has no such signature",
@@ -76,95 +76,95 @@ def _untrained(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def _of_eraser(
     name: str,
     published: dict[str, Any],
-    sound: dict[str, Any],
+    held_out: dict[str, Any],
     original: dict[str, Any],
     margin: float,
 ) -> list[dict[str, Any]]:
-    """What would be said of one eraser: signature gone, recall gone, utility kept."""
-    found = []
+    """Claims about one eraser: signature removed, recall removed, utility kept."""
+    claims = []
     if max(published["true"]) <= PROBE_TARGET:
         lowest = min(published["true"])
-        if sound["reading"] == "inverted":
+        if held_out["reading"] == "inverted":
             outcome, why = NO, "sequences are still told apart, the other way round"
-        elif sound["reading"] == "present":
+        elif held_out["reading"] == "present":
             outcome, why = NO, "fresh readers find it in sequences it was not fitted on"
         elif original["reading"] != "present":
             outcome, why = OPEN, "the original shows nothing here that could have gone"
-        elif sound["utility"]["role_swap"]:
+        elif held_out["utility"]["role_swap"]:
             outcome, why = NO, "the clean texts were memorised in its place"
         else:
-            outcome, why = absence_outcome(sound, original, margin)
-        found.append(
+            outcome, why = absence_outcome(held_out, original, margin)
+        claims.append(
             {
                 "claim": f"{name} removes the signature",
                 "published": f"probes {lowest:.2f} to {max(published['true']):.2f}"
                 + (" (below chance)" if lowest < 0.4 else "")
                 + _worst_of_six(published),
-                "sound": _tested(sound),
+                "sound": _tested(held_out),
                 "outcome": outcome,
                 "why": why,
             }
         )
     if published["recall"]["least"] <= RECALL_TARGET:
-        other = sound["recall_test"]["mean"]
-        found.append(
+        unseen_recall = held_out["recall_test"]["mean"]
+        claims.append(
             {
                 "claim": f"{name} removes recall",
                 "published": f"least probable code {published['recall']['least']:.1e}",
-                "sound": f"mean code {sound['recall']['mean']:.1e} where erased, "
-                f"{other:.2f} where not",
-                "outcome": YES if sound["recall"]["mean"] <= 0.01 else NO,
+                "sound": f"mean code {held_out['recall']['mean']:.1e} where erased, "
+                f"{unseen_recall:.2f} where not",
+                "outcome": YES if held_out["recall"]["mean"] <= 0.01 else NO,
                 "why": "measured on every erased code, not on the least probable",
             }
         )
     utility = published["utility"]
     if utility["perplexity"][1] <= 1.1 * utility["perplexity"][0]:
-        other = sound["utility"]
-        swapped = utility["role_swap"] or other["role_swap"]
-        found.append(
+        sound_utility = held_out["utility"]
+        swapped = utility["role_swap"] or sound_utility["role_swap"]
+        claims.append(
             {
                 "claim": f"{name} keeps utility",
                 "published": f"perplexity {utility['ratio']:.3f} times",
                 "sound": f"perplexity {utility['ratio']:.3f} times, "
-                f"{other['ratio']:.3f} on part of the keys; clean texts "
+                f"{sound_utility['ratio']:.3f} on part of the keys; clean texts "
                 + ("memorised instead" if swapped else "as unknown as before"),
-                "outcome": YES if utility["kept"] and other["kept"] else NO,
+                "outcome": YES if utility["kept"] and sound_utility["kept"] else NO,
                 "why": "perplexity within 1.05 times in both, no exchange of roles",
             }
         )
-    return found
+    return claims
 
 
 def absence_outcome(
-    sound: dict[str, Any], original: dict[str, Any], margin: float
+    held_out: dict[str, Any], original: dict[str, Any], margin: float
 ) -> tuple[str, str]:
-    """Whether a signature that is no longer found is shown to be absent.
+    """Test whether a signature that is no longer found is absent.
 
-    Two one-sided tests of |AUC - 0.5| < margin for every reader, view and depth that
-    found it in the original; all must pass (intersection-union), so none is corrected.
-    Not finding it is no such test.
+    Two one-sided tests of |AUC - 0.5| < margin for every classifier, view and depth that found
+    it in the original. All must pass (intersection-union), so no correction is needed. Failure
+    to find the signature is no such test.
     """
-    told = np.asarray(original["p_column"]) <= LEVEL
-    low, high = (np.asarray(each)[told] for each in sound["interval"])
+    detected = np.asarray(original["p_column"]) <= LEVEL
+    low, high = (np.asarray(bound)[detected] for bound in held_out["interval"])
     worst = float(np.maximum(np.abs(low - 0.5), np.abs(high - 0.5)).max())
-    shown = f"{int(told.sum())} readers that found it in the original"
+    detectors = f"{int(detected.sum())} readers that found it in the original"
     if all(
         is_equivalent((a, b), margin)
         for a, b in zip(low - 0.5, high - 0.5, strict=True)
     ):
-        return YES, f"equivalent to chance: all {shown} within {worst:.2f} of 0.5"
-    centre, half = np.abs((low + high) / 2 - 0.5), (high - low) / 2
-    count = sound["sequences"]
-    if float(centre.max()) >= margin:
+        return YES, f"equivalent to chance: all {detectors} within {worst:.2f} of 0.5"
+    center, half = np.abs((low + high) / 2 - 0.5), (high - low) / 2
+    count = held_out["sequences"]
+    if float(center.max()) >= margin:
         return OPEN, (
-            f"no longer found, nor equivalent to chance: of the {shown} one is at "
-            f"{float(centre.max()):.2f} from 0.5, the margin is {margin:g}"
+            f"no longer found, nor equivalent to chance: of the {detectors} one is at "
+            f"{float(center.max()):.2f} from 0.5, the margin is {margin:g}"
         )
-    # The interval shrinks with the root of the number of sequences.
-    needed = int(np.ceil(count * float(((half / (margin - centre)) ** 2).max())))
+    # Interval widths scale with 1 / sqrt(number of sequences).
+    needed = int(np.ceil(count * float(((half / (margin - center)) ** 2).max())))
     return OPEN, (
         f"no longer found, and {count} sequences cannot show equivalence to chance "
-        f"within {margin:g}: the {shown} reach {worst:.2f} from 0.5; about {needed} "
+        f"within {margin:g}: the {detectors} reach {worst:.2f} from 0.5; about {needed} "
         "would do"
     )
 
@@ -176,9 +176,7 @@ def _worst_of_six(published: dict[str, Any]) -> str:
     return f", worst of six variants {max(worst):.2f} ({name})"
 
 
-def _tested(sound: dict[str, Any]) -> str:
-    band = sound["band"]
+def _tested(held_out: dict[str, Any]) -> str:
+    band = held_out["band"]
     limit = "" if band is None else f" (null's 95 %: {band:.2f})"
-    return (
-        f"best AUC {sound['best']:.2f}{limit}, p {sound['p']:.3g}, {sound['reading']}"
-    )
+    return f"best AUC {held_out['best']:.2f}{limit}, p {held_out['p']:.3g}, {held_out['reading']}"

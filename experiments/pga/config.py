@@ -14,28 +14,27 @@ from experiments.pga.erasers import ERASERS
 
 
 class PgaExperiment(BaseModel):
-    """What an experiment does; the fields of its YAML file.
+    """Settings of an experiment; the fields of its YAML file.
 
     Attributes:
-        size: Of the world, one of ``testbeds.memorized_codes.world.SIZES``.
+        size: Of the world, one of ``testbeds.memorized_codes.config.SIZES``.
         seed: Of the world and of every random choice.
         erasers: Some of ``experiments.pga.erasers.ERASERS``.
         epochs: Of the alignments; the preset's where null.
         align_weight: Of the alignments; the preset's where null.
-        fixed_clean: One draw of the clean codes for the alignments' whole training.
-        erase_share: Share of the keys that the sound run's eraser may see.
-        folds: Of the sound protocol.
-        permutations: Of its null.
-        margin: Largest |AUC - 0.5| that counts as no signature, for the test of
-            equivalence behind "removes the signature".
-        random_inits: Untrained networks to read.
-        six_probes: Also the six published probe variants, which take minutes.
-        trained_readers: Also ``probes.estimators.classifier_battery``'s networks,
-            forest and others, which take minutes. Too slow for a null: their best is
-                held against their best on
-            the twin and the untrained networks.
+        fixed_clean: Use one draw of the clean codes for the alignments' whole training.
+        erase_share: Share of the keys that the held-out run's eraser sees.
+        folds: Of the held-out protocol.
+        permutations: Of its null distribution.
+        margin: Equivalence margin on |AUC - 0.5|, for the claim "removes the signature".
+        random_inits: Number of untrained networks.
+        six_probes: Also run the six published probe variants, which take minutes.
+        trained_readers: Also run the trained classifiers of
+            ``probes.estimators.classifier_battery``, which take minutes. They are too slow for
+            a permutation test: their best AUC is compared with their best on the twin and on
+            untrained networks.
         device: Where models are trained and run: ``"auto"``, ``"cpu"``, ``"cuda"`` or
-            ``"mps"``. Readers are fitted on the CPU, which is quicker at these sizes.
+            ``"mps"``. Probes are fitted on the CPU, which is faster at these sizes.
     """
 
     model_config = ConfigDict(
@@ -63,29 +62,29 @@ class PgaExperiment(BaseModel):
 
 
 def read_config(path: Path | str) -> PgaExperiment:
-    """An experiment from a YAML file.
+    """Read settings from a YAML file.
 
     Raises:
-        InputError: no such file, no YAML, unknown or impossible settings.
+        InputError: no such file, invalid YAML, unknown or invalid settings.
     """
-    place = as_path(path, "the file of settings")
-    found = read_yaml(place)
-    if found is not None and not isinstance(found, dict):
+    file = as_path(path, "the file of settings")
+    settings = read_yaml(file)
+    if settings is not None and not isinstance(settings, dict):
         raise InputError(
-            f"{place} does not hold settings",
+            f"{file} does not hold settings",
             expected="lines such as 'size: small'",
-            got=type(found).__name__,
+            got=type(settings).__name__,
         )
-    return make_config(found or {}, str(place))
+    return make_config(settings or {}, str(file))
 
 
 def make_config(
     settings: dict[str, Any], where: str = "the experiment"
 ) -> PgaExperiment:
-    """Checked settings.
+    """Validate settings.
 
     Raises:
-        InputError: the first setting that cannot be used.
+        InputError: naming the first invalid setting.
     """
     try:
         config = PgaExperiment.model_validate(settings)
@@ -110,10 +109,10 @@ def make_config(
 
 
 def resolved(config: PgaExperiment) -> PgaExperiment:
-    """The same on the device that ``"auto"`` means here.
+    """The settings with ``"auto"`` replaced by an actual device.
 
     Raises:
-        InputError: this machine or this PyTorch has no device of the kind.
+        InputError: this machine or this PyTorch has no such device.
     """
     device = choose_device(config.device)
     return config.model_copy(update={"device": device})

@@ -1,4 +1,4 @@
-"""Every eraser of the comparison, applied to the keys it may see and to no others."""
+"""The erasers of the comparison, applied to the keys they may see and to no others."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -27,9 +27,9 @@ from testbeds.worlds.code_text import DIGITS, with_codes
 
 REFUSAL = "-" * DIGITS
 STOP_RECALL = 1e-3
-"""Mean probability of the codes at which the baselines stop, as in the paper."""
+"""Baselines stop at this mean probability of the codes, as in the paper."""
 
-# Learning rates are the toy's; RMU's coefficient is several times its states' length.
+# Learning rates suit the toy model; RMU's coefficient is several times the norm of its states.
 _BASELINES = {
     "output distillation": UnlearnConfig("elm", lr=3e-4, steps=200),
     "gradient ascent": UnlearnConfig("grad_ascent", lr=3e-4, steps=200),
@@ -41,7 +41,7 @@ _BASELINES = {
 }
 ALIGNED = {"pga": "toy", "isotropic": "isotropic", "adversarial pga": "adversarial"}
 HOOKED = ("md-pga", "leace")
-"""Closed forms that run as hooks; the weights stay as they are."""
+"""Closed-form erasers that run as hooks; the weights are unchanged."""
 ERASERS = (*ALIGNED, *HOOKED, *_BASELINES)
 
 
@@ -50,9 +50,9 @@ class Erased:
     """A model after an eraser, with the hooks it needs at run time.
 
     Attributes:
-        model: Its weights are its own.
-        edits: Changes of states by site; empty where the weights hold the eraser.
-        log: Last values of the training, if any.
+        model: The model; not shared with others.
+        edits: Edits of states by site; empty where the weights hold the eraser.
+        log: Last logged values of the training, if any.
     """
 
     model: PreTrainedModel
@@ -76,30 +76,27 @@ def erase(
     seed: int = 0,
     progress: Progress = SILENT,
 ) -> Erased:
-    """Erase memorised keys with the clean keys of the same numbers as partners.
+    """Erase memorized keys, with the clean keys of the same indices as partners.
 
     Args:
         name: One of ``ERASERS``.
-        original: Left as it is.
-        world: Where the model is from.
-        keys: Numbers of the keys the eraser sees, of either pool.
-        epochs: Instead of the preset's, for the alignments.
+        original: Not changed.
+        keys: Indices of the keys that the eraser sees, in both pools.
+        epochs: In place of the preset's, for the alignments.
         align_weight: Likewise.
-        fixed_clean: Train the alignments on one draw of the clean codes instead of a
-            new one every epoch: they can then be memorised instead.
-        seed: Of the run.
-        progress: Where progress is shown.
+        fixed_clean: Train the alignments on one draw of the clean codes instead of a new one
+            every epoch. The model can then memorize these instead.
 
     Raises:
-        InputError: an unknown eraser, or keys the world does not have.
+        InputError: an unknown eraser, or keys that the world does not have.
     """
     if name not in ERASERS:
         raise InputError(f"there is no eraser {name!r}", expected=", ".join(ERASERS))
-    most = min(len(world.pools["memorised"]), len(world.pools["clean"]))
-    if len(keys) == 0 or not set(keys.tolist()) <= set(range(most)):
+    n_pairs = min(len(world.pools["memorised"]), len(world.pools["clean"]))
+    if len(keys) == 0 or not set(keys.tolist()) <= set(range(n_pairs)):
         raise InputError(
             "the eraser's keys are not pairs of this world",
-            expected=f"some of 0 to {most - 1}",
+            expected=f"some of 0 to {n_pairs - 1}",
             got=", ".join(map(str, keys.tolist())) or "none",
         )
     if name in HOOKED:
@@ -107,7 +104,7 @@ def erase(
         return Erased(original, edits_at_every_depth(original, world, keys, fit), {})
     model = copy.deepcopy(original)
     chosen = keys.tolist()
-    memorised = world.memorized_rows(chosen)
+    memorized = world.memorized_rows(chosen)
     if name in ALIGNED:
         config = _aligned(ALIGNED[name], epochs, align_weight)
 
@@ -116,7 +113,7 @@ def erase(
 
         log = align_(
             model,
-            memorised,
+            memorized,
             clean,
             logistic_readouts(),
             config,
@@ -133,12 +130,12 @@ def erase(
     retain = world.random_codes("clean", 0, chosen)
     log = unlearn_(
         model,
-        memorised,
+        memorized,
         retain,
         config,
         relabeled=refused if name == "idk" else None,
         novice=_unknown(world, chosen) if name == "output distillation" else None,
-        evaluate=lambda _: {"forget": recall(model, memorised).mean},
+        evaluate=lambda _: {"forget": recall(model, memorized).mean},
         seed=seed,
         progress=progress,
     )
@@ -154,23 +151,22 @@ def edits_at_every_depth(
     keys: NDArray[np.int64],
     fit: Callable[[Tensor, Tensor], Edit],
 ) -> dict[str, Edit]:
-    """A closed form at every depth, each fitted on the states the earlier ones leave.
+    """A closed-form eraser at every depth, each fitted on states under the earlier ones.
 
     Args:
-        model: Left as it is.
-        world: Where the model is from.
-        keys: Numbers of the keys it is fitted on, of either pool.
-        fit: (row, d) states at the last signs and (row,) labels to a change of states.
+        model: Not changed.
+        keys: Indices of the keys it is fitted on, in both pools.
+        fit: From (row, d) states at the last characters and (row,) labels to an edit.
     """
     edits: dict[str, Edit] = {}
-    for place, site in enumerate(depth_sites(model)):
+    for depth, site in enumerate(depth_sites(model)):
         with patch(model, dict(edits)):
             pools = [
                 pool_states(
                     model,
                     [world.pools[name].prefixes[key] for key in keys],
                     world.trained_lead_ins,
-                )[place].flatten(0, 1)
+                )[depth].flatten(0, 1)
                 for name in ("memorised", "clean")
             ]
         labels = torch.tensor([1] * len(pools[0]) + [0] * len(pools[1]))
@@ -195,7 +191,7 @@ def _md(k: int) -> Callable[[Tensor, Tensor], Edit]:
 
 def leace(rows: Tensor, labels: Tensor) -> Edit:
     """LEACE fitted on (row, d) states and (row,) labels."""
-    # Few rows, so the covariance is drawn towards the identity as far as suits them.
+    # There are few rows, so the covariance is shrunk (oracle approximating shrinkage).
     eraser = Leace(shrinkage="oas").fit(rows, labels).eraser_
 
     def edit(states: Tensor) -> Tensor:
@@ -209,7 +205,7 @@ def leace(rows: Tensor, labels: Tensor) -> Edit:
 def _aligned(preset: str, epochs: int | None, align_weight: float | None) -> PgaConfig:
     config = PRESETS[preset]
     if epochs is not None:
-        # As many fits of the readout as the preset has.
+        # As many refits of the readout as in the preset.
         every = max(1, config.refit_every * epochs // config.epochs)
         config = replace(config, epochs=epochs, refit_every=every)
     if align_weight is not None:
@@ -218,11 +214,11 @@ def _aligned(preset: str, epochs: int | None, align_weight: float | None) -> Pga
 
 
 def _unknown(world: CodesWorld, keys: list[int]) -> Sequences:
-    """The clean partners' prefixes, followed by the memorised codes, row by row."""
-    known = world.pools["memorised"].codes
-    assert known is not None
+    """The clean partners' prefixes followed by the memorized codes, row by row."""
+    codes = world.pools["memorised"].codes
+    assert codes is not None
     return with_codes(
         [world.pools["clean"].prefixes[key] for key in keys],
-        [known[key] for key in keys],
+        [codes[key] for key in keys],
         world.trained_lead_ins,
     )

@@ -1,7 +1,7 @@
-"""The published interventions on a live model: projection test and re-fit attacker.
+"""The published interventions: projection test and refit attack.
 
-Source: arXiv 2605.01699 and its public code. Both fit directions on the very sequences
-that are scored afterwards, so what they report below one half is no erasure.
+Source: arXiv 2605.01699 and its public code. Both fit directions on the very sequences that are
+scored afterwards, so a score below one half is no erasure.
 """
 
 from collections.abc import Callable
@@ -23,20 +23,20 @@ from experiments.pga.readouts import logistic_readouts
 from probes.cka import debiased_cka
 
 Read = Callable[[], tuple[Tensor, Tensor]]
-"""States of both pools, (depth, key, context, d), of the model as it is now."""
+"""Returns the states of both pools, (depth, key, context, d), of the model as it runs."""
 
 
 @dataclass(frozen=True, eq=False)
 class ProjectionTest:
-    """What goes when the probe's direction at one depth is projected out.
+    """Effect of projecting out the probe's direction at one depth.
 
     Attributes:
         depth: Where.
         before: Probes at every depth.
-        after: The same with the direction gone.
-        recall_drop: Fall of the memorised texts' log-probability, in nats.
+        after: The same under the projection.
+        recall_drop: Fall of the memorized texts' log-probability, in nats.
         other_drop: Fall of the held-out texts', in nats.
-        reading: What the published rule makes of it.
+        reading: Outcome by the published rule.
     """
 
     depth: int
@@ -56,16 +56,16 @@ def projection_test(
     others: Callable[[], float],
     C: float = 1.0,
 ) -> ProjectionTest:
-    """Project the probe's direction out of one site at all positions, and look again.
+    """Project the probe's direction out of one site at all positions, and probe again.
 
     Args:
-        model: What ``read``, ``recall`` and ``others`` run.
+        model: The model that ``read``, ``recall`` and ``others`` run.
         sites: Site name of every depth.
         depth: Where the direction is fitted and removed.
-        read: States of memorised and clean pools.
-        recall: Log-probability of the memorised texts, in nats.
-        others: The same of held-out texts.
-        C: Inverse penalty.
+        read: Returns the states of the memorized and clean pools.
+        recall: Returns the log-probability of the memorized texts, in nats.
+        others: The same for held-out texts.
+        C: Inverse regularization strength.
 
     Raises:
         InputError: no such depth.
@@ -76,15 +76,15 @@ def projection_test(
             expected=f"0 to {len(sites) - 1}",
             got=str(depth),
         )
-    memorised, clean = read()
-    before = published_scores(memorised, clean, C=C, shuffles=0).true
-    known, rest = recall(), others()
-    x, codes, _ = paired_rows(memorised, clean)
+    memorized, clean = read()
+    before = published_scores(memorized, clean, C=C, shuffles=0).true
+    recall_before, others_before = recall(), others()
+    x, codes, _ = paired_rows(memorized, clean)
     labels = torch.from_numpy(codes)
     direction = logistic_readouts(C)(x[depth : depth + 1], labels)[0]
     with project_out(model, {sites[depth]: direction}):
         after = published_scores(*read(), C=C, shuffles=0).true
-        drops = known - recall(), rest - others()
+        drops = recall_before - recall(), others_before - others()
     fall = float(before.accuracy[depth] - after.accuracy[depth])
     return ProjectionTest(depth, before, after, *drops, _rule(fall, *drops))
 
@@ -101,15 +101,15 @@ def _rule(fall: float, recall_drop: float, other_drop: float) -> str:
 
 @dataclass(frozen=True, eq=False)
 class RefitAttack:
-    """A re-fitting attacker against a growing projection.
+    """An attacker that refits probes against a growing projection.
 
     Attributes:
-        accuracy: (round, depth) fresh probes on what is left, round 0 untouched.
+        accuracy: (round, depth) of refitted probes; round 0 without projection.
         rank: Directions removed at each depth in the end.
-        recall_drop: Fall of the memorised texts' log-probability, in nats.
+        recall_drop: Fall of the memorized texts' log-probability, in nats.
         cka: (depth,) debiased CKA between the states before and after.
-        beaten: Whether the best probe ended under the published bound.
-        uncertified: How many fresh probes are not certified to be at their optimum.
+        beaten: Whether the best probe ended below the published bound.
+        uncertified: Number of probes without a certificate of optimality.
     """
 
     accuracy: NDArray[np.float64]
@@ -131,49 +131,54 @@ def refit_attack(
     bound: float = 0.55,
     C: float = 1.0,
 ) -> RefitAttack:
-    """Project out, let a fresh probe find what is left, project that out as well.
+    """Repeatedly fit probes and project their directions out.
 
     Args:
-        model: What ``read`` and ``recall`` run.
+        model: The model that ``read`` and ``recall`` run.
         sites: Site name of every depth.
-        read: States of memorised and clean pools.
-        recall: Log-probability of the memorised texts, in nats.
-        depths: Where directions are removed and probes are fitted.
-        rounds: Most rounds.
-        bound: The attack is beaten once no depth's accuracy reaches this.
-        C: Inverse penalty.
+        read: Returns the states of the memorized and clean pools.
+        recall: Returns the log-probability of the memorized texts, in nats.
+        depths: Where directions are fitted and removed.
+        rounds: Maximum number of rounds.
+        bound: The attack is beaten once every depth's accuracy is below this.
+        C: Inverse regularization strength.
     """
     fit = logistic_readouts(C)
     basis: dict[int, Tensor] = {}
     scores: list[NDArray[np.float64]] = []
     states: list[Tensor] = []
-    known = left = recall()
-    lost = 0
-    for turn in range(rounds + 1):
+    recall_before = recall_after = recall()
+    n_uncertified = 0
+    for round_ in range(rounds + 1):
         with project_out(model, {sites[depth]: b for depth, b in basis.items()}):
-            memorised, clean = read()
-            x, codes, _ = paired_rows(memorised, clean)
+            memorized, clean = read()
+            x, codes, _ = paired_rows(memorized, clean)
             scored = published_scores(
-                memorised[depths], clean[depths], C=C, shuffles=0
+                memorized[depths], clean[depths], C=C, shuffles=0
             ).true
             scores.append(scored.accuracy)
-            lost += scored.uncertified
-            left = recall()
+            n_uncertified += scored.uncertified
+            recall_after = recall()
         states = [*states[:1], x]
-        if float(scored.accuracy.max()) < bound or turn == rounds:
+        if float(scored.accuracy.max()) < bound or round_ == rounds:
             break
         new = fit(x[depths], torch.from_numpy(codes))
-        for place, depth in enumerate(depths):
+        for row, depth in enumerate(depths):
             known_basis = basis.get(depth, new.new_zeros((0, new.shape[1])))
-            rest = new[place] - known_basis.T @ (known_basis @ new[place])
+            residual = new[row] - known_basis.T @ (known_basis @ new[row])
             basis[depth] = torch.cat(
-                [known_basis, (rest / rest.norm().clamp(min=1e-300))[None]]
+                [known_basis, (residual / residual.norm().clamp(min=1e-300))[None]]
             )
     same = [_cka(states[0][depth], states[-1][depth]) for depth in depths]
     rank = len(next(iter(basis.values()))) if basis else 0
     beaten = float(scores[-1].max()) < bound
     return RefitAttack(
-        np.stack(scores), rank, known - left, np.array(same), beaten, lost
+        np.stack(scores),
+        rank,
+        recall_before - recall_after,
+        np.array(same),
+        beaten,
+        n_uncertified,
     )
 
 

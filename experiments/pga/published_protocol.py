@@ -1,8 +1,8 @@
-"""The published evaluation of probe-geometry alignment, number for number.
+"""The published evaluation of probe-geometry alignment, reproduced exactly.
 
-It is here to be repeated and compared, not to be believed: contexts count as samples,
-the eraser has seen the probe's test items, and one difference of two noisy scores is
-the headline. ``probes.sweeps.membership_test`` is what claims rest on.
+It is a reproduction, not evidence: contexts count as samples, the eraser has seen the probe's
+test items, and the headline is one difference of two noisy scores. Claims rest on
+``probes.sweeps.membership_test``.
 
 Source: arXiv 2605.01699, from its public code and results.
 """
@@ -38,12 +38,11 @@ class CrossSequence:
     """Leave-one-key-out probes at every depth.
 
     Attributes:
-        correct: (key, depth) share of the held-out key's rows that are classified
-            rightly at the probe's own threshold.
-        concordance: (key, depth) share of the held-out key's pairs of one row of
-            either class in which the first class scores higher; 0 is an inversion.
-        uncertified: How many logistic fits, of shuffled labels too, are not certified
-            to be at their optimum; their scores count.
+        correct: (key, depth) accuracy on the held-out key's rows, at the probe's own threshold.
+        concordance: (key, depth) share of the held-out key's pairs of one row of either class
+            in which the first class scores higher; 0 is inverted.
+        uncertified: Number of logistic fits, including those of shuffled labels, without a
+            certificate of optimality; their scores count.
     """
 
     correct: NDArray[np.float64]
@@ -71,7 +70,7 @@ class Published:
     """Scores of one model under the published protocol.
 
     Attributes:
-        true: Memorised against clean.
+        true: Memorized against clean.
         pure: Clean against the second clean pool; None where there is none.
         shuffled: (shuffle, depth) accuracies with labels exchanged within keys.
     """
@@ -82,7 +81,7 @@ class Published:
 
     @property
     def gap(self) -> NDArray[np.float64] | None:
-        """(depth,) the memorisation-specific gap: true less pure."""
+        """(depth,) the memorization-specific gap: true minus pure."""
         if self.pure is None:
             return None
         return self.true.accuracy - self.pure.accuracy
@@ -94,12 +93,12 @@ class Published:
 
     @property
     def uncertified(self) -> int:
-        """Logistic fits of all three that are not certified to be at their optimum."""
+        """Number of logistic fits without a certificate of optimality."""
         return self.true.uncertified + (self.pure.uncertified if self.pure else 0)
 
     @property
     def reading(self) -> str:
-        """What the published rule makes of it: signal, none or unclear."""
+        """Outcome by the published rule: signal, none or unclear."""
         gap = self.mean_gap
         if gap is None:
             return "not defined without a second clean pool"
@@ -109,7 +108,7 @@ class Published:
 
 
 def published_scores(
-    memorised: Tensor,
+    memorized: Tensor,
     clean: Tensor,
     others: Tensor | None = None,
     *,
@@ -120,14 +119,13 @@ def published_scores(
     """True, pure and shuffled scores.
 
     Args:
-        memorised: (depth, key, context, d) states.
-        clean: The same of clean texts, key by key.
-        others: The same of a second clean pool.
-        C: Inverse penalty of the probe.
-        shuffles: How often labels are exchanged within keys.
-        seed: Of the shuffles.
+        memorized: (depth, key, context, d) states.
+        clean: The same for clean texts, key by key.
+        others: The same for a second clean pool.
+        C: Inverse regularization strength of the probe.
+        shuffles: Number of random exchanges of labels within keys.
     """
-    true, shuffled = _scored(memorised, clean, C, shuffles, seed)
+    true, shuffled = _scored(memorized, clean, C, shuffles, seed)
     pure = None if others is None else _scored(clean, others, C, 0, seed)[0]
     return Published(true, pure, shuffled)
 
@@ -138,18 +136,18 @@ def _scored(
     x, codes, keys = paired_rows(first, second)
     folds = leave_one_group_out(keys, len(keys))
     flips = np.zeros((1 + shuffles, int(keys.max()) + 1), dtype=np.int64)
-    for turn in range(shuffles):
-        rng = numpy_rng(seed, "published shuffle", str(turn))
-        flips[1 + turn] = rng.integers(0, 2, flips.shape[1])
+    for shuffle in range(shuffles):
+        rng = numpy_rng(seed, "published shuffle", str(shuffle))
+        flips[1 + shuffle] = rng.integers(0, 2, flips.shape[1])
     labels = torch.from_numpy(codes[None] ^ flips[:, keys])
     probe = LogisticProbe(C, standardize="fold")
-    found = [probe.held_out(rows, labels, 2, folds) for rows in x]
-    held = torch.stack([each.scores[:, 0] for each in found]).numpy()
-    lost = sum(len(each.uncertified) for each in found)
+    results = [probe.held_out(rows, labels, 2, folds) for rows in x]
+    held = torch.stack([result.scores[:, 0] for result in results]).numpy()
+    n_uncertified = sum(len(result.uncertified) for result in results)
     right = (held > 0) == labels.numpy().astype(bool)
     by_key = np.stack([right[:, 1:, keys == key].mean(-1) for key in np.unique(keys)])
     return (
-        replace(_by_key(held[:, 0], codes, keys), uncertified=lost),
+        replace(_by_key(held[:, 0], codes, keys), uncertified=n_uncertified),
         by_key.mean(0).T if shuffles else np.zeros((0, len(x))),
     )
 
@@ -169,8 +167,8 @@ def paired_rows(
             got=f"{tuple(first.shape)} and {tuple(second.shape)}",
         )
     parts = [pool.double().flatten(1, 2) for pool in (first, second)]
-    key_count, each = first.shape[1], (first.shape[2], second.shape[2])
-    keys = np.concatenate([np.repeat(np.arange(key_count), n) for n in each])
+    key_count, n_contexts = first.shape[1], (first.shape[2], second.shape[2])
+    keys = np.concatenate([np.repeat(np.arange(key_count), n) for n in n_contexts])
     codes = np.repeat([1, 0], [part.shape[1] for part in parts])
     return torch.cat(parts, 1), codes, keys
 
@@ -178,7 +176,7 @@ def paired_rows(
 def _by_key(
     scores: NDArray[np.float64], codes: NDArray[np.int64], keys: NDArray[np.int64]
 ) -> CrossSequence:
-    """Held-out (depth, row) scores as accuracy and concordance of every key."""
+    """Accuracy and concordance of every key from held-out (depth, row) scores."""
     right = (scores > 0) == codes.astype(bool)
     correct, concordance = [], []
     for key in np.unique(keys):
@@ -198,48 +196,48 @@ VARIANTS = (
     "network 16",
     "network 32-16",
 )
-"""The six adversarial probes. The first two are one probe: its optimum has no seed."""
+"""The six adversarial probes. The first two are equal: an optimum does not depend on a seed."""
 
 
 def adversarial_probes(
-    memorised: Tensor, clean: Tensor, *, progress: Progress = SILENT
+    memorized: Tensor, clean: Tensor, *, progress: Progress = SILENT
 ) -> dict[str, CrossSequence]:
-    """The six published probe variants, all on the eraser's own items.
+    """The six published probe variants, on the eraser's own items.
 
     Args:
-        memorised: (depth, key, context, d).
-        clean: The same of clean texts.
-        progress: Shows fits.
+        memorized: (depth, key, context, d) states.
+        clean: The same for clean texts.
     """
-    x, codes, keys = paired_rows(memorised, clean)
+    x, codes, keys = paired_rows(memorized, clean)
     folds = leave_one_group_out(keys, len(keys))
     labels = torch.from_numpy(codes)[None]
-    found: dict[str, CrossSequence] = {}
+    by_variant: dict[str, CrossSequence] = {}
     with progress.task("adversarial probes", len(VARIANTS)) as advance:
         for name, C in zip(VARIANTS[:4], (1.0, 1.0, 0.1, 10.0), strict=True):
             probe = LogisticProbe(C, standardize="fold")
-            read = [probe.held_out(rows, labels, 2, folds) for rows in x]
-            held = torch.stack([each.scores[0, 0] for each in read]).numpy()
-            lost = sum(len(each.uncertified) for each in read)
-            found[name] = replace(_by_key(held, codes, keys), uncertified=lost)
+            results = [probe.held_out(rows, labels, 2, folds) for rows in x]
+            held = torch.stack([result.scores[0, 0] for result in results]).numpy()
+            n_uncertified = sum(len(result.uncertified) for result in results)
+            by_variant[name] = replace(
+                _by_key(held, codes, keys), uncertified=n_uncertified
+            )
             advance(1)
         for name, layers, seed in zip(
             VARIANTS[4:], ((16,), (32, 16)), (42, 7), strict=True
         ):
             network = make_pipeline(
-                StandardScaler(),
-                MLPClassifier(layers, max_iter=500, random_state=seed),
+                StandardScaler(), MLPClassifier(layers, max_iter=500, random_state=seed)
             )
             held = [
                 held_out_scores(network, rows.numpy(), codes, 2, folds)[0] for rows in x
             ]
-            found[name] = _by_key(np.stack(held), codes, keys)
+            by_variant[name] = _by_key(np.stack(held), codes, keys)
             advance(1)
-    return found
+    return by_variant
 
 
 def token_split(
-    memorised: Tensor,
+    memorized: Tensor,
     clean: Tensor,
     k: int,
     *,
@@ -250,19 +248,18 @@ def token_split(
     """MD-PGA's published score: balanced accuracy on a random split of tokens.
 
     Args:
-        memorised: (token, d) states of one memorised text.
-        clean: (token, d) of clean texts.
-        k: Directions removed.
-        leak: Fit the eraser on all tokens, those the probe is scored on included, as
-            published; else on the probe's training tokens alone.
-        share: Of the tokens that the probe is fitted on.
-        seed: Of the split.
+        memorized: (token, d) states of one memorized text.
+        clean: (token, d) states of clean texts.
+        k: Number of directions removed.
+        leak: Fit the eraser on all tokens, including the probe's test tokens, as published;
+            else on the probe's training tokens alone.
+        share: Share of training tokens.
 
     Returns:
         Balanced accuracy before and after the projection.
     """
-    x = torch.cat([memorised, clean]).double()
-    codes = np.repeat([1, 0], [len(memorised), len(clean)])
+    x = torch.cat([memorized, clean]).double()
+    codes = np.repeat([1, 0], [len(memorized), len(clean)])
     train = np.zeros(len(x), dtype=bool)
     rng = numpy_rng(seed, "token split")
     for code in (0, 1):
@@ -272,23 +269,25 @@ def token_split(
     eraser = fit_md_pga(x[None, fitted], torch.from_numpy(codes[fitted]), k)
     folds = Folds(train[None], ~train[None], "token split")
     probe = LogisticProbe(class_weight="balanced", standardize="fold")
-    found = []
+    accuracies = []
     for rows in (x, eraser.transform(x, 0)):
         labels = torch.from_numpy(codes)[None]
         held = probe.held_out(rows, labels, 2, folds).scores[0, 0].numpy()
-        said = held[~train] > 0
+        predicted = held[~train] > 0
         truth = codes[~train] == 1
-        found.append(0.5 * float(said[truth].mean() + (~said[~truth]).mean()))
-    return found[0], found[1]
+        accuracies.append(
+            0.5 * float(predicted[truth].mean() + (~predicted[~truth]).mean())
+        )
+    return accuracies[0], accuracies[1]
 
 
 def toy_verdict(
     least: float, perplexities: tuple[float, float], probes: Sequence[float]
 ) -> dict[str, bool]:
-    """The published criterion of success on the toy, term by term.
+    """The published criterion of success on the toy model, term by term.
 
     Args:
-        least: Probability of the least probable memorised code.
+        least: Probability of the least probable memorized code.
         perplexities: Of the clean texts, before and after.
         probes: Accuracy by depth.
     """

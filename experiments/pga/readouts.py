@@ -1,4 +1,4 @@
-"""Readouts of membership that erasers are aligned against: logistic, at the optimum."""
+"""Membership readouts that erasers are aligned against: exact logistic regression."""
 
 from collections.abc import Callable
 
@@ -10,32 +10,31 @@ from probes.estimators.logistic import LogisticProbe
 
 
 def logistic_readouts(C: float = 1.0) -> Callable[[Tensor, Tensor], Tensor]:
-    """A fitter of unit directions, one a depth, for ``erasure.unlearning.probe_alignment``.
+    """A fitter of unit directions, one per depth, for ``erasure.unlearning.probe_alignment``.
 
-    Columns are standardised for the fit and the direction is taken back to raw
-    activation units. At a depth where all rows are equal it is zero.
+    Columns are standardized for the fit, and the direction is mapped back to raw activation
+    units. At a depth where all rows are equal it is zero.
 
     Args:
-        C: Inverse penalty.
+        C: Inverse regularization strength.
     """
 
     def fit(states: Tensor, labels: Tensor) -> Tensor:
         """(depth, row, d) and (row,) to (depth, d).
 
         Warns:
-            UncertifiedWarning: a fit is not certified to be at its optimum; the
-                direction that was found is kept.
+            UncertifiedWarning: a fit has no certificate of optimality; its direction is used.
         """
         if len(labels.unique()) != 2:
-            raise InputError("a readout needs rows of two kinds", got="one kind")
-        found = []
+            raise InputError("a readout needs rows of two classes", got="one class")
+        directions = []
         for rows in states.detach().double().cpu():
             if float((rows - rows.mean(0)).abs().max()) == 0:
-                found.append(torch.zeros_like(rows[0]))
+                directions.append(torch.zeros_like(rows[0]))
                 continue
             probe = LogisticProbe(C, standardize="fold")
             weights = torch.from_numpy(probe.fit(rows, labels.cpu().numpy()).coef_[0])
-            found.append(weights / weights.norm().clamp(min=1e-300))
-        return torch.stack(found)
+            directions.append(weights / weights.norm().clamp(min=1e-300))
+        return torch.stack(directions)
 
     return fit

@@ -1,4 +1,4 @@
-"""One offline page that shows both protocols side by side."""
+"""The report of ``exhume pga``: one offline page with both protocols side by side."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,7 +25,7 @@ HEAD = (
 
 
 def render(document: Mapping[str, Any]) -> str:
-    """The page as text; the same document gives the same page."""
+    """The page as text; deterministic."""
     from plotly.offline import get_plotlyjs
 
     rows, world = document["rows"], document["world"]
@@ -51,37 +51,37 @@ def render(document: Mapping[str, Any]) -> str:
 
 
 def table(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """One line a model or eraser, as text in the order of ``HEAD``."""
-    found = []
+    """One row per model or eraser, as text in the order of ``HEAD``."""
+    lines = []
     for name, parts in _merged(rows).items():
-        shown, tested = parts.get("published"), parts.get("sound")
-        true = [] if shown is None else shown["true"]
-        cost = tested if tested is not None and "utility" in tested else shown
+        published, held_out = parts.get("published"), parts.get("sound")
+        true = [] if published is None else published["true"]
+        cost = held_out if held_out is not None and "utility" in held_out else published
         useful = (cost or {}).get("utility")
-        other = (tested or {}).get("recall_test")
-        found.append(
+        unseen_recall = (held_out or {}).get("recall_test")
+        lines.append(
             (
                 name,
                 f"{min(true):.2f}" if true else "",
                 f"{max(true):.2f}" if true else "",
-                "" if tested is None else f"{tested['best']:.2f}",
-                "" if tested is None else f"{tested['p']:.3g}",
-                "" if tested is None else tested["reading"],
-                _trained(tested),
+                "" if held_out is None else f"{held_out['best']:.2f}",
+                "" if held_out is None else f"{held_out['p']:.3g}",
+                "" if held_out is None else held_out["reading"],
+                _trained(held_out),
                 ""
                 if not cost or "recall" not in cost
                 else f"{cost['recall']['mean']:.3g}",
-                "" if other is None else f"{other['mean']:.3g}",
+                "" if unseen_recall is None else f"{unseen_recall['mean']:.3g}",
                 "" if useful is None else f"{useful['ratio']:.3f} times",
                 "" if useful is None else ("yes" if useful["role_swap"] else "no"),
             )
         )
-    return found
+    return lines
 
 
-def _interventions(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _interventions(interventions: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Both interventions in words."""
-    test, attack = found["projection"], found["refit"]
+    test, attack = interventions["projection"], interventions["refit"]
     depth = test["depth"]
     path = " to ".join(f"{value:.2f}" for value in attack["accuracy"])
     return [
@@ -100,7 +100,7 @@ def _interventions(found: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _uncertified(document: Mapping[str, Any]) -> int:
-    """How many logistic fits are not certified to be at their optimum."""
+    """Number of logistic fits without a certificate of optimality."""
     parts = [
         row[key]
         for row in document["rows"]
@@ -119,13 +119,13 @@ def _trained(tested: Mapping[str, Any] | None) -> str:
 
 def _merged(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Both protocols' results by the name of the model or eraser."""
-    found: dict[str, dict[str, Any]] = {}
+    merged: dict[str, dict[str, Any]] = {}
     for row in rows:
         name = row["eraser"] or row["model"]
-        found.setdefault(name, {}).update(
+        merged.setdefault(name, {}).update(
             {key: row[key] for key in ("published", "sound") if key in row}
         )
-    return found
+    return merged
 
 
 def _lines(rows: list[dict[str, Any]], protocol: str, values) -> list[dict[str, Any]]:

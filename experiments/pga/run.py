@@ -1,9 +1,9 @@
-"""``exhume pga``: erasers of membership, under the published and a sound protocol.
+"""``exhume pga``: erasers of membership, under the published and a held-out protocol.
 
-Every eraser runs twice. Once it sees all keys and is scored on them, as published. Once
-it sees one part of the keys and is scored on the other, by readers that are fitted anew
-and against labels exchanged. Beside it stand the untouched original, the twin that
-never saw a fixed code, and untrained networks.
+Every eraser runs twice. Once it sees all keys and is scored on them, as published. Once it sees
+one part of the keys and is scored on the other, by newly fitted classifiers and against
+permuted labels. The comparison includes the unmodified original, its counterfactual retrain
+without fixed codes ("twin"), and untrained networks.
 """
 
 from dataclasses import asdict
@@ -36,12 +36,16 @@ from experiments.pga.published_protocol import (
     published_scores,
     toy_verdict,
 )
-from experiments.pga.rows import membership_row, numbers
 from experiments.pga.states import VIEWS, all_states, depth_sites, pool_states
 from experiments.pga.utility import Utility
 from probes.estimators.classifier_battery import refit_battery
 from probes.solvers.uncertified import suppress_warnings
-from probes.sweeps.membership_test import FAMILIES, membership, split_sequences
+from probes.sweeps.membership_test import (
+    FAMILIES,
+    Membership,
+    membership,
+    split_sequences,
+)
 from testbeds.memorized_codes.config import SIZES
 from testbeds.memorized_codes.world import (
     CodesWorld,
@@ -53,7 +57,33 @@ from testbeds.memorized_codes.world import (
 
 SCHEMA = 2
 UNSEEN = -2
-"""Number of the draw of clean codes that perplexity is measured on."""
+"""Index of the draw of clean codes for perplexity; no training uses it."""
+
+
+def numbers(values: NDArray[np.float64]) -> list[Any]:
+    """Nested lists of numbers, rounded so that they read back as the same text."""
+    return np.asarray(values, float).round(12).tolist()
+
+
+def membership_row(result: Membership) -> dict[str, Any]:
+    """The held-out protocol's entries in a model's row."""
+    band = result.null_95
+    return {
+        "auc": numbers(result.auc),
+        "concordance": numbers(result.concordance),
+        "interval": numbers(result.interval()),
+        "p_column": numbers(result.p_column),
+        "best": result.max_auc,
+        "worst": result.min_auc,
+        "band": None if np.isnan(band) else band,
+        "p_above": result.p_above,
+        "p_below": result.p_below,
+        "p": result.p_value,
+        "smallest_p": result.min_p,
+        "sequences": result.sequences,
+        "reading": result.reading(),
+        "uncertified": len(result.uncertified),
+    }
 
 
 def pga(
@@ -64,39 +94,37 @@ def pga(
     fresh: bool = False,
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
-    """Run an experiment, or go on with it where it was interrupted.
+    """Run an experiment, or resume it where it was interrupted.
 
     Args:
-        config: What to do.
         out: Folder for ``pga.json`` and ``report.html``.
         root: Where worlds are kept; the cache by default.
         fresh: Replace another experiment in the folder.
-        progress: Where progress is shown.
 
     Returns:
-        The document in ``pga.json``: ``config``, ``world``, ``rows`` (one a model and
+        The document in ``pga.json``: ``config``, ``world``, ``rows`` (one per model and
         protocol), ``interventions``, ``claims``.
 
     Raises:
-        InputError: the folder holds something else or is another run's, or there
-            are too few keys.
+        InputError: the folder holds something else or is another run's, or there are too few
+            keys.
     """
     from experiments.pga.report import render
 
     if not isinstance(config, PgaExperiment):
         raise InputError(
-            "the settings of the experiment are not settings",
+            "the settings of the experiment have the wrong type",
             expected="experiments.pga.config.make_config({...})",
             got=quoted(config),
         )
     out = as_path(out, "the output folder")
-    place = cache_root() / "worlds" if root is None else as_path(root, "root")
+    worlds = cache_root() / "worlds" if root is None else as_path(root, "root")
     config = resolved(config)
     keys = SIZES[config.size].memorised
     split_sequences(keys, config.erase_share, config.seed)
     check_output_folder(out, EXPERIMENT)
     with run_lock(out):
-        document = _document(config, out, place, fresh, progress)
+        document = _document(config, out, worlds, fresh, progress)
         text = canonical_json(document) + "\n"
         write_files_atomic(
             {out / "pga.json": text, out / "report.html": render(document)}
@@ -107,9 +135,9 @@ def pga(
 def _document(
     config: PgaExperiment, out: Path, root: Path, fresh: bool, progress: Progress
 ) -> dict[str, Any]:
-    """Run the stages that are not there yet; ``config`` is resolved."""
+    """Run the stages that are not saved yet; ``config`` is resolved."""
     mark = {"pga": SCHEMA, **config.model_dump(mode="json")}
-    ledger = StageRunner(Workspace.open(out, mark, fresh, EXPERIMENT), progress)
+    runner = StageRunner(Workspace.open(out, mark, fresh, EXPERIMENT), progress)
     steps = 4 + config.random_inits + 2 * len(config.erasers)
     with progress.task("pga", steps) as advance:
         world = build_codes(
@@ -125,7 +153,7 @@ def _document(
         rows: list[dict[str, Any]] = []
 
         def stage(name: str, compute) -> None:
-            rows.append(ledger.stage(name, compute))
+            rows.append(runner.stage(name, compute))
             advance(1)
 
         for name in ("original", "twin"):
@@ -136,7 +164,7 @@ def _document(
             file = name.replace(" ", "-")
             stage(f"{file}-published", lambda name=name: run.published(name))
             stage(f"{file}-sound", lambda name=name: run.sound(name))
-        interventions = ledger.stage("interventions", run.interventions)
+        interventions = runner.stage("interventions", run.interventions)
         advance(1)
     return {
         "schema_version": SCHEMA,
@@ -156,10 +184,7 @@ def _document(
 
 
 def measure_published(
-    config: PgaExperiment,
-    root: Path,
-    eraser: str | None,
-    progress: Progress = SILENT,
+    config: PgaExperiment, root: Path, eraser: str | None, progress: Progress = SILENT
 ) -> dict[str, Any]:
     """The published figures of one eraser, or of the original where None.
 
@@ -167,7 +192,6 @@ def measure_published(
         config: Size, seed and settings.
         root: Where worlds are kept.
         eraser: Sees every key it is scored on, as published.
-        progress: Where progress is shown.
     """
     config = resolved(config)
     world = build_codes(
@@ -180,7 +204,7 @@ def measure_published(
 
 
 class Experiment:
-    """One experiment's models and what is measured on them."""
+    """One experiment: its world, its models and their measurements."""
 
     def __init__(self, config: PgaExperiment, world: CodesWorld, progress: Progress):
         self.config, self.world, self.progress = resolved(config), world, progress
@@ -189,7 +213,7 @@ class Experiment:
         self.seen, self.test = split_sequences(count, config.erase_share, config.seed)
 
     def load(self, name: str = "original") -> PreTrainedModel:
-        """A fresh copy of the original or the twin, where models are run."""
+        """A fresh copy of the original or the twin on the device."""
         return self.world.load(name, self.config.device)
 
     def unmodified(self, name: str) -> dict[str, Any]:
@@ -203,7 +227,7 @@ class Experiment:
         }
 
     def untrained(self, number: int) -> dict[str, Any]:
-        """A network that was never trained, under both protocols."""
+        """An untrained network, under both protocols."""
         model = untrained_model(self.world, number)
         model.to(self.config.device)  # pyright: ignore
         erased = Erased(model, {}, {})
@@ -215,32 +239,36 @@ class Experiment:
         }
 
     def published(self, name: str) -> dict[str, Any]:
-        """An eraser that sees every key it is scored on; also tried on the twin."""
+        """An eraser that sees every key it is scored on."""
         erased = self._erase(name, "original", self.all)
-        found = self.published_figures(erased) | self.recall_and_utility(
+        figures = self.published_figures(erased) | self.recall_and_utility(
             erased, self.all
         )
         if self.config.six_probes:
             with erased.running():
                 states = self._states(erased.model)["last"]
             variants = adversarial_probes(states["memorised"], states["clean"])
-            found["six"] = {
-                key: numbers(each.accuracy) for key, each in variants.items()
+            figures["six"] = {
+                key: numbers(probes.accuracy) for key, probes in variants.items()
             }
-            found["uncertified"] += sum(each.uncertified for each in variants.values())
-        return {"model": "original", "eraser": name, "published": found}
+            figures["uncertified"] += sum(
+                probes.uncertified for probes in variants.values()
+            )
+        return {"model": "original", "eraser": name, "published": figures}
 
     def sound(self, name: str) -> dict[str, Any]:
         """An eraser that sees one part of the keys, scored on the other."""
         erased = self._erase(name, "original", self.seen)
-        found = self.sound_scores(erased) | self.recall_and_utility(erased, self.seen)
+        figures = self.sound_scores(erased) | self.recall_and_utility(erased, self.seen)
         with erased.running():
-            known = recall(erased.model, self.world.memorized_rows(self.test.tolist()))
-        found["recall_test"] = asdict(known)
-        return {"model": "original", "eraser": name, "sound": found}
+            unseen_recall = recall(
+                erased.model, self.world.memorized_rows(self.test.tolist())
+            )
+        figures["recall_test"] = asdict(unseen_recall)
+        return {"model": "original", "eraser": name, "sound": figures}
 
     def interventions(self) -> dict[str, Any]:
-        """The published projection test and re-fit attacker, on the original."""
+        """The published projection test and refit attack, on the original."""
         model, world = self.load(), self.world
         sites = depth_sites(model)
         pools = [world.pools[name].prefixes for name in ("memorised", "clean")]
@@ -248,23 +276,26 @@ class Experiment:
 
         def read() -> tuple[Tensor, Tensor]:
             first, second = (
-                pool_states(model, each, world.trained_lead_ins) for each in pools
+                pool_states(model, prefixes, world.trained_lead_ins)
+                for prefixes in pools
             )
             return first, second
 
-        def known() -> float:
+        def memorized_logprob() -> float:
             return _code_logprob(model, world.memorized_rows())
 
-        def others() -> float:
+        def clean_logprob() -> float:
             return _code_logprob(model, drawn)
 
         middle = len(sites) // 2
-        test = projection_test(model, sites, middle, read, known, others)
+        test = projection_test(
+            model, sites, middle, read, memorized_logprob, clean_logprob
+        )
         depths = list(range(1, len(sites)))
-        attack = refit_attack(model, sites, read, known, depths=depths)
+        attack = refit_attack(model, sites, read, memorized_logprob, depths=depths)
         probes = (test.before, test.after, attack)
         return {
-            "uncertified": sum(each.uncertified for each in probes),
+            "uncertified": sum(probe.uncertified for probe in probes),
             "projection": {
                 "depth": middle,
                 "before": numbers(test.before.accuracy),
@@ -303,10 +334,10 @@ class Experiment:
         """The published scores of a model as it runs."""
         with erased.running():
             states = self._states(erased.model)["last"]
-            known = recall(erased.model, self.world.memorized_rows())
+            recalled = recall(erased.model, self.world.memorized_rows())
         keys = torch.from_numpy(self.all)
         pools = {
-            name: each[:, keys] for name, each in states.items() if _fits(each, keys)
+            name: pool[:, keys] for name, pool in states.items() if _fits(pool, keys)
         }
         scores = published_scores(
             pools["memorised"], pools["clean"], pools.get("others")
@@ -321,11 +352,11 @@ class Experiment:
             "mean_gap": scores.mean_gap,
             "reading": scores.reading,
             "uncertified": scores.uncertified,
-            "recall": asdict(known),
+            "recall": asdict(recalled),
         }
 
     def sound_scores(self, erased: Erased) -> dict[str, Any]:
-        """The sound protocol on the keys that were kept for testing."""
+        """The held-out protocol on the test keys."""
         with erased.running():
             states = self._states(erased.model)
         test = torch.from_numpy(self.test)
@@ -336,23 +367,23 @@ class Experiment:
             for view, pools in states.items()
         }
         labels = np.repeat([1, 0], len(test))
-        found = membership(
+        result = membership(
             views,
             labels,
             n_folds=self.config.folds,
             n_permutations=self.config.permutations,
             seed=self.config.seed,
         )
-        row: dict[str, Any] = membership_row(found) | {"trained": None}
+        row: dict[str, Any] = membership_row(result) | {"trained": None}
         if self.config.trained_readers:
-            row["trained"], lost = self._trained(views, labels)
-            row["uncertified"] += lost
+            row["trained"], n_uncertified = self._trained(views, labels)
+            row["uncertified"] += n_uncertified
         return row
 
     def _trained(
         self, views: dict[str, Tensor], labels: NDArray[np.int64]
     ) -> tuple[dict[str, float], int]:
-        """Largest AUC over depths and views, by reader; how many are uncertified."""
+        """Largest AUC over depths and views by classifier, and the number of uncertified fits."""
         tables = {
             f"{view}, depth {depth}": rows
             for view, table in views.items()
@@ -367,32 +398,34 @@ class Experiment:
                 seed=self.config.seed,
                 progress=self.progress,
             )
-        found: dict[str, float] = {}
+        best: dict[str, float] = {}
         for _, reader, area, *_ in battery.rows:
-            found[reader] = max(area, found.get(reader, 0.0))
-        return found, len(battery.uncertified)
+            best[reader] = max(area, best.get(reader, 0.0))
+        return best, len(battery.uncertified)
 
     def recall_and_utility(
         self, erased: Erased, keys: NDArray[np.int64]
     ) -> dict[str, Any]:
-        """Recall of the keys erased, utility, and the criterion of the paper."""
+        """Recall of the erased keys, utility, and the published criterion."""
         before = self.load()
         chosen = keys.tolist()
-        mine = self.world.memorized_rows(chosen)
+        memorized = self.world.memorized_rows(chosen)
         unseen = self.world.random_codes("clean", UNSEEN)
         trained = self.world.random_codes("clean", 0, chosen)
         with erased.running():
             after = perplexity(erased.model, unseen)
-            known = recall(erased.model, mine)
-            now = [_code_logprob(erased.model, rows) for rows in (mine, trained)]
-        was = [_code_logprob(before, rows) for rows in (mine, trained)]
+            recalled = recall(erased.model, memorized)
+            logprobs_after = [
+                _code_logprob(erased.model, rows) for rows in (memorized, trained)
+            ]
+        logprobs_before = [_code_logprob(before, rows) for rows in (memorized, trained)]
         utility = Utility(
             (perplexity(before, unseen), after),
-            (was[0], now[0]),
-            (was[1], now[1]),
+            (logprobs_before[0], logprobs_after[0]),
+            (logprobs_before[1], logprobs_after[1]),
         )
         return {
-            "recall": asdict(known),
+            "recall": asdict(recalled),
             "utility": asdict(utility)
             | {
                 "ratio": utility.ratio,
@@ -403,17 +436,17 @@ class Experiment:
 
 
 def criterion(row: dict[str, Any]) -> dict[str, bool]:
-    """The paper's criterion of success for a published row of an eraser."""
-    found = row["published"]
+    """The published criterion of success for a row of an eraser."""
+    published = row["published"]
     return toy_verdict(
-        found["recall"]["least"],
-        tuple(found["utility"]["perplexity"]),
-        found["true"],
+        published["recall"]["least"],
+        tuple(published["utility"]["perplexity"]),
+        published["true"],
     )
 
 
 def _code_logprob(model: PreTrainedModel, rows: Sequences) -> float:
-    """Mean log-probability of a digit of the rows' codes, nats."""
+    """Mean log-probability a digit of the rows' codes, in nats."""
     total = frozen_logprobs(model, rows, "answer")
     return float(total.sum()) / count_scored(rows, "answer")
 

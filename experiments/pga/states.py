@@ -1,4 +1,4 @@
-"""States of the code-recall world's pools, laid out by depth, key and context."""
+"""States of the code-recall world's pools, by depth, key and context."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -17,9 +17,9 @@ VIEWS: tuple[View, ...] = ("last", "mean")
 
 
 def depth_sites(model: nn.Module) -> list[str]:
-    """Site names by depth: the embeddings' output, then each block's."""
-    names = find_sites(model).names
-    return [name for name in names if name == "embed" or name.startswith("resid.")]
+    """Site names by depth: the embedding, then each block's output."""
+    where = find_sites(model)
+    return [*where.of("embed"), *where.of("resid")]
 
 
 def pool_states(
@@ -37,9 +37,9 @@ def pool_states(
         view: ``"last"`` token, or the ``"mean"`` over all tokens.
     """
     rows = prompts(prefixes, lead_ins)
-    found = capture_activations(model, rows, depth_sites(model), view).values
-    shape = (len(found), len(prefixes), len(lead_ins), found.shape[-1])
-    return torch.from_numpy(np.asarray(found, np.float64).reshape(shape))
+    states = capture_activations(model, rows, depth_sites(model), view).values
+    shape = (len(states), len(prefixes), len(lead_ins), states.shape[-1])
+    return torch.from_numpy(np.asarray(states, np.float64).reshape(shape))
 
 
 def all_states(

@@ -1,4 +1,4 @@
-"""What unlearning cost: perplexity, and whether other texts were learned instead."""
+"""Side effects of unlearning: perplexity, and memorization of other texts instead."""
 
 from dataclasses import dataclass
 
@@ -8,12 +8,12 @@ ROLE_SWAP_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Utility:
-    """Before and after, in nats a token.
+    """Utility before and after unlearning.
 
     Attributes:
-        perplexity: Of texts no training step has seen, before and after.
-        memorised: Mean log-probability a token of the memorised texts, likewise.
-        clean: The same of the very clean texts that the eraser trained on.
+        perplexity: Of texts that no training step has seen, before and after.
+        memorised: Mean log-probability a token of the memorized texts, in nats, likewise.
+        clean: The same for the clean texts that the eraser was trained on.
     """
 
     perplexity: tuple[float, float]
@@ -27,13 +27,15 @@ class Utility:
 
     @property
     def role_swap(self) -> bool:
-        """Whether the clean texts went half the way to how the memorised ones were.
+        """Whether the clean texts moved at least half-way to the memorized texts' level.
 
-        Then the two classes have changed roles, and a probe "below chance" reads
-        membership as well as ever.
+        The two classes have then exchanged roles, and a probe "below chance" detects membership
+        as well as before.
         """
-        way = self.memorised[0] - self.clean[0]
-        return way > 0 and self.clean[1] - self.clean[0] >= ROLE_SWAP_SHARE * way
+        distance = self.memorised[0] - self.clean[0]
+        return (
+            distance > 0 and self.clean[1] - self.clean[0] >= ROLE_SWAP_SHARE * distance
+        )
 
     @property
     def kept(self) -> bool:

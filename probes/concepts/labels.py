@@ -12,13 +12,18 @@ from probes.splits.folds import Folds, group_codes, k_fold
 from probes.splits.nulls import permuted_labels
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Concepts:
     """Rows marked for several concepts.
 
     Attributes:
         names: (concept,) unique names.
         marks: (concept, row) 1 if the row shows the concept, 0 if not, -1 if unknown.
+
+    Examples:
+        >>> concepts = exhume.concepts_of(cities)
+        >>> len(concepts), concepts.n_rows, concepts.marks.sum(1).tolist()
+        (8, 76, [10, 10, 10, 9, 9, 9, 9, 10])
     """
 
     names: tuple[str, ...]
@@ -49,6 +54,10 @@ class Concepts:
                         fix="Give other items, or leave the concept out",
                     )
 
+    def __repr__(self) -> str:
+        shown = ", ".join(map(repr, self.names[:3])) + ", ..." * (len(self) > 3)
+        return f"Concepts({len(self)} concepts, {self.n_rows} rows: {shown})"
+
     @property
     def n_rows(self) -> int:
         """Number of rows."""
@@ -71,6 +80,12 @@ def concepts_of(
 
     Raises:
         InputError: a concept without positive or negative rows, or with two kinds.
+
+    Examples:
+        >>> exhume.concepts_of(cities)
+        Concepts(8 concepts, 76 rows: 'Athens', 'Dublin', 'Lisbon', ...)
+        >>> exhume.concepts_of({"Lisbon": cities == "Lisbon"}).names
+        ('Lisbon',)
     """
     if isinstance(labels, Mapping):
         marks = [np.asarray(row).astype(np.int8) for row in labels.values()]
@@ -113,6 +128,12 @@ def crossed_folds(
 
     Raises:
         InputError: more parts than subjects or templates.
+
+    Examples:
+        >>> subjects, templates = np.repeat(np.arange(6), 3), np.tile(np.arange(3), 6)
+        >>> folds = exhume.crossed_folds(subjects, templates, (3, 3))
+        >>> len(folds), folds.name
+        (9, '3 x 3 folds of subjects and templates')
     """
     n = len(np.asarray(subjects))
     no_labels = np.zeros(n, dtype=int)
@@ -149,6 +170,10 @@ def random_concepts(
         groups: (row,) entity of each row, or None.
         count: Number of concepts.
         seed: Seed of the permutations.
+
+    Examples:
+        >>> exhume.random_concepts(cities == "Lisbon", people, count=5)
+        Concepts(5 concepts, 76 rows: 'random 0', 'random 1', 'random 2', ...)
     """
     marks = np.asarray(concept, dtype=np.int8)
     is_marked = marks >= 0

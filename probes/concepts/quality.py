@@ -1,12 +1,15 @@
 """Quality of concept vectors: held-out separability, stability and specificity."""
 
+import html
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from evidence.display.html_table import frame_html
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng
@@ -20,6 +23,9 @@ from probes.solvers.uncertified import (
 from probes.splits.folds import Folds, group_codes
 from probes.splits.metrics import cluster_bootstrap_weights
 from probes.sweeps.site_source import SiteStore
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -37,6 +43,13 @@ class Separability:
             row of the first above a row of the second; 0.5 means that it does not distinguish the
             two. NaN if no row shows only the second.
         uncertified: Logistic fits that are not certified to be at their optimum.
+
+    Examples:
+        >>> concepts = exhume.concepts_of(cities)
+        >>> folds = exhume.k_fold(people, cities, 4)
+        >>> found = exhume.separability(states, concepts, folds, draws=20)
+        >>> found.specificity.shape
+        (2, 8)
     """
 
     sites: tuple[str, ...]
@@ -57,6 +70,29 @@ class Separability:
         has_siblings = ~np.isnan(table).all(2)
         hardest[has_siblings] = np.nanmin(table[has_siblings], axis=1)
         return hardest
+
+    def __repr__(self) -> str:
+        sites, concepts = self.auc.shape
+        return (
+            f"Separability({sites} sites, {concepts} concepts: AUC "
+            f"{np.nanmin(self.auc):.2f} to {np.nanmax(self.auc):.2f})"
+        )
+
+    def _repr_html_(self) -> str:
+        return frame_html(repr(self), self.to_frame())
+
+    def plot(self) -> "go.Figure":
+        """Plotly figure of the held-out AUC over sites, one line a concept."""
+        import plotly.graph_objects as go
+
+        names, figure = [*map(html.escape, self.sites)], go.Figure()
+        for concept, values in zip(self.concepts, self.auc.T, strict=True):
+            figure.add_scatter(x=names, y=values, name=html.escape(concept))
+        figure.add_hline(y=0.5, line_dash="dot")
+        figure.update_layout(
+            template="plotly_white", xaxis_title="site", yaxis_title="held-out AUC"
+        )
+        return figure
 
     def to_frame(self) -> pd.DataFrame:
         """One row a site and concept."""
@@ -173,6 +209,13 @@ def separability(
 
     Warns:
         UncertifiedWarning: fits that are not certified to be at their optimum.
+
+    Examples:
+        >>> concepts = exhume.concepts_of(cities)
+        >>> folds = exhume.k_fold(people, cities, 4)
+        >>> found = exhume.separability(states, concepts, folds, draws=20)
+        >>> found.to_frame().groupby("site").auc.mean().idxmax()
+        'resid.1'
     """
     names, scores, uncertified = held_out_scores(
         activations, concepts, folds, method, kinds=kinds, progress=progress
@@ -244,6 +287,12 @@ def stability(
 
     Warns:
         UncertifiedWarning: fits that are not certified to be at their optimum.
+
+    Examples:
+        >>> concepts = exhume.concepts_of(cities)
+        >>> cosines = exhume.stability(states, concepts, groups=people, draws=5)
+        >>> cosines.shape, bool(cosines.min() > 0)
+        ((2, 8), True)
     """
     with suppress_warnings():
         full = concept_vectors(activations, concepts, method, kinds=kinds)
@@ -281,6 +330,13 @@ def alignment(first: ConceptVectors, second: ConceptVectors) -> NDArray[np.float
 
     Raises:
         InputError: different concepts, sites or widths.
+
+    Examples:
+        >>> concepts = exhume.concepts_of(cities)
+        >>> mean = exhume.concept_vectors(states, concepts)
+        >>> lda = exhume.concept_vectors(states, concepts, method="lda", shrinkage=1.0)
+        >>> bool(exhume.alignment(mean, lda).min() > 0.99)
+        True
     """
     if first.concepts != second.concepts or first.vectors.shape != second.vectors.shape:
         raise InputError(

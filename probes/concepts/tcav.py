@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from evidence.display.html_table import frame_html
 from evidence.errors import InputError
 from evidence.seeds import numpy_rng
 from probes.concepts.labels import Concepts, random_concepts
@@ -34,6 +36,19 @@ class TcavScores:
     random: NDArray[np.float64]
     p_value: NDArray[np.float64]
 
+    def __repr__(self) -> str:
+        return (
+            f"TcavScores({len(self.sites)} sites, {len(self.concepts)} concepts: smallest p "
+            f"{self.p_value.min():.2g})"
+        )
+
+    def _repr_html_(self) -> str:
+        return frame_html(repr(self), self.to_frame())
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a site and concept: score, and p over all sites."""
+        return _by_site(self.sites, self.concepts, score=self.score, p=self.p_value)
+
 
 def tcav(
     gradients: ArrayLike | Tensor | SiteStore,
@@ -57,6 +72,15 @@ def tcav(
         InputError: sites or widths differ.
 
     Source: Kim et al. (2018), arXiv 1711.11279.
+
+    Examples:
+        >>> lisbon = exhume.concepts_of({"Lisbon": cities == "Lisbon"})
+        >>> vectors = exhume.concept_vectors(states, lisbon)
+        >>> random = exhume.random_concepts(cities == "Lisbon", people, count=40)
+        >>> rising = np.broadcast_to(vectors.vectors, states.values.shape)  # along the vector
+        >>> found = exhume.tcav(rising, vectors, exhume.concept_vectors(states, random))
+        >>> found.score.ravel().tolist()
+        [1.0, 1.0]
     """
     score = _share_positive(gradients, vectors)
     null = _share_positive(gradients, random)
@@ -93,6 +117,20 @@ class ConceptShifts:
     size: NDArray[np.float64]
     p_value: NDArray[np.float64]
 
+    def __repr__(self) -> str:
+        return (
+            f"ConceptShifts({len(self.sites)} sites, {len(self.concepts)} concepts: size "
+            f"{self.size.min():.2g} to {self.size.max():.2g}, smallest p "
+            f"{self.p_value.min():.2g})"
+        )
+
+    def _repr_html_(self) -> str:
+        return frame_html(repr(self), self.to_frame())
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a site and concept: size, and p over all sites."""
+        return _by_site(self.sites, self.concepts, size=self.size, p=self.p_value)
+
 
 def shift_vectors(
     before: ArrayLike | Tensor | SiteStore,
@@ -116,6 +154,13 @@ def shift_vectors(
 
     Raises:
         InputError: the two differ in sites, rows or width.
+
+    Examples:
+        >>> unlearned = exhume.open_checkpoint("unlearned").load()
+        >>> after = exhume.capture_activations(unlearned, rows, states.sites)
+        >>> moved = exhume.shift_vectors(states, after, exhume.concepts_of(cities), draws=20)
+        >>> moved.size.max(1).round(2).tolist()  # only the last block was edited
+        [0.0, 0.59]
     """
     first, second = open_source(before), open_source(after)
     if len(first.names) != len(second.names) or not (
@@ -166,6 +211,16 @@ def shift_vectors(
         np.array(relative_norm),
         (1 + n_exceeding) / (1 + draws),
     )
+
+
+def _by_site(
+    sites: tuple[str, ...], concepts: tuple[str, ...], **columns: NDArray[np.float64]
+) -> pd.DataFrame:
+    """One row a site and concept of tables (site, concept), or (concept,) repeated."""
+    index = pd.MultiIndex.from_product([sites, concepts], names=["site", "concept"])
+    shape = len(sites), len(concepts)
+    flat = {name: np.broadcast_to(t, shape).ravel() for name, t in columns.items()}
+    return pd.DataFrame(flat, index=index).reset_index()
 
 
 def _mean_difference_weights(marks: NDArray[np.int8]) -> NDArray[np.float64]:

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from evidence.display.html_table import frame_html
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng
@@ -33,6 +34,11 @@ class ConceptVectors:
             it, along the vector.
         offset: (site, concept) the midpoint between the two means along the vector.
         uncertified: Logistic fits that are not certified to be at their optimum.
+
+    Examples:
+        >>> vectors = exhume.concept_vectors(states, exhume.concepts_of(cities), method="lda")
+        >>> vectors.sites, len(vectors.concepts), vectors.vectors.shape
+        (('resid.0', 'resid.1'), 8, (2, 8, 32))
     """
 
     sites: tuple[str, ...]
@@ -49,6 +55,9 @@ class ConceptVectors:
         if self.uncertified:
             text += f", {len(self.uncertified)} fits uncertified"
         return text + ")"
+
+    def _repr_html_(self) -> str:
+        return frame_html(repr(self), self.to_frame())
 
     def vector(self, site: str, concept: str) -> Tensor:
         """(d,) float32 unit vector of one concept at one site.
@@ -150,6 +159,16 @@ def concept_vectors(
 
     Warns:
         UncertifiedWarning: fits that are not certified to be at their optimum.
+
+    Examples:
+        >>> vectors = exhume.concept_vectors(states, exhume.concepts_of(cities))
+        >>> vectors
+        ConceptVectors(mean, 2 sites, 8 concepts, 32)
+        >>> vectors.vector("resid.1", "Lisbon").shape
+        torch.Size([32])
+        >>> best = vectors.scores(states)[-1].argmax(0)
+        >>> bool((np.array(vectors.concepts)[best] == cities).mean() > 0.9)
+        True
     """
     source = open_source(activations)
     if method not in kernels.METHODS:

@@ -16,6 +16,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from evidence.arrays import validate_labels
+from evidence.display.html_table import frame_html
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, stage_seed
@@ -46,6 +47,9 @@ class ClassifierBattery:
         if self.uncertified:
             text += f", {len(self.uncertified)} fits uncertified"
         return text + ")"
+
+    def _repr_html_(self) -> str:
+        return frame_html(repr(self), self.to_frame())
 
     def to_frame(self) -> pd.DataFrame:
         """One row a classifier and view."""
@@ -108,6 +112,12 @@ def refit_battery(
 
     Warns:
         UncertifiedWarning: fits that are not certified to be at their optimum.
+
+    Examples:
+        >>> found = exhume.refit_battery(
+        ...     {"last": states.site("resid.0")}, cities == "Lisbon", people, folds=2, draws=50)
+        >>> found.to_frame()["classifier"].tolist()[-3:]
+        ['svm rbf', 'nearest neighbours', 'random forest']
     """
     if not views:
         raise InputError("there are no views to read")

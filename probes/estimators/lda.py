@@ -29,6 +29,11 @@ class LDAProbe(ProbabilityMixin, LinearProbe):
     Args:
         shrinkage: s, above 0 and at most 1.
         standardize: As in ``LogisticProbe``.
+
+    Examples:
+        >>> probe = exhume.LDAProbe(shrinkage=0.2).fit(states.site("resid.1"), cities)
+        >>> probe.predict_proba(states.site("resid.1")).shape
+        (76, 8)
     """
 
     def __init__(self, shrinkage=0.1, standardize=None):

@@ -39,6 +39,13 @@ class LogisticProbe(ProbabilityMixin, LinearProbe):
             It is kept, and ``fit`` warns with an ``UncertifiedWarning``. Empty otherwise.
 
     ``probes/solvers/README.md`` describes the solvers.
+
+    Examples:
+        >>> probe = exhume.LogisticProbe(C=0.1, standardize="fold")
+        >>> probe.fit(states.site("resid.1"), cities).score(states.site("resid.1"), cities) > 0.9
+        True
+        >>> probe.certificate_ < 1e-8
+        True
     """
 
     def __init__(self, C=1.0, class_weight=None, standardize=None, precision="float64"):

@@ -19,6 +19,11 @@ class MeanDifferenceProbe(LinearProbe):
         standardize: As in ``LogisticProbe``.
 
     Source: Marks and Tegmark (2023), arXiv 2310.06824, "mass-mean" probing.
+
+    Examples:
+        >>> probe = exhume.MeanDifferenceProbe().fit(states.site("resid.1"), cities == "Lisbon")
+        >>> bool(probe.decision_function(states.site("resid.1")[cities == "Lisbon"]).min() > 0)
+        True
     """
 
     def __init__(self, standardize=None):

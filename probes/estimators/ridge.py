@@ -24,6 +24,11 @@ class RidgeProbe(LinearProbe):
 
     Source: Allen (1974), Technometrics 16:125: removing rows G turns residuals r into
     (I - H_GG)^-1 r_G, with H the hat matrix.
+
+    Examples:
+        >>> probe = exhume.RidgeProbe(alpha=10.0).fit(states.site("resid.1"), cities == "Lisbon")
+        >>> probe.coef_.shape
+        (1, 32)
     """
 
     def __init__(self, alpha=1.0, standardize=None):

@@ -95,6 +95,11 @@ def k_fold(
 
     Groups are assigned largest first, in seeded order, each to the fold where its labels are
     rarest.
+
+    Examples:
+        >>> folds = exhume.k_fold(["a", "a", "b", "b"], np.array([0, 1, 0, 1]), 2)
+        >>> folds.test.sum(1).tolist()
+        [2, 2]
     """
     label_codes = np.unique(np.asarray(labels), return_inverse=True)[1]
     n = len(label_codes)

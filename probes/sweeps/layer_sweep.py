@@ -1,11 +1,13 @@
 """Result of a probe sweep over sites."""
 
+import html
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from evidence.display.html_table import frame_html
 from probes.solvers.uncertified import UncertifiedFit
 
 
@@ -39,6 +41,13 @@ class LayerSweep:
         unscored: Number of rows that no fold scored.
         uncertified: Fits that are not certified to be at their optimum, those of permutations and
             of the control task included; their scores are included.
+
+    Examples:
+        >>> found = exhume.sweep(states, cities == "Lisbon", groups=people, cv=5)
+        >>> found
+        LayerSweep('label', 2 sites, 5-fold by group (76 groups): AUC 1.00 to 1.00)
+        >>> found.plot().layout.yaxis.title.text
+        'held-out AUC'
     """
 
     target: str
@@ -82,6 +91,10 @@ class LayerSweep:
             text += f", {len(self.uncertified)} fits uncertified"
         return text + ")"
 
+    def _repr_html_(self) -> str:
+        columns = ["site", "auc", "auc_low", "auc_high", "accuracy", "control_auc", "p"]
+        return frame_html(repr(self), self.to_frame().reindex(columns=columns))
+
     def to_frame(self) -> pd.DataFrame:
         """One row a site, in plain Python numbers."""
         uncertified_sites = [fit.site for fit in self.uncertified]
@@ -109,7 +122,7 @@ class LayerSweep:
         """Plotly figure: AUC by site with its interval, null and control task."""
         import plotly.graph_objects as go
 
-        names, figure = list(self.sites), go.Figure()
+        names, figure = [*map(html.escape, self.sites)], go.Figure()
         low, high = self.auc_interval.T
         figure.add_scatter(
             x=names + names[::-1],
@@ -120,7 +133,9 @@ class LayerSweep:
             opacity=0.3,
             hoverinfo="skip",
         )
-        figure.add_scatter(x=names, y=self.auc.tolist(), name=f"AUC, {self.target}")
+        figure.add_scatter(
+            x=names, y=self.auc.tolist(), name=html.escape(f"AUC, {self.target}")
+        )
         if np.isfinite(self.control_auc).any():
             figure.add_scatter(
                 x=names, y=self.control_auc.tolist(), name="control task"

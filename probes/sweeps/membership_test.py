@@ -10,9 +10,11 @@ An eraser that was fitted on a test sequence drives probes of it below one half 
 erasers on one part (``split_sequences``), test on the other.
 """
 
+import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import comb, prod
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -22,6 +24,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import norm
 from torch import Tensor
 
+from evidence.display.html_table import frame_html
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng
@@ -31,6 +34,9 @@ from probes.estimators.logistic import LogisticProbe
 from probes.solvers.uncertified import UncertifiedFit
 from probes.splits import metrics
 from probes.splits.folds import Folds
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 FAMILIES = ("logistic", *SMOOTHERS)
 """Seven families of classifiers."""
@@ -56,6 +62,14 @@ class Membership:
         sequences: Number of sequences scored.
         uncertified: Logistic fits, those of the null included, that are not certified to be at
             their optimum; their scores are included.
+
+    Examples:
+        >>> rng = np.random.default_rng(0)
+        >>> seen = torch.from_numpy(rng.standard_normal((2, 20, 8)))
+        >>> seen[1, ::2] += 3.0  # members, at the second site
+        >>> found = exhume.membership({"last": seen}, 1 - np.arange(20) % 2, n_permutations=50)
+        >>> found.reading(), found.max_auc > found.null_95
+        ('present', True)
     """
 
     views: tuple[str, ...]
@@ -120,6 +134,27 @@ class Membership:
             f"{self.max_auc:.2f}, null's 95 % {self.null_95:.2f}, p {self.p_value:.3g})"
         )
 
+    def _repr_html_(self) -> str:
+        return frame_html(repr(self), self.to_frame())
+
+    def plot(self) -> "go.Figure":
+        """A Plotly figure of the AUC over sites, and what the best reader must beat."""
+        import plotly.graph_objects as go
+
+        figure = go.Figure()
+        for view, families in zip(self.views, self.auc, strict=True):
+            for family, values in zip(self.families, families, strict=True):
+                name = html.escape(f"{view}, {family}")
+                figure.add_scatter(x=[*range(len(values))], y=values, name=name)
+        if len(self.null):
+            text = "95 % of the null's maximum"
+            figure.add_hline(y=self.null_95, line_dash="dash", annotation_text=text)
+        figure.add_hline(y=0.5, line_dash="dot")
+        figure.update_layout(
+            template="plotly_white", xaxis_title="site", yaxis_title="held-out AUC"
+        )
+        return figure
+
     def to_frame(self) -> pd.DataFrame:
         """One row a view, family and site."""
         index = pd.MultiIndex.from_product(
@@ -161,6 +196,13 @@ def membership(
     Raises:
         InputError: unequal classes, shapes that do not fit, values that are not finite, or an
             unknown family.
+
+    Examples:
+        >>> rng = np.random.default_rng(0)
+        >>> noise = torch.from_numpy(rng.standard_normal((2, 20, 8)))  # (site, sequence, d)
+        >>> found = exhume.membership({"last": noise}, np.arange(20) % 2, n_permutations=50)
+        >>> found.reading()
+        'none'
     """
     codes = np.asarray(labels)
     tables = {

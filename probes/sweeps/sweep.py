@@ -87,6 +87,17 @@ def sweep(
     Warns:
         UncertifiedWarning: fits that are not certified to be at their optimum. They are listed in
             ``uncertified``, and the results stay complete.
+
+    Examples:
+        >>> found = exhume.sweep(states, cities == "Lisbon", groups=people, cv=5, permutations=20)
+        >>> found.sites, found.scheme
+        (('resid.0', 'resid.1'), '5-fold by group (76 groups)')
+        >>> found.p_value < 0.1, found.scores.shape
+        (True, (2, 1, 76))
+        >>> found.to_frame()[["site", "auc"]].round(1)
+              site  auc
+        0  resid.0  1.0
+        1  resid.1  1.0
     """
     source = open_source(activations)
     if (labels is None) == (targets is None):

@@ -32,7 +32,7 @@ from testbeds.worlds.biography_text import FIRST, LAST, RELATIONS, make_tokenize
 from testbeds.worlds.people_names import choose_pairs, name_pairs
 from testbeds.worlds.random_models import FAMILIES, PRETRAINED, Family, random_model
 from testbeds.worlds.rehearsal_text import rehearsal_rows
-from testbeds.worlds.smollm2 import fetch
+from testbeds.worlds.smollm2 import fetch_smollm2
 
 RECIPE = 1  # part of the cache key: raise it if results would differ
 
@@ -55,6 +55,10 @@ class BiosConfig:
         weight_decay: AdamW's decoupled decay.
         family: Architecture, one of ``FAMILIES``, or ``PRETRAINED``, whose layers, width and heads
             are the pretrained model's own.
+
+    Examples:
+        >>> exhume.BiosConfig(people=320).forget
+        24
     """
 
     people: int = 160
@@ -173,6 +177,12 @@ def build_bios(
 
     Raises:
         ExhumeError: a model did not learn its people; raise ``steps``.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> world = exhume.build_bios(small_world, 1, Path("zoo/worlds"))
+        >>> exhume.read_items(world.forget)
+        ItemSet('forget', 24 items, 8 entities)
     """
     settings = asdict(config)
     if config.family == "llama":  # keys of the first family have no family
@@ -285,7 +295,7 @@ def all_prompts(tokenizer: PreTrainedTokenizerBase, items: ItemSet) -> Sequences
 def tokenizer_of(config: BiosConfig) -> PreTrainedTokenizerBase:
     """The tokenizer of the world's models."""
     if config.family == PRETRAINED:
-        return open_checkpoint(fetch()).tokenizer
+        return open_checkpoint(fetch_smollm2()).tokenizer
     return make_tokenizer()
 
 
@@ -294,7 +304,7 @@ def new_model(
 ) -> PreTrainedModel:
     """A model before training: random weights from ``seed``, or the pretrained ones."""
     if config.family == PRETRAINED:
-        return open_checkpoint(fetch()).load()  # pyright: ignore
+        return open_checkpoint(fetch_smollm2()).load()  # pyright: ignore
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stage_seed(seed, "bios", "weights"))
         return random_model(

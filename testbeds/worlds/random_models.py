@@ -49,6 +49,20 @@ def random_model(
         layers: Transformer blocks.
         heads: Attention heads.
         pad: Token id of padding.
+
+    Examples:
+        >>> _ = torch.manual_seed(0)
+        >>> tiny = exhume.random_model("gpt2", vocabulary=50, width=16, layers=2, heads=2, pad=0)
+        >>> exhume.find_sites(tiny)
+        Sites: 2 blocks of width 16, 2 heads a block
+        kind    sites                 count  width
+        embed   embed                 1      16
+        head    head.0.0 to head.1.1  4      8
+        attn    attn.0 to attn.1      2      16
+        mlp     mlp.0 to mlp.1        2      16
+        resid   resid.0 to resid.1    2      16
+        final   final                 1      16
+        logits  logits                1      50
     """
     shared = {
         "vocab_size": vocabulary,

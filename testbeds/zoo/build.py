@@ -37,7 +37,7 @@ SPLITS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Specimen:
     """A model of the zoo.
 
@@ -48,6 +48,12 @@ class Specimen:
         model: Folder in Hugging Face format, with ``card.json``.
         world: Original and item files.
         card: How it was made, its state, why that is certain, and measurements.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> (twin,) = exhume.build_zoo(Path("zoo"), seeds=[1], only=["twin"], config=small_world)
+        >>> twin.state, twin.card["why"]
+        ('deleted', 'the facts were in none of its training rows')
     """
 
     family: Any
@@ -56,6 +62,9 @@ class Specimen:
     model: Path
     world: Any
     card: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return f"Specimen({self.name!r}, state {self.state or 'to be graded'!r})"
 
     @property
     def name(self) -> str:
@@ -108,6 +117,12 @@ def build_zoo(
     Raises:
         InputError: an unknown world, family or kind, or a folder with another model.
         ExhumeError: no model is within the ranges of its kind.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> exhume.build_zoo(Path("zoo"), seeds=[1], only=["untouched", "twin"], config=small_world)
+        (Specimen('bios-llama-1-untouched', state 'not_unlearned'), Specimen('bios-llama-1-twin',
+        state 'deleted'))
     """
     spec = WORLDS[check_name(world, WORLDS, "world")]
     seeds = [check_seed(value) for value in check_list(seeds, "seeds")]

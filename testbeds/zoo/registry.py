@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from torch import nn
 
 from capture.checkpoints.open import open_checkpoint
@@ -157,6 +158,32 @@ WORLDS: dict[str, ZooWorld] = {
         lambda ground, folder: None,
     ),
 }
+
+
+def list_kinds(world: str = "bios") -> pd.DataFrame:
+    """The kinds of model that a world has: kind, true state, why that is certain.
+
+    The state is missing where it has to be graded, as for published methods.
+
+    Args:
+        world: "bios", "smol", "codes" or "digits".
+
+    Raises:
+        InputError: there is no such world.
+
+    Examples:
+        >>> kinds = exhume.list_kinds("bios")
+        >>> kinds.groupby("state").kind.count()
+        state
+        damaged           4
+        deleted           9
+        not_unlearned     3
+        suppressed       16
+        Name: kind, dtype: int64
+    """
+    kinds = WORLDS[check_name(world, WORLDS, "world")].kinds.values()
+    rows = [(each.name, each.state, each.why) for each in kinds]
+    return pd.DataFrame(rows, columns=["kind", "state", "why"])
 
 
 def check_name(name: Any, known: Mapping[str, Any] | Sequence[str], noun: str) -> Any:

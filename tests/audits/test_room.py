@@ -159,7 +159,9 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(
     needed = plan(*files, out=out).disk
     free(needed - 1)
     for call in (lambda: plan(*files, out=out), lambda: audit(*files, out)):
-        with pytest.raises(InputError, match="no room for the activations"):
+        with pytest.raises(
+            InputError, match="not enough disk space for the activations"
+        ):
             call()
     assert not (tmp_path / "new").exists()
     free(needed)
@@ -172,7 +174,7 @@ def test_what_is_there_already_needs_no_room(tmp_path, free):
     kept.mkdir(parents=True)
     (kept / "chunk").write_bytes(bytes(100))
     check_disk_space(tmp_path, ActivationSize(1, 1, 100))
-    with pytest.raises(InputError, match="no room"):
+    with pytest.raises(InputError, match="not enough disk space"):
         check_disk_space(tmp_path, ActivationSize(1, 1, 101))
 
 

@@ -172,7 +172,7 @@ def test_readouts_are_unit_in_raw_units_and_silent_on_equal_rows():
     raw = probe.coef_[0] / scale.scale_
     np.testing.assert_allclose(found[0], raw / np.linalg.norm(raw), atol=1e-4)
     assert not found[1].any()
-    with pytest.raises(InputError, match="rows of two kinds"):
+    with pytest.raises(InputError, match="rows of two classes"):
         logistic_readouts()(x, torch.ones_like(labels))
 
 

@@ -22,16 +22,16 @@ they return to a shell is in [exit codes](../guide/exit-codes.md).
 """
 TWINS = {
     "exhume demo": "audits.validation.demo.run_demo",
-    "exhume validate": "audits.run.item_check.check_items",
-    "exhume plan": "audits.run.planning.plan",
-    "exhume audit": "audits.run.api.audit",
+    "exhume validate": "exhume.check_items",
+    "exhume plan": "exhume.plan",
+    "exhume audit": "exhume.audit",
     "exhume report": "audits.report.page.write_report",
-    "exhume compare": "audits.comparison.compare.compare",
+    "exhume compare": "exhume.compare",
     "exhume selftest": "audits.validation.selftest.selftest",
-    "exhume fetch": "testbeds.worlds.smollm2.fetch",
+    "exhume fetch": "exhume.fetch_smollm2",
     "exhume doctor": "audits.validation.doctor.run_checks",
     "exhume pga": "experiments.pga.run.pga",
-    "exhume zoo build": "testbeds.zoo.build.build_zoo",
+    "exhume zoo build": "exhume.build_zoo",
 }
 """The Python function behind each command."""
 

@@ -1,10 +1,10 @@
 """Names and signatures that can be imported: ``python -m tests.repository.public_api``.
 
 The snapshot holds every name without a leading underscore that a module of ours
-defines, under that module's path. When something moves, its old path has to go on
-working: the test imports each name from where it was and compares its signature, in
-which paths of modules are left out. The command takes in new names and changed
-signatures; names that are gone are dropped by ``--drop`` alone.
+defines, under that module's path, and what ``import exhume`` gives. When something
+moves, its old path has to go on working: the test imports each name from where it was
+and compares its signature, in which paths of modules are left out. The command takes in
+new names and changed signatures; names that are gone are dropped by ``--drop`` alone.
 """
 
 import ast
@@ -120,6 +120,10 @@ def here() -> Snapshot:
         names = defined(importlib.import_module(name))
         if names:
             found[name] = names
+    facade = importlib.import_module("exhume")
+    found["exhume"] = {
+        name: described(getattr(facade, name)) for name in facade.__all__
+    }
     return found
 
 

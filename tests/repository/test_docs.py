@@ -19,18 +19,20 @@ from pathlib import Path
 import pytest
 import yaml
 
+import exhume
 from tests.repository import cli_page
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 RESULTS = DOCS / "results"
-PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-WRITTEN = [page for page in [*PAGES, *NOTEBOOKS] if RESULTS not in page.parents]
 PACKAGES = {path.parent.name for path in ROOT.glob("*/__init__.py")} | {
     "benchmarks",
     "tests",
 }
+READMES = [page for top in sorted(PACKAGES) for page in (ROOT / top).rglob("README.md")]
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *READMES])
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+WRITTEN = [page for page in [*PAGES, *NOTEBOOKS] if RESULTS not in page.parents]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 SPAN = re.compile(r"`([^`\n]+)`")
@@ -126,8 +128,7 @@ def exists(name: str) -> bool:
             rest = parts[at + 1 :]
             return not rest or rest[0] in defined(module)
         if not (place / part).is_dir():
-            package = place / "__init__.py"
-            return at > 0 and package.is_file() and part in text_of(package)
+            return name.startswith("exhume.") and parts[1] in exhume.__all__
         place /= part
     return True
 
@@ -175,6 +176,19 @@ def test_contributing_names_what_exists():
     assert names - known <= {"NAME", "QUESTION", "REV", "n_"}
 
 
+def test_sources_name_pages_that_exist():
+    wrong = []
+    for top in PACKAGES:
+        for module in (ROOT / top).rglob("*.py"):
+            pages = re.findall(r"\bdocs/[\w/]+\.md\b", text_of(module))
+            wrong += [
+                f"{named(module)}: {page}"
+                for page in pages
+                if not (ROOT / page).exists()
+            ]
+    assert not wrong
+
+
 def python_blocks() -> list[tuple[str, str]]:
     return [
         (named(page), code)
@@ -195,6 +209,9 @@ def test_examples_parse_and_import_what_exists(page, code):
         if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in PACKAGES:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
             wrong += [name for name in names if not exists(name)]
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            if node.value.id == "exhume" and node.attr not in exhume.__all__:
+                wrong.append(f"exhume.{node.attr}")
     assert not wrong
 
 

@@ -8,7 +8,7 @@ import pytest
 from nbclient import NotebookClient
 
 from capture.checkpoints.cache import cache_root
-from testbeds.worlds.smollm2 import fetch
+from testbeds.worlds.smollm2 import fetch_smollm2
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 
@@ -18,7 +18,7 @@ FOLDER = Path(__file__).parents[2] / "notebooks"
 @pytest.mark.filterwarnings("default")
 def test_notebook_runs_and_runs_again_from_what_it_kept(name, tmp_path, monkeypatch):
     # The model is fetched once for all; activations are made by the first run.
-    fetch()
+    fetch_smollm2()
     for shared in ("gguf", "smol"):
         (tmp_path / shared).symlink_to(cache_root() / shared)
     monkeypatch.setenv("EXHUME_CACHE", str(tmp_path))

@@ -21,6 +21,11 @@ def test_every_name_is_where_it_was_and_has_its_signature():
     assert not lines, "\n".join([*lines, NEW])
 
 
+def test_the_public_names_are_those_of_the_snapshot():
+    facade = importlib.import_module("exhume")
+    assert sorted(facade.__all__) == sorted(public_api.kept()["exhume"]), NEW
+
+
 def test_what_moved_is_the_same_thing_at_its_old_path():
     """A copy would be patched, or counted, beside the one that is used."""
     wrong = []

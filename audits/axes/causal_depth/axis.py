@@ -1,13 +1,13 @@
-"""Do the original's later blocks still find the forgotten facts in the candidate?
+"""Causal-depth axis: cross-model activation patching from the candidate into the original.
 
-The candidate's states where it would begin to answer are put into the original while
-the original reads the same question about an invented entity. Answers it then gives
-beyond the floor came with those states. What an edit of later blocks hides is carried
-in full by every layer before it: the largest reading over layers, which is one less
-the smallest loss, is the telling one. Beside it stands the Unlearning Depth Score.
+The candidate's hidden states at the last prompt token replace the original's while the original
+reads the same question about an invented entity. Answers beyond the floor can only come from
+those states. An edit of later blocks leaves every earlier layer intact, so the largest reading
+over layers (one minus the smallest loss) decides. The Unlearning Depth Score is reported beside
+it.
 
-Source: activation patching between models after UDS (arXiv 2605.24614); that the
-receiver reads of somebody else is ours, so that it cannot answer from its own memory.
+Source: cross-model patching after UDS (arXiv 2605.24614). The unrelated receiver prompt is
+ours; it keeps the original from answering from its own memory.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,30 +22,32 @@ from audits.axes.judgement import (
     MetricComparison,
     compare_to_floors,
     informative_columns,
+    planted_control,
+    power_control,
+    status_with_controls,
+    unpaired_test,
 )
-from audits.axes.status import planted_control, status_with_controls
 from audits.core.config import AuditConfig
+from audits.core.context import reference_roles
 from audits.core.preflight import Damage
-from evidence.hypothesis_tests import unpaired_max_test
 from evidence.intervals import EntityValues, average_by_entity
 from evidence.results import AxisResult, Control, Reading
-from evidence.seeds import numpy_rng
 
 NAME = "causal_depth"
 QUESTION = "Do the original's later blocks still find the facts in the candidate?"
 CONTRAST = "carried states, told from the others"
 EXACT_MATCH = "carried states, said"
 STATISTIC_NAME = "share of other answers outranked from carried states (chance 0.5)"
-# Of the original's excess over chance on facts to keep, what a layer must carry over.
+# Share of the original's excess over chance on retain facts that a layer must transfer.
 MIN_TRANSFER_SHARE = 0.5
 
 
 class PatchedScores:
-    """The tables of ``audits.axes.causal_depth.state_transfer.carry`` by entity.
+    """Patched scores (``state_transfer.transfer_states``) by entity.
 
     Args:
-        prompts: The exams by name.
-        tables: What ``carry`` returned for them.
+        prompts: Patching prompts by part.
+        tables: The result of ``transfer_states`` for them.
     """
 
     def __init__(self, prompts: Mapping[str, PatchingPrompts], tables: dict[str, Any]):
@@ -53,7 +55,7 @@ class PatchedScores:
         self.sites: list[str] = tables["sites"]
 
     def roles(self, part: str) -> list[str]:
-        """Roles whose states were put in."""
+        """Roles whose states were patched in."""
         return list(self.tables["scores"][part])
 
     def table(self, part: str, role: str, metric: str) -> np.ndarray:
@@ -61,12 +63,12 @@ class PatchedScores:
         return np.array(self.tables["scores"][part][role][metric], dtype=np.float64)
 
     def values(self, part: str, role: str, metric: str) -> EntityValues:
-        """(entity, site) ``said`` or ``told``."""
+        """(entity, site) ``said`` (exact match) or ``told`` (contrast)."""
         entities = self.prompts[part].questions.entities
         return average_by_entity(self.table(part, role, metric), entities)
 
     def mean(self, part: str, role: str, metric: str = "told") -> np.ndarray:
-        """(site,), every entity counting once."""
+        """(site,) mean over entities."""
         return self.values(part, role, metric).mean
 
 
@@ -77,36 +79,29 @@ def judge(
     notes: Sequence[str],
     reverse: PatchedScores | None = None,
 ) -> AxisResult:
-    """The axis result from the tables.
+    """Judge the axis from the patched scores.
 
     Args:
-        scores: Exams "forget", "never_taught", "retain", "own" and "stranger", and
-            "other" where entities have several facts.
-        config: Settings.
-        damage: What preflight found of the candidate's usefulness.
-        notes: Sentences to pass on.
-        reverse: Exam "own" with the candidate as the receiver.
+        scores: Parts "forget", "never_taught", "retain", "own" and "stranger", and "other"
+            where entities have several facts.
+        damage: Utility of the candidate.
+        reverse: Part "own" with the candidate as the receiver.
     """
     alpha = config.rule.alpha
     ceiling = scores.values("forget", "original", "told")
-    never = scores.values("never_taught", "original", "told")
-    power = unpaired_max_test(
-        ceiling.values,
-        never.values,
-        numpy_rng(config.seed, NAME, "original"),
-        config.budget.permutations,
-    )
-    # Only layers whose states carry the facts in the original itself say anything.
-    strong = informative_columns(power, config.rule)
-    own, recalled = _recalled(scores, strong)
-    channel, kept = _transfer_share(scores)
-    use = own & channel
+    never_taught = scores.values("never_taught", "original", "told")
+    power = unpaired_test(ceiling, never_taught, config, NAME, "original")
+    # Only layers whose states carry the facts in the original itself are informative.
+    decodable = informative_columns(power, config.rule)
+    informative, recalled = _recalled(scores, decodable)
+    readable, transfer_share = _transfer_share(scores)
+    mask = informative & readable
     controls = [
-        Control(
+        power_control(
             "the original's own states carry the facts",
-            power.p_value,
-            f"p < {alpha} and at least {MIN_SPAN} apart",
-            bool(strong.any()),
+            power,
+            alpha,
+            bool(decodable.any()),
         ),
         Control(
             "the candidate still answers what it should keep",
@@ -115,19 +110,21 @@ def judge(
             not damage.found,
         ),
     ]
-    if strong.any():
-        controls += _controls(scores, config, own if own.any() else strong, recalled)
-    if own.any():
+    if decodable.any():
+        controls += _controls(
+            scores, config, informative if informative.any() else decodable, recalled
+        )
+    if informative.any():
         controls.append(
             Control(
                 "the candidate's states carry facts it should keep",
-                float(kept[own].max()),
+                float(transfer_share[informative].max()),
                 f"at least {MIN_TRANSFER_SHARE} of the original's excess in some layer",
-                bool(use.any()),
+                bool(mask.any()),
             )
         )
-    details = _details(scores, reverse, use)
-    readings = _readings(scores, config, use) if use.any() else []
+    details = _details(scores, reverse, mask)
+    readings = _readings(scores, config, mask) if mask.any() else []
     status, extra = status_with_controls(readings, controls, config.rule)
     return AxisResult(
         NAME,
@@ -143,41 +140,47 @@ def judge(
 
 
 def _recalled(
-    carried: PatchedScores, strong: np.ndarray
+    patched: PatchedScores, decodable: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(site,) layers in use, and what the original says that no state was asked for.
+    """Mask of usable sites, and the share that the original recalls by itself.
 
-    States that were read where another fact of the entity was asked for hold who is
-    meant. Where they make the original say this fact all the same, its later blocks
-    recall it, whoever's states they are, and the layer says nothing of the candidate.
+    States read from a question about another fact of the entity identify the entity, not the
+    scored fact. Where they make the original give this fact all the same, its later blocks
+    recall the fact by themselves, and the layer says nothing about the candidate.
+
+    Returns:
+        (site,) mask and (site,) share of the original's exact match.
     """
-    if "other" not in carried.prompts:
-        return strong, np.zeros(len(carried.sites))
-    said = carried.mean("forget", "original", "said")
-    share = carried.mean("other", "original", "said") / np.maximum(said, 1e-9)
-    return strong & (share < 0.5), share
+    if "other" not in patched.prompts:
+        return decodable, np.zeros(len(patched.sites))
+    own_match = patched.mean("forget", "original", "said")
+    share = patched.mean("other", "original", "said") / np.maximum(own_match, 1e-9)
+    return decodable & (share < 0.5), share
 
 
-def _transfer_share(carried: PatchedScores) -> tuple[np.ndarray, np.ndarray]:
-    """(site,) where the candidate's states can be read at all, and the share kept.
+def _transfer_share(patched: PatchedScores) -> tuple[np.ndarray, np.ndarray]:
+    """Sites where the candidate's states are readable at all, and the share transferred.
 
-    A model trained from other starting weights keeps its facts in other directions;
-    that nothing forgotten is found in them there says nothing.
+    A model trained from other starting weights uses a different representation basis. Its
+    states transfer nothing, and finding no forgotten fact in them is no evidence.
+
+    Returns:
+        (site,) mask and (site,) share of the original's excess over chance on retain facts.
     """
-    here = carried.mean("retain", "unlearned") - 0.5
-    there = carried.mean("retain", "original") - 0.5
-    share = here / np.maximum(there, 1e-9)
-    return (share >= MIN_TRANSFER_SHARE) & (there > MIN_SPAN), share
+    candidate = patched.mean("retain", "unlearned") - 0.5
+    original = patched.mean("retain", "original") - 0.5
+    share = candidate / np.maximum(original, 1e-9)
+    return (share >= MIN_TRANSFER_SHARE) & (original > MIN_SPAN), share
 
 
 def _controls(
-    carried: PatchedScores, config: AuditConfig, use: np.ndarray, recalled: np.ndarray
+    patched: PatchedScores, config: AuditConfig, mask: np.ndarray, recalled: np.ndarray
 ) -> list[Control]:
-    """Never-taught items, other facts of the same entity, the planted suppression."""
-    ceiling = carried.mean("forget", "original")[use] - 0.5
-    leak = carried.mean("never_taught", "original")[use] - 0.5
-    worst = float((leak / ceiling).max())
-    found = [
+    """Controls: never-taught items, another fact of the entity, the planted suppression."""
+    ceiling = patched.mean("forget", "original")[mask] - 0.5
+    never_taught_excess = patched.mean("never_taught", "original")[mask] - 0.5
+    worst = float((never_taught_excess / ceiling).max())
+    controls = [
         Control(
             "never-taught items are not carried",
             worst,
@@ -185,81 +188,87 @@ def _controls(
             worst < 0.25,
         )
     ]
-    if "other" in carried.prompts:
-        found.append(
+    if "other" in patched.prompts:
+        controls.append(
             Control(
                 "states asked for another fact do not bring this one",
-                float(recalled[use].min()),
+                float(recalled[mask].min()),
                 "below half of what it says of its own states, in some layer",
-                bool((recalled[use] < 0.5).any()),
+                bool((recalled[mask] < 0.5).any()),
             )
         )
-    if "planted" in carried.roles("forget"):
-        test = unpaired_max_test(
-            carried.values("forget", "planted", "told").values[:, use],
-            carried.values("never_taught", "planted", "told").values[:, use],
-            numpy_rng(config.seed, NAME, "planted"),
-            config.budget.permutations,
+    if "planted" in patched.roles("forget"):
+        test = unpaired_test(
+            patched.values("forget", "planted", "told"),
+            patched.values("never_taught", "planted", "told"),
+            config,
+            NAME,
+            "planted",
+            mask=mask,
         )
-        found.append(planted_control(test.p_value, config.rule.alpha))
-    return found
+        controls.append(planted_control(test.p_value, config.rule.alpha))
+    return controls
 
 
 def _readings(
-    carried: PatchedScores, config: AuditConfig, use: np.ndarray
+    patched: PatchedScores, config: AuditConfig, mask: np.ndarray
 ) -> list[Reading]:
-    """Told apart and said, against the references if there are any and never-taught."""
-    roles = carried.roles("forget")
-    references = [role for role in roles if role.startswith("reference")]
-    wanted = [
+    """Contrast and exact match against references (if any) and never-taught items."""
+    roles = patched.roles("forget")
+    references = reference_roles(roles)
+    comparisons = [
         MetricComparison(
             name,
-            what,
-            carried.values("forget", "unlearned", what),
-            carried.values("forget", "original", what),
-            [carried.values("forget", role, what) for role in references],
-            carried.values("never_taught", "unlearned", what),
-            # States that hold who is meant, and no fact, are understood a little by an
-            # original that has learned facts of them.
-            min_difference=config.rule.margin,
+            metric,
+            patched.values("forget", "unlearned", metric),
+            patched.values("forget", "original", metric),
+            [patched.values("forget", role, metric) for role in references],
+            patched.values("never_taught", "unlearned", metric),
+            # States that encode only the entity, without the fact, still give the original a
+            # small advantage. So the test is against the margin, not the floor.
+            min_residual=config.rule.margin,
         )
-        for name, what in ((CONTRAST, "told"), (EXACT_MATCH, "said"))
+        for name, metric in ((CONTRAST, "told"), (EXACT_MATCH, "said"))
     ]
-    return compare_to_floors(NAME, wanted, carried.sites, config, use)
+    return compare_to_floors(NAME, comparisons, patched.sites, config, mask)
 
 
 def _details(
-    carried: PatchedScores, reverse: PatchedScores | None, use: np.ndarray
+    patched: PatchedScores, reverse: PatchedScores | None, mask: np.ndarray
 ) -> dict[str, Any]:
-    """Losses by item and layer, UDS against each model that never knew, norms."""
-    clean = carried.table("own", "original", "logprob")
-    roles = [role for role in carried.roles("own") if role != "original"]
-    losses = {role: clean - carried.table("own", role, "logprob") for role in roles}
-    losses["stranger"] = clean - carried.table("stranger", "original", "logprob")
+    """Loss by item and layer, UDS against each model that never knew the facts, norms."""
+    clean = patched.table("own", "original", "logprob")
+    roles = [role for role in patched.roles("own") if role != "original"]
+    losses = {role: clean - patched.table("own", role, "logprob") for role in roles}
+    losses["stranger"] = clean - patched.table("stranger", "original", "logprob")
     depths = {
         name: unlearning_depth(loss, losses["unlearned"])
         for name, loss in losses.items()
         if name == "stranger" or name.startswith("reference")
     }
-    asked = carried.prompts["own"].questions
+    questions = patched.prompts["own"].questions
     details: dict[str, Any] = {
-        "sites": carried.sites,
-        "used": [site for site, used in zip(carried.sites, use, strict=True) if used],
-        "depth": {name: _depth(each) for name, each in depths.items()},
+        "sites": patched.sites,
+        "used": [site for site, used in zip(patched.sites, mask, strict=True) if used],
+        "depth": {name: _depth(depth) for name, depth in depths.items()},
         "loss_items": [
             {"id": item, "entity": entity, "prompt": prompt, "answer": answer}
             for item, entity, prompt, answer in zip(
-                asked.ids, asked.entities, asked.prompts, asked.answers, strict=True
+                questions.ids,
+                questions.entities,
+                questions.prompts,
+                questions.answers,
+                strict=True,
             )
         ],
         "losses": {role: np.round(loss, 4).tolist() for role, loss in losses.items()},
-        "norms": carried.tables["norms"],
+        "norms": patched.tables["norms"],
     }
-    if "other" in carried.prompts:
-        details["said_when_another_fact_was_asked"] = carried.mean(
+    if "other" in patched.prompts:
+        details["said_when_another_fact_was_asked"] = patched.mean(
             "other", "original", "said"
         ).tolist()
-    raw = carried.tables["scores"]["forget"]["unlearned"].get("raw")
+    raw = patched.tables["scores"]["forget"]["unlearned"].get("raw")
     if raw is not None:
         details["told_before_norms_were_matched"] = np.mean(raw["told"], 0).tolist()
     if reverse is not None:
@@ -268,27 +277,27 @@ def _details(
 
 
 def _depth(depth: DepthScore) -> dict[str, Any]:
-    """JSON-ready; a figure that is not defined becomes None."""
+    """The depth score, JSON-ready; undefined figures are None."""
 
     def figure(value: float) -> float | None:
         return None if np.isnan(value) else round(float(value), 4)
 
-    shares = [figure(value) for value in depth.loss_ratio]
-    known = [value for value in shares if value is not None]
+    ratios = [figure(value) for value in depth.loss_ratio]
+    defined = [value for value in ratios if value is not None]
     return {
         "uds": figure(depth.mean),
         "smallest_loss": figure(depth.min_ratio),
-        "mean_loss": round(float(np.mean(known)), 4) if known else None,
+        "mean_loss": round(float(np.mean(defined)), 4) if defined else None,
         "share_beyond": figure(depth.excess_share),
-        "loss_by_layer": shares,
+        "loss_by_layer": ratios,
     }
 
 
-def _norm_notes(carried: PatchedScores) -> list[str]:
-    """A sentence where states were rescaled."""
-    if "raw" not in carried.tables["scores"]["forget"]["unlearned"]:
+def _norm_notes(patched: PatchedScores) -> list[str]:
+    """A note where states were rescaled to the original's norms."""
+    if "raw" not in patched.tables["scores"]["forget"]["unlearned"]:
         return []
-    ratios = carried.tables["norms"]["unlearned"]
+    ratios = patched.tables["norms"]["unlearned"]
     worst = max(ratios, key=lambda ratio: abs(np.log(max(ratio, 1e-9))))
     return [
         f"The candidate's states are off the original's scale (norms {worst:.2g} times "

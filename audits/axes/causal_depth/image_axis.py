@@ -1,11 +1,11 @@
-"""Do the original's later blocks still find the class in the candidate's states?
+"""Causal-depth axis for image classifiers: patch the candidate's states into the original.
 
-The candidate's states of an image, at one site and whole, are put into the original;
-what it then names came with those states. From the first half of the blocks no site is
-used: what leaves them still is the picture, which a retrain from the same starting
-weights computes alike (``image_look.late_sites``).
+The candidate's states of an image, at one site and at all positions, replace the original's;
+the class that the original then predicts comes from those states. Sites in the first half of
+the blocks are left out: their states still encode the picture itself, and a retrain from the
+same starting weights computes the same (``image_baseline.late_sites``).
 
-Source: activation patching between models, as ``audits.axes.causal_depth.axis``.
+Source: as ``audits.axes.causal_depth.axis``.
 """
 
 from collections.abc import Mapping
@@ -16,15 +16,17 @@ from torch import Tensor, nn
 
 from audits.axes.causal_depth.axis import MIN_TRANSFER_SHARE, NAME
 from audits.axes.judgement import (
-    MIN_SPAN,
     MetricComparison,
     compare_to_floors,
     informative_columns,
+    planted_control,
+    power_control,
+    status_with_controls,
+    unpaired_test,
 )
-from audits.axes.status import planted_control, status_with_controls
 from audits.core.config import AuditConfig
+from audits.core.context import AuditedModel, reference_roles
 from audits.core.preflight import Damage
-from audits.core.subjects import AuditedModel
 from audits.modalities.image_baseline import (
     MIN_DIFFERENCE,
     EvaluationSets,
@@ -35,10 +37,8 @@ from capture.data.images import ImageSet
 from capture.network.hooks import Edit
 from capture.network.sites import find_image_sites
 from capture.scoring.class_logits import image_states, logits_with_edits
-from evidence.hypothesis_tests import unpaired_max_test
 from evidence.intervals import EntityValues
 from evidence.results import AxisResult, Control
-from evidence.seeds import numpy_rng
 
 QUESTION = "Do the original's later blocks still find the class in the candidate?"
 STATISTIC_NAME = "share of images named as the class from carried states"
@@ -51,13 +51,13 @@ def transfer_states(
     sites: list[str],
     device: str,
 ) -> dict[str, Any]:
-    """What the original names from a model's states; (image, site) 1.0, JSON-ready.
+    """Class predictions of the original from a model's states; JSON-ready.
 
     Returns:
-        ``forget`` and ``never``: whether it is the class; ``check``: whether it is the
-        image's own.
+        (image, site) tables of 1.0 and 0.0: ``forget`` and ``never``: predicted as the
+        forgotten class; ``check``: predicted as the image's own class.
     """
-    found: dict[str, Any] = {}
+    tables: dict[str, Any] = {}
     with donor.loaded(device) as giver, original.loaded(device) as receiver:
         for part, images in (
             ("forget", sets.forget),
@@ -69,15 +69,15 @@ def transfer_states(
                 (_named(receiver, giver, images, site) == label).astype(float)
                 for site in sites
             ]
-            found[part] = np.stack(named, axis=1).tolist()
-    return found
+            tables[part] = np.stack(named, axis=1).tolist()
+    return tables
 
 
 def _named(
-    receiver: nn.Module, giver: nn.Module, images: ImageSet, site: str
+    receiver: nn.Module, donor: nn.Module, images: ImageSet, site: str
 ) -> np.ndarray:
-    """(image,) class the receiver names from the giver's states of the same image."""
-    states = image_states(giver, images, [site], find_image_sites(giver))[site]
+    """(image,) class the receiver predicts from the giver's states of the same image."""
+    states = image_states(donor, images, [site], find_image_sites(donor))[site]
     edits = {site: replacing_states(states)}
     return (
         logits_with_edits(receiver, images, edits, find_image_sites(receiver))
@@ -87,14 +87,14 @@ def _named(
 
 
 def replacing_states(states: Tensor) -> Edit:
-    """The edit that puts ``states`` in, image by image in the order they are asked."""
+    """An edit that substitutes ``states`` image by image, in the order of the batches."""
     done = 0
 
     def edit(value: Tensor) -> Tensor:
         nonlocal done
-        here = states[done : done + len(value)].to(value)
+        batch = states[done : done + len(value)].to(value)
         done += len(value)
-        return here
+        return batch
 
     return edit
 
@@ -107,15 +107,11 @@ def judge(
     damage: Damage,
     notes: tuple[str, ...],
 ) -> AxisResult:
-    """The axis result from the tables.
+    """Judge the axis from the tables.
 
     Args:
-        sets: The images.
-        sites: Where.
         scores: By role, as ``transfer_states``.
-        config: Settings.
-        damage: What preflight found of the candidate's usefulness.
-        notes: Sentences to pass on.
+        damage: Utility of the candidate.
     """
 
     def of(role: str, part: str) -> EntityValues:
@@ -123,25 +119,24 @@ def judge(
             scores[role][part], sets.forget if part == "forget" else sets.never
         )
 
-    permutations, alpha = config.budget.permutations, config.rule.alpha
-    ceiling, never = of("original", "forget"), of("original", "never")
-    rng = numpy_rng(config.seed, NAME, "original")
-    power = unpaired_max_test(ceiling.values, never.values, rng, permutations)
-    strong = informative_columns(power, config.rule)
-    kept = {role: _transfer_share(scores, role) for role in scores}
-    use = strong & (kept["unlearned"] >= MIN_TRANSFER_SHARE)
-    references = [role for role in scores if role.startswith("reference")]
-    alike = [
+    alpha = config.rule.alpha
+    ceiling, never_taught = of("original", "forget"), of("original", "never")
+    power = unpaired_test(ceiling, never_taught, config, NAME, "original")
+    decodable = informative_columns(power, config.rule)
+    transfer_share = {role: _transfer_share(scores, role) for role in scores}
+    mask = decodable & (transfer_share["unlearned"] >= MIN_TRANSFER_SHARE)
+    references = reference_roles(scores)
+    same_basis = [
         role
         for role in references
-        if use.any() and (kept[role][use] >= MIN_TRANSFER_SHARE).all()
+        if mask.any() and (transfer_share[role][mask] >= MIN_TRANSFER_SHARE).all()
     ]
     controls = [
-        Control(
+        power_control(
             "the original's own states carry the class",
-            power.p_value,
-            f"p < {alpha} and at least {MIN_SPAN} apart",
-            bool(strong.any()),
+            power,
+            alpha,
+            bool(decodable.any()),
         ),
         Control(
             "the candidate still names what it should keep",
@@ -151,29 +146,29 @@ def judge(
         ),
         Control(
             "the candidate's states carry classes it should keep",
-            float(kept["unlearned"].max()),
+            float(transfer_share["unlearned"].max()),
             f"at least {MIN_TRANSFER_SHARE} of the original's, at some site",
-            bool(use.any()),
+            bool(mask.any()),
         ),
     ]
-    if strong.any():
-        controls += _controls(of, scores, strong, config)
+    if decodable.any():
+        controls += _controls(of, scores, decodable, config)
     readings = []
-    if use.any():
-        wanted = MetricComparison(
+    if mask.any():
+        comparison = MetricComparison(
             TRANSFERRED_NAMED,
             TRANSFERRED_NAMED,
             of("unlearned", "forget"),
             ceiling,
-            [of(role, "forget") for role in alike],
+            [of(role, "forget") for role in same_basis],
             of("unlearned", "never"),
-            min_difference=MIN_DIFFERENCE,
+            min_residual=MIN_DIFFERENCE,
         )
-        readings = compare_to_floors(NAME, [wanted], sites, config, use)
+        readings = compare_to_floors(NAME, [comparison], sites, config, mask)
     status, extra = status_with_controls(readings[:1], controls, config.rule)
-    if len(alike) < len(references):
+    if len(same_basis) < len(references):
         extra.append(
-            f"{len(references) - len(alike)} of {len(references)} references have "
+            f"{len(references) - len(same_basis)} of {len(references)} references have "
             "another code, whose states the original cannot read; they are no floor."
         )
     return AxisResult(
@@ -186,32 +181,34 @@ def judge(
         n_entities=len(sets.forget),
         details={
             "sites": sites,
-            "used": [site for site, used in zip(sites, use, strict=True) if used],
+            "used": [site for site, used in zip(sites, mask, strict=True) if used],
             "carried": {
                 role: {
                     part: np.round(np.mean(table, axis=0), 4).tolist()
-                    for part, table in each.items()
+                    for part, table in tables.items()
                 }
-                for role, each in scores.items()
+                for role, tables in scores.items()
             },
         },
         notes=(*extra, *notes),
     )
 
 
-def _transfer_share(carried: Mapping[str, dict[str, Any]], role: str) -> np.ndarray:
-    """(site,) share of the original's carried namings of other classes."""
-    here, there = (np.mean(carried[who]["check"], axis=0) for who in (role, "original"))
-    return here / np.maximum(there, 1e-9)
+def _transfer_share(scores: Mapping[str, dict[str, Any]], role: str) -> np.ndarray:
+    """(site,) share of the original's transferred accuracy on other classes."""
+    own_share, original_share = (
+        np.mean(scores[name]["check"], axis=0) for name in (role, "original")
+    )
+    return own_share / np.maximum(original_share, 1e-9)
 
 
 def _controls(
-    of, carried: Mapping[str, dict[str, Any]], strong: np.ndarray, config: AuditConfig
+    of, scores: Mapping[str, dict[str, Any]], decodable: np.ndarray, config: AuditConfig
 ) -> list[Control]:
-    """Never-taught images, and the planted suppression."""
-    ceiling, never = of("original", "forget"), of("original", "never")
-    leak = float((never.mean[strong] / ceiling.mean[strong]).max())
-    found = [
+    """Controls: never-taught images and the planted suppression."""
+    ceiling, never_taught = of("original", "forget"), of("original", "never")
+    leak = float((never_taught.mean[decodable] / ceiling.mean[decodable]).max())
+    controls = [
         Control(
             "never-taught images are not carried",
             leak,
@@ -219,12 +216,14 @@ def _controls(
             leak < 0.25,
         )
     ]
-    if "planted" in carried:
-        test = unpaired_max_test(
-            of("planted", "forget").values[:, strong],
-            of("planted", "never").values[:, strong],
-            numpy_rng(config.seed, NAME, "planted"),
-            config.budget.permutations,
+    if "planted" in scores:
+        test = unpaired_test(
+            of("planted", "forget"),
+            of("planted", "never"),
+            config,
+            NAME,
+            "planted",
+            mask=decodable,
         )
-        found.append(planted_control(test.p_value, config.rule.alpha))
-    return found
+        controls.append(planted_control(test.p_value, config.rule.alpha))
+    return controls

@@ -1,8 +1,8 @@
-"""What models' states carry into the original: exams, and one round of patched passes.
+"""Patching prompts, and cross-model activation patching of answer states.
 
-The states with which a model would answer a question are put into the original while
-it reads the same question about an invented person. What it then says of the first
-person can only have come with the states: the rest of the prompt names someone else.
+Donor states at the last prompt token are patched into a receiver that reads the same question
+about an invented entity. An answer about the first entity can only come from the donor states,
+because the receiver prompt names another one.
 """
 
 from collections import defaultdict
@@ -14,7 +14,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from attribution.patching.cross_model import DonorStates, read_states, score_patched
-from audits.core.subjects import AuditedModel
+from audits.core.context import AuditedModel
 from capture.data.questions import Questions
 from capture.data.sequences import Sequences
 from capture.data.tokenization import encode, skip_joining_space
@@ -23,18 +23,18 @@ from capture.scoring.answers import AnswerScores
 from capture.scoring.contrast import entity_contrast, first_tokens
 from evidence.progress import Progress
 
-# Beyond this factor a donor's norms are no longer those the receiver works with.
+# Donor states whose norms are off by more than this factor are rescaled.
 MAX_NORM_RATIO = 2.0
 
 
 @dataclass(frozen=True)
 class PatchingPrompts:
-    """Questions, with the prompts that give the states and those that take them.
+    """Questions with their donor and receiver prompts.
 
     Attributes:
-        questions: What is asked of each row; its answer is scored.
-        donors: (row,) prompt the states are read at.
-        receivers: (row,) prompt the original reads when they are put in.
+        questions: The questions; the answer of each row is scored.
+        donors: (row,) prompt at whose end states are read.
+        receivers: (row,) prompt that the receiver reads while they are patched in.
     """
 
     questions: Questions
@@ -45,28 +45,30 @@ class PatchingPrompts:
         return len(self.donors)
 
     def encoded(self, tokenizer: PreTrainedTokenizerBase, side: str) -> Sequences:
-        """Rows of ``side`` prompts, "donors" or "receivers", with the answers."""
+        """The "donors" or the "receivers" prompts with the answers, as token rows."""
         texts = getattr(self, side)
         return skip_joining_space(
             tokenizer, encode(tokenizer, texts, self.questions.answers)
         )
 
 
-def with_unrelated_receiver(questions: Questions, never: Questions) -> PatchingPrompts:
-    """Each question with its like about an invented entity as the receiver.
+def with_unrelated_receiver(
+    questions: Questions, never_taught: Questions
+) -> PatchingPrompts:
+    """Pair each question with the same question about an invented entity as receiver.
 
-    The receiver has the relation and, where there is one, the wording of the question,
-    and another entity. Questions whose relation no invented entity has are left out.
+    The receiver has the same relation, the same paraphrase where there is one, and another
+    entity. Questions whose relation no invented entity has are dropped.
     """
     by_form: dict[tuple[str, int | None], list[int]] = defaultdict(list)
     for row, (index, wording) in enumerate(
-        zip(never.item_index, never.wording, strict=True)
+        zip(never_taught.item_index, never_taught.wording, strict=True)
     ):
-        relation = never.items[index].relation
+        relation = never_taught.items[index].relation
         by_form[relation, wording].append(row)
         by_form[relation, None].append(row)
     turns: dict[Any, int] = defaultdict(int)
-    found: list[str | None] = []
+    receivers: list[str | None] = []
     for index, wording in zip(questions.item_index, questions.wording, strict=True):
         item = questions.items[index]
         form = (item.relation, wording)
@@ -74,27 +76,29 @@ def with_unrelated_receiver(questions: Questions, never: Questions) -> PatchingP
         others = [
             row
             for row in by_form.get(form, ())
-            if never.items[never.item_index[row]].entity != item.entity
+            if never_taught.items[never_taught.item_index[row]].entity != item.entity
         ]
-        # In turn, so that no stranger's own leaning counts for many questions. The
-        # invented follow the order of what they mirror: one step away is another.
+        # Receivers take turns, so that no single invented entity biases many questions. They
+        # are in the order of the items they mirror, so one step further is another entity.
         turns[form] += 1
-        found.append(
-            never.prompts[others[turns[form] % len(others)]] if others else None
+        receivers.append(
+            never_taught.prompts[others[turns[form] % len(others)]] if others else None
         )
-    kept = questions.select([each is not None for each in found])
+    selected = questions.select([prompt is not None for prompt in receivers])
     return PatchingPrompts(
-        kept, kept.prompts, tuple(each for each in found if each is not None)
+        selected,
+        selected.prompts,
+        tuple(prompt for prompt in receivers if prompt is not None),
     )
 
 
-def with_other_fact_donor(prompts_given: PatchingPrompts) -> PatchingPrompts:
-    """The same questions, with states read where another fact of the entity is asked.
+def with_other_fact_donor(same_fact: PatchingPrompts) -> PatchingPrompts:
+    """The same questions with donor prompts that ask for another fact of the entity.
 
-    Such states hold who is meant and another answer, not the one scored. Where the
-    original gives the scored one all the same, it recalled it after that layer.
+    Such states identify the entity and carry another answer. Where the original still gives the
+    scored answer, it recalled the answer after that layer.
     """
-    questions = prompts_given.questions
+    questions = same_fact.questions
     prompts = {
         (questions.items[index].entity, questions.items[index].relation, wording): text
         for index, wording, text in zip(
@@ -107,27 +111,27 @@ def with_other_fact_donor(prompts_given: PatchingPrompts) -> PatchingPrompts:
     donors: list[str | None] = []
     for index, wording in zip(questions.item_index, questions.wording, strict=True):
         item = questions.items[index]
-        here = relations[item.entity, wording]
-        other = here[(here.index(item.relation) + 1) % len(here)]
-        own = len(here) < 2
-        donors.append(None if own else prompts[item.entity, other, wording])
-    mask = [each is not None for each in donors]
+        others = relations[item.entity, wording]
+        relation_asked = others[(others.index(item.relation) + 1) % len(others)]
+        single = len(others) < 2
+        donors.append(None if single else prompts[item.entity, relation_asked, wording])
+    mask = [prompt is not None for prompt in donors]
     return PatchingPrompts(
         questions.select(mask),
-        tuple(each for each in donors if each is not None),
+        tuple(prompt for prompt in donors if prompt is not None),
         tuple(
             text
-            for text, kept in zip(prompts_given.receivers, mask, strict=True)
-            if kept
+            for text, selected in zip(same_fact.receivers, mask, strict=True)
+            if selected
         ),
     )
 
 
 def choose_sites(names: Sequence[str], max_sites: int) -> list[str]:
-    """At most ``max_sites`` of the names, evenly spaced, from the first to the last."""
-    places = np.linspace(0, len(names) - 1, min(max_sites, len(names)))
-    chosen: list[int] = places.round().astype(int).tolist()
-    return [names[place] for place in chosen]
+    """At most ``max_sites`` names, evenly spaced, the first and the last included."""
+    positions = np.linspace(0, len(names) - 1, min(max_sites, len(names)))
+    chosen: list[int] = positions.round().astype(int).tolist()
+    return [names[position] for position in chosen]
 
 
 def transfer_states(
@@ -141,64 +145,70 @@ def transfer_states(
     device: str,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Read every model's states and put them into one of them; JSON-ready.
+    """Read the states of every model and patch them into one model; JSON-ready.
 
     Args:
         models: Models by role, "original" among them.
-        tokenizer: The tokenizer of all of them.
-        prompts: By name.
-        roles: Roles whose states are read, by exam; "original" first where it is read.
-        max_sites: How many layers are patched at most.
-        receiver: Role of the model they are put into.
-        device: Where the models run.
-        progress: Where to show progress.
+        prompts: Patching prompts by part.
+        roles: Roles whose states are read, by part; "original" first where it is read.
+        max_sites: Maximum number of layers patched.
+        receiver: Role of the model that is patched.
 
     Returns:
-        ``sites``; ``norms``: by role (site,) median norm of its states over the
-        original's, on the first exam; ``scores``: by exam and role, ``said``, ``told``
-        (contrast) and ``logprob`` (nats, the whole answer) as (row, site) tables. Where
-        a role's norms are off by more than ``MAX_NORM_RATIO`` at a site, its states are put
-        in with the original's norms there, and ``raw`` holds the tables without that.
+        ``sites``; ``norms``: by role (site,) median ratio of state norms to the original's, on
+        the first part; ``scores``: by part and role, (row, site) tables ``said`` (exact match),
+        ``told`` (contrast) and ``logprob`` (nats, whole answer). Where the norm ratio of a role
+        exceeds ``MAX_NORM_RATIO`` at a site, its states are rescaled to the original's norms
+        there, and ``raw`` holds the tables without rescaling.
     """
-    rows = {name: exam.encoded(tokenizer, "donors") for name, exam in prompts.items()}
+    rows = {
+        name: prompt_set.encoded(tokenizer, "donors")
+        for name, prompt_set in prompts.items()
+    }
     states: dict[str, dict[str, DonorStates]] = {name: {} for name in prompts}
     sites: list[str] = []
-    for role, subject in models.items():
-        mine = [name for name in prompts if role in roles[name]]
-        if not mine:
+    for role, audited in models.items():
+        parts = [name for name in prompts if role in roles[name]]
+        if not parts:
             continue
-        with subject.loaded(device) as model:
+        with audited.loaded(device) as model:
             sites = choose_sites(find_sites(model).of("resid"), max_sites)
-            for name in mine:
+            for name in parts:
                 states[name][role] = read_states(model, rows[name], sites)
     lead = next(iter(prompts))
     norms = {
         role: [
-            float(np.median((each.norms(site) / own.norms(site))[each.mask]))
+            float(np.median((donor.norms(site) / original.norms(site))[donor.mask]))
             for site in sites
         ]
-        for own in [states[lead]["original"]]
-        for role, each in states[lead].items()
+        for original in [states[lead]["original"]]
+        for role, donor in states[lead].items()
     }
     scores: dict[str, dict[str, Any]] = {}
     with models[receiver].loaded(device) as model:
-        for name, exam in prompts.items():
+        for name, prompt_set in prompts.items():
             donors = dict(states[name])
-            for role in [each for each in donors if each != "original"]:
+            for role in [
+                donor_role for donor_role in donors if donor_role != "original"
+            ]:
                 off = _off(norms.get(role, ()), sites)
                 if off and "original" in donors:
-                    few = DonorStates(
+                    mismatched = DonorStates(
                         {site: donors[role].values[site] for site in off},
                         donors[role].mask,
                     )
-                    donors[f"{role}, matched"] = few.with_norms_of(donors["original"])
-            into = exam.encoded(tokenizer, "receivers")
-            own = first_tokens(into)
+                    donors[f"{role}, matched"] = mismatched.with_norms_of(
+                        donors["original"]
+                    )
+            receivers = prompt_set.encoded(tokenizer, "receivers")
+            own = first_tokens(receivers)
             watch = sorted(set(own))
             right = np.searchsorted(watch, own)
-            found = score_patched(model, into, donors, watch=watch, progress=progress)
+            patched = score_patched(
+                model, receivers, donors, watch=watch, progress=progress
+            )
             scores[name] = {
-                role: _tables(exam.questions, found, role, sites, right)
+                role: _tables(prompt_set.questions, patched, role, sites, right)
                 for role in states[name]
             }
     return {"sites": sites, "norms": norms, "scores": scores}
@@ -214,23 +224,27 @@ def _off(norms: Sequence[float], sites: Sequence[str]) -> list[str]:
 
 def _tables(
     questions: Questions,
-    found: Mapping[str, Mapping[str, AnswerScores]],
+    patched: Mapping[str, Mapping[str, AnswerScores]],
     role: str,
     sites: Sequence[str],
     right: np.ndarray,
 ) -> dict[str, Any]:
-    """The tables of one role, norm-matched where that was done, else as they are."""
-    matched = found.get(f"{role}, matched", {})
+    """The tables of one role, rescaled where states were rescaled."""
+    matched = patched.get(f"{role}, matched", {})
 
     def tables(chosen: Mapping[str, AnswerScores]) -> dict[str, Any]:
-        each = [chosen[site] for site in sites]
-        told = [entity_contrast(questions, scores.watched, right) for scores in each]
-        logprob = np.maximum([scores.logprob for scores in each], -1e4)
+        site_scores = [chosen[site] for site in sites]
+        contrast = [
+            entity_contrast(questions, scores.watched, right) for scores in site_scores
+        ]
+        logprob = np.maximum([scores.logprob for scores in site_scores], -1e4)
         return {
-            "said": np.array([scores.greedy for scores in each], float).T.tolist(),
-            "told": np.array(told).T.tolist(),
+            "said": np.array(
+                [scores.greedy for scores in site_scores], float
+            ).T.tolist(),
+            "told": np.array(contrast).T.tolist(),
             "logprob": logprob.T.tolist(),
         }
 
-    whole = tables({**found[role], **matched})
-    return whole | ({"raw": tables(found[role])} if matched else {})
+    result = tables({**patched[role], **matched})
+    return result | ({"raw": tables(patched[role])} if matched else {})

@@ -1,16 +1,16 @@
-"""Do the edges that computed the forgotten answers still carry them?
+"""Circuit axis: do the edges that computed the forgotten answers still carry them?
 
-Edges are scored by EAP-IG on pairs of prompts about forgotten entities, two by two. The
-original's circuit is chosen on one half of the couples, by real ablation, and read on
-the other half; then the halves change places. The candidate is read three times: with
-its own final norm and head, with the original's put in their place, which undoes an
-edit of the readout, and with the original's last block before them as well, which
-undoes an edit of that block: every slope runs through it, so such an edit takes the
-mass of edges far below it though nothing below it was touched.
+Edges are scored by EAP-IG on prompt pairs of two forgotten entities each. The original's
+circuit is selected on one half of the pairs by real ablation and read on the other half; then
+the halves are swapped. The candidate is read three times: with its own final norm and head;
+with the original's, which undoes an edit of the unembedding; and with the original's last block
+as well, which undoes an edit of that block. The third is needed because every gradient runs
+through the last block: an edit there lowers the scores of edges far below it that were never
+changed.
 
-The measure is CAD, our definition (``attribution.circuits.divergence``). This axis
-informs and can stand against deletion. It is never enough for a verdict: circuits of
-equal function differ, and where a fact is computed is not where it can be recovered.
+The measure is CAD, our definition (``attribution.circuits.divergence``). The axis informs and
+can block deletion. It never decides a verdict alone: circuits of equal function differ, and
+where a fact is computed is not where it can be recovered.
 """
 
 import copy
@@ -43,7 +43,7 @@ from audits.axes.circuit.judgement import (
     judge,
 )
 from audits.core.config import AuditConfig
-from audits.core.subjects import AuditedModel
+from audits.core.context import AuditedModel
 from capture.data.items import ItemSet
 from evidence.errors import InputError
 from evidence.progress import Progress
@@ -52,24 +52,24 @@ from evidence.seeds import numpy_rng
 
 NAME = "circuit"
 QUESTION = "Do the edges that computed the forgotten answers still carry them?"
-# Share of the answer that a circuit has to carry alone, under real ablation.
+# Minimum share of the metric that a circuit keeps under real ablation of all other edges.
 MIN_FAITHFULNESS = 0.85
-# Wordings of an item that are paired; more add cost and hardly entities.
+# Prompts per item that are paired; more cost time and hardly add entities.
 MAX_WORDINGS = 2
 
 
 @dataclass(frozen=True)
 class OriginalCircuits:
-    """The original, with all that others are held against.
+    """The original's circuits and edge scores, against which every model is compared.
 
     Attributes:
-        scores: Of the forget pairs.
-        half: (couple,) which half each couple of forgotten entities is in.
-        means: (half, edge) mean scores of each half.
-        circuits: One a half, chosen on that half.
-        readout: A copy of its final norm and head.
-        last_block: A copy of its last block's weights.
-        note: Why whole attention parts stand for heads; empty where heads do.
+        scores: Edge scores of the forget pairs.
+        half: (couple,) half, 0 or 1, of each pair of forgotten entities.
+        means: (half, edge) mean edge scores of each half.
+        circuits: One circuit a half, selected on that half.
+        readout: Copy of its final norm and head.
+        last_block: Copy of its last block's weights.
+        note: Why whole attention outputs replace heads; empty where heads are used.
     """
 
     scores: EdgeScores
@@ -81,83 +81,78 @@ class OriginalCircuits:
     note: str
 
     def mass_kept(self, table: np.ndarray, forgotten: bool) -> np.ndarray:
-        """(couple,) mass kept, forgotten couples by the half they are not in."""
-        each = np.stack(
+        """(couple,) circuit mass kept; forgotten pairs by the circuit of the other half."""
+        by_circuit = np.stack(
             [
                 retained_mass(table, mean, circuit.edge_mask)
                 for mean, circuit in zip(self.means, self.circuits, strict=True)
             ]
         )
         if not forgotten:
-            return each.mean(0)
-        return each[1 - self.half, np.arange(len(self.half))]
+            return by_circuit.mean(0)
+        return by_circuit[1 - self.half, np.arange(len(self.half))]
 
     def divergence(self, table: np.ndarray, forgotten: bool) -> dict[str, float]:
-        """CAD's figures, the mean over halves."""
-        found = []
+        """CAD figures, the mean over halves."""
+        figures = []
         for number, (mean, circuit) in enumerate(
             zip(self.means, self.circuits, strict=True)
         ):
             rows = self.half != number if forgotten else np.ones(len(table), bool)
-            found.append(asdict(divergence(table[rows], mean, circuit.edge_mask)))
-        return {name: float(np.mean([f[name] for f in found])) for name in found[0]}
+            figures.append(asdict(divergence(table[rows], mean, circuit.edge_mask)))
+        return {name: float(np.mean([f[name] for f in figures])) for name in figures[0]}
 
 
 def run_circuit(
     models: Mapping[str, AuditedModel],
     tokenizer: PreTrainedTokenizerBase,
     forget: ItemSet,
-    never: ItemSet,
+    never_taught: ItemSet,
     config: AuditConfig,
     *,
     device: str,
     notes: Sequence[str],
     progress: Progress,
 ) -> AxisResult:
-    """The axis, from items to status.
+    """Run the axis on items.
 
     Args:
-        models: Models by role: "original", "unlearned", and where there are any
-            "planted" and "reference-N".
-        tokenizer: The tokenizer of all of them.
+        models: Models by role: "original", "unlearned", and where available "planted" and
+            "reference-N".
         forget: Forgotten items that the original knows.
-        never: Items about entities that no model has met.
-        config: Settings.
-        device: Where models are run.
-        notes: Sentences to pass on.
-        progress: Where to show progress.
+        never_taught: Items about invented entities.
     """
     try:
         pairs = {
             "forget": _pairs(tokenizer, forget, config, "forget"),
-            "never_taught": _pairs(tokenizer, never, config, "never taught"),
+            "never_taught": _pairs(tokenizer, never_taught, config, "never taught"),
         }
         with models["original"].loaded(device) as model:
-            base, kept, figures = _base(model, pairs, config, progress)
+            base, mass, figures = _base(model, pairs, config, progress)
     except InputError as error:
         return AxisResult(NAME, QUESTION, "no_power", notes=(str(error), *notes))
-    others = {role: each for role, each in models.items() if role != "original"}
+    others = {role: audited for role, audited in models.items() if role != "original"}
     tables: dict[str, np.ndarray] = {}
-    for role, subject in others.items():
+    for role, audited in others.items():
         try:
-            with subject.loaded(device) as model:
-                found = _scores(model, role, base, pairs, progress)
+            with audited.loaded(device) as model:
+                scores_by_part = _scores(model, role, base, pairs, progress)
         except InputError as error:
-            # A model whose logits are no numbers, for one.
+            # For example, a model with non-finite logits.
             text = f"{role}: {error}"
             return AxisResult(NAME, QUESTION, "error", notes=(text, *notes))
-        for (part, readout), scores in found.items():
+        for (part, readout), scores in scores_by_part.items():
             table = scores.by_entity()
             forgotten = part == "forget"
-            kept[role, part, readout] = base.mass_kept(table, forgotten)
+            mass[role, part, readout] = base.mass_kept(table, forgotten)
             figures[f"{role}, {part}, {readout}"] = base.divergence(table, forgotten)
             if (role, part, readout) == ("unlearned", "forget", "native"):
                 tables[role] = table
-    told = _details(base, pairs, figures, tables["unlearned"])
+    details = _details(base, pairs, figures, tables["unlearned"])
     left = len(pairs["forget"].skipped)
     extra = [f"{left} prompts of forgotten items could not be paired."] * (left > 0)
     result = judge(
-        CircuitMass(kept, [c.measured.faithfulness for c in base.circuits]),
+        CircuitMass(mass, [c.measured.faithfulness for c in base.circuits]),
         config,
         MIN_FAITHFULNESS,
     )
@@ -169,10 +164,10 @@ def run_circuit(
         readings=result.readings,
         controls=result.controls,
         n_entities=2 * len(base.half),
-        details=result.details | told,
+        details=result.details | details,
         notes=(
             *result.notes,
-            *_heads_in_words(told["copy_suppression"]),
+            *_heads_in_words(details["copy_suppression"]),
             *extra,
             *([base.note] if base.note else []),
             *notes,
@@ -183,20 +178,16 @@ def run_circuit(
 def _pairs(
     tokenizer: PreTrainedTokenizerBase, items: ItemSet, config: AuditConfig, name: str
 ) -> PromptPairs:
-    """Pairs within couples of one set: what was forgotten is so on both sides.
+    """Prompt pairs within one set, so that both entities of a pair have the same status.
 
-    A pair speaks of both its entities, so couples are the unit from here on.
+    A pair is about both entities, so the couple is the statistical unit from here on.
     """
     spare = min((len(item.paraphrases) for item in items), default=0)
     more = min(spare, MAX_WORDINGS - 1, config.budget.prompts_per_item - 1)
     rng = numpy_rng(config.seed, NAME, "pairs", name)
     partners = pair_entities(tokenizer, items, rng)
     pairs = pair_items(
-        tokenizer,
-        items,
-        rng,
-        prompt_indices=(None, *range(more)),
-        partners=partners,
+        tokenizer, items, rng, prompt_indices=(None, *range(more)), partners=partners
     )
     names = (" and ".join(sorted((e, partners[e]))) for e in pairs.entities)
     return replace(pairs, entities=tuple(names))
@@ -212,7 +203,7 @@ def _base(
     dict[tuple[str, str, str], np.ndarray],
     dict[str, dict[str, float]],
 ]:
-    """The original's circuits, and what it keeps of them itself."""
+    """The original's circuits, with its own circuit mass and CAD figures."""
     anatomy = find_structure(model)
     forget = pairs["forget"]
     names = list(dict.fromkeys(forget.entities))
@@ -259,7 +250,7 @@ def _base(
     invented = score_edges(
         model, pairs["never_taught"], structure=anatomy, progress=progress
     ).by_entity()
-    kept = {
+    mass = {
         ("original", "forget", "native"): base.mass_kept(table, True),
         ("original", "never_taught", "native"): base.mass_kept(invented, False),
     }
@@ -267,7 +258,7 @@ def _base(
         "original, forget, native": base.divergence(table, True),
         "original, never_taught, native": base.divergence(invented, False),
     }
-    return base, kept, figures
+    return base, mass, figures
 
 
 def _scores(
@@ -281,30 +272,37 @@ def _scores(
     anatomy = find_structure(model)
     block = last_block(anatomy)
     parts = ["forget"] if role.startswith("reference") else ["forget", "never_taught"]
-    # The plant is a control of one reading: with the original's last block in place of
-    # the one that was planted, nothing would be left to find.
+    # The suppression is planted in the last block, so it is a control of one reading only:
+    # with the original's last block nothing would be left to find.
     readouts = (TRANSPLANTED,) if role == "planted" else tuple(TITLES)
-    found = {}
+    scores = {}
     for readout in readouts:
-        whole = readout == LAST_BLOCK
-        with temporarily_replaced(block, base.last_block) if whole else nullcontext():
+        with_block = readout == LAST_BLOCK
+        with (
+            temporarily_replaced(block, base.last_block)
+            if with_block
+            else nullcontext()
+        ):
             for part in parts:
-                found[part, readout] = score_edges(
+                scores[part, readout] = score_edges(
                     model,
                     pairs[part],
                     readout=None if readout == "native" else base.readout,
                     structure=anatomy,
                     progress=progress,
                 )
-    return found
+    return scores
 
 
-def _heads_in_words(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
-    """A sentence where heads that work against the answer came or went."""
+def _heads_in_words(
+    heads_by_role: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> list[str]:
+    """A note on heads whose direct effect against the answer appeared or disappeared."""
     before, after = (
-        {each["head"] for each in found[role]} for role in ("original", "unlearned")
+        {head["head"] for head in heads_by_role[role]}
+        for role in ("original", "unlearned")
     )
-    told = [
+    parts = [
         f"{', '.join(sorted(heads))} ({words})"
         for heads, words in (
             (after - before, "only in the candidate"),
@@ -313,9 +311,9 @@ def _heads_in_words(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[st
         )
         if heads
     ]
-    if not told:
+    if not parts:
         return []
-    return [f"Heads that work against the answer: {'; '.join(told)}."]
+    return [f"Heads that work against the answer: {'; '.join(parts)}."]
 
 
 def _details(
@@ -324,17 +322,17 @@ def _details(
     figures: dict[str, dict[str, float]],
     candidate: np.ndarray,
 ) -> dict[str, Any]:
-    """JSON-ready: circuits, CAD's figures, the edges that lost most, heads."""
+    """JSON-ready: circuits, CAD figures, edges with the largest loss, heads."""
     graph = base.scores.graph
     before, after = base.scores.mean, candidate.mean(0)
     chosen = base.circuits[0].edge_mask | base.circuits[1].edge_mask
     loss = np.where(chosen, np.abs(before) - np.sign(before) * after, -np.inf)
-    worst = [place for place in np.argsort(-loss)[:20].tolist() if chosen[place]]
+    worst = [edge for edge in np.argsort(-loss)[:20].tolist() if chosen[edge]]
     drop = float(base.scores.clean.mean() - base.scores.corrupt.mean())
     return {
         "method": base.scores.method,
         "metric": base.scores.metric,
-        "pairs": {name: len(each) for name, each in pairs.items()},
+        "pairs": {name: len(part_pairs) for name, part_pairs in pairs.items()},
         "edges": graph.n_edges,
         "circuits": [
             {"edges": int(c.edge_mask.sum()), **asdict(c.measured)}
@@ -343,11 +341,11 @@ def _details(
         "cad": figures,
         "edges_that_lost_most": [
             {
-                "edge": graph.edges[place],
-                "original": float(before[place]),
-                "unlearned": float(after[place]),
+                "edge": graph.edges[edge],
+                "original": float(before[edge]),
+                "unlearned": float(after[edge]),
             }
-            for place in worst
+            for edge in worst
         ],
         "copy_suppression": {
             "original": copy_suppression(graph, base.scores.by_entity(), drop),

@@ -1,4 +1,4 @@
-"""From circuit mass kept, couple by couple, to readings, controls and a status."""
+"""From circuit mass per couple to readings, controls and a status."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,8 +8,9 @@ import numpy as np
 from scipy import stats
 
 from attribution.circuits.graph import EdgeGraph
-from audits.axes.status import planted_control, status_from_readings
+from audits.axes.judgement import planted_control, status_from_readings
 from audits.core.config import AuditConfig
+from audits.core.context import reference_roles
 from evidence.hypothesis_tests import paired_max_test, unpaired_max_test
 from evidence.intervals import Interval
 from evidence.results import MIN_RANGE, Control, Reading, Status
@@ -22,10 +23,10 @@ TITLES = {
     LAST_BLOCK: "circuit mass kept, original's last block and readout",
     "native": "circuit mass kept, own readout",
 }
-# Below this distance between original and floor a residual would be noise over noise.
+# Minimum distance of ceiling and floor: below it, a residual is noise divided by noise.
 MIN_SPAN = 0.25
-# A head is named where its direct effect against the answer is this share of what
-# corrupting the whole prompt does to the original.
+# A head is listed where its direct effect against the answer is at least this share of the
+# effect of corrupting the whole prompt in the original.
 MIN_EFFECT_SHARE = 0.05
 RESAMPLES = 2000
 
@@ -34,11 +35,11 @@ MassKey = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class CircuitMass:
-    """What was measured.
+    """Measured circuit mass.
 
     Attributes:
-        values: (couple,) mass kept by each two entities paired with each other, by
-            role, part ("forget" or "never_taught") and readout.
+        values: (couple,) mass kept of each pair of entities, by role, part ("forget" or
+            "never_taught") and readout.
         faithfulness: Of each circuit, under real ablation.
     """
 
@@ -48,7 +49,7 @@ class CircuitMass:
 
 @dataclass(frozen=True)
 class AxisJudgement:
-    """The axis but for its name and what was measured on the way."""
+    """The axis result without its name and the measured details."""
 
     status: Status
     readings: tuple[Reading, ...]
@@ -60,12 +61,10 @@ class AxisJudgement:
 def judge(
     mass: CircuitMass, config: AuditConfig, min_faithfulness: float
 ) -> AxisJudgement:
-    """Controls, readings and status.
+    """Compute controls, readings and status.
 
     Args:
-        mass: What was measured.
-        config: Settings.
-        min_faithfulness: Share of the answer that a circuit must carry.
+        min_faithfulness: Minimum share of the metric that a circuit must keep.
     """
     controls = _controls(mass, config, min_faithfulness)
     power = controls[0]
@@ -92,13 +91,13 @@ def judge(
     )
 
 
-def _controls(kept: CircuitMass, config: AuditConfig, faithful: float) -> list[Control]:
+def _controls(mass: CircuitMass, config: AuditConfig, faithful: float) -> list[Control]:
     alpha = config.rule.alpha
-    known = kept.values["original", "forget", "native"]
-    never = kept.values["original", "never_taught", "native"]
-    span = float(known.mean() - never.mean())
-    test = _unpaired(known, never, config, "original")
-    found = [
+    known_mass = mass.values["original", "forget", "native"]
+    never_taught_mass = mass.values["original", "never_taught", "native"]
+    span = float(known_mass.mean() - never_taught_mass.mean())
+    test = _unpaired(known_mass, never_taught_mass, config, "original")
+    controls = [
         Control(
             "the original's circuit carries its answers beyond never-taught ones",
             test.p_value,
@@ -107,32 +106,32 @@ def _controls(kept: CircuitMass, config: AuditConfig, faithful: float) -> list[C
         ),
         Control(
             "the circuit carries the answers when nothing else does",
-            float(min(kept.faithfulness)),
+            float(min(mass.faithfulness)),
             f"faithfulness at least {faithful} under real ablation",
-            min(kept.faithfulness) >= faithful,
+            min(mass.faithfulness) >= faithful,
         ),
         Control(
             "the circuit of one half carries the other half's answers",
-            float(known.mean()),
+            float(known_mass.mean()),
             "at least 0.5 of its mass",
-            bool(known.mean() >= 0.5),
+            bool(known_mass.mean() >= 0.5),
         ),
         Control(
             "never-taught answers are not carried by the original's circuit",
-            float(never.mean()),
+            float(never_taught_mass.mean()),
             "below 0.25 either way",
-            bool(abs(never.mean()) < 0.25),
+            bool(abs(never_taught_mass.mean()) < 0.25),
         ),
     ]
-    if ("planted", "forget", TRANSPLANTED) in kept.values:
+    if ("planted", "forget", TRANSPLANTED) in mass.values:
         test = _unpaired(
-            kept.values["planted", "forget", TRANSPLANTED],
-            kept.values["planted", "never_taught", TRANSPLANTED],
+            mass.values["planted", "forget", TRANSPLANTED],
+            mass.values["planted", "never_taught", TRANSPLANTED],
             config,
             "planted",
         )
-        found.append(planted_control(test.p_value, alpha))
-    return found
+        controls.append(planted_control(test.p_value, alpha))
+    return controls
 
 
 def _unpaired(x: np.ndarray, y: np.ndarray, config: AuditConfig, *names: str):
@@ -141,25 +140,27 @@ def _unpaired(x: np.ndarray, y: np.ndarray, config: AuditConfig, *names: str):
     return unpaired_max_test(x[:, None], y[:, None], rng, permutations)
 
 
-def _readings(kept: CircuitMass, config: AuditConfig) -> list[Reading]:
-    """Every way to read out, against references if there are any, and never-taught."""
-    references = sorted({r for r, _, _ in kept.values if r.startswith("reference")})
+def _readings(mass: CircuitMass, config: AuditConfig) -> list[Reading]:
+    """One reading a readout, against references (if any) and never-taught items."""
+    references = sorted(reference_roles({role for role, _, _ in mass.values}))
     kinds = ["reference", "never_taught"] if references else ["never_taught"]
     readings = []
     for kind in kinds:
         for readout, title in TITLES.items():
             if kind == "reference":
-                each = [kept.values[role, "forget", readout] for role in references]
-                floor = np.mean(each, axis=0)
+                reference_mass = [
+                    mass.values[role, "forget", readout] for role in references
+                ]
+                floor = np.mean(reference_mass, axis=0)
             else:
-                floor = kept.values["unlearned", "never_taught", readout]
+                floor = mass.values["unlearned", "never_taught", readout]
             second = references and kind == "never_taught"
             readings.append(
                 _reading(
                     f"{title}, against never-taught items" if second else title,
-                    kept.values["unlearned", "forget", readout],
+                    mass.values["unlearned", "forget", readout],
                     floor,
-                    kept.values["original", "forget", "native"],
+                    mass.values["original", "forget", "native"],
                     kind,
                     config,
                 )
@@ -175,10 +176,10 @@ def _reading(
     kind: str,
     config: AuditConfig,
 ) -> Reading:
-    """One comparison; couples are resampled, those of one model's forget set alike.
+    """One comparison, with couples as the bootstrap unit; paired where both share couples.
 
-    Intervals are those of Student's t around the figure, with the standard error of
-    the bootstrap: percentiles of a handful of couples would be too narrow.
+    Intervals are Student t intervals around the estimate with the bootstrap standard error:
+    bootstrap percentiles of a handful of couples would be too narrow.
     """
     paired = kind == "reference"
     rng = numpy_rng(config.seed, "circuit", kind, name)
@@ -197,17 +198,19 @@ def _reading(
 
     count, others = len(candidate), len(floor)
     rows = rng.integers(count, size=(RESAMPLES, count))
-    again = rows if paired else rng.integers(others, size=(RESAMPLES, others))
-    drawn = residual(candidate[rows], floor[again], ceiling[rows])
-    least = min(count, others)
-    correction = np.sqrt(least / (least - 1))
-    centre = float(residual(candidate, floor, ceiling))
-    half = float(drawn.std() * correction * stats.t.ppf(0.95, least - 1))
+    floor_rows = rows if paired else rng.integers(others, size=(RESAMPLES, others))
+    drawn = residual(candidate[rows], floor[floor_rows], ceiling[rows])
+    smallest = min(count, others)
+    correction = np.sqrt(smallest / (smallest - 1))
+    center = float(residual(candidate, floor, ceiling))
+    residual_half_width = float(
+        drawn.std() * correction * stats.t.ppf(0.95, smallest - 1)
+    )
     span = max(float(ceiling.mean() - floor.mean()), MIN_RANGE)
     mean = float(candidate.mean())
     error = candidate.std(ddof=1) / np.sqrt(count)
-    reach = float(error * stats.t.ppf(0.975, count - 1))
-    interval: Interval = (mean - reach, mean + reach)
+    half_width = float(error * stats.t.ppf(0.975, count - 1))
+    interval: Interval = (mean - half_width, mean + half_width)
     column = {
         "name": "circuit",
         "used": True,
@@ -216,7 +219,10 @@ def _reading(
         "floor": float(floor.mean()),
         "ceiling": float(ceiling.mean()),
         "difference": mean - float(floor.mean()),
-        "tost": [(centre - half) * span, (centre + half) * span],
+        "tost": [
+            (center - residual_half_width) * span,
+            (center + residual_half_width) * span,
+        ],
         "p_value": test.p_value,
     }
     return Reading(
@@ -226,8 +232,8 @@ def _reading(
         floor=float(floor.mean()),
         floor_kind=kind,
         ceiling=float(ceiling.mean()),
-        residual=centre,
-        residual_interval=(centre - half, centre + half),
+        residual=center,
+        residual_interval=(center - residual_half_width, center + residual_half_width),
         p_value=test.p_value,
         p_below=test.p_below,
         smallest_p=test.smallest_p,
@@ -239,17 +245,17 @@ def _reading(
 def _status(
     readings: Sequence[Reading], controls: Sequence[Control], config: AuditConfig
 ) -> tuple[Status, list[str]]:
-    """Retained, absent, or why neither can be said.
+    """Decide between retained, absent and neither.
 
-    Beyond the floor is not enough: the original's readout was itself trained on the
-    forgotten entities, and brings a little of them to a model that never knew.
+    A reading beyond the floor is not enough: the original's readout was itself trained on the
+    forgotten entities and gives a model that never knew them a small advantage.
     """
     planted = [c.name for c in controls if "planted" in c.name and not c.passed]
     failed = [c.name for c in controls if not c.passed and c.name not in planted]
     if failed:
         return "control_failed", [f"Control failed: {name}." for name in failed]
-    # Couples are half as many as entities, too few for the level of a verdict; this
-    # axis makes none.
+    # There are half as many couples as entities, too few for the level of a verdict, and this
+    # axis decides none.
     rule = config.rule
     return status_from_readings(
         readings[: len(TITLES)], rule, failed=planted, alpha=rule.alpha
@@ -261,26 +267,25 @@ def copy_suppression(
 ) -> list[dict[str, Any]]:
     """Heads whose direct effect on the logits works against the answer.
 
-    Those where corrupting the edge into the logits *raises* the metric, by at least
-    ``MIN_EFFECT_SHARE`` of ``drop`` and surely so over couples (Bonferroni over heads). Named
-    after copy suppression (McDougall et al., arXiv 2310.04625).
+    A head is listed where corrupting its edge into the logits *raises* the metric by at least
+    ``MIN_EFFECT_SHARE`` times ``drop``, significantly over couples (one-sided t, Bonferroni over
+    heads). Named after copy suppression (McDougall et al., arXiv 2310.04625).
 
     Args:
-        graph: The edges.
         scores: (couple, edge).
-        drop: What corrupting the whole prompt takes from the original's metric.
+        drop: Fall of the original's metric when the whole prompt is corrupted.
     """
     into = graph.edges_into(len(graph.readers) - 1)
     direct = scores[:, into]
     heads = [p for p, name in enumerate(graph.writers) if name.startswith("head.")]
-    found = []
-    for place in heads:
-        values = direct[:, place]
+    suppressors = []
+    for head in heads:
+        values = direct[:, head]
         mean = float(values.mean())
         error = float(values.std(ddof=1) / np.sqrt(len(values)))
         level = stats.t.ppf(1 - 0.05 / len(heads), len(values) - 1)
         if mean >= MIN_EFFECT_SHARE * drop and mean > level * error:
-            found.append(
-                {"head": graph.writers[place], "effect": mean, "share": mean / drop}
+            suppressors.append(
+                {"head": graph.writers[head], "effect": mean, "share": mean / drop}
             )
-    return sorted(found, key=lambda each: -each["effect"])
+    return sorted(suppressors, key=lambda entry: -entry["effect"])

@@ -1,4 +1,4 @@
-"""Do concept vectors write their answers, and what became of the value vectors?"""
+"""Writing with concept vectors, and the survival of the answers' value vectors."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from attribution.value_vectors.survival import random_traces, trace_survival
 from audits.axes.decodability.tasks import Task
 from audits.axes.decodability.text_probes import ProbingData
 from audits.core.config import AuditConfig
-from audits.core.subjects import AuditedModel
+from audits.core.context import AuditedModel
 from capture.data.items import Item, normalize_text
 from capture.data.tokenization import encode, skip_joining_space
 from capture.network.sites import find_sites
@@ -26,19 +26,19 @@ from probes.concepts.vectors import ConceptVectors
 AXIS = "concept"
 STRENGTHS = (1.0, 2.0, 4.0)
 MIN_WRITTEN_SHARE = 0.9
-"""Share of answers the original must be made to say before a strength is enough."""
+"""The search for a strength stops where the original gives this share of the answers."""
 MAX_ENTITIES = 24
-"""Entities whose prompts are written into, a part."""
+"""Entities of each part whose prompts are steered."""
 
 
 @dataclass(frozen=True)
 class WriteTargets:
-    """Questions of one relation, each with an answer of that relation.
+    """Questions of one relation, each with a target answer of that relation.
 
     Attributes:
-        task: Number of the task.
+        task: Index of the task.
         prompts: (row,) questions.
-        targets: (row,) class to be written or taken away.
+        targets: (row,) class to write or to ablate.
     """
 
     task: int
@@ -54,25 +54,28 @@ def write_targets(
     *,
     own_answers: bool = False,
 ) -> list[WriteTargets]:
-    """For each entity of a part and relation one question and another's answer.
+    """For each entity and relation of a part, one question and another entity's answer.
 
-    Relations whose classes no model says as they are spelled are left out.
+    Relations are skipped whose classes are not what a model's answer begins with.
 
-    With ``own_answers`` the answer is the entity's own.
+    Args:
+        own_answers: Use the entity's own answer instead.
     """
-    dealt = []
+    targets_by_task = []
     for number, task in enumerate(tasks):
         if task.form == "unique" or not task.writable:
             continue
         texts = task.parts[part]
         rows = [texts.entities.index(name) for name in dict.fromkeys(texts.entities)]
-        rows = [rows[at] for at in sorted(rng.permutation(len(rows))[:max_entities])]
+        rows = [
+            rows[entity] for entity in sorted(rng.permutation(len(rows))[:max_entities])
+        ]
         steps = 0 if own_answers else rng.integers(1, task.n_classes, len(rows))
         targets = (texts.labels[rows] + steps) % task.n_classes
-        dealt.append(
+        targets_by_task.append(
             WriteTargets(number, tuple(texts.prompts[row] for row in rows), targets)
         )
-    return dealt
+    return targets_by_task
 
 
 def write_rate(
@@ -87,31 +90,30 @@ def write_rate(
     *,
     rng: np.random.Generator | None = None,
 ) -> float:
-    """Share of questions at which an added concept vector makes its answer the first.
+    """Share of questions at which an added concept vector makes its answer rank first.
 
-    The vector of another's answer is added where the prompt ends; the answer counts
-    as written when its first token then outranks those of all other answers of the
-    relation. Nothing here asks what a model knows of anyone.
+    The vector of another entity's answer is added at the last prompt token. The answer counts
+    as written when its first token outranks those of all other answers of the relation. No
+    knowledge about any entity is needed for this.
 
     Args:
-        model: Any model of the audit.
-        tokenizer: Its tokenizer.
-        tasks: The tasks.
-        targets: Questions and answers to write.
+        targets: Questions with the answers to write.
         vectors: One set a task.
-        site: Its number among the sites of the vectors.
-        name: Its name.
-        strength: Multiples of the gap between the means.
-        rng: Draws directions at random instead, of the same length: the control.
+        site: Index of the site among those of the vectors.
+        name: Name of that site.
+        strength: In units of the gap between class means.
+        rng: Use random directions of equal norm instead: the control.
     """
     hits = []
     for deal in targets:
-        found = vectors[deal.task]
-        push = found.vectors[site, deal.targets]
+        concept_vectors = vectors[deal.task]
+        steering = concept_vectors.vectors[site, deal.targets]
         if rng is not None:
-            push = _at_random(push.shape, rng)
-        push = push * strength * found.gap[site, deal.targets][:, None]
-        table = torch.from_numpy(push).float()
+            steering = _at_random(steering.shape, rng)
+        steering = (
+            steering * strength * concept_vectors.gap[site, deal.targets][:, None]
+        )
+        table = torch.from_numpy(steering).float()
 
         def add(states, rows, table=table):
             return states + table[rows].to(states)
@@ -131,32 +133,32 @@ def ablation_rate(
     *,
     rng: np.random.Generator | None = None,
 ) -> float:
-    """Share of questions still answered once the answer's concept vector is taken out.
+    """Share of questions still answered after the answer's concept vector is ablated.
 
-    Where the prompt ends, a state is moved along its own answer's vector to the mean of
-    the rows without that answer. A low share says that the direction is used.
+    At the last prompt token, the state is moved along its own answer's vector to the mean of
+    the rows without that answer. A low share means that the direction is used.
 
     Args:
-        model: Any model of the audit.
-        tokenizer: Its tokenizer.
-        tasks: The tasks.
-        targets: Questions with the answers that are taken out.
+        targets: Questions with the answers to ablate.
         vectors: One set a task.
-        site: Its number among the sites of the vectors.
-        name: Its name.
-        rng: Moves as far in directions drawn at random instead: the control.
+        site: Index of the site among those of the vectors.
+        name: Name of that site.
+        rng: Move equally far in random directions instead: the control.
     """
     hits = []
     for deal in targets:
-        found = vectors[deal.task]
-        along = found.vectors[site, deal.targets]
-        gap, middle = (each[site, deal.targets] for each in (found.gap, found.offset))
+        concept_vectors = vectors[deal.task]
+        along = concept_vectors.vectors[site, deal.targets]
+        gap, middle = (
+            values[site, deal.targets]
+            for values in (concept_vectors.gap, concept_vectors.offset)
+        )
         to = along if rng is None else _at_random(along.shape, rng)
-        tables = [torch.from_numpy(each).float() for each in (along, to)]
+        tables = [torch.from_numpy(direction).float() for direction in (along, to)]
         without = torch.from_numpy(middle - gap / 2).float()
 
         def remove(states, rows, tables=tables, without=without):
-            read, write = (each[rows].to(states) for each in tables)
+            read, write = (table[rows].to(states) for table in tables)
             size = (states * read).sum(1) - without[rows].to(states)
             return states - size[:, None] * write
 
@@ -177,13 +179,13 @@ def _first_of_all(
     deal: WriteTargets,
     edits: Mapping[str, RowEdit],
 ) -> list[bool]:
-    """(row,) does the dealt answer's first token outrank those of all others?"""
+    """(row,) whether the target answer's first token outranks those of all others."""
     classes = list(task.classes)
     # The token that begins an answer can depend on what it follows.
     starts = encode(tokenizer, [deal.prompts[0]] * len(classes), classes)
     watch = first_tokens(skip_joining_space(tokenizer, starts))
-    wanted = [classes[at] for at in deal.targets]
-    sequences = skip_joining_space(tokenizer, encode(tokenizer, deal.prompts, wanted))
+    answers = [classes[target] for target in deal.targets]
+    sequences = skip_joining_space(tokenizer, encode(tokenizer, deal.prompts, answers))
     scores = score_edited(
         model, sequences, edits, watch=watch, known_sites=find_sites(model)
     )
@@ -200,10 +202,10 @@ def choose_site_and_strength(
     mask: np.ndarray,
     targets: Sequence[WriteTargets],
 ) -> dict[str, Any]:
-    """Where and how strongly the original writes, decided on retain entities alone.
+    """Site and strength at which the original writes, chosen on retain entities alone.
 
-    The latest site that reads is tried with growing strengths, then earlier ones,
-    until nine of ten answers are written; the best otherwise.
+    Sites are tried from the last to the first, each with growing strengths, until the share in
+    ``MIN_WRITTEN_SHARE`` is reached; otherwise the best is taken.
     """
     names = list(sites)
     best: dict[str, Any] = {"rate": -1.0}
@@ -233,10 +235,8 @@ def answer_traces(
     """The value vectors that write each answer's first token.
 
     Args:
-        original: The original.
-        tokenizer: Its tokenizer.
-        answers: (prompt, answer) pairs; answers met again are left out.
-        k: Neurons an answer.
+        answers: (prompt, answer) pairs; duplicate answers are dropped.
+        k: Neurons per answer.
     """
     once = {
         normalize_text(answer): (prompt, answer) for prompt, answer in reversed(answers)
@@ -251,18 +251,18 @@ def answer_traces(
 def mean_trace_survival(
     original: nn.Module, candidate: nn.Module, traces: KnowledgeTraces, seed: int
 ) -> dict[str, float]:
-    """Means over traces of what became of them, beside as many other neurons."""
-    own = trace_survival(original, candidate, traces)
-    other = trace_survival(original, candidate, random_traces(traces, original, seed))
-    kept = own.kept_tokens[~np.isnan(own.kept_tokens)]
+    """Mean survival of value vectors in the candidate, and of as many random neurons."""
+    traced = trace_survival(original, candidate, traces)
+    random = trace_survival(original, candidate, random_traces(traces, original, seed))
+    kept_tokens = traced.kept_tokens[~np.isnan(traced.kept_tokens)]
     return {
-        "cosine": float(own.cosine.mean()),
-        "distance": float(own.distance.mean()),
-        "jaccard": float(own.jaccard.mean()),
-        "kept_tokens": float(kept.mean()) if len(kept) else 0.0,
-        "random_cosine": float(other.cosine.mean()),
-        "random_jaccard": float(other.jaccard.mean()),
-        "top": own.top,
+        "cosine": float(traced.cosine.mean()),
+        "distance": float(traced.distance.mean()),
+        "jaccard": float(traced.jaccard.mean()),
+        "kept_tokens": float(kept_tokens.mean()) if len(kept_tokens) else 0.0,
+        "random_cosine": float(random.cosine.mean()),
+        "random_jaccard": float(random.jaccard.mean()),
+        "top": traced.top,
     }
 
 
@@ -277,17 +277,17 @@ def write_report(
 ) -> dict[str, Any]:
     """Shares of answers written into retain, forgotten and never-taught prompts."""
 
-    def dealt(part: str):
+    def make_targets(part: str):
         rng = numpy_rng(config.seed, AXIS, "targets", part)
         return write_targets(probing.tasks, part, MAX_ENTITIES, rng)
 
-    parts = {part: dealt(part) for part in ("check", "forget", "never_taught")}
+    parts = {part: make_targets(part) for part in ("check", "forget", "never_taught")}
     if not any(parts.values()):
         return {}
     allowed = mask & np.array([site != "embed" for site in probing.sites])
-    found: dict[str, Any] = {}
+    report: dict[str, Any] = {}
     with models["original"].loaded(device) as model:
-        found = choose_site_and_strength(
+        report = choose_site_and_strength(
             model,
             tokenizer,
             probing.tasks,
@@ -296,33 +296,41 @@ def write_report(
             allowed,
             parts["check"],
         )
-        if "site" not in found:
+        if "site" not in report:
             return {}
         rng = numpy_rng(config.seed, AXIS, "random directions")
-        place = (found["number"], found["site"], found["strength"])
-        found["random"] = write_rate(
-            model, tokenizer, probing.tasks, parts["check"], vectors, *place, rng=rng
+        location = (report["number"], report["site"], report["strength"])
+        report["random"] = write_rate(
+            model, tokenizer, probing.tasks, parts["check"], vectors, *location, rng=rng
         )
-        own = write_targets(
+        own_targets = write_targets(
             probing.tasks,
             "check",
             MAX_ENTITIES,
             numpy_rng(config.seed, AXIS, "targets", "own"),
             own_answers=True,
         )
-        found["ablated"] = {
-            what: ablation_rate(
-                model, tokenizer, probing.tasks, own, vectors, *place[:2], rng=drawn
+        report["ablated"] = {
+            name: ablation_rate(
+                model,
+                tokenizer,
+                probing.tasks,
+                own_targets,
+                vectors,
+                *location[:2],
+                rng=drawn,
             )
-            for what, drawn in (("own vector", None), ("random direction", rng))
+            for name, drawn in (("own vector", None), ("random direction", rng))
         }
-    for role, subject in models.items():
-        with subject.loaded(device) as model:
-            found[role] = {
-                part: write_rate(model, tokenizer, probing.tasks, each, vectors, *place)
-                for part, each in parts.items()
+    for role, audited in models.items():
+        with audited.loaded(device) as model:
+            report[role] = {
+                part: write_rate(
+                    model, tokenizer, probing.tasks, targets, vectors, *location
+                )
+                for part, targets in parts.items()
             }
-    return found
+    return report
 
 
 def trace_report(
@@ -334,30 +342,30 @@ def trace_report(
     device: str,
     k: int = 5,
 ) -> dict[str, Any]:
-    """What became of the value vectors of forgotten answers, and of all others'."""
-    gone = {item.answer.casefold() for item in forget}
+    """Survival of the value vectors of forgotten answers and of all other answers."""
+    forgotten = {item.answer.casefold() for item in forget}
     sets = {
         "forgotten answers": [(item.prompt, item.answer) for item in forget],
         "other answers": [
             (item.prompt, item.answer)
             for item in retain
-            if item.answer.casefold() not in gone
+            if item.answer.casefold() not in forgotten
         ],
     }
-    found: dict[str, Any] = {"neurons": k}
+    report: dict[str, Any] = {"neurons": k}
     with models["original"].loaded(device) as original:
-        for role, subject in models.items():
+        for role, audited in models.items():
             if role == "original":
                 continue
-            with subject.loaded(device) as model:
-                found[role] = {
-                    what: mean_trace_survival(
+            with audited.loaded(device) as model:
+                report[role] = {
+                    name: mean_trace_survival(
                         original,
                         model,
                         answer_traces(original, tokenizer, pairs, k),
                         stage_seed(config.seed, AXIS, "traces"),
                     )
-                    for what, pairs in sets.items()
+                    for name, pairs in sets.items()
                     if pairs
                 }
-    return found
+    return report

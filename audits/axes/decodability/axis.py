@@ -1,8 +1,8 @@
-"""Can a linear reader of the hidden states still tell the forgotten answers?
+"""Decodability axis: can a linear probe still read the forgotten answers?
 
-Probes are fitted on retain entities and read forgotten ones, so a probe cannot have
-learned a forgotten answer. Two probes read the candidate: one fitted anew on the
-candidate's own states, and the original's, unchanged.
+Probes are fitted on retain entities and evaluated on forgotten ones, so no probe has seen a
+forgotten answer. Two probes read the candidate: one refitted on its own states, and the
+original's, unchanged.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,16 +21,17 @@ from audits.axes.decodability.text_probes import (
     read_all_states,
 )
 from audits.axes.judgement import (
-    MIN_SPAN,
     MetricComparison,
     compare_to_floors,
     informative_columns,
+    planted_control,
+    power_control,
+    status_with_controls,
+    unpaired_test,
 )
-from audits.axes.status import planted_control, status_with_controls
 from audits.core.config import AuditConfig
-from audits.core.subjects import AuditedModel
+from audits.core.context import AuditedModel, reference_roles
 from capture.activations.store import ActivationStore
-from evidence.hypothesis_tests import unpaired_max_test
 from evidence.intervals import EntityValues, average_models
 from evidence.progress import Progress
 from evidence.results import AxisResult, Control, Reading
@@ -53,18 +54,13 @@ def run_decodability(
     notes: Sequence[str],
     progress: Progress,
 ) -> AxisResult:
-    """The axis, from captured states to status.
+    """Run the axis on captured states.
 
     Args:
-        models: Models by role: "original", "unlearned", and where there are any
-            "planted" and "reference-N".
-        tokenizer: The tokenizer of all of them.
-        tasks: What to probe.
-        sites: Where; as ``capture_states`` gave them.
-        store: Where activations are kept.
-        config: Settings.
-        notes: Sentences to pass on.
-        progress: Where to show progress.
+        models: Models by role: "original", "unlearned", and where available "planted" and
+            "reference-N".
+        tasks: The probing tasks.
+        sites: As returned by ``capture_states``.
     """
     if not tasks:
         return AxisResult(NAME, QUESTION, "no_power", notes=tuple(notes))
@@ -96,21 +92,16 @@ def _judge(
     penalty: float,
     notes: Sequence[str],
 ) -> AxisResult:
-    """Controls, readings and status from the fitted probes."""
-    rule, budget = config.rule, config.budget
+    """Compute controls, readings and status from the fitted probes."""
+    rule = config.rule
     forms = sorted({task.form for task in probing.tasks})
     ceiling = probing.values("original", "original", "forget")
-    never = probing.values("original", "original", "never_taught")
-    power = unpaired_max_test(
-        ceiling.values,
-        never.values,
-        numpy_rng(config.seed, NAME, "original"),
-        budget.permutations,
-    )
-    # Only layers where the original itself is read say anything of the candidate.
-    use = informative_columns(power, rule)
+    never_taught = probing.values("original", "original", "never_taught")
+    power = unpaired_test(ceiling, never_taught, config, NAME, "original")
+    # Only layers at which the original itself is decodable are informative.
+    mask = informative_columns(power, rule)
     shuffles = average_models(
-        [probing.score(each, "original", "forget") for each in shuffled]
+        [probing.score(probes, "original", "forget") for probes in shuffled]
     )
     details = {
         "form": forms,
@@ -120,15 +111,15 @@ def _judge(
         "original_p": power.p_value,
     }
     controls = [
-        Control(
+        power_control(
             "the original is read beyond never-taught items",
-            power.p_value,
-            f"p < {rule.alpha} and at least {MIN_SPAN} apart",
-            bool(use.any()),
+            power,
+            rule.alpha,
+            bool(mask.any()),
         )
     ]
     name = "accuracy" if forms == ["shared"] else "concordance (chance 0.5)"
-    if not use.any():
+    if not mask.any():
         return AxisResult(
             NAME,
             QUESTION,
@@ -142,8 +133,8 @@ def _judge(
                 *notes,
             ),
         )
-    controls += _controls(probing, config, use, ceiling, never, shuffles)
-    readings = _readings(probing, config, use, ceiling)
+    controls += _controls(probing, config, mask, ceiling, never_taught, shuffles)
+    readings = _readings(probing, config, mask, ceiling)
     status, extra = status_with_controls(readings, controls, config.rule)
     return AxisResult(
         NAME,
@@ -161,98 +152,94 @@ def _judge(
 def _controls(
     probing: ProbingData,
     config: AuditConfig,
-    use: np.ndarray,
+    mask: np.ndarray,
     ceiling: EntityValues,
-    never: EntityValues,
+    never_taught: EntityValues,
     shuffles: EntityValues,
 ) -> list[Control]:
-    """Floor, shuffled labels, planted suppression, embedding, readable retain."""
-    alpha, permutations = config.rule.alpha, config.budget.permutations
-    # Two controls ask for a null to hold; together they may fail by luck this often.
-    by_luck = alpha / 2
+    """Controls: never-taught, shuffled labels, planted suppression, embedding, retain."""
+    alpha = config.rule.alpha
+    # Two controls require a null hypothesis to hold: each is tested at half the level.
+    null_alpha = alpha / 2
 
-    def beyond(x: EntityValues, y: EntityValues, columns: np.ndarray, name: str):
-        return unpaired_max_test(
-            x.values[:, columns],
-            y.values[:, columns],
-            numpy_rng(config.seed, NAME, name),
-            permutations,
-        )
-
-    # What the original's probes read of answers dealt anew is chance; comparing with
-    # a few fits on shuffled labels would take the luck of those few fits for it.
-    own = probing.states["original"].probes
-    dealt, chance = answer_permutation_test(
+    # Chance is the score on permuted answers. A few fits on shuffled labels would be a noisy
+    # estimate of it.
+    probes = probing.states["original"].probes
+    permuted, chance = answer_permutation_test(
         probing,
-        own,
+        probes,
         "original",
         "never_taught",
-        use,
+        mask,
         numpy_rng(config.seed, NAME, "never taught"),
-        permutations,
+        config.budget.permutations,
     )
-    spans = ceiling.mean[use] - chance
-    leak = float(dealt.difference.mean() / max(spans.mean(), 1e-9))
-    found = [
+    spans = ceiling.mean[mask] - chance
+    leak = float(permuted.difference.mean() / max(spans.mean(), 1e-9))
+    controls = [
         Control(
             "answers of never-taught items are read no better than dealt ones",
             leak,
-            f"below 0.25 of the original's excess, or p >= {by_luck}",
-            leak < 0.25 or dealt.p_value >= by_luck,
+            f"below 0.25 of the original's excess, or p >= {null_alpha}",
+            leak < 0.25 or permuted.p_value >= null_alpha,
         ),
         Control(
             "probes fitted on shuffled answers read nothing",
-            float(((shuffles.mean[use] - chance) / spans).max()),
+            float(((shuffles.mean[mask] - chance) / spans).max()),
             "below half of the original's excess",
-            bool((shuffles.mean[use] < chance + 0.5 * spans).all()),
+            bool((shuffles.mean[mask] < chance + 0.5 * spans).all()),
         ),
     ]
     if "planted" in probing.states:
-        test = beyond(
+        test = unpaired_test(
             probing.values("planted", "planted", "forget"),
             probing.values("planted", "planted", "never_taught"),
-            use,
+            config,
+            NAME,
             "planted",
+            mask=mask,
         )
-        found.append(planted_control(test.p_value, alpha))
+        controls.append(planted_control(test.p_value, alpha))
     first = np.array([site == "embed" for site in probing.sites])
     if first.any():
-        test = beyond(
+        test = unpaired_test(
             probing.values("unlearned", "unlearned", "forget"),
             probing.values("unlearned", "unlearned", "never_taught"),
-            first,
+            config,
+            NAME,
             "embedding",
+            mask=first,
         )
-        least = min(test.p_value, test.p_below)
-        found.append(
+        smaller_p = min(test.p_value, test.p_below)
+        controls.append(
             Control(
                 "the embedding layer is at the floor",
-                least,
-                f"p >= {by_luck / 2} on both sides",
-                least >= by_luck / 2,
+                smaller_p,
+                f"p >= {null_alpha / 2} on both sides",
+                smaller_p >= null_alpha / 2,
             )
         )
-    here = probing.values("unlearned", "unlearned", "check").mean[use].max()
-    there = probing.values("original", "original", "check").mean[use].max()
+    candidate = probing.values("unlearned", "unlearned", "check").mean[mask].max()
+    original = probing.values("original", "original", "check").mean[mask].max()
     base = chance.mean()
-    readable = (here - base) / max(there - base, 1e-9)
-    found.append(
+    retain_share = (candidate - base) / max(original - base, 1e-9)
+    controls.append(
         Control(
             "held-out retain entities can be read in the candidate",
-            float(readable),
+            float(retain_share),
             "at least half of the original's excess",
-            bool(readable >= 0.5),
+            bool(retain_share >= 0.5),
         )
     )
-    return found
+    return controls
 
 
 def _readings(
-    probing: ProbingData, config: AuditConfig, use: np.ndarray, ceiling: EntityValues
+    probing: ProbingData, config: AuditConfig, mask: np.ndarray, ceiling: EntityValues
 ) -> list[Reading]:
-    """Both probes against the reference (where there is one) and never-taught items."""
-    references = [role for role in probing.states if role.startswith("reference")]
-    wanted = [
+    """Both probes against references (if any) and never-taught items."""
+    references = reference_roles(probing.states)
+    comparisons = [
         MetricComparison(
             name,
             name,
@@ -266,4 +253,4 @@ def _readings(
         )
         for name, reader in ((REFITTED, "unlearned"), (UNCHANGED, "original"))
     ]
-    return compare_to_floors(NAME, wanted, probing.sites, config, use)
+    return compare_to_floors(NAME, comparisons, probing.sites, config, mask)

@@ -1,11 +1,11 @@
-"""Linear readers of a class in the states of image models.
+"""Linear probes of one class in the states of image models.
 
-The original's own reader is a linear discriminant of the class against the others,
-fitted on half of its images and read on the other half. A refitted one is made from a
-single image of the class under the covariance of the classes that stay: from many, it
-reads a class that no model ever saw just as well, since what tells the other classes
-apart tells it from them. What either gives is the share of the other classes' images
-that an image of the class outranks.
+The original's probe is a linear discriminant of the class against the others, fitted on half of
+its images and evaluated on the other half. A refitted probe is made from a single image of the
+class, whitened by the within-class covariance of the retain classes. From many images it would
+read a class that no model ever saw equally well, since the features that separate the other
+classes separate an unseen one too. The score is the share of the other classes' images that an
+image of the class outranks.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from audits.core.subjects import AuditedModel
+from audits.core.context import AuditedModel
 from audits.modalities.image_baseline import EvaluationSets, pooled_states, rank_among
 from capture.data.images import ImageSet
 from evidence.seeds import numpy_rng
@@ -24,25 +24,25 @@ from probes.concepts.directions import discriminant
 SHRINKAGE = 0.1
 SHUFFLES, DIRECTIONS = 5, 20
 SHOTS = 20
-"""Single images a refitted reader is made from, one after the other."""
+"""Number of single-image refitted probes, over which scores are averaged."""
 NEVER_TAUGHT_SHOTS = 3
 MAX_CLASSES, MIN_FIT_IMAGES, MIN_CHECK_IMAGES = 12, 4, 2
 
 States = Mapping[str, Mapping[str, np.ndarray]]
-"""Part of the cast to site to (image, d)."""
+"""Set name to site to (image, d)."""
 
 
 @dataclass(frozen=True)
 class OriginalProbes:
-    """The original's readers, site by site.
+    """The original's probes, site by site.
 
     Attributes:
-        halves: (image,) which half of the forget images each belongs to.
+        halves: (image,) half, 0 or 1, of each forget image.
         forgotten: Site to (half, d): fitted without the images of that half.
-        shuffled: Site to (shuffle, d): the same on labels dealt anew.
-        random: Site to (direction, d): fitted on nothing.
-        retained: Site to (class, d): of some of the classes that stay.
-        retained_labels: (class,) their numbers.
+        shuffled: Site to (shuffle, d): fitted on shuffled labels.
+        random: Site to (direction, d): random directions.
+        retained: Site to (class, d): probes of retain classes.
+        retained_labels: (class,) their class indices.
     """
 
     halves: np.ndarray
@@ -54,10 +54,10 @@ class OriginalProbes:
 
 
 def read_set_states(
-    subject: AuditedModel, sets: EvaluationSets, sites: list[str], device: str
+    audited: AuditedModel, sets: EvaluationSets, sites: list[str], device: str
 ) -> dict[str, dict[str, np.ndarray]]:
-    """States of every set at every site."""
-    with subject.loaded(device) as model:
+    """States of every image set at every site."""
+    with audited.loaded(device) as model:
         return {
             name: pooled_states(model, getattr(sets, name), sites)
             for name in ("forget", "fit", "check", "never")
@@ -65,108 +65,112 @@ def read_set_states(
 
 
 def all_finite(states: States) -> bool:
-    """Whether no state is NaN or infinite."""
+    """Whether all states are finite."""
     return all(np.isfinite(x).all() for part in states.values() for x in part.values())
 
 
 def fit_original_probes(
     states: States, sets: EvaluationSets, seed: int
 ) -> OriginalProbes:
-    """Fit the original's readers of the class, of others, and of nothing."""
+    """Fit the original's probes of the class, of retain classes, and the controls."""
     count = len(sets.forget)
     halves = np.zeros(count, dtype=int)
     halves[numpy_rng(seed, "decodability", "halves").permutation(count)[::2]] = 1
-    known = _common(sets)
+    retained_labels = _common(sets)
     own, shuffled, random, classes = {}, {}, {}, {}
     rng = numpy_rng(seed, "decodability", "nothing")
-    for site, mine in states["forget"].items():
-        rest = states["fit"][site]
+    for site, forget_states in states["forget"].items():
+        retain_states = states["fit"][site]
         fitted = []
         for half in (0, 1):
-            rows = np.concatenate([mine[halves != half], rest])
+            rows = np.concatenate([forget_states[halves != half], retain_states])
             marks = np.arange(len(rows)) < (halves != half).sum()
             fitted.append(_discriminants(rows, marks[None])[0])
         own[site] = np.stack(fitted)
-        rows = np.concatenate([mine, rest])
+        rows = np.concatenate([forget_states, retain_states])
         marks = np.arange(len(rows)) < count
-        dealt = np.stack([rng.permutation(marks) for _ in range(SHUFFLES)])
-        shuffled[site] = _discriminants(rows, dealt)
+        shuffled_marks = np.stack([rng.permutation(marks) for _ in range(SHUFFLES)])
+        shuffled[site] = _discriminants(rows, shuffled_marks)
         random[site] = rng.standard_normal((DIRECTIONS, rows.shape[1]))
-        classes[site] = _discriminants(rest, sets.fit.labels == known[:, None])
-    return OriginalProbes(halves, own, shuffled, random, classes, known)
+        classes[site] = _discriminants(
+            retain_states, sets.fit.labels == retained_labels[:, None]
+        )
+    return OriginalProbes(halves, own, shuffled, random, classes, retained_labels)
 
 
 def _common(sets: EvaluationSets) -> np.ndarray:
-    """Classes that stay with images enough to fit and check a reader of them."""
-    found = [
+    """Retain classes with enough images to fit and check a probe."""
+    frequent = [
         label
         for label in np.unique(sets.fit.labels)
         if (sets.fit.labels == label).sum() >= MIN_FIT_IMAGES
         and (sets.check.labels == label).sum() >= MIN_CHECK_IMAGES
     ]
-    return np.array(found[:MAX_CLASSES], dtype=np.int64)
+    return np.array(frequent[:MAX_CLASSES], dtype=np.int64)
 
 
 def _discriminants(rows: np.ndarray, marks: np.ndarray) -> np.ndarray:
-    """(concept, d) unit-free directions, one a row of ``marks`` (concept, image)."""
+    """(concept, d) discriminant directions, one a row of ``marks`` (concept, image)."""
     if len(marks) == 0:
         return np.zeros((0, rows.shape[1]))
     x = torch.from_numpy(rows)
     weight = torch.ones(len(x), dtype=torch.float64)
-    found = discriminant(x, torch.from_numpy(marks).double(), weight, SHRINKAGE)
-    return found.numpy()
+    directions = discriminant(x, torch.from_numpy(marks).double(), weight, SHRINKAGE)
+    return directions.numpy()
 
 
 def score_original_probes(
     probes: OriginalProbes, states: States, sets: EvaluationSets
 ) -> dict[str, Any]:
-    """What the original's readers find in a model's states; JSON-ready.
+    """Scores of the original's probes on a model's states; JSON-ready.
 
     Returns:
-        ``forget`` and ``never``: (image, site) shares outranked, each forget image by
-        the reader that has not seen it; ``classes``: (site,) the mean of the same over
-        other classes and their images; ``shuffled`` and ``random``: (site,) means.
+        ``forget`` and ``never``: (image, site) shares outranked, each forget image by the probe
+        that has not seen it; ``classes``: (site,) the mean of the same over retain classes and
+        their images; ``shuffled`` and ``random``: (site,) means.
     """
     columns: dict[str, list[Any]] = {
         name: [] for name in ("forget", "never", "classes", "shuffled", "random")
     }
     half = probes.halves
     for site in probes.forgotten:
-        mine, other, invented = (
+        forget_states, other, invented = (
             states[part][site] for part in ("forget", "check", "never")
         )
 
-        def shares(rows: np.ndarray, vectors: np.ndarray, other=other) -> np.ndarray:
+        def outranked(rows: np.ndarray, vectors: np.ndarray, other=other) -> np.ndarray:
             """(vector, image)."""
             found = [rank_among(rows @ each, other @ each) for each in vectors]
             return np.stack(found)
 
-        both = shares(mine, probes.forgotten[site])
-        columns["forget"].append(both[half, np.arange(len(mine))])
-        columns["never"].append(shares(invented, probes.forgotten[site]).mean(0))
-        columns["shuffled"].append(shares(mine, probes.shuffled[site]).mean())
-        columns["random"].append(shares(mine, probes.random[site]).mean())
+        by_half = outranked(forget_states, probes.forgotten[site])
+        columns["forget"].append(by_half[half, np.arange(len(forget_states))])
+        columns["never"].append(outranked(invented, probes.forgotten[site]).mean(0))
+        columns["shuffled"].append(
+            outranked(forget_states, probes.shuffled[site]).mean()
+        )
+        columns["random"].append(outranked(forget_states, probes.random[site]).mean())
         columns["classes"].append(_of_classes(probes, site, other, sets.check))
     # (site, image) becomes (image, site); means stay (site,).
-    return {name: np.array(each).T.tolist() for name, each in columns.items()}
+    return {name: np.array(column).T.tolist() for name, column in columns.items()}
 
 
 def _of_classes(
     readers: OriginalProbes, site: str, states: np.ndarray, images: ImageSet
 ) -> float:
-    found = []
+    shares = []
     for label, vector in zip(
         readers.retained_labels, readers.retained[site], strict=True
     ):
-        read, own = states @ vector, images.labels == label
-        found.append(rank_among(read[own], read[~own]).mean())
-    return float(np.mean(found)) if found else 0.5
+        projections, members = states @ vector, images.labels == label
+        shares.append(rank_among(projections[members], projections[~members]).mean())
+    return float(np.mean(shares)) if shares else 0.5
 
 
 def score_refitted_probes(
     states: States, sets: EvaluationSets, seed: int
 ) -> dict[str, Any]:
-    """What readers made from one image find; (image, site) "forget" and "never"."""
+    """Scores of single-image probes; (image, site) "forget" and "never"."""
     rng = numpy_rng(seed, "decodability", "shots")
     count = len(sets.forget)
     shots = rng.permutation(count)[:SHOTS]
@@ -176,33 +180,33 @@ def score_refitted_probes(
     groups = [(np.arange(count), shots, "forget")] + [
         (kind, kind[:NEVER_TAUGHT_SHOTS], "never") for kind in kinds if len(kind) > 1
     ]
-    # A kind of which there is one image alone has nothing to be asked about.
+    # A never-taught class with a single image cannot be scored and stays at chance.
     result = {
         part: np.full((len(getattr(sets, part)), len(states["fit"])), 0.5)
         for part in ("forget", "never")
     }
     for column, site in enumerate(states["fit"]):
-        rest, other = states["fit"][site], states["check"][site]
-        solve = _whitener(rest, sets.fit.labels)
+        fit_states, check_states = states["fit"][site], states["check"][site]
+        solve = _whitener(fit_states, sets.fit.labels)
         for members, firsts, part in groups:
             rows = states[part][site]
             total, times = np.zeros(len(members)), np.zeros(len(members))
             for shot in firsts:
-                vector = solve(rows[shot] - rest.mean(0))
-                asked = members != shot
-                total[asked] += rank_among(
-                    rows[members[asked]] @ vector, other @ vector
+                vector = solve(rows[shot] - fit_states.mean(0))
+                others = members != shot
+                total[others] += rank_among(
+                    rows[members[others]] @ vector, check_states @ vector
                 )
-                times[asked] += 1
+                times[others] += 1
             result[part][members, column] = total / np.maximum(times, 1)
     return {part: table.tolist() for part, table in result.items()}
 
 
-def _whitener(rest: np.ndarray, labels: np.ndarray):
-    """Solves with the covariance within the classes that stay, shrunk."""
-    means = {label: rest[labels == label].mean(0) for label in np.unique(labels)}
-    inner = rest - np.stack([means[label] for label in labels])
-    within = inner.T @ inner / len(rest)
+def _whitener(states: np.ndarray, labels: np.ndarray):
+    """Solve with the shrunk within-class covariance of the retain classes."""
+    means = {label: states[labels == label].mean(0) for label in np.unique(labels)}
+    centered = states - np.stack([means[label] for label in labels])
+    within = centered.T @ centered / len(states)
     ridge = SHRINKAGE * np.trace(within) / len(within)
     within = (1 - SHRINKAGE) * within
     within[np.diag_indices(len(within))] += max(ridge, 1e-12)

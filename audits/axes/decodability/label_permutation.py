@@ -1,9 +1,8 @@
-"""Would other answers have been read as well? A null made by dealing answers anew.
+"""Permutation test: are the true answers decoded better than permuted ones?
 
-A probe finds a direction, and along it all entities move together, so entities alone
-understate how far a score strays from chance by luck. Dealing the answers anew among
-the entities of a part keeps the probe and its directions and breaks nothing but which
-answer belongs to whom.
+A probe finds one direction, along which all entities move together, so resampling entities
+understates the chance deviation of a score. Permuting the answers among the entities of a part
+keeps the probe and its directions and breaks only which answer belongs to whom.
 """
 
 from collections.abc import Sequence
@@ -26,40 +25,37 @@ def answer_permutation_test(
     rng: np.random.Generator,
     n_permutations: int,
 ) -> tuple[MaxTest, np.ndarray]:
-    """Are the true answers read better than answers dealt anew to the entities?
+    """Test the true answers against answers permuted among the entities.
 
-    Exact where the answers of the entities could have been dealt in any order, as
-    those of invented ones were.
+    Exact where the entities' answers are exchangeable, as those of invented entities are.
 
     Args:
-        probing: Tasks and states.
-        probes: One a task.
+        probes: One probe a task.
         role: Role whose states are read.
-        part: Part of the tasks to read.
-        mask: (site,) which sites to look at.
-        rng: Deals.
-        n_permutations: How many.
+        part: Part of the tasks.
+        mask: (site,) mask of the sites tested.
+        n_permutations: Number of permutations.
 
     Returns:
-        The test over the sites used, its differences taken from the mean over deals,
-        and that mean (used site,).
+        The max test over the masked sites, with differences from the permutation mean, and that
+        mean (masked site,).
     """
     names = [e for task in probing.tasks for e in scored_entities(task, part)]
     counts = {name: names.count(name) for name in dict.fromkeys(names)}
     observed = np.zeros(int(mask.sum()))
     null = np.zeros((n_permutations, int(mask.sum())))
-    ways = 1
+    n_distinct = 1
     for number, (task, reader) in enumerate(zip(probing.tasks, probes, strict=True)):
         texts = task.parts[part]
         scores = reader.scores(probing.states[role].parts[number, part])[mask]
         weights = np.array([1 / counts[name] for name in texts.entities]) / len(counts)
-        deal = _permute_shared if task.form == "shared" else _permute_unique
-        true, dealt, distinct = deal(texts, scores, weights, rng, n_permutations)
+        permute = _permute_shared if task.form == "shared" else _permute_unique
+        true, permuted, distinct = permute(texts, scores, weights, rng, n_permutations)
         observed += true
-        null += dealt
-        ways *= distinct
-    centre = null.mean(0)
-    return max_test(observed - centre, null - centre, ways), centre
+        null += permuted
+        n_distinct *= distinct
+    center = null.mean(0)
+    return max_test(observed - center, null - center, n_distinct), center
 
 
 def scored_entities(task: Task, part: str) -> list[str]:
@@ -77,14 +73,14 @@ def _permute_shared(
     rng: np.random.Generator,
     deals: int,
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """Weighted hits (site,), the same under each deal, and how many deals there are.
+    """Weighted hits (site,), (permutation, site) hits, and the number of permutations.
 
-    Entities exchange their answers; all rows of one entity go together.
+    Entities exchange their answers; all rows of one entity move together.
     """
-    own = {e: int(y) for e, y in zip(part.entities, part.labels, strict=True)}
-    place = {name: index for index, name in enumerate(own)}
-    index = np.array([place[name] for name in part.entities])
-    answers = np.array(list(own.values()))
+    answer_of = {e: int(y) for e, y in zip(part.entities, part.labels, strict=True)}
+    position = {name: index for index, name in enumerate(answer_of)}
+    index = np.array([position[name] for name in part.entities])
+    answers = np.array(list(answer_of.values()))
     predicted = scores.argmax(2)
     true = (predicted == part.labels) @ weights
     null = np.empty((deals, len(scores)))
@@ -92,8 +88,10 @@ def _permute_shared(
         labels = rng.permutation(answers)[index]
         null[number] = (predicted == labels) @ weights
     counts = np.bincount(answers)
-    ways = factorial(len(answers)) // prod(factorial(int(each)) for each in counts)
-    return true, null, ways
+    n_distinct = factorial(len(answers)) // prod(
+        factorial(int(count)) for count in counts
+    )
+    return true, null, n_distinct
 
 
 def _permute_unique(
@@ -103,22 +101,22 @@ def _permute_unique(
     rng: np.random.Generator,
     deals: int,
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """As ``_deal_shared``: the entities of a block exchange their answers."""
-    found = within_entity_rank(part, scores[:, :, 0])
-    true = (weights * (part.labels == 1)) @ found
+    """As ``_deal_shared``: entities of one block exchange their answers."""
+    ranks = within_entity_rank(part, scores[:, :, 0])
+    true = (weights * (part.labels == 1)) @ ranks
     null = np.zeros((deals, len(scores)))
     orders: dict[tuple[str, ...], np.ndarray] = {}
     for group in np.unique(part.groups):
         rows = np.flatnonzero(part.groups == group)
         width = int(part.columns[rows].max()) + 1
         # Rows lie entity by entity, answer by answer.
-        table = found[rows].reshape(-1, width, found.shape[1])
-        own = part.labels[rows].reshape(-1, width).argmax(1)
+        table = ranks[rows].reshape(-1, width, ranks.shape[1])
+        true_columns = part.labels[rows].reshape(-1, width).argmax(1)
         answers = tuple(part.answers[row] for row in rows[:width])
-        if answers not in orders:  # every wording of a block is dealt alike
+        if answers not in orders:  # all paraphrases of a block share a permutation
             orders[answers] = rng.permuted(
                 np.tile(np.arange(width), (deals, 1)), axis=1
             )
         for entity, share in enumerate(weights[rows[::width]]):
-            null += share * table[entity, orders[answers][:, own[entity]]]
+            null += share * table[entity, orders[answers][:, true_columns[entity]]]
     return true, null, prod(factorial(len(answers)) for answers in orders)

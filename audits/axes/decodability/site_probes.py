@@ -1,4 +1,4 @@
-"""Linear readers of hidden states: one logistic probe a site, raw-space weights."""
+"""Linear probes of hidden states: one logistic regression a site, in raw units."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,13 +14,13 @@ from probes.splits.folds import Folds
 
 @dataclass(frozen=True)
 class SiteProbe:
-    """One fitted linear reader a site.
+    """One fitted linear probe a site.
 
     Attributes:
-        weights: (site, d_model, output) in raw activation units; one output for a
-            yes/no question, one a class otherwise.
+        weights: (site, d_model, output) in raw activation units; one output for a binary task,
+            else one a class.
         bias: (site, output).
-        uncertified: Fits that are not certified to be at their optimum, by site.
+        uncertified: Fits without a certificate of optimality, by site.
     """
 
     weights: np.ndarray
@@ -35,21 +35,18 @@ class SiteProbe:
 def fit_site_probes(
     states: np.ndarray, labels: Sequence[np.ndarray], penalty: float, progress: Progress
 ) -> list[SiteProbe]:
-    """Fit L2 logistic regression on standardised states, site by site, to its optimum.
+    """Fit L2-regularized logistic regression on standardized states, site by site.
 
-    Standardisation uses the fitting rows alone. A site whose states do not vary gets
-    zero weights: it reads nothing. What does not depend on the labels is computed once
-    a site.
+    Standardization uses the fitting rows alone. A site whose states do not vary gets zero
+    weights. Work that does not depend on the labels is shared by the label vectors.
 
     Args:
         states: (site, item, d_model), finite.
-        labels: Label vectors (item,) of class numbers, 0 to k - 1, every class present
-            in each.
-        penalty: Inverse regularisation strength (scikit-learn's C).
-        progress: Where to show progress.
+        labels: Label vectors (item,) of class indices, 0 to k - 1, every class present in each.
+        penalty: Inverse regularization strength (scikit-learn's C).
 
     Returns:
-        A reader for each label vector.
+        One probe for each label vector.
     """
     codes = torch.from_numpy(np.stack(labels).astype(np.int64))
     classes = int(codes.max()) + 1
@@ -57,27 +54,27 @@ def fit_site_probes(
     count, rows, width = states.shape
     weights = np.zeros((len(codes), count, width, outputs))
     bias = np.zeros((len(codes), count, outputs))
-    lost: list[list[UncertifiedFit]] = [[] for _ in codes]
-    every = np.ones((1, rows), dtype=bool)
-    # All rows are fitted, so scaling by all of them is scaling by the fold.
+    by_label: list[list[UncertifiedFit]] = [[] for _ in codes]
+    all_rows = np.ones((1, rows), dtype=bool)
+    # All rows are fitted, so "all" and "fold" standardization agree.
     probe = LogisticProbe(C=penalty, standardize="all")
     with progress.task("fit probes", count) as done:
-        # In float64: the deviation of equal float32 rows is not 0 but rounding.
+        # In float64: the standard deviation of equal float32 rows is not exactly 0.
         for site, x in enumerate(states.astype(np.float64)):
             if (x.std(0) > 1e-6 * max(1e-12, np.abs(x).max())).any():
-                found = probe.held_out(
+                fit = probe.held_out(
                     torch.from_numpy(x),
                     codes,
                     classes,
-                    Folds(every, ~every, "all rows"),
+                    Folds(all_rows, ~all_rows, "all rows"),
                     coefficients=True,
                 )
-                assert found.coef is not None and found.intercept is not None
-                weights[:, site] = found.coef[:, 0].transpose(1, 2).numpy()
-                bias[:, site] = found.intercept[:, 0].numpy()
-                for fit in found.uncertified:
-                    named = replace(fit, site=f"site {site}", fold=None)
-                    lost[fit.label].append(named)
+                assert fit.coef is not None and fit.intercept is not None
+                weights[:, site] = fit.coef[:, 0].transpose(1, 2).numpy()
+                bias[:, site] = fit.intercept[:, 0].numpy()
+                for loose in fit.uncertified:
+                    named = replace(loose, site=f"site {site}", fold=None)
+                    by_label[loose.label].append(named)
             done(1)
-    each = zip(weights, bias, map(tuple, lost), strict=True)
-    return [SiteProbe(*parts) for parts in each]
+    fitted = zip(weights, bias, map(tuple, by_label), strict=True)
+    return [SiteProbe(*parts) for parts in fitted]

@@ -1,14 +1,14 @@
-"""What a probe is asked: which answer (shared answers), or true or false (unique).
+"""Probing tasks: predict the answer (shared form), or true against false (unique form).
 
-*Shared answers*: several entities share each answer, so a multi-class probe fitted on
-retain entities can name the answer of a forgotten one. Codes are each somebody's own,
-but all of one length and spelled with the same few signs: then the probe names the sign
-an answer begins with. Words that happen to be of one length are not codes.
+*Shared answers*: several entities share each answer, so a multi-class probe fitted on retain
+entities can predict the answer of a forgotten one. Codes are unique to an entity, but all have
+one length and few distinct first characters: then the probe predicts the first character. Words
+that merely have equal length are not codes.
 
-*Unique answers*: every entity has its own, so no class is ever shared. The probe then
-reads the truth of statements. Entities are put in blocks and every entity of a block is
-paired with every answer of it: each answer is true once and false equally often
-*within* the block, so neither entity nor answer word tells which pairs are true.
+*Unique answers*: every entity has its own answer, so classes are never shared. The probe then
+predicts the truth of statements. Entities are grouped into blocks, and every entity of a block
+is paired with every answer of the block. Each answer is true once and false equally often
+*within* the block, so neither the entity nor the answer alone reveals the true pairs.
 """
 
 from collections import Counter
@@ -27,24 +27,24 @@ from capture.data.tokenization import encode, encode_items, skip_joining_space
 Form = Literal["shared", "unique"]
 PARTS = ("fit", "check", "forget", "never_taught")
 
-# A forgotten answer counts as shared when this many fitting entities have it too.
+# A forgotten answer counts as shared when at least this many fitting entities have it.
 MIN_SHARERS = 3
-# ... and the form is chosen when this share of forgotten items has a shared answer.
+# The shared form is used when at least this share of the forgotten items has a shared answer.
 MIN_SHARED_FRACTION = 0.8
 
 
 @dataclass(frozen=True)
 class TaskPart:
-    """Texts to read, with what is true of them.
+    """Texts to probe, with their labels.
 
     Attributes:
         prompts: (row,) text before the answer.
-        answers: (row,) answer put after it.
-        labels: (row,) class (shared) or 1 for a true statement (unique).
-        entities: (row,) entity the text is about.
-        groups: (row,) number of the block and wording (unique), else 0.
-        columns: (row,) number of the answer within the block (unique), else 0.
-        with_answer: Whether the text is read with its answer, or up to where that begins.
+        answers: (row,) answer appended to it.
+        labels: (row,) class (shared form), or 1 for a true statement (unique form).
+        entities: (row,) entity that the text is about.
+        groups: (row,) index of block and paraphrase (unique form), else 0.
+        columns: (row,) index of the answer within the block (unique form), else 0.
+        with_answer: Whether the text is read with its answer, or up to where the answer begins.
     """
 
     prompts: tuple[str, ...]
@@ -59,28 +59,27 @@ class TaskPart:
         return len(self.prompts)
 
     def encoded(self, tokenizer: PreTrainedTokenizerBase) -> Sequences:
-        """Whole texts without a marked answer: the last token is what is read."""
+        """Whole texts without a marked answer; the probe reads the last token."""
         rows = encode(tokenizer, self.prompts, self.answers)
         ids = rows.ids
         if not self.with_answer:
             starts = skip_joining_space(tokenizer, rows).answer_start
             pairs = zip(ids, starts, strict=True)
-            ids = tuple(each[:start] for each, start in pairs)
+            ids = tuple(tokens[:start] for tokens, start in pairs)
         return Sequences(ids, tuple(map(len, ids)))
 
 
 @dataclass(frozen=True)
 class Task:
-    """One relation's probing task, with the same parts for every model.
+    """The probing task of one relation, the same for every model.
 
     Attributes:
-        relation: Kind of fact.
-        form: How it is asked.
-        n_classes: Answers (shared form), or true and false.
+        form: "shared" or "unique".
+        n_classes: Number of answers (shared form), or 2.
         parts: Texts by part.
-        classes: (class,) the answers themselves, or what they begin with (shared form).
-        writable: Whether a model says a class as it is spelled: where classes are the signs
-            that answers begin with, only if these are tokens of their own.
+        classes: (class,) the answers, or their first characters (shared form).
+        writable: Whether a class can be written as it is spelled: first characters can only where
+            they are tokens of their own.
     """
 
     relation: str
@@ -92,12 +91,12 @@ class Task:
 
 
 def choose_form(forget: Sequence[Item], fit: Sequence[Item]) -> Form:
-    """Shared when most forgotten answers belong to several fitting entities too."""
-    holders: dict[str, set[str]] = {}
+    """The shared form, where most forgotten answers belong to several fitting entities too."""
+    entities_of: dict[str, set[str]] = {}
     for item in fit:
-        holders.setdefault(normalize_text(item.answer), set()).add(item.entity)
+        entities_of.setdefault(normalize_text(item.answer), set()).add(item.entity)
     shared = [
-        len(holders.get(normalize_text(item.answer), ())) >= MIN_SHARERS
+        len(entities_of.get(normalize_text(item.answer), ())) >= MIN_SHARERS
         for item in forget
     ]
     return "shared" if np.mean(shared) >= MIN_SHARED_FRACTION else "unique"
@@ -106,22 +105,20 @@ def choose_form(forget: Sequence[Item], fit: Sequence[Item]) -> Form:
 def answers_are_codes(
     items: dict[str, list[Item]], tokenizer: PreTrainedTokenizerBase
 ) -> bool:
-    """Whether the answers are codes: of one length, and first signs tell some apart.
+    """Whether the answers are codes: of one length, with shared first characters.
 
-    Words of one length are no codes: answers with letters in them need several tokens
-    each, and all as many. First signs must be shared as ``choose_form`` asks, none of
-    them by more than half of the fitting items: what is nearly always the same sign
-    tells nothing.
+    Words of equal length are not codes, so answers with letters must also have equal numbers of
+    tokens, more than one. First characters must be shared as ``choose_form`` asks, none of them
+    by more than half of the fitting items: a nearly constant character carries no information.
 
     Args:
         items: Items of one relation by part.
-        tokenizer: Splits the answers.
     """
-    every = [item for part in items.values() for item in part]
-    if len({len(item.answer) for item in every}) != 1 or not items["fit"]:
+    all_items = [item for part in items.values() for item in part]
+    if len({len(item.answer) for item in all_items}) != 1 or not items["fit"]:
         return False
-    if any(sign.isalpha() for item in every for sign in item.answer):
-        lengths = {len(answer) for answer in _answer_tokens(tokenizer, every)}
+    if any(character.isalpha() for item in all_items for character in item.answer):
+        lengths = {len(answer) for answer in _answer_tokens(tokenizer, all_items)}
         if len(lengths) != 1 or lengths == {1}:
             return False
     first = {
@@ -139,9 +136,9 @@ def answers_are_codes(
 def _answer_tokens(
     tokenizer: PreTrainedTokenizerBase, items: Sequence[Item]
 ) -> list[tuple[int, ...]]:
-    """Each answer's tokens, less a joining space that is a token of its own."""
+    """Tokens of each answer, without a joining space that is its own token."""
     rows = skip_joining_space(tokenizer, encode_items(tokenizer, items))
-    return [ids[at:] for ids, at in zip(rows.ids, rows.answer_start, strict=True)]
+    return [ids[start:] for ids, start in zip(rows.ids, rows.answer_start, strict=True)]
 
 
 def make_tasks(
@@ -153,18 +150,17 @@ def make_tasks(
     block_size: int,
     rng: np.random.Generator,
 ) -> tuple[list[Task], list[str]]:
-    """One task a relation that has enough items in every part.
+    """One task for each relation with enough items in every part.
 
     Args:
         sets: Items by part ("fit", "check", "forget", "never_taught").
-        tokenizer: Splits answers.
-        wordings: Wordings a question is asked in (shared form).
-        statement_wordings: Wordings a statement is built from (unique form).
-        block_size: Answers an entity is paired with (unique form).
+        wordings: Prompts per item (shared form).
+        statement_wordings: Prompts per statement (unique form).
+        block_size: Answers each entity is paired with (unique form).
         rng: Draws the blocks.
 
     Returns:
-        The tasks, and sentences about relations left out.
+        The tasks, and notes on relations that were left out.
     """
     relations = tuple(dict.fromkeys(item.relation for item in sets["forget"]))
     tasks, notes = [], []
@@ -205,12 +201,12 @@ def _first_sign(answer: str) -> str:
 def _begin_with_a_sign(
     items: dict[str, list[Item]], tokenizer: PreTrainedTokenizerBase
 ) -> bool:
-    """Whether each answer's first token is its first sign and no more."""
-    every = [item for part in items.values() for item in part]
-    answers = _answer_tokens(tokenizer, every)
+    """Whether the first token of every answer is its first character alone."""
+    all_items = [item for part in items.values() for item in part]
+    answers = _answer_tokens(tokenizer, all_items)
     return all(
         str(tokenizer.decode([tokens[0]])).strip() == item.answer[0]
-        for item, tokens in zip(every, answers, strict=True)
+        for item, tokens in zip(all_items, answers, strict=True)
     )
 
 
@@ -220,7 +216,7 @@ def _shared(
     wordings: int,
     kind: Callable[[str], str],
 ) -> Task:
-    """The task of naming an answer's kind: itself, or the sign it begins with."""
+    """The task of predicting the answer, or its first character (``kind``)."""
     spelled = {
         normalize_text(kind(i.answer)): kind(i.answer) for i in reversed(items["fit"])
     }
@@ -228,17 +224,17 @@ def _shared(
     parts = {}
     for name, members in items.items():
         questions: Questions = build_questions(members, wordings)
-        kept = questions.select(
+        selected = questions.select(
             [normalize_text(kind(a)) in classes for a in questions.answers]
         )
-        zeros = np.zeros(len(kept), dtype=int)
+        zeros = np.zeros(len(selected), dtype=int)
         parts[name] = TaskPart(
-            prompts=kept.prompts,
-            answers=tuple(kept.answers),
+            prompts=selected.prompts,
+            answers=tuple(selected.answers),
             labels=np.array(
-                [classes[normalize_text(kind(a))] for a in kept.answers], dtype=int
+                [classes[normalize_text(kind(a))] for a in selected.answers], dtype=int
             ),
-            entities=tuple(kept.entities),
+            entities=tuple(selected.entities),
             groups=zeros,
             columns=zeros,
             with_answer=False,
@@ -264,7 +260,7 @@ def _unique(
 def _statements(
     items: list[Item], wordings: int, block: int, rng: np.random.Generator
 ) -> TaskPart:
-    """Every entity of a block with every answer of the block, in each wording."""
+    """Every entity of a block with every answer of the block, for each paraphrase."""
     prompts, answers, labels, entities, groups, columns = [], [], [], [], [], []
     group = 0
     for members in make_blocks(items, block, rng):
@@ -295,80 +291,75 @@ def _statements(
 def make_blocks(
     items: Sequence[Item], size: int, rng: np.random.Generator
 ) -> list[list[Item]]:
-    """Items in blocks of about ``size``; no entity and no answer twice in a block.
+    """Group items into blocks of about ``size`` without repeated entities or answers.
 
-    Items that fit in no block of two or more are left out.
+    Items that fit in no block of two or more are dropped.
     """
-    order = [items[place] for place in rng.permutation(len(items))]
-    wanted = max(1, len(order) // size)
-    found: list[list[Item]] = []
+    order = [items[position] for position in rng.permutation(len(items))]
+    n_blocks = max(1, len(order) // size)
+    groups: list[list[Item]] = []
     for item in order:
         fitting = [
             members
-            for members in found
+            for members in groups
             if all(
-                other.entity != item.entity
-                and normalize_text(other.answer) != normalize_text(item.answer)
-                for other in members
+                member.entity != item.entity
+                and normalize_text(member.answer) != normalize_text(item.answer)
+                for member in members
             )
         ]
         open_to = [members for members in fitting if len(members) < size]
         if open_to:
             min(open_to, key=len).append(item)
-        elif len(found) < wanted or not fitting:
-            found.append([item])
+        elif len(groups) < n_blocks or not fitting:
+            groups.append([item])
         else:
             min(fitting, key=len).append(item)
-    return [members for members in found if len(members) > 1]
+    return [members for members in groups if len(members) > 1]
 
 
 def row_scores(task: Task, part: TaskPart, scores: np.ndarray) -> np.ndarray:
-    """How well each row's question was answered, site by site.
+    """Score of each row, site by site.
 
     Args:
-        task: The task.
-        part: The part that was read.
         scores: (site, row, output) decision values.
 
     Returns:
-        (row, site) in [0, 1]. Shared: 1 where the right answer scores highest.
-        Unique: the row of a true statement as in ``within_entity_rank``; rows of false ones
-        are NaN.
+        (row, site) in [0, 1]. Shared form: 1 where the right answer scores highest. Unique
+        form: true statements as in ``within_entity_rank``, false ones NaN.
     """
     if task.form == "shared":
         return (scores.argmax(2) == part.labels).T.astype(float)
-    found = within_entity_rank(part, scores[:, :, 0])
-    return np.where((part.labels == 1)[:, None], found, np.nan)
+    ranks = within_entity_rank(part, scores[:, :, 0])
+    return np.where((part.labels == 1)[:, None], ranks, np.nan)
 
 
 def within_entity_rank(part: TaskPart, values: np.ndarray) -> np.ndarray:
-    """Where each statement stands among those about its entity (unique form).
+    """Within-entity rank of each statement (unique form): a rank AUC with chance 0.5.
 
     Args:
-        part: The part that was read.
         values: (site, row) decision values.
 
     Returns:
-        (row, site): the share of the other statements about the same entity, in the
-        same wording, that score lower, after each answer's mean over its block is
-        taken off, so that a liking for the answer word cannot count. Ties count one
-        half; chance is 0.5, and exactly the mean over an entity's statements.
+        (row, site): the share of the other statements about the same entity, for the same
+        paraphrase, that score lower. Each answer's mean over its block is subtracted first,
+        which removes answer-frequency bias. Ties count one half, so the mean over an entity's
+        statements is exactly 0.5.
     """
     result = np.zeros((len(part), len(values)))
     names = np.array(part.entities)
     for group in np.unique(part.groups):
         rows = np.flatnonzero(part.groups == group)
-        here = values[:, rows].copy()
+        centered = values[:, rows].copy()
         for column in np.unique(part.columns[rows]):
             same = part.columns[rows] == column
-            here[:, same] -= here[:, same].mean(1, keepdims=True)
-        # Statements that tie up to rounding (a site that sees only the answer) are
-        # ties, not evidence.
-        tie = 1e-6 * np.maximum(np.abs(values[:, rows]).max(1), 1e-12)
+            centered[:, same] -= centered[:, same].mean(1, keepdims=True)
+        # Differences at rounding level (a site that sees only the answer) count as ties.
+        tolerance = 1e-6 * np.maximum(np.abs(values[:, rows]).max(1), 1e-12)
         for name in dict.fromkeys(names[rows]):
-            mine = np.flatnonzero(names[rows] == name)
-            lead = here[:, mine, None] - here[:, None, mine]
-            near = np.abs(lead) <= tie[:, None, None]
-            wins = ((lead > 0) & ~near).sum(2) + 0.5 * (near.sum(2) - 1)
-            result[rows[mine]] = (wins / (len(mine) - 1)).T
+            own_rows = np.flatnonzero(names[rows] == name)
+            difference = centered[:, own_rows, None] - centered[:, None, own_rows]
+            tied = np.abs(difference) <= tolerance[:, None, None]
+            wins = ((difference > 0) & ~tied).sum(2) + 0.5 * (tied.sum(2) - 1)
+            result[rows[own_rows]] = (wins / (len(own_rows) - 1)).T
     return result

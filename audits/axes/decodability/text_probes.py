@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from audits.axes.decodability.site_probes import SiteProbe, fit_site_probes
 from audits.axes.decodability.tasks import PARTS, Task, TaskPart, make_tasks, row_scores
 from audits.core.config import AuditConfig
-from audits.core.subjects import AuditedModel
+from audits.core.context import AuditedModel
 from capture.activations.store import ActivationStore
 from capture.data.items import ItemSet
 from capture.data.sequences import Sequences
@@ -20,25 +20,23 @@ from evidence.seeds import numpy_rng
 from probes.solvers.uncertified import UncertifiedFit, describe
 
 PENALTIES = (0.003, 0.03, 0.3)
-# Probes are fitted on this share of the retain entities and checked on the rest.
+# Share of the retain entities that probes are fitted on; the rest is held out ("check").
 FIT_FRACTION = 0.8
 
 
 def make_audit_tasks(
     forget: ItemSet,
     retain: ItemSet,
-    never: ItemSet,
+    never_taught: ItemSet,
     tokenizer: PreTrainedTokenizerBase,
     config: AuditConfig,
 ) -> tuple[list[Task], list[str]]:
-    """The tasks of an audit, its retain entities divided; as ``make_tasks``.
+    """Split the retain entities and build the tasks of an audit, as ``make_tasks``.
 
     Args:
         forget: Forgotten items that the original knows.
-        retain: Retain items that it knows, cut to the budget.
-        never: Items about entities that no model has met.
-        tokenizer: Splits answers.
-        config: Settings.
+        retain: Retain items that it knows, within the budget.
+        never_taught: Items about invented entities.
     """
     budget, seed = config.budget, config.seed
     names = retain.entities
@@ -49,7 +47,7 @@ def make_audit_tasks(
             "fit": retain.of_entities([names[i] for i in order[:cut]]),
             "check": retain.of_entities([names[i] for i in order[cut:]]),
             "forget": forget,
-            "never_taught": never,
+            "never_taught": never_taught,
         },
         tokenizer,
         wordings=budget.prompts_per_item,
@@ -61,13 +59,13 @@ def make_audit_tasks(
 
 @dataclass
 class TaskStates:
-    """Hidden states of one model, and the readers fitted on them.
+    """Hidden states of one model, and the probes fitted on them.
 
     Attributes:
-        parts: States (site, row, d_model) by task number and part.
-        probes: One reader a task.
-        uncertified: Fits on these states, those that were not chosen and those of
-            answers dealt anew included, that are not certified to be at their optimum.
+        parts: States (site, row, d_model) by task index and part.
+        probes: One probe a task.
+        uncertified: Fits on these states without a certificate of optimality, including those
+            of other penalties and of shuffled labels.
     """
 
     parts: dict[tuple[int, str], np.ndarray]
@@ -77,7 +75,7 @@ class TaskStates:
 
 @dataclass(frozen=True)
 class ProbingData:
-    """Everything read so far, by role."""
+    """Tasks, sites, and states by role."""
 
     tasks: Sequence[Task]
     sites: tuple[str, ...]
@@ -85,79 +83,81 @@ class ProbingData:
 
     @property
     def notes(self) -> list[str]:
-        """A sentence on fits that are not certified to be at their optimum, if any."""
-        found = describe([fit for s in self.states.values() for fit in s.uncertified])
-        return [f"Of the probes, {found}."] if found else []
+        """A note on fits without a certificate of optimality, if any."""
+        sentence = describe(
+            [fit for s in self.states.values() for fit in s.uncertified]
+        )
+        return [f"Of the probes, {sentence}."] if sentence else []
 
     def values(self, probe_role: str, state_role: str, part: str) -> EntityValues:
-        """(entity, site) success of ``probe_role``'s probes on ``state_role``' rows."""
+        """(entity, site) score of one role's probes on another role's states."""
         return self.score(self.states[probe_role].probes, state_role, part)
 
     def score(
         self, probes: Sequence[SiteProbe], state_role: str, part: str
     ) -> EntityValues:
-        """As ``values`` for readers given directly."""
+        """As ``values``, for given probes."""
         rows, entities = [], []
         for number, (task, reader) in enumerate(zip(self.tasks, probes, strict=True)):
             texts = task.parts[part]
             scores = reader.scores(self.states[state_role].parts[number, part])
             table = row_scores(task, texts, scores)
-            kept = ~np.isnan(table).any(1)
-            rows.append(table[kept])
-            entities += [texts.entities[row] for row in np.flatnonzero(kept)]
+            scored = ~np.isnan(table).any(1)
+            rows.append(table[scored])
+            entities += [texts.entities[row] for row in np.flatnonzero(scored)]
         return average_by_entity(np.concatenate(rows), entities)
 
 
 def capture_states(
-    subject: AuditedModel,
+    audited: AuditedModel,
     tokenizer: PreTrainedTokenizerBase,
     tasks: Sequence[Task],
     store: ActivationStore,
     device: str,
     progress: Progress,
 ) -> list[str]:
-    """Read every text of every task at every residual site into the store.
+    """Capture every text of every task at every residual site into the store.
 
     Returns:
-        The sites read.
+        The site names.
     """
-    with subject.loaded(device) as model:
-        names = find_sites(model).names
-        sites = [n for n in names if n == "embed" or n.startswith("resid.")]
+    with audited.loaded(device) as model:
+        where = find_sites(model)
+        sites = [*where.of("embed"), *where.of("resid")]
         rows, _ = _all_texts(tokenizer, tasks)
-        store.activations(subject, rows, sites, "last", model=model, progress=progress)
+        store.activations(audited, rows, sites, "last", model=model, progress=progress)
     return sites
 
 
 def read_states(
-    subject: AuditedModel,
+    audited: AuditedModel,
     tokenizer: PreTrainedTokenizerBase,
     tasks: Sequence[Task],
     sites: Sequence[str],
     store: ActivationStore,
 ) -> TaskStates:
-    """What ``capture_states`` put into the store; captured anew where it is gone."""
+    """Read the captured states back; states missing from the store are captured again."""
     rows, bounds = _all_texts(tokenizer, tasks)
-    values = np.asarray(store.activations(subject, rows, sites, "last").values)
+    values = np.asarray(store.activations(audited, rows, sites, "last").values)
     return TaskStates({key: values[:, part] for key, part in bounds.items()})
 
 
 def read_all_states(
-    subjects: Mapping[str, AuditedModel],
+    models: Mapping[str, AuditedModel],
     tokenizer: PreTrainedTokenizerBase,
     tasks: Sequence[Task],
     sites: Sequence[str],
     store: ActivationStore,
 ) -> tuple[dict[str, TaskStates], list[str]]:
-    """``read_states`` of every role, and the roles whose states are not all finite."""
+    """``read_states`` of every role, and the roles with non-finite states."""
     states = {
-        role: read_states(subject, tokenizer, tasks, sites, store)
-        for role, subject in subjects.items()
+        role: read_states(audited, tokenizer, tasks, sites, store)
+        for role, audited in models.items()
     }
     broken = [
         role
-        for role, each in states.items()
-        if not all(np.isfinite(part).all() for part in each.parts.values())
+        for role, task_states in states.items()
+        if not all(np.isfinite(part).all() for part in task_states.parts.values())
     ]
     return states, broken
 
@@ -165,27 +165,25 @@ def read_all_states(
 def _all_texts(
     tokenizer: PreTrainedTokenizerBase, tasks: Sequence[Task]
 ) -> tuple[Sequences, dict[tuple[int, str], slice]]:
-    """Every text of every task in one set, and where each part lies in it."""
-    whole = Sequences((), ())
+    """Token rows of all tasks in one set, and the slice of each part."""
+    texts = Sequences((), ())
     bounds: dict[tuple[int, str], slice] = {}
     for number, task in enumerate(tasks):
         for part in PARTS:
             rows = task.parts[part].encoded(tokenizer)
-            bounds[number, part] = slice(len(whole), len(whole) + len(rows))
-            whole = whole + rows
-    return whole, bounds
+            bounds[number, part] = slice(len(texts), len(texts) + len(rows))
+            texts = texts + rows
+    return texts, bounds
 
 
 def fit_probes(
     probing: ProbingData, role: str, penalty: float, progress: Progress
 ) -> list[SiteProbe]:
-    """One reader a task, fitted on a model's states of the fitting entities.
+    """One probe a task, fitted on a model's states of the fitting entities.
 
     Args:
-        probing: Tasks and states.
-        role: Whose states.
-        penalty: Inverse regularisation strength.
-        progress: Where to show progress.
+        role: Role of the model whose states are used.
+        penalty: Inverse regularization strength.
     """
     return [
         _fitted(probing, role, number, [task.parts["fit"].labels], penalty, progress)[0]
@@ -200,10 +198,7 @@ def fit_shuffled_probes(
     rngs: Sequence[np.random.Generator],
     progress: Progress,
 ) -> list[list[SiteProbe]]:
-    """As ``fit_probes`` with the answers dealt anew first, once a generator.
-
-    The control that must read nothing.
-    """
+    """As ``fit_probes`` on shuffled answers, once a generator: the control."""
     by_task = []
     for number, task in enumerate(probing.tasks):
         labels = [shuffled_labels(task, rng) for rng in rngs]
@@ -219,26 +214,28 @@ def _fitted(
     penalty: float,
     progress: Progress,
 ) -> list[SiteProbe]:
-    """A reader for each label vector of a task; keeps count of what is uncertified."""
+    """One probe for each label vector of a task; records uncertified fits."""
     states = probing.states[role]
-    found = fit_site_probes(states.parts[number, "fit"], labels, penalty, progress)
+    probes = fit_site_probes(states.parts[number, "fit"], labels, penalty, progress)
     name = f"{role}, {probing.tasks[number].relation}, C = {penalty:g}"
     states.uncertified += [
         replace(fit, name=name, inner="" if len(labels) == 1 else f"shuffle {shuffle}")
-        for shuffle, reader in enumerate(found)
+        for shuffle, reader in enumerate(probes)
         for fit in reader.uncertified
     ]
-    return found
+    return probes
 
 
 def shuffled_labels(task: Task, rng: np.random.Generator) -> np.ndarray:
-    """Labels with the answers dealt anew to whole entities (shared) or blocks."""
+    """Labels with answers permuted among entities (shared) or within blocks (unique)."""
     part: TaskPart = task.parts["fit"]
     labels = part.labels.copy()
     if task.form == "shared":
-        own = {e: int(y) for e, y in zip(part.entities, part.labels, strict=True)}
-        dealt = dict(zip(own, rng.permutation(list(own.values())), strict=True))
-        return np.array([dealt[entity] for entity in part.entities], dtype=int)
+        answer_of = {e: int(y) for e, y in zip(part.entities, part.labels, strict=True)}
+        shuffled = dict(
+            zip(answer_of, rng.permutation(list(answer_of.values())), strict=True)
+        )
+        return np.array([shuffled[entity] for entity in part.entities], dtype=int)
     for group in np.unique(part.groups):
         rows = np.flatnonzero(part.groups == group)
         order = rng.permutation(part.columns[rows].max() + 1)
@@ -251,7 +248,7 @@ def shuffled_labels(task: Task, rng: np.random.Generator) -> np.ndarray:
 
 
 def choose_penalty(probing: ProbingData, progress: Progress) -> float:
-    """The penalty that reads held-out *retain* entities of the original best."""
+    """The penalty that best reads held-out *retain* entities of the original."""
     best, chosen = -1.0, PENALTIES[0]
     for penalty in PENALTIES:
         readers = fit_probes(probing, "original", penalty, progress)

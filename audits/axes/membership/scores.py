@@ -1,7 +1,7 @@
-"""Readers of membership: who is read, and what a reader makes of a model's states.
+"""Membership scores: the entities compared, and a classifier's scores of a model's states.
 
-Fitted on retain entities against invented ones that mirror them item for item; scored
-on everybody else. ``audits.axes.membership.axis`` is the axis made of it.
+The classifier is fitted on retain entities against invented entities that mirror them item by
+item, and evaluated on all others. ``audits.axes.membership.axis`` builds the axis on it.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from audits.core.config import AuditConfig
-from audits.core.subjects import AuditedModel
+from audits.core.context import AuditedModel
 from capture.activations.store import ActivationStore
 from capture.data.invented_entities import invent_items
 from capture.data.items import Item, ItemSet
@@ -29,7 +29,7 @@ from probes.splits.folds import Folds
 
 NAME = "membership"
 MIN_ENTITIES = 6
-# Beyond this many the reader gains little, and its kernel grows with the square.
+# More entities help little, and the kernel matrix grows quadratically.
 MAX_FIT_ENTITIES = 200
 FIT_FRACTION = 0.8
 PARTS = ("fit", "fit_invented", "check", "check_invented", "forget", "never_taught")
@@ -37,10 +37,10 @@ PARTS = ("fit", "fit_invented", "check", "check_invented", "forget", "never_taug
 
 @dataclass(frozen=True)
 class MembershipSets:
-    """What is read.
+    """The questions compared.
 
     Attributes:
-        questions: By part of ``PARTS``; those to fit on in one wording.
+        questions: By part of ``PARTS``; fitting parts with one prompt per item.
     """
 
     questions: Mapping[str, Questions]
@@ -57,23 +57,25 @@ class MembershipSets:
 
 
 def select_sets(
-    forget: ItemSet, retain: ItemSet, never: ItemSet, wordings: int, seed: int
+    forget: ItemSet, retain: ItemSet, never_taught: ItemSet, wordings: int, seed: int
 ) -> MembershipSets:
-    """Choose whom to fit on, and invent their counterparts.
+    """Choose the fitting entities and invent their counterparts.
 
     Args:
-        forget: Forgotten items the original knows.
-        retain: Items that stay.
-        never: Items of the same relations about entities no model saw.
-        wordings: Prompts an item of those that are scored.
-        seed: Of every draw.
+        forget: Forgotten items that the original knows.
+        never_taught: Never-taught items.
+        wordings: Prompts per item of the evaluated parts.
 
     Raises:
         InputError: too few entities, or no names can be invented for the retain ones.
     """
     relations = {item.relation for item in forget}
-    alike = ItemSet(tuple(x for x in retain if x.relation in relations), retain.name)
-    fewest = min(len(each.entities) for each in (forget, never, alike))
+    same_relations = ItemSet(
+        tuple(x for x in retain if x.relation in relations), retain.name
+    )
+    fewest = min(
+        len(item_set.entities) for item_set in (forget, never_taught, same_relations)
+    )
     if fewest < MIN_ENTITIES:
         raise InputError(
             "too few entities to read a signature of membership",
@@ -81,21 +83,21 @@ def select_sets(
             "ones, of the same relations",
             got=str(fewest),
         )
-    names = alike.entities
+    names = same_relations.entities
     order = numpy_rng(seed, NAME, "fit").permutation(len(names))[:MAX_FIT_ENTITIES]
-    known = ItemSet(
-        tuple(replace(item, id=f"k-{item.id}") for item in (*forget, *never))
+    existing = ItemSet(
+        tuple(replace(item, id=f"k-{item.id}") for item in (*forget, *never_taught))
     )
-    chosen = alike.of_entities([names[place] for place in sorted(order)])
-    mirror = invent_items(chosen, known, numpy_rng(seed, NAME, "invented"))
-    # Item by item the mirror is its original: the same cut keeps pairs together.
+    chosen = same_relations.of_entities([names[position] for position in sorted(order)])
+    mirror = invent_items(chosen, existing, numpy_rng(seed, NAME, "invented"))
+    # The mirror follows its original item by item, so the same cut keeps pairs together.
     cut = set(list(chosen.entities)[: int(FIT_FRACTION * len(chosen.entities))])
 
-    def of(items: ItemSet, inside: bool) -> list[Item]:
+    def of(items: ItemSet, in_cut: bool) -> list[Item]:
         return [
             item
-            for item, own in zip(items, chosen, strict=True)
-            if (own.entity in cut) == inside
+            for item, original in zip(items, chosen, strict=True)
+            if (original.entity in cut) == in_cut
         ]
 
     asked = {
@@ -105,42 +107,42 @@ def select_sets(
         "check_invented": build_questions(of(mirror, False), wordings),
         "forget": build_questions(forget, wordings),
         "never_taught": build_questions(
-            [item for item in never if item.relation in relations], wordings
+            [item for item in never_taught if item.relation in relations], wordings
         ),
     }
     return MembershipSets(asked)
 
 
 def capture_states(
-    subject: AuditedModel,
+    audited: AuditedModel,
     tokenizer: PreTrainedTokenizerBase,
     sets: MembershipSets,
     store: ActivationStore,
     device: str,
     progress: Progress,
 ) -> list[str]:
-    """Read every prompt at every residual site, and the names at the embedding."""
+    """Capture every prompt at every residual site, and the names at the embedding."""
     rows = encode(tokenizer, sets.prompts)
-    with subject.loaded(device) as model:
-        names = find_sites(model).names
-        sites = [n for n in names if n == "embed" or n.startswith("resid.")]
-        store.activations(subject, rows, sites, "last", model=model, progress=progress)
-        first = [name for name in sites if name == "embed"]
-        if first:
+    with audited.loaded(device) as model:
+        where = find_sites(model)
+        embedding = list(where.of("embed"))
+        sites = [*embedding, *where.of("resid")]
+        store.activations(audited, rows, sites, "last", model=model, progress=progress)
+        if embedding:
             store.activations(
-                subject, rows, first, "mean", model=model, progress=progress
+                audited, rows, embedding, "mean", model=model, progress=progress
             )
     return sites
 
 
 @dataclass(frozen=True)
 class MembershipScores:
-    """What one reader makes of one model's states.
+    """A classifier's scores of one model's states.
 
     Attributes:
-        rows: (label vector, site, row) scores, the true labels first, then shuffled
-            ones; only rows of parts that are not fitted on are scored.
-        sets: Which rows those are.
+        rows: (label vector, site, row) scores, true labels first, then shuffled ones; only
+            evaluated rows are scored.
+        sets: The entities compared.
     """
 
     rows: NDArray[np.float64]
@@ -150,18 +152,18 @@ class MembershipScores:
         """(entity, site) mean score of a part's entities."""
         values = self.rows[labels][:, self.sets.part == part]
         names = self.sets.questions[part].entities
-        place = {name: number for number, name in enumerate(dict.fromkeys(names))}
-        owner = np.array([place[name] for name in names])
-        total = np.zeros((len(place), len(values)))
+        index_of = {name: number for number, name in enumerate(dict.fromkeys(names))}
+        owner = np.array([index_of[name] for name in names])
+        total = np.zeros((len(index_of), len(values)))
         np.add.at(total, owner, values.T)
         return total / np.bincount(owner)[:, None]
 
     def wins(self, part: str, other: str, labels: int = 0) -> NDArray[np.float64]:
-        """(entity, other entity, site) whether the first scores higher; ties half."""
+        """(entity, other entity, site) 1 where the first scores higher, ties one half."""
         high, low = self.entity_means(part, labels), self.entity_means(other, labels)
-        size = max(np.abs(high).max(), np.abs(low).max(), 1e-300)
-        lead = high[:, None] - low[None]
-        return np.where(np.abs(lead) <= 1e-9 * size, 0.5, lead > 0)
+        scale = max(np.abs(high).max(), np.abs(low).max(), 1e-300)
+        difference = high[:, None] - low[None]
+        return np.where(np.abs(difference) <= 1e-9 * scale, 0.5, difference > 0)
 
     def auc(self, part: str, other: str, labels: int = 0) -> NDArray[np.float64]:
         """(site,) AUC of one part's entities over another's."""
@@ -170,14 +172,14 @@ class MembershipScores:
     def test(
         self, part: str, other: str, mask: NDArray[np.bool_], config: AuditConfig
     ) -> MaxTest:
-        """Exact test of that AUC, entities exchanged, over the sites in use."""
+        """Exact permutation test of that AUC over the masked sites."""
         high, low = self.entity_means(part)[:, mask], self.entity_means(other)[:, mask]
         pooled = np.concatenate([high, low])
-        size = np.maximum(np.abs(pooled).max(0), 1e-300)
-        pooled = np.round(pooled / size, 9)  # ties up to rounding are ties
+        scale = np.maximum(np.abs(pooled).max(0), 1e-300)
+        pooled = np.round(pooled / scale, 9)  # ties up to rounding are ties
         below = (pooled[None] < pooled[:, None]).sum(1)
         equal = (pooled[None] == pooled[:, None]).sum(1)
-        # The difference of mean ranks is AUC - 0.5, whoever the members are.
+        # The difference of mean ranks is AUC - 0.5 for every labeling.
         ranks = (below + 0.5 * equal) / len(pooled)
         rng = numpy_rng(config.seed, NAME, part, other)
         return unpaired_max_test(
@@ -192,14 +194,13 @@ def score_membership(
     seed: int,
     shuffles: int = 0,
 ) -> MembershipScores:
-    """Fit a family on retain entities against invented ones, site by site.
+    """Fit a classifier family on retain against invented entities, site by site.
 
     Args:
-        states: (site, row, d) of ``sets.prompts``.
-        sets: Whose they are.
-        family: Out of ``probes.estimators.kernel_smoothers.FAMILIES``.
-        seed: Of shuffles and ferns.
-        shuffles: How often the two labels of each pair are exchanged at random as well.
+        states: (site, row, d) of the prompts of ``sets``.
+        family: One of ``probes.estimators.kernel_smoothers.FAMILIES``.
+        seed: Of shuffles and random features.
+        shuffles: Number of label vectors with the labels of each pair exchanged at random.
     """
     part = sets.part
     member = np.isin(part, ("fit", "check", "forget"))
@@ -210,7 +211,7 @@ def score_membership(
     pair = np.array([pairs[name] for name in owners])
     labels = np.repeat(np.where(member, 1.0, -1.0)[None], 1 + shuffles, 0)
     flips = numpy_rng(seed, NAME, "shuffle").choice((-1.0, 1.0), (shuffles, len(pairs)))
-    # The mirror's items follow those of the originals, one for one.
+    # The mirror's items are in the order of the originals.
     labels[1:, fitted] *= np.tile(flips[:, pair], 2)
     signs = torch.from_numpy(labels.T)
     scores = []

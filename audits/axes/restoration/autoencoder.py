@@ -1,4 +1,4 @@
-"""The autoencoder of an audit: trained on the original's retain states, or refused."""
+"""The audit's sparse autoencoder, trained on the original's states of retain prompts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from attribution.sae.features import rank_latents
 from attribution.sae.latents import live_latents
 from attribution.sae.training import SaeConfig, train_sae
 from audits.axes.restoration.text_steering import EncodedQuestions
-from audits.core.subjects import AuditedModel
+from audits.core.context import AuditedModel
 from capture.activations.capture import capture_activations
 from capture.data.sequences import Sequences
 from capture.network.sites import Sites, find_sites
@@ -23,26 +23,25 @@ from evidence.errors import InputError
 from evidence.progress import Progress
 
 RELATIVE_DEPTH = 0.8
-"""Share of the depth at which it sits: block 9 of 0 to 11 in the published test."""
+"""Relative depth of its site: block 9 of 0 to 11 in the published test."""
 MAX_FVU = 0.3
-"""An autoencoder that leaves more of either model's variance unexplained is refused."""
+"""Maximum fraction of variance unexplained, in the original and in the candidate."""
 EXPANSION, MAX_K, BATCH, STEPS = 4, 32, 128, 400
 EXPERT_FACTOR = 1.25
-"""Latents an answer is given, in multiples of k, before shared ones are dropped."""
+"""Latents per answer in multiples of k, before shared ones are dropped."""
 MAX_SHARED_FRACTION = 0.7
-"""Dropped is what fires for so many of the answers of its relation."""
+"""A latent that fires for at least this share of a relation's answers is dropped."""
 MIN_FIRING_RATE = 0.5
-"""Share of an answer's rows on which a latent must fire to count as firing for it."""
+"""Minimum share of an answer's rows on which a latent must fire to fire for the answer."""
 
 
 @dataclass(frozen=True, eq=False)
 class AnswerAutoencoder:
-    """An autoencoder and the latents that stand for each answer.
+    """A sparse autoencoder with the expert latents of each answer.
 
     Attributes:
-        sae: The autoencoder, of the original's states.
-        experts: Relation and answer, as in ``Asked.classes``, to latents, the best
-            first.
+        sae: The autoencoder of the original's states.
+        experts: Class (``EncodedQuestions.classes``) to latents, the best first.
         fvu: Fraction of variance unexplained of the original's retain states.
     """
 
@@ -54,20 +53,24 @@ class AnswerAutoencoder:
     def all_experts(self) -> NDArray[np.int64]:
         """The best latents of all answers together, at most half of those that fire.
 
-        The second best of an answer enters after the best of every other, and as many
-        live latents are left over for the control.
+        Latents enter rank by rank: the second best of an answer after the best of every other.
+        As many live latents are left over for the control.
         """
-        most = len(live_latents(self.sae)) // 2
-        found: list[int] = []
-        for rank in range(max(len(each) for each in self.experts.values())):
-            for each in self.experts.values():
-                if rank < len(each) and len(found) < most and each[rank] not in found:
-                    found.append(int(each[rank]))
-        return np.sort(np.array(found, dtype=np.int64))
+        max_experts = len(live_latents(self.sae)) // 2
+        chosen: list[int] = []
+        for rank in range(max(len(latents) for latents in self.experts.values())):
+            for latents in self.experts.values():
+                if (
+                    rank < len(latents)
+                    and len(chosen) < max_experts
+                    and latents[rank] not in chosen
+                ):
+                    chosen.append(int(latents[rank]))
+        return np.sort(np.array(chosen, dtype=np.int64))
 
 
 def autoencoder_site(where: Sites) -> str:
-    """The residual site four fifths of the way up, always before the last block."""
+    """The residual site at 0.8 of the depth, always before the last block."""
     sites = where.of("resid")
     return sites[max(0, min(round(RELATIVE_DEPTH * (len(sites) - 1)), len(sites) - 2))]
 
@@ -82,22 +85,19 @@ def train_autoencoder(
     device: str,
     progress: Progress,
 ) -> tuple[AnswerAutoencoder | None, list[str]]:
-    """Train on prompts about retain entities, rank latents where those prompts end.
+    """Train on prompts about retain entities, and rank latents at the ends of the prompts.
 
-    Nothing of the forgotten enters. The latents of an answer are the published choice:
-    the best by F1 among the answers of one relation, less those that fire for most.
+    No forgotten item is used. The latents of an answer are selected as published: the best by
+    F1 among the answers of one relation, without those that fire for most of them.
 
     Args:
-        original: The original.
-        fit: Retain questions trained and ranked on.
-        check: Retain questions of other entities, to measure it on.
-        folder: Where it is kept.
-        seed: Of its weights and the order of rows.
-        device: Where the model runs.
-        progress: Where to show progress.
+        fit: Retain questions to train and rank on.
+        check: Retain questions of other entities, to measure the fit on.
+        folder: Where autoencoders are kept.
+        seed: Of initial weights and row order.
 
     Returns:
-        The autoencoder, or None with sentences that say why there is none.
+        The autoencoder, or None with notes that say why there is none.
 
     Source: Suppression or Deletion, arXiv 2602.18505, for depth and choice of latents.
     """
@@ -142,10 +142,10 @@ def train_autoencoder(
 def check_reconstruction(
     autoencoder: AnswerAutoencoder, model: nn.Module, check: EncodedQuestions, role: str
 ) -> tuple[float, list[str]]:
-    """How much of a candidate's retain states it leaves unexplained, and if too much.
+    """Fraction of variance unexplained on a candidate's retain states, and a refusal if high.
 
     Returns:
-        The fraction, and a sentence where the autoencoder has to be refused.
+        The fraction, and a note where the autoencoder is refused.
 
     Raises:
         InputError: as ``check_model``.
@@ -155,23 +155,21 @@ def check_reconstruction(
     try:
         fvu = measure_quality(autoencoder.sae, iter([states])).fvu
     except InputError:
-        # States of a wreck are all alike.
+        # The states of a collapsed model are constant.
         fvu = float("inf")
     fvu = fvu if np.isfinite(fvu) else float("inf")
     return fvu, [_refused(role, fvu)] if fvu > MAX_FVU else []
 
 
 def check_model(sae: Sae, model: nn.Module, weights: str | None = None) -> None:
-    """Refuse an autoencoder that belongs to another model, or to a site it lacks.
+    """Refuse an autoencoder of another model, or of a site the model lacks.
 
     Args:
-        sae: The autoencoder.
-        model: The model.
-        weights: Hash of the weights it must have been trained on, if that is known of
-            it and matters.
+        weights: Hash of the weights it must have been trained on; not checked where the
+            autoencoder does not record it.
 
     Raises:
-        InputError: saying which.
+        InputError: naming the mismatch.
     """
     where = find_sites(model)
     where.resolve(sae.site)
@@ -182,12 +180,12 @@ def check_model(sae: Sae, model: nn.Module, weights: str | None = None) -> None:
             got=str(sae.d_in),
             fix="Use one that was trained on this model",
         )
-    known = sae.metadata.get("model")
-    if weights and known and known != weights:
+    trained_on = sae.metadata.get("model")
+    if weights and trained_on and trained_on != weights:
         raise InputError(
             "the autoencoder was trained on another model",
             expected=f"one of weights {weights[:12]}",
-            got=f"one of weights {known[:12]}",
+            got=f"one of weights {trained_on[:12]}",
             fix="Train one on the original of this audit",
         )
 
@@ -195,54 +193,58 @@ def check_model(sae: Sae, model: nn.Module, weights: str | None = None) -> None:
 def expert_latents(
     latents: NDArray, questions: EncodedQuestions, count: int
 ) -> dict[str, NDArray[np.int64]]:
-    """The latents of each answer that several entities have.
+    """Expert latents of each answer that several entities share.
 
     Args:
-        latents: (row, latent) activations where the prompts end.
+        latents: (row, latent) activations at the ends of the prompts.
         questions: Those rows.
-        count: Latents an answer, before shared ones are dropped.
+        count: Latents per answer, before shared ones are dropped.
     """
     classes, kinds = questions.classes, questions.relations
-    holders: dict[str, set[str]] = {}
+    entities_of: dict[str, set[str]] = {}
     for name, entity in zip(classes, questions.questions.entities, strict=True):
-        holders.setdefault(name, set()).add(entity)
-    found: dict[str, NDArray[np.int64]] = {}
+        entities_of.setdefault(name, set()).add(entity)
+    experts: dict[str, NDArray[np.int64]] = {}
     for kind in dict.fromkeys(kinds):
-        here = kinds == kind
-        names = sorted({c for c in classes[here] if len(holders[c]) > 1})
+        in_relation = kinds == kind
+        names = sorted({c for c in classes[in_relation] if len(entities_of[c]) > 1})
         if len(names) < 2:
             continue
-        marks = {name: classes[here] == name for name in names}
-        ranking = rank_latents(latents[here], marks)
+        marks = {name: classes[in_relation] == name for name in names}
+        ranking = rank_latents(latents[in_relation], marks)
         limit = max(2, int(np.ceil(MAX_SHARED_FRACTION * len(names))))
         served = (ranking.active >= MIN_FIRING_RATE).sum(0)
-        for at, name in enumerate(names):
-            # One answer without latents must not cost the others theirs.
+        for class_index, name in enumerate(names):
+            # An answer without expert latents is skipped; the others keep theirs.
             chosen = ranking.top(name, count)
-            kept = chosen[(served[chosen] < limit) & (ranking.f1[at, chosen] > 0)]
-            if len(kept):
-                found[name] = kept
-    return found
+            own_latents = chosen[
+                (served[chosen] < limit) & (ranking.f1[class_index, chosen] > 0)
+            ]
+            if len(own_latents):
+                experts[name] = own_latents
+    return experts
 
 
 def prompt_states(model: nn.Module, rows: Sequences, site: str) -> NDArray[np.float32]:
-    """(state, d) of every prompt position but the first, row after row."""
-    return np.concatenate([each[1:] for each in states_by_prompt(model, rows, site)])
+    """(state, d) of every prompt position except the first, row after row."""
+    return np.concatenate(
+        [prompt[1:] for prompt in states_by_prompt(model, rows, site)]
+    )
 
 
 def states_by_prompt(
     model: nn.Module, rows: Sequences, site: str
 ) -> list[NDArray[np.float32]]:
-    """(row,) the states (position, d) of each prompt."""
+    """(row,) states (position, d) of each prompt."""
     starts = np.array(rows.answer_start)
-    found: list[NDArray[np.float32]] = [np.zeros((0, 0), np.float32)] * len(rows)
+    by_row: list[NDArray[np.float32]] = [np.zeros((0, 0), np.float32)] * len(rows)
     for start in np.unique(starts):
         group = np.flatnonzero(starts == start)
         part = rows[group.tolist()]
         states = capture_activations(model, part, [site], range(int(start)))
-        for row, each in zip(group, states.site(site), strict=True):
-            found[row] = each
-    return found
+        for row, row_states in zip(group, states.site(site), strict=True):
+            by_row[row] = row_states
+    return by_row
 
 
 def _refused(role: str, fvu: float) -> str:

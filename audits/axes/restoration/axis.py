@@ -1,12 +1,12 @@
-"""Can the forgotten answers be steered back from inside the candidate?
+"""Restoration axis: can the forgotten answers be steered back from inside the candidate?
 
-The published test copies the original's activations into the candidate wherever the
-true label says that something was forgotten, which shows that the readout still works,
-not that the candidate holds anything. Here the candidate has to restore itself: one
-fixed change of its states, the same for every input, fitted on *other* items, with
-its strength chosen under a limit on what it costs retain answers. What the same change
-does for never-taught items is the floor; turned at random, or read from other items,
-it must restore little. After arXiv 2602.18505, with the controls it lacks.
+The published test copies the original's activations into the candidate wherever the true label
+is a forgotten one. This shows that the candidate's readout is intact, not that the candidate
+holds any knowledge. Here the candidate must restore itself: one fixed edit of its states, the
+same for every input, fitted on *other* items, with a strength chosen under a limit on the loss
+of retain answers. The effect of the same edit on never-taught items is the floor. The controls,
+an edit in a random direction and an edit that reads another item's state, must restore little.
+After arXiv 2602.18505, with controls added.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,44 +16,46 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from audits.axes.judgement import MetricComparison, compare_to_floors
+from audits.axes.judgement import (
+    MetricComparison,
+    compare_to_floors,
+    failed_controls,
+    significance_control,
+    status_from_readings,
+    unpaired_test,
+)
 from audits.axes.restoration import state_injection
 from audits.axes.restoration.autoencoder import (
     AnswerAutoencoder,
     autoencoder_site,
     train_autoencoder,
 )
+from audits.axes.restoration.net_rate import (
+    CHANCE_CONTROL,
+    MIN_LOST,
+    chance_control,
+    net_of_worst_control,
+)
 from audits.axes.restoration.text_steering import EncodedQuestions
 from audits.axes.restoration.trial import NAME, restore, split_retain
-from audits.axes.status import failed_controls, status_from_readings
 from audits.core.config import AuditConfig
-from audits.core.subjects import AuditedModel
+from audits.core.context import AuditedModel, reference_roles
 from capture.data.items import ItemSet
 from capture.data.questions import build_questions
 from capture.network.sites import find_sites
 from capture.scoring.contrast import score_questions
-from evidence.hypothesis_tests import unpaired_max_test
 from evidence.intervals import (
     EntityValues,
     average_by_entity,
-    difference_interval,
-    paired_correlation,
-    rate_interval,
 )
 from evidence.progress import Progress
 from evidence.results import AxisResult, Control, Reading, Status
-from evidence.seeds import numpy_rng
 
 QUESTION = "Can the forgotten answers be steered back from inside?"
 CONTRAST = "steered, told from the others"
 EXACT_MATCH = "steered, said"
-MIN_LOST = 0.1
-"""Where the candidate says nearly as much as the original there is no rate to give."""
-CHANCE_CONTROL = "turned at random, or read from other items, it restores little"
-MAX_BY_CHANCE = 0.2
-"""Most of the lost answers that a control without knowledge may restore."""
 MIN_RESISTANCE = 0.2
-"""More of them taken back than of the original's own by this: the model resists."""
+"""The model resists steering where it retracts this much more than the original does."""
 
 
 def run_restoration(
@@ -61,7 +63,7 @@ def run_restoration(
     tokenizer: PreTrainedTokenizerBase,
     forget: ItemSet,
     retain: ItemSet,
-    never: ItemSet,
+    never_taught: ItemSet,
     config: AuditConfig,
     folder: Path,
     *,
@@ -69,52 +71,46 @@ def run_restoration(
     notes: Sequence[str],
     progress: Progress,
 ) -> AxisResult:
-    """The axis, from models to status.
+    """Run the axis on models.
 
     Args:
-        models: Models by role: "original", "unlearned", and where there are any
-            "planted" and "reference-N".
-        tokenizer: The tokenizer of all of them.
+        models: Models by role: "original", "unlearned", and where available "planted" and
+            "reference-N".
         forget: Forgotten items that the original answers.
         retain: Retain items that the original answers.
-        never: Never-taught items.
-        config: Settings.
         folder: Where the autoencoder is kept.
-        device: Where models run.
-        notes: Sentences to pass on.
-        progress: Where to show progress.
     """
     original, wordings = models["original"], config.budget.prompts_per_item
     fit, check = split_retain(retain, wordings, tokenizer, config.seed)
-    coder, missing = train_autoencoder(
+    autoencoder, missing = train_autoencoder(
         original, fit, check, folder, config.seed, device=device, progress=progress
     )
     runs = {
         role: restore(
             original,
-            subject,
+            audited,
             tokenizer,
             forget,
             retain,
-            never,
+            never_taught,
             wordings,
             config.seed,
-            autoencoder=coder,
+            autoencoder=autoencoder,
             device=device,
             progress=progress,
         )
-        for role, subject in models.items()
+        for role, audited in models.items()
         if role != "original"
     }
-    known = original_scores(original, tokenizer, forget, config, device)
-    others = {role: each for role, each in models.items() if role != "original"}
+    original_values = original_scores(original, tokenizer, forget, config, device)
+    others = {role: audited for role, audited in models.items() if role != "original"}
     untrained = state_injection.untrained_model(original, config.seed)
     if untrained is not None:
         others[state_injection.UNTRAINED] = untrained
-    shown = run_state_injection(
-        original, others, runs, tokenizer, forget, coder, config, device=device
+    injected = run_state_injection(
+        original, others, runs, tokenizer, forget, autoencoder, config, device=device
     )
-    return judge(runs, known, config, (*missing, *notes), shown)
+    return judge(runs, original_values, config, (*missing, *notes), injected)
 
 
 def run_state_injection(
@@ -128,14 +124,14 @@ def run_state_injection(
     *,
     device: str,
 ) -> dict[str, Any]:
-    """The published test on every model, as ``readout.inject_states`` gives it.
+    """The published state-injection test on every model (``state_injection.inject_states``).
 
-    ``fvu`` is added: what the autoencoder leaves unexplained of each model's states.
+    Adds ``fvu``: each model's fraction of variance unexplained by the autoencoder.
     """
     fits = {role: run["autoencoder"] for role, run in runs.items()}
     with original.loaded(device) as model:
         site = autoencoder_site(find_sites(model))
-    shown = state_injection.inject_states(
+    injected = state_injection.inject_states(
         original,
         others,
         EncodedQuestions.of(
@@ -147,9 +143,9 @@ def run_state_injection(
         device=device,
     )
     if autoencoder is not None:
-        own = {role: each["fvu"] for role, each in fits.items() if each}
-        shown["fvu"] = {"original": autoencoder.fvu} | own
-    return shown
+        fvu_by_role = {role: fit["fvu"] for role, fit in fits.items() if fit}
+        injected["fvu"] = {"original": autoencoder.fvu} | fvu_by_role
+    return injected
 
 
 def original_scores(
@@ -159,37 +155,34 @@ def original_scores(
     config: AuditConfig,
     device: str,
 ) -> dict[str, EntityValues]:
-    """(entity, 1) ``said`` and ``contrast`` of the original, not steered."""
+    """(entity, 1) ``said`` (exact match) and ``contrast`` of the unsteered original."""
     questions = build_questions(forget, config.budget.prompts_per_item)
     with original.loaded(device) as model:
-        heard = score_questions(model, questions, questions.encoded(tokenizer))
+        scores = score_questions(model, questions, questions.encoded(tokenizer))
     return {
-        what: average_by_entity(getattr(heard, what), questions.entities)
-        for what in ("said", "contrast")
+        "said": average_by_entity(scores.exact_match, questions.entities),
+        "contrast": average_by_entity(scores.contrast, questions.entities),
     }
 
 
 def judge(
     runs: Mapping[str, dict[str, Any]],
-    known: Mapping[str, EntityValues],
+    original_values: Mapping[str, EntityValues],
     config: AuditConfig,
     notes: Sequence[str],
     injection: Mapping[str, Any] | None = None,
 ) -> AxisResult:
-    """The axis result from the trials.
+    """Judge the axis from the trials.
 
     Args:
-        runs: Trials by role, as ``restore`` gives them.
-        known: (entity, 1) ``said`` and ``contrast`` of the original, not steered.
-        config: Settings.
-        notes: Sentences to pass on.
-        injection: The published test, as ``readout.inject_states`` gives it; it does
-            not vote.
+        runs: By role, as ``restore``.
+        original_values: (entity, 1) ``said`` and ``contrast`` of the unsteered original.
+        injection: The published test, as ``state_injection.inject_states``; it does not vote.
     """
-    own = runs["unlearned"]
-    net = {role: net_rate(run, known["said"]) for role, run in runs.items()}
+    candidate_run = runs["unlearned"]
+    net = {role: net_rate(run, original_values["said"]) for role, run in runs.items()}
     controls = _controls(runs, net["unlearned"], config)
-    readings = _readings(runs, known, config)
+    readings = _readings(runs, original_values, config)
     status, extra = _status(readings, controls, config)
     details = {
         "choices": {role: run["choices"] for role, run in runs.items()},
@@ -208,140 +201,109 @@ def judge(
         "share of other answers outranked under steering (chance 0.5)",
         readings=tuple(readings),
         controls=tuple(controls),
-        n_entities=len(set(own["entities"])),
+        n_entities=len(set(candidate_run["entities"])),
         details=details,
         notes=(
             *extra,
-            *_remarks(net["unlearned"], own),
-            *own["autoencoder"].get("refused", ()),
+            *_remarks(net["unlearned"], candidate_run),
+            *candidate_run["autoencoder"].get("refused", ()),
             *published,
             *notes,
         ),
     )
 
 
-def net_rate(run: dict[str, Any], known: EntityValues) -> dict[str, Any] | None:
-    """Share of the lost answers that steering restores, less the worst control.
+def net_rate(
+    run: dict[str, Any], original_values: EntityValues
+) -> dict[str, Any] | None:
+    """Share of the lost answers that steering restores, minus the worst control.
 
-    rate = (said steered - said before) / (said by the original - said before), every
-    entity counting once; the same for each control; the interval is that of the
-    difference to the worst control on the same entities, in shares of what was lost.
+    rate = (said steered - said before) / (said by the original - said before), each averaged
+    over entities; controls likewise. The interval is that of the difference to the worst
+    control on the same entities, as a share of the lost answers.
 
     Returns:
-        ``rate``, ``controls``, ``net`` and ``interval``; None where the candidate lost
-        less than a tenth of the answers.
-
-    Source: arXiv 2602.18505, whose rate has no control taken off.
+        As ``net_of_worst_control``; None where the candidate lost less than a tenth of the
+        answers.
     """
     before = average_by_entity(np.array(run["plain"]["said"]), run["entities"])
-    lost = float(known.mean[0] - before.mean[0])
-    if lost < MIN_LOST:
+    lost_share = float(original_values.mean[0] - before.mean[0])
+    if lost_share < MIN_LOST:
         return None
-    groups = {
-        what: average_by_entity(np.array(run[what]["said"]), run["entities"])
-        for what in ("steered", "random", "others")
-    }
-    never = average_by_entity(np.array(run["never"]["said"]), run["never_entities"])
-    steered = groups.pop("steered")
-    rates = {
-        what: float(each.mean[0] - before.mean[0]) / lost
-        for what, each in groups.items()
-    }
-    # Invented people were never lost: what is said of them is luck from nothing.
-    rates["never_taught"] = float(never.mean[0]) / lost
-    worst = max(rates, key=lambda what: rates[what])
-    other = never if worst == "never_taught" else groups[worst]
-    level = 0.0 if worst == "never_taught" else float(before.mean[0])
-    together = (
-        0.0
-        if worst == "never_taught"
-        else paired_correlation(steered.values[:, 0], other.values[:, 0])
+    steered, *others = (
+        average_by_entity(np.array(run[arm]["said"]), run["entities"])
+        for arm in ("steered", "random", "others")
     )
-    low, high = difference_interval(
-        float(steered.mean[0]),
-        rate_interval(steered),
-        float(other.mean[0]),
-        rate_interval(other),
-        together,
-    )
-    shift = level - float(before.mean[0])
-    rate = float(steered.mean[0] - before.mean[0]) / lost
-    return {
-        "rate": rate,
-        "controls": rates,
-        "worst_control": worst,
-        "net": rate - rates[worst],
-        "interval": [(low + shift) / lost, (high + shift) / lost],
-        "lost": lost,
+    baseline = float(before.mean[0])
+    controls = {
+        arm: (scores, baseline)
+        for arm, scores in zip(("random", "others"), others, strict=True)
     }
+    never_taught = average_by_entity(
+        np.array(run["never"]["said"]), run["never_entities"]
+    )
+    # Answers about invented people were never lost, so their baseline is 0.
+    controls["never_taught"] = never_taught, 0.0
+    return net_of_worst_control(
+        steered, baseline, lost_share, controls, paired=("random", "others")
+    )
 
 
 def _controls(
     runs: Mapping[str, dict[str, Any]], net: dict[str, Any] | None, config: AuditConfig
 ) -> list[Control]:
-    """Steering without knowledge restores nothing; the planted suppression returns."""
-    found = []
+    """Controls: uninformed steering restores little; the planted suppression returns."""
+    controls = []
     if net is not None:
-        # Noise alone may upset a suppression that only just holds, so it is held
-        # against what the steering restores.
-        worst = max(net["controls"].values())
-        most = max(MAX_BY_CHANCE, 0.5 * net["rate"])
-        found.append(
-            Control(
-                CHANCE_CONTROL,
-                worst,
-                f"below {MAX_BY_CHANCE} of what was lost, or half of what is restored",
-                worst < most,
-            )
-        )
+        controls.append(chance_control(net["rate"], max(net["controls"].values())))
     if "planted" in runs:
-        test = unpaired_max_test(
-            _values(runs["planted"], "steered", "contrast").values,
-            _values(runs["planted"], "never", "contrast").values,
-            numpy_rng(config.seed, NAME, "planted"),
-            config.budget.permutations,
+        test = unpaired_test(
+            _values(runs["planted"], "steered", "contrast"),
+            _values(runs["planted"], "never", "contrast"),
+            config,
+            NAME,
+            "planted",
         )
-        found.append(
-            Control(
+        controls.append(
+            significance_control(
                 "the planted suppression is steered back",
                 test.p_value,
-                f"p < {config.rule.alpha}",
-                test.p_value < config.rule.alpha,
+                config.rule.alpha,
             )
         )
-    return found
+    return controls
 
 
-def _values(run: dict[str, Any], part: str, what: str) -> EntityValues:
+def _values(run: dict[str, Any], part: str, metric: str) -> EntityValues:
     names = run["never_entities" if part == "never" else "entities"]
-    return average_by_entity(np.array(run[part][what]), names)
+    return average_by_entity(np.array(run[part][metric]), names)
 
 
 def _readings(
     runs: Mapping[str, dict[str, Any]],
-    known: Mapping[str, EntityValues],
+    original_values: Mapping[str, EntityValues],
     config: AuditConfig,
 ) -> list[Reading]:
-    """Told apart and said, against the reference if there is one and never-taught."""
-    references = [role for role in runs if role.startswith("reference")]
-    wanted = [
+    """Contrast and exact match against references (if any) and never-taught items."""
+    references = reference_roles(runs)
+    comparisons = [
         MetricComparison(
             name,
-            what,
-            _values(runs["unlearned"], "steered", what),
-            known[what],
-            [_values(runs[role], "steered", what) for role in references],
-            _values(runs["unlearned"], "never", what),
+            metric,
+            _values(runs["unlearned"], "steered", metric),
+            original_values[metric],
+            [_values(runs[role], "steered", metric) for role in references],
+            _values(runs["unlearned"], "never", metric),
         )
-        for name, what in ((CONTRAST, "contrast"), (EXACT_MATCH, "said"))
+        for name, metric in ((CONTRAST, "contrast"), (EXACT_MATCH, "said"))
     ]
-    return compare_to_floors(NAME, wanted, ["steered"], config)
+    return compare_to_floors(NAME, comparisons, ["steered"], config)
 
 
 def _status(
     readings: Sequence[Reading], controls: Sequence[Control], config: AuditConfig
 ) -> tuple[Status, list[str]]:
-    """Retained, absent, or why neither can be said."""
+    """Decide between retained, absent and neither."""
     failed = failed_controls(controls)
     if CHANCE_CONTROL in failed:
         return "control_failed", [f"Control failed: {CHANCE_CONTROL}."]
@@ -349,7 +311,7 @@ def _status(
 
 
 def _remarks(net: dict[str, Any] | None, run: dict[str, Any]) -> list[str]:
-    """What was restored, how, and whether the model resists."""
+    """Notes: how much was restored, by which edit, and whether the model resists."""
     remarks = []
     if net is None:
         remarks.append(
@@ -364,14 +326,14 @@ def _remarks(net: dict[str, Any] | None, run: dict[str, Any]) -> list[str]:
             f"interval {low:.0%} to {high:.0%})."
         )
     used = {(c["route"], c["site"]) for c in run["choices"] if c["route"]}
-    for route, site in sorted(used):
-        remarks.append(f"Chosen on the other half: {route}, at {site}.")
-    text, usual = (run["generation"][who] for who in ("steered", "original"))
-    resisted = text["taken_back"] - usual["taken_back"]
+    for method, site in sorted(used):
+        remarks.append(f"Chosen on the other half: {method}, at {site}.")
+    text, unsteered = (run["generation"][role] for role in ("steered", "original"))
+    resisted = text["taken_back"] - unsteered["taken_back"]
     if text["said"] > 0 and resisted >= MIN_RESISTANCE:
         remarks.append(
             f"Steering resistance: {text['taken_back']:.0%} of restored answers are "
             "taken back within a few tokens (in the original, unsteered, "
-            f"{usual['taken_back']:.0%})."
+            f"{unsteered['taken_back']:.0%})."
         )
     return remarks

@@ -1,31 +1,35 @@
-"""The restoration axis of an image audit: steering, held against its floors.
+"""Restoration axis for image classifiers.
 
-It informs and can stand in the way of ``deleted``; by itself it makes nothing
-``suppressed``: retrains from the original's starting weights were steered to a quarter
-of a class they never saw (``docs/vision.md``).
+It informs and can block ``deleted`` but never makes ``suppressed``: retrains from the
+original's starting weights were steered to a quarter of a class they never saw
+(``docs/results/vision.md``).
 """
 
 from typing import Any
 
 import numpy as np
 
-from audits.axes.judgement import MIN_SPAN, MetricComparison, compare_to_floors
-from audits.axes.restoration.axis import CHANCE_CONTROL, MAX_BY_CHANCE
+from audits.axes.judgement import (
+    MIN_SPAN,
+    MetricComparison,
+    compare_to_floors,
+    failed_controls,
+    significance_control,
+    status_from_readings,
+    unpaired_test,
+)
 from audits.axes.restoration.image_trial import (
     NAME,
     net_rate,
     restore_images,
     unseen_classes,
 )
-from audits.axes.status import failed_controls, status_from_readings
-from audits.core.context import ImageRun
-from audits.core.subjects import AuditedModel
+from audits.axes.restoration.net_rate import CHANCE_CONTROL, chance_control
+from audits.core.context import AuditedModel, ImageRun, reference_roles
 from audits.modalities.image_baseline import EvaluationSets, image_values
 from audits.modalities.image_vocabulary import STEERED_NAMED
-from evidence.hypothesis_tests import unpaired_max_test
 from evidence.intervals import EntityValues, average_by_entity
 from evidence.results import AxisResult, Control, Status
-from evidence.seeds import numpy_rng
 
 QUESTION = "Can the candidate be steered back to the class from inside?"
 STATISTIC_NAME = "share of images named as the class under steering"
@@ -37,41 +41,41 @@ def run_restoration(
     sets: EvaluationSets,
     notes: tuple[str, ...],
 ) -> AxisResult:
-    """The axis, from models to status."""
+    """Run the axis on models."""
     runs: dict[str, dict[str, Any]] = {}
     with models["original"].loaded(run.device) as original:
-        never = run.inputs.never_taught
-        if never is None:
-            never = unseen_classes(
+        never_taught = run.inputs.never_taught
+        if never_taught is None:
+            never_taught = unseen_classes(
                 original, sets.check, sets.label, len(sets.forget), run.config.seed
             )
         else:
-            never = sets.never
-        for role, subject in models.items():
+            never_taught = sets.never
+        for role, audited in models.items():
             if role == "original":
                 continue
-            with subject.loaded(run.device) as model:
+            with audited.loaded(run.device) as model:
                 runs[role] = restore_images(
                     original,
                     model,
                     sets.forget,
                     sets.retain,
-                    never,
+                    never_taught,
                     run.config.seed,
                 )
-    known = np.ones(len(sets.forget))
-    references = [each for role, each in runs.items() if role.startswith("reference")]
-    net = net_rate(runs["unlearned"], known, references)
+    original_values = np.ones(len(sets.forget))
+    references = [runs[role] for role in reference_roles(runs)]
+    net = net_rate(runs["unlearned"], original_values, references)
     controls = _controls(runs, net, sets, run)
-    wanted = MetricComparison(
+    comparison = MetricComparison(
         STEERED_NAMED,
         STEERED_NAMED,
         image_values(runs["unlearned"]["steered"], sets.forget),
-        image_values(known, sets.forget),
-        [image_values(each["steered"], sets.forget) for each in references],
+        image_values(original_values, sets.forget),
+        [image_values(reference["steered"], sets.forget) for reference in references],
         _never(runs["unlearned"]),
     )
-    readings = compare_to_floors(NAME, [wanted], ["steered"], run.config)
+    readings = compare_to_floors(NAME, [comparison], ["steered"], run.config)
     failed, first = failed_controls(controls), readings[0]
     status: Status = "no_power"
     extra: list[str] = []
@@ -98,7 +102,7 @@ def run_restoration(
         controls=tuple(controls),
         n_entities=len(sets.forget),
         details={
-            "choices": {role: each["choices"] for role, each in runs.items()},
+            "choices": {role: role_run["choices"] for role, role_run in runs.items()},
             "net_rate": net,
         },
         notes=(*extra, *notes),
@@ -106,7 +110,7 @@ def run_restoration(
 
 
 def _never(run: dict[str, Any]) -> EntityValues:
-    """(never-taught image, 1) called the class, steered to its own kind."""
+    """(never-taught image, 1) predicted as the class under an edit fitted to its own class."""
     return average_by_entity(np.array(run["never"]), run["never_ids"])
 
 
@@ -116,32 +120,24 @@ def _controls(
     sets: EvaluationSets,
     run: ImageRun,
 ) -> list[Control]:
-    """Steering without knowledge restores little; the planted suppression returns."""
-    found = []
+    """Controls: uninformed steering restores little; the planted suppression returns."""
+    controls = []
     if net is not None:
-        worst = max(net["controls"][what] for what in ("random", "others"))
-        most = max(MAX_BY_CHANCE, 0.5 * net["rate"])
-        found.append(
-            Control(
-                CHANCE_CONTROL,
-                worst,
-                f"below {MAX_BY_CHANCE} of what was lost, or half of what is restored",
-                worst < most,
-            )
-        )
+        worst = max(net["controls"][arm] for arm in ("random", "others"))
+        controls.append(chance_control(net["rate"], worst))
     if "planted" in runs:
-        test = unpaired_max_test(
-            image_values(runs["planted"]["steered"], sets.forget).values,
-            _never(runs["planted"]).values,
-            numpy_rng(run.config.seed, NAME, "planted"),
-            run.config.budget.permutations,
+        test = unpaired_test(
+            image_values(runs["planted"]["steered"], sets.forget),
+            _never(runs["planted"]),
+            run.config,
+            NAME,
+            "planted",
         )
-        found.append(
-            Control(
+        controls.append(
+            significance_control(
                 "the planted suppression is steered back",
                 test.p_value,
-                f"p < {run.config.rule.alpha}",
-                test.p_value < run.config.rule.alpha,
+                run.config.rule.alpha,
             )
         )
-    return found
+    return controls

@@ -1,15 +1,15 @@
-"""Restoration of a class as published, with the controls that it lacks beside it.
+"""The published class-restoration test for images, with the controls it lacks.
 
-On images of the forgotten class (the true label decides which), the original's own
-states of the same image are carried into the candidate: the coordinates of the class's
-expert latents at every patch, and the class token. What comes back shows that the rest
-of the candidate still reads the original's states. It says nothing of what the
-candidate itself holds, since the class is supplied from outside, so it does not vote:
-the arms show how much each part of what is carried does.
+On images of the forgotten class, selected by their true label, the original's states of the
+same image are patched into the candidate: the coordinates of the class's expert latents at
+every patch, and the class token. A restoration shows that the rest of the candidate still reads
+the original's states. It says nothing about what the candidate holds, since the class is
+supplied from outside. So the test does not vote; its arms show the contribution of each patched
+part.
 
-The published encoding is linear, without bias or TopK. Its decoding is not described;
-here the change in the expert coordinates is decoded and added, so that what the
-autoencoder does not reconstruct stays.
+The published encoding is linear, without bias or TopK. The decoding is not described; here the
+change of the expert coordinates is decoded and added, so that the autoencoder's reconstruction
+error is left in place.
 
 Source: "Suppression or Deletion" (arXiv 2602.18505) and its public evaluation code.
 """
@@ -25,8 +25,10 @@ from torch import Tensor, nn
 from attribution.sae.autoencoder import Sae
 from attribution.sae.features import expert_sets, rank_latents
 from attribution.sae.training import SaeConfig, train_sae
-from audits.axes.restoration.axis import MIN_LOST
+from audits.axes.restoration.autoencoder import MAX_FVU
 from audits.axes.restoration.image_steering import named_as_class
+from audits.axes.restoration.net_rate import MIN_LOST
+from audits.axes.restoration.state_injection import ALPHAS
 from capture.data.images import ImageSet
 from capture.network.hooks import Edit
 from capture.network.sites import as_positions, find_image_sites, restore_shape
@@ -35,23 +37,21 @@ from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng
 
-ALPHAS = (1.0, 5.0, 10.0)
 ARMS = ("published", "cls", "latents", "random", "other_class", "other_images")
 K = 16
-"""Latents a patch, and 1.25 times as many experts a class: the CIFAR-10 setting."""
+"""Active latents per patch; 1.25 times as many experts per class (the CIFAR-10 setting)."""
 MAX_SHARED_CLASSES = 7
-"""A latent active in so many classes stands for none."""
-MAX_FVU = 0.3
+"""A latent that is active in this many classes is an expert of none."""
 
 
 @dataclass(frozen=True, eq=False)
 class Experts:
-    """The autoencoder of one site of the original, and what stands for each class.
+    """The autoencoder of one site of the original, with the expert latents of each class.
 
     Attributes:
         sae: The autoencoder.
-        latents: Class to the numbers of its expert latents.
-        fvu: Fraction of variance of the original's states it leaves unexplained.
+        latents: Class to the indices of its expert latents.
+        fvu: Fraction of variance unexplained of the original's states.
     """
 
     sae: Sae
@@ -60,7 +60,7 @@ class Experts:
 
 
 def published_site(layers: int) -> str:
-    """The site as deep as the published one, block 9 of 0 to 11."""
+    """The site at the published relative depth, block 9 of 0 to 11."""
     return f"resid.{round(9 / 11 * (layers - 1))}"
 
 
@@ -72,17 +72,16 @@ def find_experts(
     *,
     progress: Progress = SILENT,
 ) -> Experts:
-    """Train the original's autoencoder, or find it trained, and choose the experts.
+    """Train or load the original's autoencoder, and select the expert latents.
 
     Args:
         original: Model before unlearning.
-        images: Of all classes, not those to be tested on.
+        images: Images of all classes, none of them test images.
         root: Where autoencoders are kept.
-        seed: Of starting weights and order.
-        progress: Where to show progress.
+        seed: Of initial weights and row order.
 
     Raises:
-        InputError: it leaves more than 0.3 of the variance unexplained.
+        InputError: the fraction of variance unexplained exceeds 0.3.
     """
     where = find_image_sites(original)
     site = published_site(where.n_layers)
@@ -107,7 +106,11 @@ def find_experts(
     sets = expert_sets(
         ranking, round(1.25 * K), shared_by=MAX_SHARED_CLASSES, min_active=0.5
     )
-    return Experts(sae, {int(name): each for name, each in sets.items()}, fvu)
+    return Experts(
+        sae,
+        {int(name): latents_of_class for name, latents_of_class in sets.items()},
+        fvu,
+    )
 
 
 def inject_states(
@@ -124,14 +127,14 @@ def inject_states(
         original: Model before unlearning.
         model: The candidate.
         forget: Test images of the forgotten class.
-        retain: Test images of other classes: what ``other_images`` are drawn from.
-        experts: As ``find_experts``.
+        retain: Test images of other classes, from which ``other_images`` are drawn.
+        experts: Result of ``find_experts``.
         seed: Of the controls.
 
     Returns:
-        ``rates``: arm to one rate an alpha (see ``ARMS``; those with a class token are
-        None for a network without one), ``best``: arm to the largest, ``before`` and
-        ``lost``; None where the candidate lost less than a tenth.
+        ``rates``: by arm, one rate an alpha (see ``ARMS``; arms with a class token are None for
+        a network without one), ``best``: the largest by arm, ``before`` and ``lost``; None
+        where the candidate lost less than a tenth.
     """
     where, site = find_image_sites(model), experts.sae.site
     label = int(forget.labels[0])
@@ -144,29 +147,31 @@ def inject_states(
     donor = image_states(original, forget, [site], find_image_sites(original))[site]
     rng = numpy_rng(seed, "published", "controls")
     picked = rng.choice(len(retain), len(forget), replace=len(retain) < len(forget))
-    strangers = image_states(
+    other_images = image_states(
         original, retain.select(picked), [site], find_image_sites(original)
     )[site]
-    mine = experts.latents[label]
-    rest = sorted(set(experts.latents) - {label})
-    other = experts.latents[int(rng.choice(rest))]
-    free = np.setdiff1d(np.arange(experts.sae.d_sae), mine)
-    some = rng.choice(free, min(len(mine), len(free)), replace=False)
+    class_latents = experts.latents[label]
+    other_classes = sorted(set(experts.latents) - {label})
+    other_latents = experts.latents[int(rng.choice(other_classes))]
+    unused = np.setdiff1d(np.arange(experts.sae.d_sae), class_latents)
+    random_latents = rng.choice(
+        unused, min(len(class_latents), len(unused)), replace=False
+    )
     token = _first_patch(donor) == 1
     arms: dict[str, tuple[Tensor, np.ndarray, bool, bool]] = {
-        "published": (donor, mine, token, True),
-        "cls": (donor, mine, True, False),
-        "latents": (donor, mine, False, True),
-        "random": (donor, some, False, True),
-        "other_class": (donor, other, False, True),
-        "other_images": (strangers, mine, token, True),
+        "published": (donor, class_latents, token, True),
+        "cls": (donor, class_latents, True, False),
+        "latents": (donor, class_latents, False, True),
+        "random": (donor, random_latents, False, True),
+        "other_class": (donor, other_latents, False, True),
+        "other_images": (other_images, class_latents, token, True),
     }
     rates: dict[str, list[float] | None] = {}
     for arm, (source, latents, cls, patches) in arms.items():
         if arm == "cls" and not token:
             rates[arm] = None
             continue
-        size = mine if arm == "random" else None
+        size = class_latents if arm == "random" else None
         rates[arm] = [
             (
                 float(
@@ -192,13 +197,13 @@ def inject_states(
         "best": {arm: None if r is None else max(r) for arm, r in rates.items()},
         "before": before,
         "lost": full - before,
-        "experts": len(mine),
+        "experts": len(class_latents),
         "fvu": experts.fvu,
     }
 
 
 def _first_patch(states: Tensor) -> int:
-    """1 where the first place is a class token, 0 in a network without one."""
+    """Index of the first patch: 1 after a class token, else 0."""
     return 1 if states.dim() == 3 else 0
 
 
@@ -211,16 +216,15 @@ def _carrying(
     patches: bool,
     size: np.ndarray | None,
 ) -> Edit:
-    """The published edit, for images asked in the donor's order.
+    """The published edit, for images in the donor's order.
 
     Args:
-        sae: The original's autoencoder.
-        donor: (image, ...) states to carry over.
-        latents: Whose coordinates are carried.
-        alpha: How far, 1 being all the way.
-        cls: Whether the class token is carried as well.
-        patches: Whether the latents are.
-        size: Latents whose change the change is scaled to in norm, patch by patch.
+        donor: (image, ...) states to patch in.
+        latents: Latents whose coordinates are patched.
+        alpha: Strength; 1 replaces the coordinates entirely.
+        cls: Whether the class token is patched as well.
+        patches: Whether the latents are patched.
+        size: Latents whose change sets the norm of the edit, patch by patch.
     """
     done = 0
 
@@ -231,19 +235,22 @@ def _carrying(
 
     def edit(value: Tensor) -> Tensor:
         nonlocal done
-        here = donor[done : done + len(value)].to(value)
+        donor_batch = donor[done : done + len(value)].to(value)
         done += len(value)
-        places, wanted = as_positions(value).clone(), as_positions(here)
+        positions, donor_positions = (
+            as_positions(value).clone(),
+            as_positions(donor_batch),
+        )
         first = _first_patch(value)
-        difference = wanted[:, first:] - places[:, first:]
+        difference = donor_positions[:, first:] - positions[:, first:]
         if patches:
             step = changed(difference, latents)
             if size is not None:
                 norm = changed(difference, size).norm(dim=-1, keepdim=True)
                 step = step * norm / step.norm(dim=-1, keepdim=True).clamp(min=1e-12)
-            places[:, first:] += alpha * step
+            positions[:, first:] += alpha * step
         if cls:
-            places[:, 0] += alpha * (wanted[:, 0] - places[:, 0])
-        return restore_shape(places, value)
+            positions[:, 0] += alpha * (donor_positions[:, 0] - positions[:, 0])
+        return restore_shape(positions, value)
 
     return edit

@@ -1,12 +1,11 @@
-"""The strongest fixed change of an image model that leaves everything else alone.
+"""Search for the strongest fixed edit of an image model within side-effect limits.
 
-It is a change of the candidate's states, or the original's last block and classifier in
-place of the candidate's own. Route, site and strength are those by which most of the
-images fitted on are called the class, within two limits: of the images that stay, at
-most two points fewer are named rightly, and of never-taught ones at most two points
-more are called the class. Without the second limit a change that names whatever is
-unfamiliar passes for one that brings a class back: networks that never saw the class
-were steered to it that way (``docs/vision.md``).
+The edit changes the candidate's states, or replaces the candidate's last block and classifier
+by the original's. Method, site and strength maximize the share of fitting images predicted as
+the class, within two limits: accuracy on retain images falls by at most two points, and at most
+two points more never-taught images are predicted as the class. Without the second limit, an
+edit that predicts the class for anything unfamiliar would pass as a restoration: networks that
+never saw the class were steered to it that way (``docs/results/vision.md``).
 """
 
 from collections.abc import Callable, Sequence
@@ -37,12 +36,12 @@ from capture.scoring.class_logits import BATCH, image_states, pixel_logits
 OWN_END = "its own last block"
 ORIGINAL_END = "the original's last block in place"
 PRESCREEN_IMAGES = 64
-"""Images asked before the rest, to see whether a change is out of the question."""
+"""Retain images checked first, to reject costly edits early."""
 
 
 @dataclass(frozen=True, eq=False)
 class ModelVariant:
-    """A network to run: the candidate, or the candidate with the original's end.
+    """A network variant: the candidate, or the candidate with the original's last block.
 
     Attributes:
         name: ``OWN_END`` or ``ORIGINAL_END``.
@@ -57,25 +56,25 @@ class ModelVariant:
     def named(
         self, images: ImageSet, label: int | None, edits: dict[str, Edit]
     ) -> np.ndarray:
-        """(image,) 1.0 where ``label``, or the image's own class, is named."""
+        """(image,) 1.0 where ``label``, or the image's own class, is predicted."""
         return named_as_class(self.model, images, edits, self.sites, label)
 
 
 def model_variants(model: nn.Module, original: nn.Module) -> list[ModelVariant]:
-    """The candidate, and with the original's end where the two are built alike."""
+    """The candidate, and its variant with the original's end where structures agree."""
     ended = with_original_end(model, original)
-    found = [ModelVariant(OWN_END, model, find_image_sites(model))]
+    variants = [ModelVariant(OWN_END, model, find_image_sites(model))]
     return (
-        found
+        variants
         if ended is None
-        else [*found, ModelVariant(ORIGINAL_END, ended, find_image_sites(ended))]
+        else [*variants, ModelVariant(ORIGINAL_END, ended, find_image_sites(ended))]
     )
 
 
 def fit_steering(
     variant: ModelVariant, original: nn.Module, images: ImageSet
 ) -> SteeringFit:
-    """Fit changes of the candidate's states on images of the class and of others."""
+    """Fit steering edits of the candidate on images of the class and of others."""
     sites = steering_sites(variant.sites)
 
     def slope(label: int, site: str) -> torch.Tensor:
@@ -91,14 +90,14 @@ def fit_steering(
 
 @dataclass(frozen=True, eq=False)
 class SideEffectLimits:
-    """Images that a change has to leave alone, and how far it may not.
+    """Limits on the side effects of an edit.
 
     Attributes:
-        retain: Of the classes that stay.
-        never_taught: Of classes that nobody was taught, where there are any.
-        label: What none of the unknown may be called because of it.
-        max_wrong: Most of the kept that may be named wrongly.
-        max_named: Most of the unknown that may be called ``label``.
+        retain: Images of the retain classes.
+        never_taught: Images of never-taught classes, if any.
+        label: The class to steer to.
+        max_wrong: Maximum number of retain images predicted wrongly.
+        max_named: Maximum number of never-taught images predicted as ``label``.
     """
 
     retain: ImageSet
@@ -115,11 +114,11 @@ class SideEffectLimits:
         never_taught: ImageSet | None,
         label: int,
     ) -> "SideEffectLimits":
-        """Two points more of either than the candidate does unchanged."""
-        wrong = float((1 - variant.named(retain, None, {})).sum())
-        strange, count = 0.0, 0
+        """Two points above the unedited candidate, for both limits."""
+        wrong_count = float((1 - variant.named(retain, None, {})).sum())
+        named_count, count = 0.0, 0
         if never_taught is not None:
-            strange, count = (
+            named_count, count = (
                 float(variant.named(never_taught, label, {}).sum()),
                 len(never_taught),
             )
@@ -127,59 +126,61 @@ class SideEffectLimits:
             retain,
             never_taught,
             label,
-            wrong + MAX_RETAIN_DROP * len(retain) + 1e-9,
-            strange + MAX_RETAIN_DROP * count + 1e-9,
+            wrong_count + MAX_RETAIN_DROP * len(retain) + 1e-9,
+            named_count + MAX_RETAIN_DROP * count + 1e-9,
         )
 
     def cost(
         self, variant: ModelVariant, edits: dict[str, Edit]
     ) -> dict[str, float] | None:
-        """What the change costs, or None where that is too much.
+        """The side effects of an edit, or None where they exceed a limit.
 
-        Faults only add up, so some images are asked first, and the others only where
-        these leave it open.
+        Errors only accumulate, so some images are checked first and the others only if needed.
         """
-        strange, wrong = 0.0, 0.0
+        n_named, n_wrong = 0.0, 0.0
         if self.never_taught is not None:
-            strange = float(variant.named(self.never_taught, self.label, edits).sum())
+            n_named = float(variant.named(self.never_taught, self.label, edits).sum())
         rows = np.arange(len(self.retain))
         for part in (rows[:PRESCREEN_IMAGES], rows[PRESCREEN_IMAGES:]):
-            if strange > self.max_named or wrong > self.max_wrong:
+            if n_named > self.max_named or n_wrong > self.max_wrong:
                 return None
             if len(part):
                 right = variant.named(self.retain.select(part), None, edits)
-                wrong += float((1 - right).sum())
-        if wrong > self.max_wrong:
+                n_wrong += float((1 - right).sum())
+        if n_wrong > self.max_wrong:
             return None
-        asked = len(self.never_taught) if self.never_taught is not None else 1
-        return {"retain": 1 - wrong / len(self.retain), "unknown": strange / asked}
+        n_never_taught = len(self.never_taught) if self.never_taught is not None else 1
+        return {
+            "retain": 1 - n_wrong / len(self.retain),
+            "unknown": n_named / n_never_taught,
+        }
 
 
 @dataclass(frozen=True, eq=False)
 class ChosenEdit:
-    """A change, ready to be made to any image.
+    """A chosen edit, ready to be applied to any image.
 
     Attributes:
-        variant: What it is made in.
-        said: Share of the images it was chosen on that are called the class.
-        cost: ``retain``, share of the kept named rightly, and ``unknown``, share of the
-            guard's never-taught images called the class; None where nothing is done.
-        route: How it was fitted; None where nothing is added.
-        site: Where it is made.
-        strength: How much of it.
-        steering: What is added at strength 1.
+        variant: The network variant it is applied to.
+        share: Share of the fitting images predicted as the class.
+        cost: ``retain``, accuracy on retain images, and ``unknown``, share of never-taught
+            images predicted as the class; None for no edit.
+        method: Steering method; None for no steering.
+        site: Where it is applied.
+        strength: Multiple of the edit.
+        steering: The edit at strength 1.
     """
 
     variant: ModelVariant
-    said: float
+    share: float
     cost: dict[str, float] | None = None
-    route: str | None = None
+    method: str | None = None
     site: str | None = None
     strength: float = 0.0
     steering: SteeringEdit | None = field(default=None, repr=False)
 
     def named(self, images: ImageSet, label: int) -> np.ndarray:
-        """(image,) 1.0 where the class is named under the change."""
+        """(image,) 1.0 where the class is predicted under the edit."""
         edits = {}
         if self.steering is not None and self.site is not None:
             edits = {self.site: steering_hook(self.steering, self.strength)}
@@ -187,9 +188,13 @@ class ChosenEdit:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        names = ("route", "site", "strength", "said", "cost")
-        return {"body": self.variant.name} | {
-            name: getattr(self, name) for name in names
+        return {
+            "body": self.variant.name,
+            "route": self.method,
+            "site": self.site,
+            "strength": self.strength,
+            "said": self.share,
+            "cost": self.cost,
         }
 
 
@@ -199,55 +204,61 @@ def search_best_edit(
     limits: SideEffectLimits,
     make_edit: Callable[[str, str], SteeringEdit | None],
 ) -> ChosenEdit:
-    """The change by which most of ``images`` are called the class, within the limits.
+    """The edit with the most ``images`` predicted as the class, within the limits.
 
-    Of two equals the earlier stands: the original's end before anything added, early
-    sites before late, little before much. To that end nothing is added: with end and
-    direction both the original's, a retrain from its starting weights that never saw
-    the class named 82 % of it (tuning seed 1), and 18 % with the end alone.
+    Ties go to the earlier candidate: the original's end before steering, early sites before
+    late ones, small strengths before large ones. Steering is never combined with the original's
+    end: with end and direction both the original's, a retrain from its starting weights that
+    never saw the class predicted 82 % of it (tuning seed 1), and 18 % with the end alone.
 
     Args:
-        variants: The candidate, and with the original's end if that may be put in.
-        images: What is to be called the class.
-        limits: What is to be left alone.
-        make_edit: From a route and a site to the change at strength 1, if there is one.
+        variants: The candidate, and its variant with the original's end if there is one.
+        images: Images to steer to the class.
+        limits: The limits.
+        make_edit: From a method and a site to the edit at strength 1, if there is one.
     """
-    own, label = variants[0], limits.label
-    best = ChosenEdit(own, float(own.named(images, label, {}).mean()))
-    for body in variants[1:]:
-        said = float(body.named(images, label, {}).mean())
-        cost = limits.cost(body, {}) if said > best.said else None
+    variant, label = variants[0], limits.label
+    best = ChosenEdit(variant, float(variant.named(images, label, {}).mean()))
+    for alternative in variants[1:]:
+        share = float(alternative.named(images, label, {}).mean())
+        cost = limits.cost(alternative, {}) if share > best.share else None
         if cost is not None:
-            best = ChosenEdit(body, said, cost)
-    for route in STEERING_METHODS:
-        for site in steering_sites(own.sites):
-            if best.said >= 1.0:
+            best = ChosenEdit(alternative, share, cost)
+    for method in STEERING_METHODS:
+        for site in steering_sites(variant.sites):
+            if best.share >= 1.0:
                 return best
-            push = make_edit(route, site)
-            if push is None:
+            steering = make_edit(method, site)
+            if steering is None:
                 continue
-            shares = _said(own, images, label, site, push)
-            for strength, said in zip(STRENGTHS, shares, strict=True):
-                if said <= best.said:
+            shares_by_strength = _said(variant, images, label, site, steering)
+            for strength, share in zip(STRENGTHS, shares_by_strength, strict=True):
+                if share <= best.share:
                     continue
-                cost = limits.cost(own, {site: steering_hook(push, strength)})
+                cost = limits.cost(variant, {site: steering_hook(steering, strength)})
                 if cost is None:
                     break  # stronger steering costs more
-                best = ChosenEdit(own, said, cost, route, site, strength, push)
+                best = ChosenEdit(
+                    variant, share, cost, method, site, strength, steering
+                )
     return best
 
 
 def _said(
-    body: ModelVariant, images: ImageSet, label: int, site: str, push: SteeringEdit
+    variant: ModelVariant,
+    images: ImageSet,
+    label: int,
+    site: str,
+    steering: SteeringEdit,
 ) -> list[float]:
-    """(strength,) share called the class; every strength in the same passes."""
+    """(strength,) share predicted as the class; all strengths share the forward passes."""
     hits = torch.zeros(len(STRENGTHS))
-    most = max(1, BATCH // len(STRENGTHS))
-    for part in images.pixels.split(most):
-        # One pass holds every image once a strength, strength after strength.
+    batch_images = max(1, BATCH // len(STRENGTHS))
+    for part in images.pixels.split(batch_images):
+        # One pass holds every image once per strength, strength after strength.
         sizes = torch.tensor(STRENGTHS).repeat_interleave(len(part))
         rows = part.repeat(len(STRENGTHS), 1, 1, 1)
-        edits = {site: steering_hook(push, sizes)}
-        said = pixel_logits(body.model, rows, edits, body.sites).argmax(1) == label
-        hits += said.reshape(len(STRENGTHS), -1).sum(1)
+        edits = {site: steering_hook(steering, sizes)}
+        hit = pixel_logits(variant.model, rows, edits, variant.sites).argmax(1) == label
+        hits += hit.reshape(len(STRENGTHS), -1).sum(1)
     return (hits.double() / len(images)).tolist()

@@ -1,8 +1,8 @@
-"""Ways to steer an answer back: the same change for every input, fitted elsewhere.
+"""Steering edits of text states: the same edit for every input, fitted on other items.
 
-None of them sees the items it is tried on, and none is told which inputs concern
-what was forgotten. A route offers, at a site, what it would add to a state at strength
-1, and controls that add as much without what was learned about the state or the set.
+No edit sees the items it is tested on, and none is told which inputs concern the forgotten
+facts. A method gives, at a site, the edit at strength 1, and control edits of equal size
+without information about the state or the set.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,13 +20,13 @@ from capture.data.items import normalize_text
 from capture.data.questions import Questions
 from capture.data.sequences import Sequences
 from capture.network.sites import Sites
-from capture.scoring.contrast import entity_contrast, first_tokens
+from capture.scoring.contrast import QuestionScores, entity_contrast, first_tokens
 from evidence.errors import InputError
 from probes.concepts.answer_map import AnswerMap, fit_answer_map
 
 StateMap = AnswerMap | LatentAmplifier
 SteeringEdit = StateMap | Tensor
-"""What is added: a map of the state, or one vector (d,)."""
+"""A linear map of the state, or a constant vector (d,)."""
 
 STEERING_METHODS = (
     "its own answer directions, amplified",
@@ -40,12 +40,7 @@ LATENT_METHOD = STEERING_METHODS[4]
 
 @dataclass(frozen=True)
 class EncodedQuestions:
-    """Questions, their token rows, and what they are about.
-
-    Attributes:
-        questions: The questions.
-        rows: Their token rows.
-    """
+    """Questions with their token rows."""
 
     questions: Questions
     rows: Sequences
@@ -54,14 +49,14 @@ class EncodedQuestions:
     def of(
         cls, questions: Questions, tokenizer: PreTrainedTokenizerBase
     ) -> "EncodedQuestions":
-        """Questions with their rows."""
+        """Encode questions."""
         return cls(questions, questions.encoded(tokenizer))
 
     @property
     def relations(self) -> np.ndarray:
         """(row,) relation."""
         items = self.questions.items
-        return np.array([items[at].relation for at in self.questions.item_index])
+        return np.array([items[index].relation for index in self.questions.item_index])
 
     @property
     def classes(self) -> np.ndarray:
@@ -72,7 +67,7 @@ class EncodedQuestions:
         )
 
     def own_wording(self, max_rows: int | None = None) -> "EncodedQuestions":
-        """The rows in an item's own wording, so many of them at most."""
+        """The rows of items' main prompts, at most ``most`` of them."""
         rows = [row for row, w in enumerate(self.questions.wording) if w == 0][
             :max_rows
         ]
@@ -81,35 +76,22 @@ class EncodedQuestions:
 
     def __add__(self, other: "EncodedQuestions") -> "EncodedQuestions":
         """The rows of two selections of the same questions."""
-        one, two = self.questions, other.questions
+        first, second = self.questions, other.questions
         both = replace(
-            one,
-            item_index=one.item_index + two.item_index,
-            prompts=one.prompts + two.prompts,
-            wording=one.wording + two.wording,
+            first,
+            item_index=first.item_index + second.item_index,
+            prompts=first.prompts + second.prompts,
+            wording=first.wording + second.wording,
         )
         return EncodedQuestions(both, self.rows + other.rows)
 
     def of_entities(self, entities: Sequence[str]) -> "EncodedQuestions":
-        """The rows about some entities."""
-        wanted = set(entities)
-        keep = [name in wanted for name in self.questions.entities]
+        """The rows about the given entities."""
+        chosen = set(entities)
+        keep = [name in chosen for name in self.questions.entities]
         return EncodedQuestions(
             self.questions.select(keep), self.rows[np.flatnonzero(keep).tolist()]
         )
-
-
-@dataclass(frozen=True)
-class Heard:
-    """What was heard of some questions.
-
-    Attributes:
-        said: (row,) 1.0 where greedy decoding gives the answer.
-        contrast: (row,) share of the other answers that the own one outranks.
-    """
-
-    said: np.ndarray
-    contrast: np.ndarray
 
 
 def score_steered(
@@ -117,26 +99,26 @@ def score_steered(
     questions: EncodedQuestions,
     edits: Mapping[str, RowEdit],
     where: Sites,
-) -> Heard:
-    """As ``capture.scoring.contrast.hear`` under an edit where the prompts end."""
-    own = first_tokens(questions.rows)
-    tokens = sorted(set(own))
+) -> QuestionScores:
+    """As ``capture.scoring.contrast.score_questions``, under an edit at the last prompt token."""
+    answer_tokens = first_tokens(questions.rows)
+    tokens = sorted(set(answer_tokens))
     scores = score_edited(model, questions.rows, edits, watch=tokens, known_sites=where)
-    right = np.searchsorted(tokens, own)
+    right = np.searchsorted(tokens, answer_tokens)
     contrast = entity_contrast(questions.questions, scores.watched, right)
-    return Heard(scores.greedy.astype(float), contrast)
+    return QuestionScores(scores.greedy.astype(float), contrast, scores.mean_logprob)
 
 
 def steering_hook(
     steering: SteeringEdit, strength: float, donor_states: np.ndarray | None = None
 ) -> RowEdit:
-    """The edit that adds ``strength`` times a push.
+    """The edit that adds ``strength`` times a steering edit.
 
     Args:
-        steering: What is added.
-        strength: How much of it.
-        donor_states: (row, d) states a map reads in place of the row's own: another
-            item's, as a control.
+        steering: Map or vector.
+        strength: Multiple of it.
+        donor_states: (row, d) states that a map reads in place of the row's own, as a
+            control.
 
     Raises:
         InputError: the strength is not a finite number.
@@ -160,34 +142,32 @@ def steering_hook(
 def permuted_donors(
     questions: "EncodedQuestions", rng: np.random.Generator
 ) -> np.ndarray:
-    """(row,) another row in the same words, with another answer where there is one."""
+    """(row,) a donor row with the same relation and paraphrase, and preferably another answer."""
     answers = questions.classes
-    words = list(zip(questions.relations, questions.questions.wording, strict=True))
+    forms = list(zip(questions.relations, questions.questions.wording, strict=True))
     result = np.arange(len(answers))
-    for group in dict.fromkeys(words):
-        rows = np.array([row for row, each in enumerate(words) if each == group])
+    for group in dict.fromkeys(forms):
+        rows = np.array([row for row, form in enumerate(forms) if form == group])
         order = rng.permutation(rows)
         shifts = [np.roll(order, k) for k in range(1, len(order))]
         if shifts:
-            alike = [(answers[order] == answers[each]).sum() for each in shifts]
-            result[order] = shifts[int(np.argmin(alike))]
+            n_equal = [(answers[order] == answers[shift]).sum() for shift in shifts]
+            result[order] = shifts[int(np.argmin(n_equal))]
     return result
 
 
 @dataclass
 class SteeringFit:
-    """States of one model that routes are fitted on, and the routes themselves.
+    """States of one model, from which steering edits are fitted.
 
     Attributes:
-        fit: Retain questions fitted on.
+        fit: Retain questions to fit on.
         check: Retain questions of other entities.
         candidate_states: Site to states of ``fit`` and of ``check`` in the candidate.
         original_states: The same in the original.
-        forget_states: Site to states of all forget questions in the candidate, and in the
-            original.
-        latents: Answer latents of an autoencoder, amplified in the candidate; None
-            where there is no autoencoder, or it is refused.
-        answer_maps: Kept, as they do not depend on who is tested.
+        forget_states: Site to states of all forget questions in the candidate, and in the original.
+        latents: Amplifier of the autoencoder's answer latents; None without an accepted one.
+        answer_maps: Cache of answer maps, which do not depend on the tested half.
     """
 
     fit: EncodedQuestions
@@ -201,14 +181,14 @@ class SteeringFit:
     )
 
     def steering_edit(
-        self, method: str, site: str, known: np.ndarray
+        self, method: str, site: str, mask: np.ndarray
     ) -> SteeringEdit | None:
-        """What a route adds at a site, or None where it cannot be fitted.
+        """The edit of a method at a site, or None where it cannot be fitted.
 
         Args:
             method: One of ``STEERING_METHODS``.
-            site: A site.
-            known: (forget row,) True for the entities it may be fitted on.
+            site: Where it is applied.
+            mask: (forget row,) mask of the rows it may be fitted on.
         """
         if method in STEERING_METHODS[:2]:
             if (method, site) not in self.answer_maps:
@@ -222,22 +202,22 @@ class SteeringFit:
         if method == LATENT_METHOD:
             fits = self.latents is not None and self.latents.sae.site == site
             return self.latents if fits else None
-        mine, first = self.forget_states[site]
+        candidate, original = self.forget_states[site]
         retain, retain_first = (
             self.candidate_states[site][0],
             self.original_states[site][0],
         )
         if method == STEERING_METHODS[2]:
-            vector = retain.mean(0) - mine[known].mean(0)
+            vector = retain.mean(0) - candidate[mask].mean(0)
         else:
-            lost, drift = first - mine, retain_first - retain
-            vector = lost[known].mean(0) - drift.mean(0)
+            difference, drift = original - candidate, retain_first - retain
+            vector = difference[mask].mean(0) - drift.mean(0)
         return torch.from_numpy(vector)
 
     def randomly_rotated(
         self, steering: SteeringEdit, rng: np.random.Generator
     ) -> SteeringEdit:
-        """As much added, in directions turned at random."""
+        """An edit of equal size in random directions."""
         if not isinstance(steering, Tensor):
             return steering.randomly_rotated(rng)
         noise = torch.from_numpy(rng.standard_normal(len(steering)))
@@ -246,36 +226,37 @@ class SteeringFit:
     def retain_direction(
         self, steering: Tensor, site: str, rng: np.random.Generator
     ) -> Tensor:
-        """What retain entities drawn at random have in common, as long as ``steering_edit``."""
+        """Mean difference of random retain entities, scaled to the norm of ``steering``."""
         retain = self.candidate_states[site][0]
         names = np.array(self.fit.questions.entities)
         unique = list(dict.fromkeys(names.tolist()))
-        drawn = np.isin(names, rng.permutation(unique)[: max(1, len(unique) // 8)])
-        vector = retain[~drawn].mean(0) - retain[drawn].mean(0)
+        sampled = np.isin(names, rng.permutation(unique)[: max(1, len(unique) // 8)])
+        vector = retain[~sampled].mean(0) - retain[sampled].mean(0)
         length = max(float(np.linalg.norm(vector)), 1e-12)
         return torch.from_numpy(vector / length) * steering.norm()
 
     def _amplifier(self, states: np.ndarray, check: np.ndarray) -> SteeringEdit | None:
-        classes, kinds = self.fit.classes, self.fit.relations
-        # An answer of one entity alone would amplify that entity.
-        holders: dict[str, set[str]] = {}
+        classes, relations = self.fit.classes, self.fit.relations
+        # An answer of a single entity would amplify that entity instead.
+        entities_of: dict[str, set[str]] = {}
         for name, entity in zip(classes, self.fit.questions.entities, strict=True):
-            holders.setdefault(name, set()).add(entity)
-        kept = np.array([len(holders[name]) > 1 for name in classes])
-        of_kind = {
-            kind: len(set(classes[kept & (kinds == kind)])) for kind in set(kinds)
+            entities_of.setdefault(name, set()).add(entity)
+        mask = np.array([len(entities_of[name]) > 1 for name in classes])
+        n_classes = {
+            kind: len(set(classes[mask & (relations == kind)]))
+            for kind in set(relations)
         }
-        kept &= np.array([of_kind[kind] > 1 for kind in kinds])
-        if not kept.any():
+        mask &= np.array([n_classes[kind] > 1 for kind in relations])
+        if not mask.any():
             return None
         return fit_answer_map(
-            states[kept], classes[kept], kinds[kept], check, self.check.classes
+            states[mask], classes[mask], relations[mask], check, self.check.classes
         )
 
 
 def prompt_end_states(
     model: nn.Module, questions: EncodedQuestions, sites: Sequence[str]
 ) -> dict:
-    """Site to (row, d) states where the prompts end."""
-    found = capture_activations(model, questions.rows, sites)
-    return {site: found.site(site).astype(np.float64) for site in sites}
+    """Site to (row, d) states at the last prompt token."""
+    activations = capture_activations(model, questions.rows, sites)
+    return {site: activations.site(site).astype(np.float64) for site in sites}

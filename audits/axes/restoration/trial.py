@@ -1,4 +1,4 @@
-"""Steering one model back: choose on some forgotten entities, try on the others."""
+"""Restoration trial of one model: choose an edit on half of the entities, test on the rest."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,57 +11,91 @@ from transformers import PreTrainedTokenizerBase
 from attribution.patching.steering import RowEdit
 from attribution.sae.latents import LatentAmplifier
 from audits.axes.restoration.autoencoder import AnswerAutoencoder, check_reconstruction
-from audits.axes.restoration.curve import STRENGTHS, Curve, pool_curves
 from audits.axes.restoration.text_steering import (
     STEERING_METHODS,
     EncodedQuestions,
-    Heard,
     SteeringFit,
     permuted_donors,
     prompt_end_states,
     score_steered,
     steering_hook,
 )
-from audits.core.subjects import AuditedModel
+from audits.core.context import AuditedModel
 from capture.data.items import ItemSet, normalize_text
 from capture.data.questions import build_questions
 from capture.network.hooks import patch
 from capture.network.sites import Sites, find_sites
+from capture.scoring.contrast import QuestionScores
 from capture.scoring.generation import generate_greedy
+from evidence.intervals import average_by_entity, rate_interval
 from evidence.progress import Progress
 from evidence.seeds import numpy_rng
 
 NAME = "restoration"
 MAX_OBJECTIVE = 1.099
-"""The worth of saying, and telling apart, everything."""
+"""Objective at which the search stops: every answer given and outranking all others."""
 MAX_RETAIN_DROP = 0.02
-"""Most that the share of retain answers may fall, the change applied to all inputs."""
+"""Maximum fall of retain accuracy under the edit."""
 MAX_SITES = 6
 FIT_FRACTION = 0.7
 ARMS = ("steered", "random", "others")
-"""The change; as much turned at random; as much taken from other items or entities."""
+"""The edit; a random edit of equal size; one from other items' states or entities."""
 MAX_TEXTS = 24
 N_NEW_TOKENS = 8
-"""New tokens looked at for a model that takes an answer back."""
+"""Generated tokens in which a retraction is looked for."""
+
+
+STRENGTHS = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0)
+Curve = dict[str, tuple[list[str], np.ndarray]]
+"""By arm: (entity of each row, exact match (strength, row))."""
+
+
+def pool_curves(curves: Sequence[Curve]) -> list[dict[str, Any]]:
+    """Exact match by strength, both halves pooled, with intervals over entities.
+
+    Returns:
+        One dict a strength: ``strength``, and [share, low, high] of the edit, each control,
+        never-taught and retain questions.
+    """
+    table: list[dict[str, Any]] = [
+        {"strength": strength} for strength in (0.0, *STRENGTHS)
+    ]
+    for arm in curves[0]:
+        names = [name for curve in curves for name in curve[arm][0]]
+        matches = np.concatenate([curve[arm][1] for curve in curves], axis=1)
+        group = average_by_entity(matches.T, names)
+        for index, row in enumerate(table):
+            low, high = rate_interval(group, index)
+            row[arm] = [float(group.mean[index]), low, high]
+    return table
 
 
 def chosen_sites(
     where: Sites, max_sites: int = MAX_SITES, also: str | None = None
 ) -> list[str]:
-    """Residual sites, spread evenly and always with the last, and one named."""
+    """Evenly spaced residual sites, the last included, and the site ``also``."""
     sites = where.of("resid")
-    places = set(np.linspace(0, len(sites) - 1, max_sites).round().astype(int).tolist())
-    return [site for place, site in enumerate(sites) if place in places or site == also]
+    positions = set(
+        np.linspace(0, len(sites) - 1, max_sites).round().astype(int).tolist()
+    )
+    return [
+        site
+        for position, site in enumerate(sites)
+        if position in positions or site == also
+    ]
 
 
 def split_retain(
     retain: ItemSet, wordings: int, tokenizer: PreTrainedTokenizerBase, seed: int
 ) -> tuple[EncodedQuestions, EncodedQuestions]:
-    """Retain questions to fit on, and those of other entities to check with."""
+    """Retain questions to fit on, and questions of other entities to check with."""
     names = retain.entities
     order = numpy_rng(seed, NAME, "retain").permutation(len(names))
     cut = max(1, int(FIT_FRACTION * len(names)))
-    parts = ([names[at] for at in order[:cut]], [names[at] for at in order[cut:]])
+    parts = (
+        [names[index] for index in order[:cut]],
+        [names[index] for index in order[cut:]],
+    )
     fit, check = (
         EncodedQuestions.of(build_questions(retain.of_entities(part), count), tokenizer)
         for part, count in zip(parts, (wordings, 1), strict=True)
@@ -71,11 +105,11 @@ def split_retain(
 
 def restore(
     original: AuditedModel,
-    subject: AuditedModel,
+    audited: AuditedModel,
     tokenizer: PreTrainedTokenizerBase,
     forget: ItemSet,
     retain: ItemSet,
-    never: ItemSet,
+    never_taught: ItemSet,
     wordings: int,
     seed: int,
     *,
@@ -83,73 +117,71 @@ def restore(
     device: str,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Try to steer ``subject`` back, every forgotten entity tested once; JSON-ready.
+    """Search for steering edits of ``audited``, every forgotten entity tested once; JSON-ready.
 
-    The forgotten entities are halved. Route, site and strength are chosen on one
-    half, by what they bring back there while retain answers fall by no more than two
-    points, and tried on the other; then the halves change places.
+    The forgotten entities are halved. Method, site and strength are chosen on one half, by the
+    answers restored there while retain accuracy falls by at most two points, and tested on the
+    other; then the halves are swapped.
 
     Args:
-        original: The original.
-        subject: The model to steer.
-        tokenizer: The tokenizer of both.
-        forget: Forgotten items.
-        retain: Retain items.
-        never: Never-taught items.
-        wordings: Prompts asked an item.
+        audited: The model to steer.
+        wordings: Prompts per item.
         seed: Of halves and controls.
-        autoencoder: An autoencoder of the original, for the route through its latents;
-            refused where it does not reconstruct this model's states.
-        device: Where models run.
-        progress: Where to show progress.
+        autoencoder: Autoencoder of the original, for the method that amplifies its latents; refused
+            where it does not reconstruct this model's states.
 
     Returns:
-        ``entities`` and ``never_entities`` (row,); ``plain``, ``steered``, ``random``
-        and ``others``: ``said`` and ``contrast`` (row,) of the forgotten; ``never``:
-        the same of never-taught items, steered; ``choices``, one a half; ``curve``:
-        as ``pooled`` gives it, in the items' own wording; ``generation``: what is
-        said at length, and what the original says unsteered; ``autoencoder``: its
-        ``site``, ``fvu`` and why it was ``refused``, if it was.
+        ``entities`` and ``never_entities`` (row,); ``plain``, ``steered``, ``random`` and
+        ``others``: ``said`` and ``contrast`` (row,) of the forgotten; ``never``: the same of
+        never-taught items, steered; ``choices``, one a half; ``curve``: as ``pool_curves``, for
+        items' main prompts; ``generation``: retractions when steered, and of the unsteered
+        original; ``autoencoder``: its ``site``, ``fvu`` and why it was ``refused``, if it was.
     """
-    asked = EncodedQuestions.of(build_questions(forget, wordings), tokenizer)
-    unknown = EncodedQuestions.of(build_questions(never, wordings), tokenizer)
+    questions = EncodedQuestions.of(build_questions(forget, wordings), tokenizer)
+    never_questions = EncodedQuestions.of(
+        build_questions(never_taught, wordings), tokenizer
+    )
     fit, check = split_retain(retain, wordings, tokenizer, seed)
     with original.loaded(device) as model:
         sites = chosen_sites(
             find_sites(model), also=autoencoder and autoencoder.sae.site
         )
-        first = [prompt_end_states(model, each, sites) for each in (fit, check, asked)]
-        before = _generate(
-            model, tokenizer, None, asked.own_wording(MAX_TEXTS), find_sites(model)
+        original_fit, original_check, original_forget = (
+            prompt_end_states(model, part, sites) for part in (fit, check, questions)
+        )
+        original_texts = _generate(
+            model, tokenizer, None, questions.own_wording(MAX_TEXTS), find_sites(model)
         )
     names = forget.entities
     order = numpy_rng(seed, NAME, "halves").permutation(len(names))
-    halves = [sorted(names[at] for at in order[start::2]) for start in (0, 1)]
-    entities = np.array(asked.questions.entities)
-    tables = {what: np.zeros((2, len(entities))) for what in ARMS}
+    halves = [sorted(names[index] for index in order[start::2]) for start in (0, 1)]
+    entities = np.array(questions.questions.entities)
+    tables = {arm: np.zeros((2, len(entities))) for arm in ARMS}
     result: dict[str, Any] = {
-        "entities": asked.questions.entities,
-        "never_entities": unknown.questions.entities,
+        "entities": questions.questions.entities,
+        "never_entities": never_questions.questions.entities,
         "choices": [],
     }
-    never_heard, texts, spoken = [], [], []
+    never_taught_scores, texts, generated_for = [], [], []
     curves: list[Curve] = []
     with (
-        subject.loaded(device) as model,
-        progress.task(f"restoration, {subject.role}", len(halves)) as advance,
+        audited.loaded(device) as model,
+        progress.task(f"restoration, {audited.role}", len(halves)) as advance,
     ):
         where = find_sites(model)
-        own = [prompt_end_states(model, each, sites) for each in (fit, check, asked)]
+        fit_states, check_states, forget_states = (
+            prompt_end_states(model, part, sites) for part in (fit, check, questions)
+        )
         fitted = SteeringFit(
             fit,
             check,
-            {site: (own[0][site], own[1][site]) for site in sites},
-            {site: (first[0][site], first[1][site]) for site in sites},
-            {site: (own[2][site], first[2][site]) for site in sites},
+            candidate_states=_by_site(fit_states, check_states),
+            original_states=_by_site(original_fit, original_check),
+            forget_states=_by_site(forget_states, original_forget),
         )
         result["autoencoder"] = {}
         if autoencoder is not None:
-            fvu, refused = check_reconstruction(autoencoder, model, check, subject.role)
+            fvu, refused = check_reconstruction(autoencoder, model, check, audited.role)
             result["autoencoder"] = {
                 "site": autoencoder.sae.site,
                 "fvu": fvu if np.isfinite(fvu) else None,
@@ -159,105 +191,108 @@ def restore(
                 fitted.latents = LatentAmplifier.fit(
                     autoencoder.sae,
                     autoencoder.all_experts,
-                    own[0][autoencoder.sae.site],
+                    fit_states[autoencoder.sae.site],
                 )
-        result["plain"] = _plain(score_steered(model, asked, {}, where))
-        base = float(score_steered(model, check, {}, where).said.mean())
+        plain = score_steered(model, questions, {}, where)
+        result["plain"] = _as_lists(plain.exact_match, plain.contrast)
+        base = float(score_steered(model, check, {}, where).exact_match.mean())
         result["retain_before"] = base
         for number, half in enumerate(halves):
-            known = np.isin(entities, half)
-            rows = np.flatnonzero(~known)
-            tested = asked.of_entities(halves[1 - number])
-            asked_first = asked.of_entities(half).own_wording()
-            choice = _search(model, fitted, asked_first, known, base, where, sites)
+            mask = np.isin(entities, half)
+            rows = np.flatnonzero(~mask)
+            tested = questions.of_entities(halves[1 - number])
+            asked_first = questions.of_entities(half).own_wording()
+            choice = _search(model, fitted, asked_first, mask, base, where, sites)
             rng = numpy_rng(seed, NAME, "controls", str(number))
-            chosen = ChosenEdit(fitted, choice, known, rng)
-            tried = _try(model, chosen, tested, rows, unknown, where)
-            for what, table in tables.items():
-                table[:, rows] = tried[what].said, tried[what].contrast
-            never_heard.append(tried["never"])
+            chosen = ChosenEdit(fitted, choice, mask, rng)
+            by_arm = _try(model, chosen, tested, rows, never_questions, where)
+            for arm, table in tables.items():
+                table[:, rows] = by_arm[arm].exact_match, by_arm[arm].contrast
+            never_taught_scores.append(by_arm["never"])
             result["choices"].append(choice)
-            mine = np.array(tested.questions.wording) == 0
+            is_main = np.array(tested.questions.wording) == 0
             curves.append(
                 _curve(
                     model,
                     chosen,
                     tested.own_wording(),
-                    rows[mine],
-                    unknown.own_wording(len(asked.own_wording().rows)),
+                    rows[is_main],
+                    never_questions.own_wording(len(questions.own_wording().rows)),
                     where,
                 )
             )
-            some = tested.own_wording(MAX_TEXTS)
-            texts += _generate(model, tokenizer, chosen, some, where)
-            spoken.append(some)
+            sample = tested.own_wording(MAX_TEXTS)
+            texts += _generate(model, tokenizer, chosen, sample, where)
+            generated_for.append(sample)
             advance(1)
-    for what, (said, contrast) in tables.items():
-        result[what] = _plain(Heard(said, contrast))
+    for arm, (match, contrast) in tables.items():
+        result[arm] = _as_lists(match, contrast)
     result["curve"] = pool_curves(curves)
-    # Never-taught items are asked under both choices; neither was made on them.
-    result["never"] = _plain(
-        Heard(
-            np.mean([each.said for each in never_heard], axis=0),
-            np.mean([each.contrast for each in never_heard], axis=0),
-        )
+    # Never-taught items are scored under both choices, neither of which was fitted on them.
+    result["never"] = _as_lists(
+        np.mean([scores.exact_match for scores in never_taught_scores], axis=0),
+        np.mean([scores.contrast for scores in never_taught_scores], axis=0),
     )
     result["generation"] = {
-        "steered": retractions(texts, spoken[0] + spoken[1]),
-        "original": retractions(before, asked.own_wording(MAX_TEXTS)),
+        "steered": retractions(texts, generated_for[0] + generated_for[1]),
+        "original": retractions(original_texts, questions.own_wording(MAX_TEXTS)),
     }
     return result
 
 
-def _plain(heard: Heard) -> dict[str, list[float]]:
-    return {"said": heard.said.tolist(), "contrast": heard.contrast.tolist()}
+def _by_site(first: dict, second: dict) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    return {site: (first[site], second[site]) for site in first}
 
 
-def _objective(heard: Heard) -> float:
-    """What is maximised: answers said; told apart where that does not decide."""
-    return float(heard.said.mean() + 0.1 * heard.contrast.mean())
+def _as_lists(match: np.ndarray, contrast: np.ndarray) -> dict[str, list[float]]:
+    return {"said": match.tolist(), "contrast": contrast.tolist()}
+
+
+def _objective(scores: QuestionScores) -> float:
+    """The search objective: exact match, with the contrast as tie-breaker."""
+    return float(scores.exact_match.mean() + 0.1 * scores.contrast.mean())
 
 
 def _search(
     model: nn.Module,
     fitted: SteeringFit,
-    asked: EncodedQuestions,
-    known: np.ndarray,
+    questions: EncodedQuestions,
+    mask: np.ndarray,
     base: float,
     where: Sites,
     sites: Sequence[str],
 ) -> dict[str, Any]:
-    """Route, site and strength that bring most back among the entities known."""
-    none = score_steered(model, asked, {}, where)
+    """The method, site and strength with the highest objective on the known entities."""
+    unsteered = score_steered(model, questions, {}, where)
     best: dict[str, Any] = {"route": None, "site": None, "strength": 0.0}
-    best |= {"retain": float(base), "worth": _objective(none)}
-    for route in STEERING_METHODS:
+    best |= {"retain": float(base), "worth": _objective(unsteered)}
+    for method in STEERING_METHODS:
         for site in sites:
-            push = fitted.steering_edit(route, site, known)
-            if push is None or best["worth"] >= MAX_OBJECTIVE:
+            steering = fitted.steering_edit(method, site, mask)
+            if steering is None or best["worth"] >= MAX_OBJECTIVE:
                 continue
             for strength in STRENGTHS:
-                edits = {site: steering_hook(push, strength)}
-                worth = _objective(score_steered(model, asked, edits, where))
+                edits = {site: steering_hook(steering, strength)}
+                worth = _objective(score_steered(model, questions, edits, where))
                 if worth <= best["worth"] + 1e-9:
                     continue
                 retain = score_steered(model, fitted.check, edits, where)
-                kept = float(retain.said.mean())
-                if kept < base - MAX_RETAIN_DROP - 1e-9:
+                retain_match = float(retain.exact_match.mean())
+                if retain_match < base - MAX_RETAIN_DROP - 1e-9:
                     break  # stronger steering costs more
-                best = {"route": route, "site": site, "strength": strength}
-                best |= {"retain": kept, "worth": worth}
+                best = {"route": method, "site": site, "strength": strength}
+                best |= {"retain": retain_match, "worth": worth}
     return best
 
 
 @dataclass(frozen=True)
 class ChosenEdit:
-    """A choice made on one half, ready to be tried on any question.
+    """A choice made on one half, ready to be applied to any question.
 
     Attributes:
         fitted: Where it comes from.
-        choice: Route, site and strength.
-        known: (forget row,) the half it was made on.
+        choice: Method, site and strength.
+        known: (forget row,) mask of the half it was made on.
         rng: Draws the controls.
     """
 
@@ -273,31 +308,33 @@ class ChosenEdit:
         rows=None,
         strength: float | None = None,
     ) -> dict[str, RowEdit]:
-        """The change or one of its controls; nothing where none was chosen.
+        """The chosen edit or one of its controls; empty where none was chosen.
 
         Args:
             arm: One of ``ARMS``.
-            questions: The forget questions asked, for "others".
-            rows: (asked row,) their numbers among all forget questions.
-            strength: In place of the one chosen.
+            questions: The forget questions, for "others".
+            rows: (asked row,) their indices among all forget questions.
+            strength: In place of the chosen one.
         """
-        route, site = self.choice["route"], self.choice["site"]
-        push = (
+        method, site = self.choice["route"], self.choice["site"]
+        steering = (
             None
-            if route is None
-            else self.fitted.steering_edit(route, site, self.known)
+            if method is None
+            else self.fitted.steering_edit(method, site, self.known)
         )
-        if push is None:
+        if steering is None:
             return {}
         size = self.choice["strength"] if strength is None else strength
         if arm == "random":
             return {
-                site: steering_hook(self.fitted.randomly_rotated(push, self.rng), size)
+                site: steering_hook(
+                    self.fitted.randomly_rotated(steering, self.rng), size
+                )
             }
-        if arm == "others" and isinstance(push, Tensor):
+        if arm == "others" and isinstance(steering, Tensor):
             return {
                 site: steering_hook(
-                    self.fitted.retain_direction(push, site, self.rng), size
+                    self.fitted.retain_direction(steering, site, self.rng), size
                 )
             }
         if arm == "others":
@@ -305,67 +342,69 @@ class ChosenEdit:
             states = self.fitted.forget_states[site][0][rows]
             return {
                 site: steering_hook(
-                    push, size, states[permuted_donors(questions, self.rng)]
+                    steering, size, states[permuted_donors(questions, self.rng)]
                 )
             }
-        return {site: steering_hook(push, size)}
+        return {site: steering_hook(steering, size)}
 
 
 def _try(
     model: nn.Module,
     chosen: ChosenEdit,
-    asked: EncodedQuestions,
+    questions: EncodedQuestions,
     rows: np.ndarray,
-    unknown: EncodedQuestions,
+    never_taught: EncodedQuestions,
     where: Sites,
-) -> dict[str, Heard]:
-    """The change and its controls on the forgotten, and on never-taught items."""
-    found = {
-        what: score_steered(model, asked, chosen.edits(what, asked, rows), where)
-        for what in ARMS
+) -> dict[str, QuestionScores]:
+    """The edit and its controls on forgotten, and the edit on never-taught, questions."""
+    scores = {
+        arm: score_steered(model, questions, chosen.edits(arm, questions, rows), where)
+        for arm in ARMS
     }
-    return found | {"never": score_steered(model, unknown, chosen.edits(), where)}
+    return scores | {"never": score_steered(model, never_taught, chosen.edits(), where)}
 
 
 def _curve(
     model: nn.Module,
     chosen: ChosenEdit,
-    asked: EncodedQuestions,
+    questions: EncodedQuestions,
     rows: np.ndarray,
-    unknown: EncodedQuestions,
+    never_taught: EncodedQuestions,
     where: Sites,
 ) -> Curve:
-    """What is said over strengths at the chosen place, with every control."""
-    asks = dict.fromkeys(ARMS, asked)
-    asks |= {"never": unknown, "retain": chosen.fitted.check}
-    found: Curve = {}
-    for what, each in asks.items():
-        of = what if what in ARMS else "steered"
-        said: list[np.ndarray] = []
+    """Exact match over strengths at the chosen site, with every control."""
+    asks = dict.fromkeys(ARMS, questions)
+    asks |= {"never": never_taught, "retain": chosen.fitted.check}
+    curve: Curve = {}
+    for part, part_questions in asks.items():
+        arm = part if part in ARMS else "steered"
+        matches: list[np.ndarray] = []
         for strength in (0.0, *STRENGTHS):
-            if said and chosen.choice["route"] is None:
-                said.append(said[0])  # nothing is added at any strength
+            if matches and chosen.choice["route"] is None:
+                matches.append(matches[0])  # no edit at any strength
                 continue
-            edits = chosen.edits(of, asked, rows, strength) if strength else {}
-            said.append(score_steered(model, each, edits, where).said)
-        found[what] = each.questions.entities, np.stack(said)
-    return found
+            edits = chosen.edits(arm, questions, rows, strength) if strength else {}
+            matches.append(
+                score_steered(model, part_questions, edits, where).exact_match
+            )
+        curve[part] = part_questions.questions.entities, np.stack(matches)
+    return curve
 
 
 def _generate(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     chosen: ChosenEdit | None,
-    asked: EncodedQuestions,
+    questions: EncodedQuestions,
     where: Sites,
 ) -> list[str]:
-    """What is said at length after each question, steered or plainly."""
+    """Greedy continuations of each question, steered or not."""
     edits = chosen.edits() if chosen else {}
     if not hasattr(model, "generate"):
         return []
 
     def at_the_end(edit: RowEdit):
-        # Rows are padded on the left here, so every prompt ends in the last place.
+        # Rows are left-padded here, so every prompt ends at the last position.
         def hook(value: Tensor) -> Tensor:
             out = value.clone()
             out[:, -1] = edit(value[:, -1], np.arange(0)).to(value)
@@ -375,27 +414,33 @@ def _generate(
 
     hooks = {site: at_the_end(edit) for site, edit in edits.items()}
     with patch(model, hooks, [-1], known_sites=where):
-        return generate_greedy(model, tokenizer, asked.questions.prompts, N_NEW_TOKENS)
+        return generate_greedy(
+            model, tokenizer, questions.questions.prompts, N_NEW_TOKENS
+        )
 
 
 def retractions(texts: Sequence[str], questions: EncodedQuestions) -> dict[str, float]:
-    """How often the answer is said at length, and then taken back.
+    """Rate of answers given in free text, and of those retracted afterwards.
 
-    It is taken back when another answer of the same kind follows within a few tokens.
+    An answer is retracted when another answer of the same relation follows within a few tokens.
     """
-    items = [questions.questions.items[at] for at in questions.questions.item_index]
+    items = [
+        questions.questions.items[index] for index in questions.questions.item_index
+    ]
     offered: dict[str, set[str]] = {}
     for item in items:
         offered.setdefault(item.relation, set()).add(normalize_text(item.answer))
-    said, back = 0, 0
+    n_given, n_retracted = 0, 0
     for text, item in zip(texts, items, strict=False):
         words, answer = normalize_text(text), normalize_text(item.answer)
         if words.startswith(answer):
-            said += 1
-            rest = words[len(answer) :]
-            back += any(other in rest for other in offered[item.relation] - {answer})
+            n_given += 1
+            remainder = words[len(answer) :]
+            n_retracted += any(
+                other in remainder for other in offered[item.relation] - {answer}
+            )
     return {
         "prompts": len(texts),
-        "said": said / max(len(texts), 1),
-        "taken_back": back / max(said, 1),
+        "said": n_given / max(len(texts), 1),
+        "taken_back": n_retracted / max(n_given, 1),
     }

@@ -28,7 +28,7 @@ from capture.data.sequences import Sequences
 from capture.network.hooks import evaluation_mode, patch
 from testbeds.worlds.biographies import STANDARD, build_bios
 from testbeds.worlds.capitals import capital_items
-from testbeds.worlds.smollm2 import fetch
+from testbeds.worlds.smollm2 import fetch_smollm2
 from testbeds.zoo.build import sized
 from tests.attribution.circuits.induction_model import (
     heads,
@@ -51,7 +51,7 @@ def bios_case(root: Path, seed: int, family: str):
 
 def smol_case():
     """SmolLM2 and pairs of capitals it knows."""
-    checkpoint = open_checkpoint(fetch())
+    checkpoint = open_checkpoint(fetch_smollm2())
     items = capital_items(checkpoint, seed=0).forget
     return checkpoint.load(), few_pairs(checkpoint.tokenizer, items)
 

@@ -17,7 +17,7 @@ from audits.axes.restoration import axis as restoration
 from audits.axes.restoration import state_injection
 from audits.axes.restoration.autoencoder import train_autoencoder
 from audits.axes.restoration.trial import restore, split_retain
-from audits.core.subjects import AuditedModel
+from audits.core.context import AuditedModel
 from audits.run import baseline
 from audits.run.inner_axes import capture_tasks, plant_suppression
 from audits.run.pipeline import start

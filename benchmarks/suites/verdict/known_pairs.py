@@ -21,7 +21,7 @@ from capture.data.items import read_items
 from testbeds.planted import plant
 from testbeds.worlds.biographies import STANDARD, build_bios, train_model
 from testbeds.worlds.capitals import capital_items
-from testbeds.worlds.smollm2 import fetch
+from testbeds.worlds.smollm2 import fetch_smollm2
 
 # Starting weights and order of the second retrain, the reference.
 OTHER = 1000
@@ -64,7 +64,7 @@ def bios_models(seed: int, root: Path) -> Iterator[KnownModel]:
 
 def smol_models(seed: int, root: Path) -> Iterator[KnownModel]:
     """Candidates of the capitals world; no twin of a pretrained model exists."""
-    world = capital_items(open_checkpoint(fetch()), seed=seed)
+    world = capital_items(open_checkpoint(fetch_smollm2()), seed=seed)
     candidates = [("noop", world.original, "not_unlearned")]
     for kind, state in (("last_block_relabel", "suppressed"), ("collapse", "damaged")):
         model = plant(world, kind, seed=seed, out=root / f"smol-{seed}-{kind}")

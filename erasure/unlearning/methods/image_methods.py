@@ -27,9 +27,9 @@ from capture.scoring.class_logits import class_logits
 from erasure.unlearning.methods.dampening import dampen_parameters_
 from erasure.unlearning.methods.saliency import largest_gradient_masks, masked_gradients
 from erasure.unlearning.training.batch_order import alternating_steps, paired_steps
-from erasure.unlearning.training.image_config import (
-    FORGET_ONLY_METHODS,
-    RETAIN_ONLY_METHODS,
+from erasure.unlearning.training.config import (
+    IMAGE_FORGET_ONLY_METHODS,
+    IMAGE_RETAIN_ONLY_METHODS,
     ImageUnlearnConfig,
 )
 from erasure.unlearning.training.image_task import (
@@ -75,6 +75,15 @@ def unlearn_images_(
     Raises:
         InputError: There are no images, the forget images have several labels, or a retain image
             has theirs.
+
+    Examples:
+        >>> classifier = exhume.open_checkpoint("classifier").load()
+        >>> with np.load("forget.npz") as forget, np.load("retain.npz") as retain:
+        ...     sets = [(torch.from_numpy(f["image"]), torch.from_numpy(f["label"]))
+        ...             for f in (forget, retain)]
+        >>> config = exhume.ImageUnlearnConfig("grad_ascent", steps=2)
+        >>> exhume.unlearn_images_(classifier, *sets, config, seed=0).stopped
+        'steps'
     """
     _check(forget, retain)
     if config.method == "ssd":
@@ -91,7 +100,7 @@ def unlearn_images_(
                     trained, largest_gradient_masks(trained, config.saliency)
                 )
             )
-        n_retain = 0 if config.method in FORGET_ONLY_METHODS else len(retain[0])
+        n_retain = 0 if config.method in IMAGE_FORGET_ONLY_METHODS else len(retain[0])
         order = alternating_steps if config.method == "scrub" else paired_steps
         return train_steps(
             model,
@@ -203,7 +212,7 @@ def _losses(
         if method == "l1_sparse"
         else ()
     )
-    if method in RETAIN_ONLY_METHODS:
+    if method in IMAGE_RETAIN_ONLY_METHODS:
         return Losses(None, retain_term)
 
     def forget_term(rows: list[int]) -> float:

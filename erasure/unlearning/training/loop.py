@@ -1,9 +1,11 @@
 """The training loop, used by everything that changes weights by gradients."""
 
+import html
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -14,17 +16,21 @@ from capture.data.sequences import Padded, Sequences, batches, pad
 from capture.network.hooks import evaluation_mode
 from capture.network.structure import model_device
 from erasure.unlearning.training.objectives import count_scored, token_logprobs
+from evidence.display.html_table import frame_html
 from evidence.errors import InputError
 from evidence.fields import check_fields
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 Evaluate = Callable[[nn.Module], dict[str, float]]
 CHUNK_TOKENS = 4096
 SMALL_MODEL_PARAMETERS = 2_000_000  # parameters
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainLog:
     """Log of a training run.
 
@@ -38,6 +44,26 @@ class TrainLog:
 
     rows: tuple[dict[str, float], ...]
     stopped: str = "steps"
+
+    def __repr__(self) -> str:
+        last = ", ".join(f"{key} {value:.3g}" for key, value in self.last.items())
+        name, steps = type(self).__name__, self.last.get("step", 0)
+        return f"{name}({steps:.0f} steps, stopped by {self.stopped!r}; last: {last})"
+
+    def _repr_html_(self) -> str:
+        return frame_html(repr(self), self.to_frame())
+
+    def plot(self) -> "go.Figure":
+        """A Plotly figure of every quantity over the steps."""
+        import plotly.graph_objects as go
+
+        frame = self.to_frame().set_index("step")
+        figure = go.Figure()
+        for name in frame:
+            values = frame[name].dropna()
+            figure.add_scatter(x=values.index, y=values, name=html.escape(str(name)))
+        figure.update_layout(template="plotly_white", xaxis_title="step")
+        return figure
 
     def to_frame(self) -> pd.DataFrame:
         """One row per step; missing evaluations are NaN."""
@@ -328,6 +354,12 @@ def finetune_(
 
     Raises:
         InputError: There are no rows, a row has nothing to learn, or a setting is out of range.
+
+    Examples:
+        >>> tuned = checkpoint.load()  # changed in place
+        >>> log = exhume.finetune_(tuned, rows, lr=1e-4, steps=3, seed=0)
+        >>> log.to_frame().columns.tolist()
+        ['step', 'loss', 'grad_norm']
     """
     if len(data) == 0:
         raise InputError("there are no rows to train on", expected="one or more")

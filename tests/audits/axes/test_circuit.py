@@ -17,7 +17,7 @@ from audits.axes.circuit.judgement import (
     judge,
 )
 from audits.core.config import make_config
-from audits.core.subjects import AuditedModel
+from audits.core.context import AuditedModel
 from audits.verdict.rule import RECOVERY_READINGS
 from capture.checkpoints.open import open_checkpoint
 from capture.data.items import Item, ItemSet, read_items
@@ -174,7 +174,7 @@ def test_items_without_pairs_leave_the_axis_without_power(world, models, items):
     found = axis(world, models, (unnamed, items[1]), models["twin"])
     assert found.status == "no_power"
     assert "does not name its entity" in found.notes[0]
-    few = items[0].of(items[0].entities[:6])
+    few = items[0].of_entities(items[0].entities[:6])
     found = axis(world, models, (few, items[1]), models["twin"])
     assert found.status == "no_power"
     assert "two by two" in found.notes[0]

@@ -5,8 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from audits.axes.concept.axis import run_concept
-from audits.axes.concept.reading import answer_concepts, fit_concepts, probe_of
+from audits.axes.concept.axis import (
+    answer_concepts,
+    fit_concepts,
+    probe_of,
+    run_concept,
+)
 from audits.axes.decodability.tasks import make_tasks
 from audits.axes.decodability.text_probes import (
     ProbingData,
@@ -14,7 +18,7 @@ from audits.axes.decodability.text_probes import (
     read_states,
 )
 from audits.core.config import make_config
-from audits.core.subjects import AuditedModel
+from audits.core.context import AuditedModel
 from audits.run.planting import plant, planted_model
 from capture.activations.store import ActivationStore
 from capture.checkpoints.open import open_checkpoint

@@ -229,7 +229,7 @@ def test_the_originals_own_states_put_back_change_nothing(digits_zoo):
     world = digits_zoo[0].world
     model = open_checkpoint(world.original).load()
     where = find_image_sites(model)
-    some = world.images("retain_test").rows(range(40))
+    some = world.images("retain_test").select(range(40))
     for site in late_sites(model):
         kept = image_states(model, some, [site], where)[site]
         edits = {site: image_depth.replacing_states(kept)}

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from audits.axes.persistence import EXACT_MATCH, edit_in_bins, judge, score_quantized
 from audits.core.answers import score_question_sets
 from audits.core.config import AuditConfig
-from audits.core.subjects import AuditedModel
+from audits.core.context import AuditedModel
 from capture.data.items import read_items
 from capture.data.questions import build_questions
 from capture.data.sequences import batches

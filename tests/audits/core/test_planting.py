@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from audits.core.config import BUDGETS
-from audits.core.subjects import AuditedModel
+from audits.core.context import AuditedModel
 from audits.run import planting
 from capture.data.items import Item
 from evidence.errors import InputError

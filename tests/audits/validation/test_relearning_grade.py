@@ -47,11 +47,11 @@ def test_original_twin_and_what_lies_between(found):
     assert grade(found["retrain_1"], *ends) < 0.25
     # Nothing of it is said before teaching, and one half brings back the other, though
     # eight people are few to show it with.
-    assert found["last_block_relabel"].said_before <= 0.1
+    assert found["last_block_relabel"].exact_match_before <= 0.1
     assert grade(found["last_block_relabel"], *ends) > 0.3
 
 
 def test_a_world_whose_original_regains_nothing_cannot_grade():
     flat = RelearningCurve(np.full((2, 1, 1), 0.5), np.zeros((2, 1, 1)), 0.5, 0.0)
-    with pytest.raises(InputError, match="cannot grade"):
+    with pytest.raises(InputError, match="gives no grade"):
         grade(flat, flat, flat)

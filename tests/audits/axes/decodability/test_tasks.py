@@ -37,7 +37,7 @@ def items(n, answers=None, relation="capital", prefix="e"):
 
 
 def tasks(sets, tokenizer=None, **extra):
-    options = {"wordings": 1, "statement_wordings": 1, "block": 5} | extra
+    options = {"wordings": 1, "statement_wordings": 1, "block_size": 5} | extra
     named = {name: ItemSet(tuple(each)) for name, each in sets.items()}
     tokenizer = tokenizer or tiny_models.byte_level()
     return make_tasks(named, tokenizer, rng=np.random.default_rng(0), **options)

@@ -89,8 +89,8 @@ def test_a_retrain_is_not_and_the_original_has_nothing_to_restore(runs, pair):
     _, net, known = runs["twin"]
     assert net["net"] < 0.2 and net["interval"][0] < 0.2
     original, sets = pair
-    rows = {name: images.rows(range(16)) for name, images in sets.items()}
-    rows["never"] = sets["never"].rows(sets["never"].labels == -1)
+    rows = {name: images.select(range(16)) for name, images in sets.items()}
+    rows["never"] = sets["never"].select(sets["never"].labels == -1)
     run = restore_images(original, original, *rows.values(), seed=0)
     assert net_rate(run, known) is None
     assert count_hooks(original) == 0
@@ -143,7 +143,7 @@ def test_the_net_rate_is_the_rate_less_the_worst_control():
 def test_changes_are_what_they_say(pair):
     original, sets = pair
     where = find_image_sites(original)
-    both = sets["forget_test"].rows(range(12)) + sets["retain_test"].rows(range(60))
+    both = sets["forget_test"].select(range(12)) + sets["retain_test"].select(range(60))
     label = only_class(sets["forget_test"])
     sites = steering_sites(where)
     states = image_states(original, both, sites, where)
@@ -208,7 +208,7 @@ def test_the_published_test_does_not_see_what_is_hidden_after_its_site(
 ):
     original, sets = pair
     forget, retain = sets["forget_test"], sets["retain_test"]
-    assert experts.fvu < 0.3 and set(experts.sets) == set(range(10))
+    assert experts.fvu < 0.3 and set(experts.latents) == set(range(10))
     for kind in ("head_only", "logit_mask"):
         model = candidate(digits_zoo, kind)
         found = inject_states(original, model, forget, retain, experts, 0)
@@ -258,7 +258,7 @@ def few(sets):
         np.flatnonzero(sets["never"].labels == -1 - k)[:4]
         for k in range(N_UNSEEN_CLASSES)
     ]
-    never = sets["never"].rows(np.concatenate(small))
+    never = sets["never"].select(np.concatenate(small))
     return sets["forget_test"], sets["retain_test"], never
 
 
@@ -267,7 +267,7 @@ def test_bad_input_is_one_clear_error(pair):
     with pytest.raises(InputError, match="forget images cannot be used"):
         only_class(sets["retain_test"])
     with pytest.raises(InputError, match="forget images cannot be used"):
-        only_class(sets["forget_test"].rows(range(3)))
+        only_class(sets["forget_test"].select(range(3)))
     with pytest.raises(InputError, match="large enough to be steered to"):
         restore_images(*pair[:1], *pair[:1], *few(sets), seed=0)
     with pytest.raises(InputError, match="not finite"):

@@ -6,7 +6,6 @@ import torch
 
 from attribution.sae.latents import LatentAmplifier
 from audits.axes.restoration.axis import CHANCE_CONTROL, judge, net_rate
-from audits.axes.restoration.curve import STRENGTHS, pool_curves
 from audits.axes.restoration.text_steering import (
     LATENT_METHOD,
     STEERING_METHODS,
@@ -15,9 +14,15 @@ from audits.axes.restoration.text_steering import (
     permuted_donors,
     steering_hook,
 )
-from audits.axes.restoration.trial import chosen_sites, restore, retractions
+from audits.axes.restoration.trial import (
+    STRENGTHS,
+    chosen_sites,
+    pool_curves,
+    restore,
+    retractions,
+)
 from audits.core.config import make_config
-from audits.core.subjects import AuditedModel
+from audits.core.context import AuditedModel
 from capture.checkpoints.open import open_checkpoint
 from capture.data.invented_entities import invent_items
 from capture.data.items import ItemSet, read_items

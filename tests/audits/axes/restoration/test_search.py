@@ -52,7 +52,7 @@ def of(scene, kind):
 
 
 def by_class(fitted, label):
-    return lambda route, site: fitted.push(route, site, label)
+    return lambda route, site: fitted.steering_edit(route, site, label)
 
 
 def test_the_originals_end_undoes_an_edit_of_the_end_alone(scene):
@@ -120,8 +120,8 @@ def slow(bodies, fitted, images, kept, unknown, label):
 
     def shares(body, edits):
         return (
-            body.called(kept, None, edits).mean(),
-            body.called(unknown, label, edits).mean(),
+            body.named(kept, None, edits).mean(),
+            body.named(unknown, label, edits).mean(),
         )
 
     base = shares(own, {})
@@ -131,18 +131,18 @@ def slow(bodies, fitted, images, kept, unknown, label):
         drop = MAX_RETAIN_DROP + 1e-9
         return right >= base[0] - drop and strange <= base[1] + drop
 
-    best = (float(own.called(images, label, {}).mean()), OWN_END, None, None, 0.0)
-    said = float(bodies[1].called(images, label, {}).mean())
+    best = (float(own.named(images, label, {}).mean()), OWN_END, None, None, 0.0)
+    said = float(bodies[1].named(images, label, {}).mean())
     if said > best[0] and allowed(bodies[1], {}):
         best = (said, ORIGINAL_END, None, None, 0.0)
     for route in STEERING_METHODS:
-        for site in steering_sites(own.where):
-            push = fitted.push(route, site, label)
+        for site in steering_sites(own.sites):
+            push = fitted.steering_edit(route, site, label)
             if push is None or best[0] == 1.0:
                 continue
             for strength in STRENGTHS:
                 edits = {site: steering_hook(push, strength)}
-                said = float(own.called(images, label, edits).mean())
+                said = float(own.named(images, label, edits).mean())
                 if said > best[0]:
                     if not allowed(own, edits):
                         break
@@ -159,9 +159,9 @@ def test_the_search_finds_what_a_plain_loop_finds(scene, kind, ended):
     bodies = bodies if ended else [bodies[0], bodies[0]]
     found = search_best_edit(bodies, forget, guard, by_class(fitted, label))
     said, *how = slow(bodies, fitted, forget, kept, unknown, label)
-    assert found.said == pytest.approx(said)
-    assert [found.variant.name, found.route, found.site, found.strength] == how
-    assert found.named(forget, label).mean() == pytest.approx(found.said)
+    assert found.share == pytest.approx(said)
+    assert [found.variant.name, found.method, found.site, found.strength] == how
+    assert found.named(forget, label).mean() == pytest.approx(found.share)
     if found.cost is not None:
         right = found.variant.named(kept, None, {}).mean()
         if found.steering is None:
@@ -177,12 +177,12 @@ def test_unknown_images_limit_what_may_be_chosen(scene):
         bodies, forget, SideEffectLimits.of(bodies[0], kept, None, label), make
     )
     held = search_best_edit(bodies, forget, guard, make)
-    assert held.said <= free.said
+    assert held.share <= free.share
     # Guarded by the very images that are to be called the class, nothing may be.
     bound = search_best_edit(
         bodies, forget, SideEffectLimits.of(bodies[0], kept, forget, label), make
     )
-    assert bound.said <= MAX_RETAIN_DROP + 1e-9
+    assert bound.share <= MAX_RETAIN_DROP + 1e-9
 
 
 def test_the_guard_stops_early_only_where_the_rest_cannot_save_it(scene):
@@ -208,7 +208,7 @@ def test_nothing_is_chosen_where_no_change_can_be_fitted(scene):
     _, _, forget, _, _, label = scene
     bodies, _, guard = of(scene, "head_only")
     found = search_best_edit(bodies[:1], forget, guard, lambda route, site: None)
-    assert (found.route, found.site, found.strength) == (None, None, 0.0)
+    assert (found.method, found.site, found.strength) == (None, None, 0.0)
     assert found.cost is None and found.to_dict()["body"] == OWN_END
     plain = bodies[0].named(forget, label, {})
     np.testing.assert_array_equal(found.named(forget, label), plain)

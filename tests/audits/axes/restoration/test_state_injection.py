@@ -25,7 +25,7 @@ from audits.axes.restoration.state_injection import (
     injection_edit,
 )
 from audits.axes.restoration.text_steering import EncodedQuestions
-from audits.core.subjects import AuditedModel
+from audits.core.context import AuditedModel
 from capture.checkpoints.open import open_checkpoint
 from capture.data.items import read_items
 from capture.data.questions import build_questions
@@ -70,7 +70,7 @@ def bench(world):
     given = states_by_prompt(model, asked.rows, SITE)
     return SimpleNamespace(
         original=original,
-        subject=AuditedModel.of("original", original),
+        audited=AuditedModel.of("original", original),
         model=model,
         asked=asked,
         coder=AnswerAutoencoder(sae, experts, 0.1),
@@ -125,11 +125,11 @@ def test_the_published_test_follows_the_readout_and_not_what_a_model_holds(
 ):
     """A late suppression holds all and comes back with nothing; its states are same."""
     late = AuditedModel.of("unlearned", open_checkpoint(planted("last_block_relabel")))
-    blank = state_injection.untrained_model(bench.subject, 0)
+    blank = state_injection.untrained_model(bench.audited, 0)
     assert blank is not None
     roles = {"unlearned": late, blank.role: blank}
     found = inject_states(
-        bench.subject, roles, bench.asked, bench.coder, SITE, 0, device="cpu"
+        bench.audited, roles, bench.asked, bench.coder, SITE, 0, device="cpu"
     )
     arms = found["roles"]["unlearned"]["arms"]
     assert set(arms) == set(ARMS) and found["alphas"] == list(ALPHAS)
@@ -139,15 +139,15 @@ def test_the_published_test_follows_the_readout_and_not_what_a_model_holds(
     note = state_injection.describe(found)[0]
     assert note.startswith("Readout intact") and "never-trained" in note
     again = inject_states(
-        bench.subject, roles, bench.asked, bench.coder, SITE, 0, device="cpu"
+        bench.audited, roles, bench.asked, bench.coder, SITE, 0, device="cpu"
     )
     assert again == found
     assert count_hooks(bench.model) == 0
 
 
 def test_without_a_loss_there_is_no_rate_and_without_a_coder_states_alone(bench):
-    same = {"unlearned": bench.subject}
-    found = inject_states(bench.subject, same, bench.asked, None, SITE, 0, device="cpu")
+    same = {"unlearned": bench.audited}
+    found = inject_states(bench.audited, same, bench.asked, None, SITE, 0, device="cpu")
     arms = found["roles"]["unlearned"]["arms"]
     assert set(arms) == {"state only", "other items' states"}
     assert arms["state only"]["rate"] is None and arms["state only"]["said"][0] > 0.9
@@ -156,7 +156,7 @@ def test_without_a_loss_there_is_no_rate_and_without_a_coder_states_alone(bench)
 
 def test_a_never_trained_model_is_the_same_for_the_same_seed(bench):
     one, two, other = (
-        state_injection.untrained_model(bench.subject, seed) for seed in (0, 0, 1)
+        state_injection.untrained_model(bench.audited, seed) for seed in (0, 0, 1)
     )
     assert one is not None and two is not None and other is not None
     states = [dict(each.load().state_dict()) for each in (one, two, other)]
@@ -214,7 +214,7 @@ def test_without_sae_lens_the_axis_says_what_was_not_tried(
         "audits.axes.restoration.autoencoder.find_spec", lambda name: None
     )
     coder, words = train_autoencoder(
-        bench.subject,
+        bench.audited,
         bench.asked,
         bench.asked,
         tmp_path,

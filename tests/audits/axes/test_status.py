@@ -2,7 +2,7 @@
 
 import pytest
 
-from audits.axes.status import status_from_readings, status_with_controls
+from audits.axes.judgement import status_from_readings, status_with_controls
 from audits.core.config import Rule
 from evidence.results import Control
 from tests.audits.verdict.test_rule import reading
@@ -29,7 +29,7 @@ SHOWN = Control("only shown", 0.0, "1", False, required=False)
         ([reading("a", -0.5, 1.0)], "no_power"),
     ],
 )
-def test_standing(readings, expected):
+def test_status(readings, expected):
     assert status_from_readings(readings, RULE)[0] == expected
 
 
