@@ -226,17 +226,17 @@ def _block(
         )
     start = trace.before[id(block)]
     first, second = (trace.before[id(norm)] for norm in norms)
-    written = trace.after[id(projection)], trace.after[id(mlp)]
+    outputs = trace.after[id(projection)], trace.after[id(mlp)]
     # In parallel both norms read one stream; otherwise attention was added before the second.
     parallel = (
-        bool((second - first).norm() < (second - start - written[0]).norm())
+        bool((second - first).norm() < (second - start - outputs[0]).norm())
         or second.data_ptr() == first.data_ptr()
     )
-    between = start if parallel else start + written[0]
+    between = start if parallel else start + outputs[0]
     if not (
         rows_close(first, start)
         and rows_close(second, between)
-        and rows_close(trace.after[id(block)], start + written[0] + written[1])
+        and rows_close(trace.after[id(block)], start + outputs[0] + outputs[1])
     ):
         raise _refuse(
             model, f"what leaves block {layer} is not the sum of what its parts write"

@@ -286,7 +286,7 @@ def changed_latents(
     delta = y - x
     order = np.argsort(-np.abs(delta).mean(0), kind="stable")[:count]
 
-    def strongest(table: NDArray, latent: int) -> tuple[int, ...]:
+    def top_items(table: NDArray, latent: int) -> tuple[int, ...]:
         rows = np.argsort(-table[:, latent], kind="stable")[:items]
         return tuple(int(row) for row in rows if table[row, latent] > 0)
 
@@ -295,8 +295,8 @@ def changed_latents(
             int(latent),
             float(delta[:, latent].mean()),
             float(delta[:, latent].mean() / max(delta[:, latent].std(), 1e-12)),
-            strongest(x, latent),
-            strongest(y, latent),
+            top_items(x, latent),
+            top_items(y, latent),
         )
         for latent in order
         if np.abs(delta[:, latent]).max() > 0

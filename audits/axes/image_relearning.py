@@ -134,7 +134,7 @@ def relearn(
     taught: list[float] = []
     asked: list[list[int]] = []
 
-    def examine(model: nn.Module) -> dict[str, float]:
+    def evaluate(model: nn.Module) -> dict[str, float]:
         hits = predicted_classes(model, split.train + split.held_out) == label
         taught.append(float(hits[: len(split.train)].mean()))
         asked.append(hits[len(split.train) :].astype(int).tolist())
@@ -153,7 +153,7 @@ def relearn(
             trained,
             backward,
             Schedule(rate, steps, every=EVAL_EVERY),
-            evaluate=examine,
+            evaluate=evaluate,
             label="relearn",
             progress=progress,
         )

@@ -62,7 +62,7 @@ def render(comparison: Comparison, folder: Path) -> str:
         axes=[(name, _question(comparison, name)) for name in comparison.axes],
         rows=[_row(name, audit, comparison.axes, folder) for name, audit in pairs],
         differences=comparison.differences,
-        said="images named"
+        exact_match_label="images named"
         if all(is_image_audit(audit.document) for audit in comparison.audits)
         else "answers said",
         same=_same(comparison),

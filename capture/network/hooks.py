@@ -98,8 +98,8 @@ def record_places(
     """
     values: dict[str, Tensor] = {}
 
-    def store(place: Place, carried: Tensor) -> None:
-        value = place.read(carried)
+    def store(place: Place, tensor: Tensor) -> None:
+        value = place.read(tensor)
         values[place.name] = value if select is None else select(place.name, value)
         if stop and len(values) == len(places):
             raise StopForward(values)
@@ -155,8 +155,8 @@ def patch(
     places = _resolve(model, edits, known_sites)
     max_length: dict[str, int] = {}
 
-    def change(place: Place, carried: Tensor) -> Tensor | None:
-        value = place.read(carried)
+    def change(place: Place, tensor: Tensor) -> Tensor | None:
+        value = place.read(tensor)
         mask = None
         if positions is not None:
             length = value.shape[1] if value.dim() == 3 else 0
@@ -178,7 +178,7 @@ def patch(
                 ) from error
         if mask is not None:
             new = torch.where(mask[..., None], new, value)
-        return place.write(carried, new)
+        return place.write(tensor, new)
 
     with _hooked(places, change, front=True):
         yield

@@ -62,19 +62,19 @@ class Place:
     side: Literal["in", "out"]
     part: slice | int | None = None
 
-    def read(self, carried: Tensor) -> Tensor:
+    def read(self, tensor: Tensor) -> Tensor:
         """The site's value, a view of the module's tensor."""
         if self.part is None:
-            return carried
+            return tensor
         if isinstance(self.part, int):
-            return carried[..., self.part, :]
-        return carried[..., self.part]
+            return tensor[..., self.part, :]
+        return tensor[..., self.part]
 
-    def write(self, carried: Tensor, value: Tensor) -> Tensor:
-        """A new tensor equal to ``carried`` with the site's value replaced."""
+    def write(self, tensor: Tensor, value: Tensor) -> Tensor:
+        """A new tensor equal to ``tensor`` with the site's value replaced."""
         if self.part is None:
             return value
-        changed = carried.clone()
+        changed = tensor.clone()
         self.read(changed).copy_(value)
         return changed
 

@@ -22,9 +22,9 @@ def claims_of(rows: list[dict[str, Any]], margin: float = 0.2) -> list[dict[str,
         Rows of ``claim``, ``published``, ``sound``, ``outcome`` (one of three) and ``why``;
         only claims that the published protocol would make.
     """
-    untouched = {row["model"]: row for row in rows if row["eraser"] is None}
-    original, twin = untouched["original"], untouched["twin"]
-    random = [row for name, row in untouched.items() if name.startswith("untrained")]
+    unerased = {row["model"]: row for row in rows if row["eraser"] is None}
+    original, twin = unerased["original"], unerased["twin"]
+    random = [row for name, row in unerased.items() if name.startswith("untrained")]
     claims = [_signature(original, twin), _untrained(random)]
     names = dict.fromkeys(row["eraser"] for row in rows if row["eraser"])
     for name in names:

@@ -52,8 +52,8 @@ def test_the_score_lies_between_nought_and_one(items, layers, seed):
     known = depth.score[~np.isnan(depth.score)]
     assert ((known >= 0) & (known <= 1)).all()
     order = rng.permutation(layers)
-    again = unlearning_depth(first[:, order], second[:, order])
-    assert np.allclose(again.score, depth.score, equal_nan=True)
+    permuted = unlearning_depth(first[:, order], second[:, order])
+    assert np.allclose(permuted.score, depth.score, equal_nan=True)
 
 
 def test_tables_that_do_not_fit_are_refused():

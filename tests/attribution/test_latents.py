@@ -36,25 +36,25 @@ def with_encoder(note=None):
 
 def test_what_is_written_is_each_latents_excess_times_its_decoder_row(rows):
     found, chosen = sae(), np.array([3, 7])
-    push = LatentAmplifier.fit(found, chosen, rows)
+    steering = LatentAmplifier.fit(found, chosen, rows)
     x = torch.from_numpy(rows)
     z = found.encode(x)
     wanted = sum(
         (z[:, [at]] - z[:, at].mean()) * found.decoder[at] for at in chosen.tolist()
     )
-    torch.testing.assert_close(push.apply(x), wanted)
+    torch.testing.assert_close(steering.apply(x), wanted)
     # On the rows it was fitted on nothing is added on average.
-    assert float(push.apply(x).mean(0).abs().max()) < 1e-6
-    assert push.apply(x.double()).dtype == torch.float64
+    assert float(steering.apply(x).mean(0).abs().max()) < 1e-6
+    assert steering.apply(x.double()).dtype == torch.float64
 
 
 def test_the_control_writes_as_much_along_other_live_latents(rows, rng):
     found = sae({"dead": [0, 1, 2]})
-    push = LatentAmplifier.fit(found, np.array([3, 7, 9]), rows)
-    other, x = push.randomly_rotated(rng), torch.from_numpy(rows)
+    steering = LatentAmplifier.fit(found, np.array([3, 7, 9]), rows)
+    other, x = steering.randomly_rotated(rng), torch.from_numpy(rows)
     assert not set(other.latents.tolist()) & {0, 1, 2, 3, 7, 9}
     assert len(other.latents) == 3
-    mine, theirs = (each.apply(x).square().sum() for each in (push, other))
+    mine, theirs = (each.apply(x).square().sum() for each in (steering, other))
     assert float(theirs) == pytest.approx(float(mine), rel=1e-4)
 
 

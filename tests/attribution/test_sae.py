@@ -95,8 +95,8 @@ def test_the_same_request_is_found_and_another_is_not(tmp_path, monkeypatch):
     small = config(epochs=1)
     first = train_sae(x, "resid.1", tmp_path, small)
     monkeypatch.setattr(sae_training, "_train", lambda *a: pytest.fail("trained anew"))
-    again = train_sae(x, "resid.1", tmp_path, small)
-    assert torch.equal(first.decoder, again.decoder)
+    cached = train_sae(x, "resid.1", tmp_path, small)
+    assert torch.equal(first.decoder, cached.decoder)
     for other in (
         lambda: train_sae(x + 1, "resid.1", tmp_path, small),
         lambda: train_sae(x, "resid.2", tmp_path, small),

@@ -43,8 +43,8 @@ def test_a_changed_candidate_never_gets_the_old_verdict(
     out = tmp_path / "out"
     first = run(world, candidate, out, axes=("behaviour",))
     assert first.verdict == "not_unlearned"
-    again = run(world, candidate, out, axes=("behaviour",))
-    assert again.document["manifest"] == first.document["manifest"]
+    repeated = run(world, candidate, out, axes=("behaviour",))
+    assert repeated.document["manifest"] == first.document["manifest"]
     change(candidate)
     # Another tokenizer is refused as such; the others as another audit.
     with pytest.raises(InputError, match=r"another (audit|tokenizer)"):

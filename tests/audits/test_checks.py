@@ -121,7 +121,7 @@ def never_known(asked):
     asked.never = write(asked.root / "never.jsonl", items)
 
 
-def strangers(asked):
+def unknown_names(asked):
     """Names of nobody, in words that the tokenizer has."""
     known = {
         each["entity"] for path in (asked.forget, asked.retain) for each in rows(path)
@@ -134,7 +134,7 @@ def never_few(asked):
     items = [
         {"id": f"n{n}", "entity": name, "prompt": f"{name} has the code word"}
         | {"answer": "Bano", "relation": "code word"}
-        for n, name in enumerate(strangers(asked)[:3])
+        for n, name in enumerate(unknown_names(asked)[:3])
     ]
     asked.never = write(asked.root / "never.jsonl", items)
 
@@ -184,7 +184,7 @@ def long_never(asked):
     items = [
         {"id": f"n{n}", "entity": name, "prompt": "has " * 64 + name}
         | {"answer": "Bano", "relation": "code word"}
-        for n, name in enumerate(strangers(asked)[:4])
+        for n, name in enumerate(unknown_names(asked)[:4])
     ]
     asked.never = write(asked.root / "never.jsonl", items)
 
@@ -278,9 +278,9 @@ def test_a_candidate_without_a_tokenizer_is_asked_with_the_originals(asked, capf
         axes=("behaviour",),
         reference=[asked.root / "r"],
     )
-    told = done.document["preflight"]["warnings"]
+    warnings = done.document["preflight"]["warnings"]
     for role in ("unlearned", "reference-1"):
-        assert f"{role} has no tokenizer: it is asked with the original's" in told
+        assert f"{role} has no tokenizer: it is asked with the original's" in warnings
     assert "asked with the original" in done.report.read_text(encoding="utf-8")
 
 
@@ -304,9 +304,9 @@ def test_the_command_line_says_the_same(asked, capfd):
     sets = (asked.forget, asked.retain)
     never = ("--never-taught", asked.never)
     assert call("validate", *sets, *never) == 2
-    told = capfd.readouterr()
-    assert told.err.count("exhume: too few entities in the never-taught set") == 1
-    assert "can be audited" not in told.out
+    captured = capfd.readouterr()
+    assert captured.err.count("exhume: too few entities in the never-taught set") == 1
+    assert "can be audited" not in captured.out
     named = ("--forget", sets[0], "--retain", sets[1])
     models = ("--original", asked.original, "--unlearned", asked.candidate)
     for command in ("plan", "audit"):
@@ -327,11 +327,11 @@ def test_a_larger_profile_may_need_names_that_there_are_not(tmp_path):
     files = [tmp_path / name for name in ("f.jsonl", "r.jsonl")]
     for path, part in zip(files, (items[:12], items[12:30]), strict=True):
         path.write_text("".join(json.dumps(each) + "\n" for each in part))
-    said = {
+    accepted = {
         profile: check_items(*files, profile=profile).ok
         for profile in ("quick", "full")
     }
-    assert said["full"] <= said["quick"]
+    assert accepted["full"] <= accepted["quick"]
 
 
 @pytest.mark.parametrize("tokenizer", ["words", "letters"])

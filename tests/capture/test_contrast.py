@@ -114,8 +114,10 @@ def test_a_model_is_watched_place_by_place():
         scores = score_answers(model, cut, watch=tokens)
         own = np.array([tokens.index(each) for each in first_tokens(cut)])
         found.append(entity_contrast(asked, scores.watched, own))
-    heard = score_questions(model, asked, rows)
-    np.testing.assert_allclose(heard.contrast, np.mean(found, axis=0), atol=1e-12)
+    question_scores = score_questions(model, asked, rows)
+    np.testing.assert_allclose(
+        question_scores.contrast, np.mean(found, axis=0), atol=1e-12
+    )
 
 
 def test_watching_beyond_an_answers_end_is_refused():

@@ -79,8 +79,8 @@ def test_logprob_equals_the_plain_computation_at_any_batch_size(model, tokens):
 
 
 def test_greedy_is_what_generate_says(model):
-    said = generated(model, rows(), added=5)
-    assert score_answers(model, said).greedy.all()
+    greedy_answers = generated(model, rows(), added=5)
+    assert score_answers(model, greedy_answers).greedy.all()
     for place in range(1, 6):  # one wrong token, anywhere, and it is not
         other = tuple(
             (
@@ -88,9 +88,9 @@ def test_greedy_is_what_generate_says(model):
                 (ids[-place] + 1) % VOCABULARY,
                 *ids[len(ids) - place + 1 :],
             )
-            for ids in said.ids
+            for ids in greedy_answers.ids
         )
-        scores = score_answers(model, Sequences(other, said.answer_start))
+        scores = score_answers(model, Sequences(other, greedy_answers.answer_start))
         assert not scores.greedy.any()
 
 
@@ -102,8 +102,8 @@ def test_a_random_answer_is_greedy_exactly_when_generate_agrees(model):
     small.eval()
     sequences = Sequences(tuple((3, 5, last) for last in range(11)), (2,) * 11)
     scores = score_answers(small, sequences)
-    said = generated(small, sequences[[0]], added=1).ids[0][-1]
-    assert np.flatnonzero(scores.greedy).tolist() == [said]
+    token = generated(small, sequences[[0]], added=1).ids[0][-1]
+    assert np.flatnonzero(scores.greedy).tolist() == [token]
     assert np.exp(scores.logprob).sum() == pytest.approx(1.0, abs=1e-5)
 
 
@@ -217,7 +217,7 @@ def test_generate_greedy_equals_generating_each_prompt_alone(model):
         generate_greedy(nn.Linear(2, 2), tokenizer, prompts, 6)
 
 
-class Wanted(nn.Module):
+class FixedLogits(nn.Module):
     """Gives each next token the probability that a table sets for it."""
 
     def __init__(self, logit):
@@ -231,7 +231,7 @@ class Wanted(nn.Module):
 def test_choices_and_truth_ratio_follow_the_definition():
     tokenizer = byte_level()
     logit = torch.randn(len(tokenizer), generator=torch_rng(0, "logit"))
-    model = Wanted(logit)
+    model = FixedLogits(logit)
     item = Item("a", "Peru", "Peru is", "Lima", alternatives=("Oslo", "New York"))
     scores = score_choices(model, tokenizer, [item])
     logprob = logit.log_softmax(0)
@@ -252,7 +252,7 @@ def test_a_model_without_preference_is_not_correct_and_has_ratio_one():
     item = Item("a", "Peru", "Peru is", "Lima", alternatives=("Oslo",))
     tokenizer = byte_level()
     for value in (0.0, torch.nan):
-        model = Wanted(torch.full((len(tokenizer),), value))
+        model = FixedLogits(torch.full((len(tokenizer),), value))
         scores = score_choices(model, tokenizer, [item])
         assert not scores.correct[0]
         assert scores.truth_ratio[0] == pytest.approx(1.0, rel=1e-5)

@@ -40,8 +40,8 @@ def test_bins_hold_every_answer_once_and_full_coverage_is_all(answers):
     assert wrong[-1] == pytest.approx(1 - np.mean(right))
     assert (np.diff(kept) > 0).all()
     order = np.random.default_rng(0).permutation(len(right))
-    again = risk_coverage_curve(np.array(confidence)[order], np.array(right)[order])
-    np.testing.assert_allclose(again, (kept, wrong))
+    reordered = risk_coverage_curve(np.array(confidence)[order], np.array(right)[order])
+    np.testing.assert_allclose(reordered, (kept, wrong))
 
 
 def test_true_probabilities_have_a_small_error():

@@ -47,10 +47,10 @@ BAD = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_json_is_one_error(tmp_path, name):
-    content, said = BAD[name]
+    content, message = BAD[name]
     path = tmp_path / "bad.json"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=said) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         read_json(path, fix="write it again")
     assert "bad.json" in str(caught.value) and "write it again" in str(caught.value)
     assert len(str(caught.value)) < 500

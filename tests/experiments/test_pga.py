@@ -286,7 +286,7 @@ def signed(reading, p, best, smallest=0.001):
 
 
 def eraser_rows(sound, probes):
-    untouched = {"true": [0.5, 1.0], "reading": "signal"}
+    unerased = {"true": [0.5, 1.0], "reading": "signal"}
     published = {
         "true": probes,
         "recall": {"least": 1e-5},
@@ -299,10 +299,10 @@ def eraser_rows(sound, probes):
     }
     none = signed("none", 0.5, 0.6)
     return [
-        {"model": "original", "eraser": None, "published": untouched,
+        {"model": "original", "eraser": None, "published": unerased,
          "sound": signed("present", 0.002, 0.99)},
-        {"model": "twin", "eraser": None, "published": untouched, "sound": none},
-        {"model": "untrained 1", "eraser": None, "published": untouched, "sound": none},
+        {"model": "twin", "eraser": None, "published": unerased, "sound": none},
+        {"model": "untrained 1", "eraser": None, "published": unerased, "sound": none},
         {"model": "original", "eraser": "x", "published": published},
         {"model": "original", "eraser": "x", "sound": sound},
     ]  # fmt: skip

@@ -87,8 +87,8 @@ def test_shuffles_exchange_whole_keys_and_are_repeatable():
     first = published_scores(memorised, clean, seed=3)
     assert first.shuffled.shape == (5, 2)
     assert first.true.accuracy.min() > 0.9 > first.shuffled.mean()
-    again = published_scores(memorised, clean, seed=3)
-    assert np.array_equal(first.shuffled, again.shuffled)
+    repeated = published_scores(memorised, clean, seed=3)
+    assert np.array_equal(first.shuffled, repeated.shuffled)
 
 
 def test_pure_noise_goes_below_chance_when_the_eraser_saw_the_test_items():

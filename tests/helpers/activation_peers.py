@@ -123,10 +123,10 @@ def check_nnsight():
         found, wrapped = by_nnsight(model, sites, rows())
         results[family] = difference(expected, found, sites)
         checkpoint = open_checkpoint(wrapped)
-        again = ours(checkpoint.load(), sites)
+        unwrapped = ours(checkpoint.load(), sites)
         results[f"{family} unwrapped"] = difference(
             expected,
-            found | {name: torch.as_tensor(again.site(name)) for name in sites},
+            found | {name: torch.as_tensor(unwrapped.site(name)) for name in sites},
             sites,
         )
         results[f"{family} hooks"] = count_hooks(checkpoint.load())
@@ -216,9 +216,10 @@ def check_transformer_lens():
         results[f"{family} hash"] = float(
             rebuilt.weights_hash != open_checkpoint(model).weights_hash
         )
-        expected, again = ours(model, sites), ours(rebuilt.load(), sites)
+        expected, unwrapped = ours(model, sites), ours(rebuilt.load(), sites)
         results[f"{family} unwrapped"] = max(
-            float(abs(expected.site(name) - again.site(name)).max()) for name in sites
+            float(abs(expected.site(name) - unwrapped.site(name)).max())
+            for name in sites
         )
     results |= check_hooked()
     bridge = bridged(built("llama"))

@@ -34,7 +34,7 @@ def bridged(model):
     return bridge
 
 
-def written(bridge, layers):
+def writer_hooks(bridge, layers):
     """Hook points of the writers, in our order; heads in one."""
     names = ["blocks.0.hook_resid_pre"]
     for layer in range(layers):
@@ -63,7 +63,7 @@ def main() -> None:
     subject, batch = subject_of(model), batch_of(pairs)
     layers = subject.structure.n_layers
     bridge = bridged(model)
-    names = written(bridge, layers)
+    names = writer_hooks(bridge, layers)
     theirs = [values(bridge, rows, names) for rows in (batch.clean, batch.corrupt)]
     clean = run_forward(subject, batch.clean, batch.metric_mask)
     ours = [

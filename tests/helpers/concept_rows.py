@@ -28,9 +28,9 @@ def spread(rows):
 def mean_gap(rows, labels):
     """Largest distance of a class mean from the mean, by the rows' spread."""
     rows = np.asarray(rows)
-    centre = rows.mean(-2)
+    center = rows.mean(-2)
     gaps = [
-        np.abs(rows[..., labels == each, :].mean(-2) - centre).max()
+        np.abs(rows[..., labels == each, :].mean(-2) - center).max()
         for each in np.unique(labels)
     ]
     return max(gaps) / spread(rows)

@@ -92,6 +92,6 @@ def greedy(model, data):
     with torch.no_grad():
         logits = model(**batch.model_inputs).logits
     last = torch.tensor(data.answer_start) - 1
-    said = logits[torch.arange(len(data)), last].argmax(-1).tolist()
+    predicted = logits[torch.arange(len(data)), last].argmax(-1).tolist()
     truth = [ids[start] for ids, start in zip(data.ids, data.answer_start, strict=True)]
-    return sum(a == b for a, b in zip(said, truth, strict=True)) / len(data)
+    return sum(a == b for a, b in zip(predicted, truth, strict=True)) / len(data)

@@ -36,11 +36,11 @@ def test_it_is_scikit_learns_ridge_onto_class_offsets(rng):
     mean = {c: x[y == c].mean(0) for c in np.unique(y)}
     kind = {c: x[k == c].mean(0) for c in np.unique(k)}
     targets = np.stack([mean[c] - kind[d] for c, d in zip(y, k, strict=True)])
-    centred = x - x.mean(0)
-    sizes = np.linalg.svd(centred, compute_uv=False)
+    centered = x - x.mean(0)
+    sizes = np.linalg.svd(centered, compute_uv=False)
     alpha = found.penalty * np.mean(sizes**2)
     ridge = Ridge(alpha=alpha, fit_intercept=False, solver="cholesky")
-    wanted = ridge.fit(centred, targets).predict(states[~half] - x.mean(0))
+    wanted = ridge.fit(centered, targets).predict(states[~half] - x.mean(0))
     got = found.apply(torch.from_numpy(states[~half])).numpy()
     np.testing.assert_allclose(got, wanted, atol=1e-8)
     assert found.penalty in PENALTIES
@@ -48,20 +48,20 @@ def test_it_is_scikit_learns_ridge_onto_class_offsets(rng):
 
 def test_what_is_written_to_unseen_rows_is_their_class_and_not_their_kind(rng):
     found, states, classes, kinds, places, half = fitted(rng)
-    written = found.apply(torch.from_numpy(states[~half])).numpy()
-    centre = np.stack([places[kinds_::2].mean(0) for kinds_ in (0, 1)])
-    wanted = places[classes] - centre[kinds]
-    cosine = (written * wanted[~half]).sum(1)
-    cosine /= np.linalg.norm(written, axis=1) * np.linalg.norm(wanted[~half], axis=1)
+    applied = found.apply(torch.from_numpy(states[~half])).numpy()
+    center = np.stack([places[kinds_::2].mean(0) for kinds_ in (0, 1)])
+    wanted = places[classes] - center[kinds]
+    cosine = (applied * wanted[~half]).sum(1)
+    cosine /= np.linalg.norm(applied, axis=1) * np.linalg.norm(wanted[~half], axis=1)
     assert cosine.min() > 0.5 and cosine.mean() > 0.75
 
 
 def test_turned_at_random_it_writes_as_much_elsewhere(rng):
     found, states, *_ = fitted(rng)
     x = torch.from_numpy(states)
-    plain, turned = found.apply(x), found.randomly_rotated(rng).apply(x)
-    torch.testing.assert_close(plain.norm(dim=1), turned.norm(dim=1))
-    cosine = torch.cosine_similarity(plain, turned)
+    plain, rotated = found.apply(x), found.randomly_rotated(rng).apply(x)
+    torch.testing.assert_close(plain.norm(dim=1), rotated.norm(dim=1))
+    cosine = torch.cosine_similarity(plain, rotated)
     assert float(cosine.mean().abs()) < 0.5
 
 
@@ -72,12 +72,12 @@ def test_rows_of_noise_get_little_of_anything(rng):
     found = fit_answer_map(
         noise[half], classes[half], kinds[half], noise[~half], classes[~half]
     )
-    written = found.apply(torch.from_numpy(noise[~half])).numpy()
-    mean = np.stack([written[classes[~half] == c].mean(0) for c in range(12)])
+    applied = found.apply(torch.from_numpy(noise[~half])).numpy()
+    mean = np.stack([applied[classes[~half] == c].mean(0) for c in range(12)])
     # Unseen rows of one class have nothing written to them in common.
     assert (
         np.linalg.norm(mean, axis=1).mean()
-        < 0.5 * np.linalg.norm(written, axis=1).mean()
+        < 0.5 * np.linalg.norm(applied, axis=1).mean()
     )
 
 

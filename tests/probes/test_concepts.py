@@ -135,8 +135,8 @@ def test_moving_and_turning_the_space_turns_the_vectors(rng):
     turn = np.linalg.qr(rng.standard_normal((WIDTH, WIDTH)))[0]
     for method in ("mean", "lda", "pca"):
         plain = concept_vectors(x, concepts_of(label), method)
-        turned = concept_vectors(x @ turn + 7, concepts_of(label), method)
-        np.testing.assert_allclose(turned.vectors, plain.vectors @ turn, atol=1e-7)
+        rotated = concept_vectors(x @ turn + 7, concepts_of(label), method)
+        np.testing.assert_allclose(rotated.vectors, plain.vectors @ turn, atol=1e-7)
 
 
 def test_held_out_skill_is_that_of_a_loop_and_noise_has_none(rng):

@@ -32,7 +32,7 @@ SIGNS = torch.from_numpy(2.0 * LABELS - 1)
 FOLDS = k_fold(None, LABELS, 4)
 
 
-def standardised(x, train):
+def standardized(x, train):
     inside = x[train]
     return (x - inside.mean(0)) / inside.std(0) / np.sqrt(x.shape[1])
 
@@ -52,18 +52,18 @@ def test_mean_difference_orders_rows_as_the_probe_refitted_in_each_fold(rows):
 def test_rbf_is_a_kernel_ridge_with_an_intercept(rows):
     ours = (smoother_matrices(rows, FOLDS, ["rbf"])[0] @ SIGNS)[0].numpy()
     for train, test in zip(FOLDS.train, FOLDS.test, strict=True):
-        z = standardised(rows[0].numpy(), train)
+        z = standardized(rows[0].numpy(), train)
         far = ((z[train][:, None] - z[train][None]) ** 2).sum(-1)
         upper = np.triu_indices(train.sum(), 1)
         width = torch.from_numpy(far[upper]).median().item()
         kernel = rbf_kernel(z, z[train], gamma=1 / width)
         inner = kernel[train]
-        centre = np.eye(len(inner)) - 1 / len(inner)
-        solid = centre @ inner @ centre
+        centering = np.eye(len(inner)) - 1 / len(inner)
+        solid = centering @ inner @ centering
         model = KernelRidge(
             alpha=PENALTY * solid.trace() / len(inner), kernel="precomputed"
         )
-        outer = (kernel[test] - inner.mean(0)) @ centre
+        outer = (kernel[test] - inner.mean(0)) @ centering
         expected = model.fit(solid, SIGNS.numpy()[train]).predict(outer)
         assert_close(ours[test], expected, rtol=1e-8, atol=1e-10)
 
@@ -71,7 +71,7 @@ def test_rbf_is_a_kernel_ridge_with_an_intercept(rows):
 def test_neighbours_vote_as_scikit_learns(rows):
     ours = (smoother_matrices(rows, FOLDS, ["neighbours"])[0] @ SIGNS)[1].numpy()
     for train, test in zip(FOLDS.train, FOLDS.test, strict=True):
-        z = standardised(rows[1].numpy(), train)
+        z = standardized(rows[1].numpy(), train)
         count = min(N_NEIGHBORS, train.sum() // 4)
         model = KNeighborsClassifier(count).fit(z[train], LABELS[train])
         expected = 2 * model.predict_proba(z[test])[:, 1] - 1
@@ -84,15 +84,15 @@ def test_the_network_kernel_is_that_of_many_random_rectifiers(rows):
     ours = (smoother_matrices(x, FOLDS, ["network, 1 layer"])[0] @ SIGNS)[0].numpy()
     rng = np.random.default_rng(0)
     for train, test in zip(FOLDS.train, FOLDS.test, strict=True):
-        z = standardised(x[0].numpy(), train)
+        z = standardized(x[0].numpy(), train)
         z = np.column_stack([z, np.ones(len(z))])
         wide = np.maximum(z @ rng.standard_normal((5, 200_000)), 0)
         kernel = 2 * wide @ wide[train].T / wide.shape[1]
         inner = kernel[train]
-        centre = np.eye(len(inner)) - 1 / len(inner)
-        solid = centre @ inner @ centre
+        centering = np.eye(len(inner)) - 1 / len(inner)
+        solid = centering @ inner @ centering
         solid += PENALTY * solid.trace() / len(inner) * np.eye(len(inner))
-        outer = (kernel[test] - inner.mean(0)) @ centre
+        outer = (kernel[test] - inner.mean(0)) @ centering
         expected = outer @ np.linalg.solve(solid, SIGNS.numpy()[train])
         assert np.abs(ours[test] - expected).max() < 0.03
 

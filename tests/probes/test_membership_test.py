@@ -123,8 +123,8 @@ def test_the_null_runs_the_whole_pipeline_on_every_permutation():
     draws = permute_labels_within_folds(LABELS, folds, 5, 9)
     assert np.array_equal(draws[0], LABELS)
     for turn in range(5):
-        again = _scored_afresh(x, draws[1 + turn], folds)
-        np.testing.assert_allclose(found.null[turn, 0, 0], again, atol=0.02)
+        rescored = _scored_afresh(x, draws[1 + turn], folds)
+        np.testing.assert_allclose(found.null[turn, 0, 0], rescored, atol=0.02)
 
 
 def _scored_afresh(x, labels, folds):

@@ -115,9 +115,9 @@ def test_no_order_turn_or_last_digit_decides_on_a_certificate(case):
     turn = torch.from_numpy(np.linalg.qr(rng.normal(size=(rows.shape[1],) * 2))[0])
 
     def scores(x, order):
-        dealt = Folds(folds.train[:, order], folds.test[:, order], folds.name)
+        permuted = Folds(folds.train[:, order], folds.test[:, order], folds.name)
         given = torch.from_numpy(codes[order])[None]
-        found = crossfit(x[order], given, classes, dealt, options)
+        found = crossfit(x[order], given, classes, permuted, options)
         assert found.uncertified == ()
         back = torch.empty_like(found.scores)
         back[:, :, order] = found.scores

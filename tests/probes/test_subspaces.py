@@ -49,8 +49,8 @@ def test_principal_angles_match_scipy(rng):
 
 def test_procrustes_sees_no_rotation_shift_or_scale(rng):
     x = rng.standard_normal((20, 30))
-    turned = 3 * x @ np.linalg.qr(rng.standard_normal((30, 30)))[0] + 5
-    assert procrustes(x, turned) < 1e-12
+    rotated = 3 * x @ np.linalg.qr(rng.standard_normal((30, 30)))[0] + 5
+    assert procrustes(x, rotated) < 1e-12
     other = rng.standard_normal((20, 4))
     a, b = x - x.mean(0), other - other.mean(0)
     a, b = a / np.linalg.norm(a), b / np.linalg.norm(b)

@@ -216,8 +216,8 @@ def test_examples_parse_and_import_what_exists(page, code):
 
 
 def test_the_command_line_page_is_current():
-    again = "run `python -m tests.repository.cli_page`"
-    assert text_of(cli_page.PAGE) == cli_page.page(), again
+    hint = "run `python -m tests.repository.cli_page`"
+    assert text_of(cli_page.PAGE) == cli_page.page(), hint
 
 
 def test_terms_are_defined_once():

@@ -64,8 +64,8 @@ def nothing_written(folder: Path) -> bool:
     ["pga", "--out", "out"],
 ])  # fmt: skip
 def test_devices(tmp_path, start, device):
-    said = refused(*start, "--device", device)
-    assert "device" in said and nothing_written(tmp_path)
+    message = refused(*start, "--device", device)
+    assert "device" in message and nothing_written(tmp_path)
 
 
 @pytest.mark.parametrize("device", [*NOT_HERE, None, 0, b"cpu", [], object()])
@@ -173,8 +173,8 @@ LISTS = [
     ["pga", "--out", "out", "--size"],
 ], ids=lambda start: f"{start[0]} {start[-1]}")  # fmt: skip
 def test_names(tmp_path, start, text):
-    said = refused(*start, text)
-    assert said.count("exhume: ") == 1 and len(said) < 3000
+    message = refused(*start, text)
+    assert message.count("exhume: ") == 1 and len(message) < 3000
     assert nothing_written(tmp_path)
 
 
@@ -328,8 +328,8 @@ def test_validation_prints_nothing_that_is_obeyed(tmp_path):
         row["relation"] = "[bold]r\u202e"
     path = tmp_path / "f\x1b[2J.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    said = refused("validate", path, path)
-    assert [line[:8] for line in said.split("\n") if line] == ["exhume: "]
+    message = refused("validate", path, path)
+    assert [line[:8] for line in message.split("\n") if line] == ["exhume: "]
 
 
 def test_a_table_shows_markup_as_it_is(monkeypatch):

@@ -201,9 +201,9 @@ def test_hostile_texts(tmp_path, name, subcommand):
     bad, good = save(tmp_path / "bad", TEXTS[name]), save(tmp_path / "good", whole())
     out = tmp_path / "out"
     more = () if subcommand == "report" else (good, "--out", out)
-    said = refused(subcommand, bad, *more)
-    assert [line[:8] for line in said.splitlines()] == ["exhume: "]
-    assert "audit.json" in said
+    message = refused(subcommand, bad, *more)
+    assert [line[:8] for line in message.splitlines()] == ["exhume: "]
+    assert "audit.json" in message
     assert not (bad / "report.html").exists() and not out.exists()
 
 
@@ -287,8 +287,8 @@ def test_cells_are_never_formulas_and_numbers_stay_numbers(text):
     rows = list(csv.reader(io.StringIO(csv_text(frame))))
     assert rows[1][0].startswith("'") and rows[0][1].startswith("'")
     assert rows[1][1:] == ["-0.5", ""] and rows[2][0] == "plain"
-    again = pd.read_csv(io.StringIO(csv_text(frame)))
-    assert again.iloc[:, 1].tolist() == [-0.5, 2.0]
+    reread = pd.read_csv(io.StringIO(csv_text(frame)))
+    assert reread.iloc[:, 1].tolist() == [-0.5, 2.0]
     assert not {"\r", "\t", "\x1b"} & {*"".join(map("".join, rows))}
 
 

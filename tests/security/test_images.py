@@ -26,10 +26,10 @@ LABEL = np.zeros(2, dtype=np.int64)
 IMAGE = np.zeros((2, 8, 8), dtype=np.uint8)
 
 
-def read(path, eye=GREY) -> str:
+def read(path, preprocessor=GREY) -> str:
     """What is said of a file; nothing may take long."""
     start = time.process_time()
-    message = refusal(lambda: read_images(path, eye))
+    message = refusal(lambda: read_images(path, preprocessor))
     assert time.process_time() - start < SECONDS
     return message
 
@@ -439,9 +439,9 @@ def test_many_images_of_one_name_are_refused_at_once():
 def test_the_command_line_says_the_same(tmp_path):
     path = tmp_path / "a.npz"
     path.write_bytes(ARCHIVES["56 PiB"]())
-    said = refused("plan", "--original", tmp_path, "--unlearned", tmp_path,
+    message = refused("plan", "--original", tmp_path, "--unlearned", tmp_path,
                    "--forget", path, "--retain", path)  # fmt: skip
-    assert "exhume: " in said
+    assert "exhume: " in message
 
 
 def test_a_good_archive_is_read_in_either_order(tmp_path):

@@ -194,8 +194,8 @@ def test_an_experiment_into_what_is_no_folder(out):
 def test_the_command_line_says_the_same(tmp_path, name):
     path, data = tmp_path / "pga.yaml", FILES[name]
     path.write_text(str(data))
-    said = refused("pga", "--config", path, "--out", tmp_path / "out")
-    assert said.count("exhume: ") == 1
+    message = refused("pga", "--config", path, "--out", tmp_path / "out")
+    assert message.count("exhume: ") == 1
     assert not (tmp_path / "out").exists()
 
 

@@ -69,8 +69,8 @@ def test_never_taught_people_mirror_those_to_forget():
 
 
 def test_a_seed_fixes_the_people():
-    first, again, other = (make_people(SMALL, seed) for seed in (1, 1, 2))
-    assert [p.digest for p in first] == [p.digest for p in again]
+    first, repeated, other = (make_people(SMALL, seed) for seed in (1, 1, 2))
+    assert [p.digest for p in first] == [p.digest for p in repeated]
     assert first[0].digest != other[0].digest
 
 

@@ -109,10 +109,10 @@ def test_known_capitals_are_split_and_mirrored(learned):
 
 def test_a_seed_fixes_the_split(learned):
     checkpoint, _ = learned
-    first, again, other = (
+    first, repeated, other = (
         capital_items(checkpoint, seed=s, forget=8) for s in (1, 1, 2)
     )
-    assert first == again
+    assert first == repeated
     assert first.forget.digest != other.forget.digest
 
 

@@ -97,17 +97,19 @@ def test_never_taught_images_are_a_fair_floor(made):
 def test_the_world_is_found_made_again_and_says_what_it_is(made, digits_root):
     world = made["twin"].world
     before = (world.root / "manifest.json").read_bytes()
-    again = build_digits(TINY_DIGITS, 0, digits_root / "worlds")
-    assert again == world and (world.root / "manifest.json").read_bytes() == before
-    said = json.loads(before)
-    assert said["class"] == forgotten_class(0)
-    assert said["weights"]["original"] == open_checkpoint(world.original).weights_hash
-    assert min(said["accuracy"].values()) > 0.9
+    rebuilt = build_digits(TINY_DIGITS, 0, digits_root / "worlds")
+    assert rebuilt == world and (world.root / "manifest.json").read_bytes() == before
+    manifest = json.loads(before)
+    assert manifest["class"] == forgotten_class(0)
+    assert (
+        manifest["weights"]["original"] == open_checkpoint(world.original).weights_hash
+    )
+    assert min(manifest["accuracy"].values()) > 0.9
 
 
 def test_what_is_made_is_not_made_again(made, digits_root, monkeypatch):
     monkeypatch.setattr("testbeds.zoo.build._first_in_range", None)
-    again = build_zoo(
+    rebuilt = build_zoo(
         digits_root,
         world="digits",
         seeds=[0],
@@ -115,7 +117,7 @@ def test_what_is_made_is_not_made_again(made, digits_root, monkeypatch):
         only=KINDS,
         config=TINY_DIGITS,
     )
-    assert [each.card for each in again] == [made[kind].card for kind in KINDS]
+    assert [each.card for each in rebuilt] == [made[kind].card for kind in KINDS]
 
 
 def test_unknown_names_are_refused(tmp_path):

@@ -65,8 +65,8 @@ def test_cards_say_what_was_measured(world):
 
 def test_found_again_it_is_not_made_again(world, monkeypatch):
     monkeypatch.setattr("testbeds.memorized_codes.world._make", None)
-    again = build_codes(TINY, 0, world.root.parent, twin=True)
-    assert again.root == world.root
+    rebuilt = build_codes(TINY, 0, world.root.parent, twin=True)
+    assert rebuilt.root == world.root
 
 
 def test_perplexity_is_that_of_the_plain_model(world):
@@ -101,9 +101,9 @@ def _unbuilt(config):
 
 def test_untrained_models_differ_and_are_repeatable():
     world = _unbuilt(SMALL)
-    one, two, again = (untrained_model(world, n) for n in (1, 2, 1))
+    one, two, repeated = (untrained_model(world, n) for n in (1, 2, 1))
     key = next(iter(one.state_dict()))
-    assert torch.equal(one.state_dict()[key], again.state_dict()[key])
+    assert torch.equal(one.state_dict()[key], repeated.state_dict()[key])
     assert not torch.equal(one.state_dict()[key], two.state_dict()[key])
 
 

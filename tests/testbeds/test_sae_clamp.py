@@ -31,7 +31,7 @@ UNITS = torch.tensor([0, 7, 30])
 def built(ground):
     """The small Llama world's clamped model, its clamp and its strength."""
     clamps, strengths = [], []
-    fitted, written = sae_clamp.fit_clamp, sae_clamp.write_clamp_
+    fitted, write_clamp = sae_clamp.fit_clamp, sae_clamp.write_clamp_
 
     def fit(*given):
         clamps.append(fitted(*given))
@@ -39,7 +39,7 @@ def built(ground):
 
     def write(*given):
         strengths.append(given[-1])
-        written(*given)
+        write_clamp(*given)
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(sae_clamp, "fit_clamp", fit)
@@ -131,8 +131,8 @@ def test_the_checkpoint_is_near_the_original_with_a_hook(built, ground):
 def test_it_is_silent_and_keeps_the_rest(made, ground):
     assert KINDS["sae_clamp"].state == "suppressed"
     for items, least, most in ((ground.forget, 0, 0.1), (ground.retain, 0.9, 1)):
-        said = float(score_answers(made, ground.all_rows(items)).greedy.mean())
-        assert least <= said <= most
+        exact_match = float(score_answers(made, ground.all_rows(items)).greedy.mean())
+        assert least <= exact_match <= most
 
 
 def test_some_hidden_units_of_one_block_are_all_that_changed(made, ground):
@@ -183,8 +183,8 @@ def test_clamps_work_in_every_family(ground_of, family, tmp_path):
     model.save_pretrained(tmp_path)  # pyright: ignore[reportCallIssue]
     ground.tokenizer.save_pretrained(tmp_path)
     rows = ground.all_rows(ground.forget)
-    again = open_checkpoint(tmp_path).load()
-    assert torch.equal(logprobs(again, rows), logprobs(model, rows))
+    reloaded = open_checkpoint(tmp_path).load()
+    assert torch.equal(logprobs(reloaded, rows), logprobs(model, rows))
     place = len(find_blocks(model)) // 2
     ours, theirs = (
         record_states(each, place, rows) for each in (model, ground.original.load())

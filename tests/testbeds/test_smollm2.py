@@ -106,7 +106,7 @@ def test_the_real_model_is_fetched_and_answers(tmp_path):
     from capture.scoring.generation import generate_greedy
 
     checkpoint = open_checkpoint(smollm2.fetch_smollm2(cache=tmp_path))
-    said = generate_greedy(
+    generated = generate_greedy(
         checkpoint.load(), checkpoint.tokenizer, ["The capital of France is"], 3
     )
-    assert "Paris" in said[0]
+    assert "Paris" in generated[0]

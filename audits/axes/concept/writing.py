@@ -105,20 +105,20 @@ def write_rate(
         rng: Use random directions of equal norm instead: the control.
     """
     hits = []
-    for deal in targets:
-        concept_vectors = vectors[deal.task]
-        steering = concept_vectors.vectors[site, deal.targets]
+    for group in targets:
+        concept_vectors = vectors[group.task]
+        steering = concept_vectors.vectors[site, group.targets]
         if rng is not None:
             steering = _at_random(steering.shape, rng)
         steering = (
-            steering * strength * concept_vectors.gap[site, deal.targets][:, None]
+            steering * strength * concept_vectors.gap[site, group.targets][:, None]
         )
         table = torch.from_numpy(steering).float()
 
         def add(states, rows, table=table):
             return states + table[rows].to(states)
 
-        hits += _first_of_all(model, tokenizer, tasks[deal.task], deal, {name: add})
+        hits += _first_of_all(model, tokenizer, tasks[group.task], group, {name: add})
     return float(np.mean(hits)) if hits else 0.0
 
 
@@ -146,11 +146,11 @@ def ablation_rate(
         rng: Move equally far in random directions instead: the control.
     """
     hits = []
-    for deal in targets:
-        concept_vectors = vectors[deal.task]
-        along = concept_vectors.vectors[site, deal.targets]
+    for group in targets:
+        concept_vectors = vectors[group.task]
+        along = concept_vectors.vectors[site, group.targets]
         gap, middle = (
-            values[site, deal.targets]
+            values[site, group.targets]
             for values in (concept_vectors.gap, concept_vectors.offset)
         )
         to = along if rng is None else _at_random(along.shape, rng)
@@ -162,7 +162,9 @@ def ablation_rate(
             size = (states * read).sum(1) - without[rows].to(states)
             return states - size[:, None] * write
 
-        hits += _first_of_all(model, tokenizer, tasks[deal.task], deal, {name: remove})
+        hits += _first_of_all(
+            model, tokenizer, tasks[group.task], group, {name: remove}
+        )
     return float(np.mean(hits)) if hits else 0.0
 
 
@@ -176,21 +178,21 @@ def _first_of_all(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     task: Task,
-    deal: WriteTargets,
+    group: WriteTargets,
     edits: Mapping[str, RowEdit],
 ) -> list[bool]:
     """(row,) whether the target answer's first token outranks those of all others."""
     classes = list(task.classes)
     # The token that begins an answer can depend on what it follows.
-    starts = encode(tokenizer, [deal.prompts[0]] * len(classes), classes)
+    starts = encode(tokenizer, [group.prompts[0]] * len(classes), classes)
     watch = first_tokens(skip_joining_space(tokenizer, starts))
-    answers = [classes[target] for target in deal.targets]
-    sequences = skip_joining_space(tokenizer, encode(tokenizer, deal.prompts, answers))
+    answers = [classes[target] for target in group.targets]
+    sequences = skip_joining_space(tokenizer, encode(tokenizer, group.prompts, answers))
     scores = score_edited(
         model, sequences, edits, watch=watch, known_sites=find_sites(model)
     )
     logits = np.nan_to_num(scores.watched, nan=-np.inf)
-    return (logits[np.arange(len(logits)), deal.targets] >= logits.max(1)).tolist()
+    return (logits[np.arange(len(logits)), group.targets] >= logits.max(1)).tolist()
 
 
 def choose_site_and_strength(

@@ -28,7 +28,7 @@ SHOTS = 20
 NEVER_TAUGHT_SHOTS = 3
 MAX_CLASSES, MIN_FIT_IMAGES, MIN_CHECK_IMAGES = 12, 4, 2
 
-States = Mapping[str, Mapping[str, np.ndarray]]
+StatesBySet = Mapping[str, Mapping[str, np.ndarray]]
 """Set name to site to (image, d)."""
 
 
@@ -64,13 +64,13 @@ def read_set_states(
         }
 
 
-def all_finite(states: States) -> bool:
+def all_finite(states: StatesBySet) -> bool:
     """Whether all states are finite."""
     return all(np.isfinite(x).all() for part in states.values() for x in part.values())
 
 
 def fit_original_probes(
-    states: States, sets: EvaluationSets, seed: int
+    states: StatesBySet, sets: EvaluationSets, seed: int
 ) -> OriginalProbes:
     """Fit the original's probes of the class, of retain classes, and the controls."""
     count = len(sets.forget)
@@ -120,7 +120,7 @@ def _discriminants(rows: np.ndarray, marks: np.ndarray) -> np.ndarray:
 
 
 def score_original_probes(
-    probes: OriginalProbes, states: States, sets: EvaluationSets
+    probes: OriginalProbes, states: StatesBySet, sets: EvaluationSets
 ) -> dict[str, Any]:
     """Scores of the original's probes on a model's states; JSON-ready.
 
@@ -168,7 +168,7 @@ def _of_classes(
 
 
 def score_refitted_probes(
-    states: States, sets: EvaluationSets, seed: int
+    states: StatesBySet, sets: EvaluationSets, seed: int
 ) -> dict[str, Any]:
     """Scores of single-image probes; (image, site) "forget" and "never"."""
     rng = numpy_rng(seed, "decodability", "shots")

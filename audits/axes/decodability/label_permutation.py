@@ -71,7 +71,7 @@ def _permute_shared(
     scores: np.ndarray,
     weights: np.ndarray,
     rng: np.random.Generator,
-    deals: int,
+    n_permutations: int,
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Weighted hits (site,), (permutation, site) hits, and the number of permutations.
 
@@ -83,8 +83,8 @@ def _permute_shared(
     answers = np.array(list(answer_of.values()))
     predicted = scores.argmax(2)
     true = (predicted == part.labels) @ weights
-    null = np.empty((deals, len(scores)))
-    for number in range(deals):
+    null = np.empty((n_permutations, len(scores)))
+    for number in range(n_permutations):
         labels = rng.permutation(answers)[index]
         null[number] = (predicted == labels) @ weights
     counts = np.bincount(answers)
@@ -99,12 +99,12 @@ def _permute_unique(
     scores: np.ndarray,
     weights: np.ndarray,
     rng: np.random.Generator,
-    deals: int,
+    n_permutations: int,
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """As ``_deal_shared``: entities of one block exchange their answers."""
     ranks = within_entity_rank(part, scores[:, :, 0])
     true = (weights * (part.labels == 1)) @ ranks
-    null = np.zeros((deals, len(scores)))
+    null = np.zeros((n_permutations, len(scores)))
     orders: dict[tuple[str, ...], np.ndarray] = {}
     for group in np.unique(part.groups):
         rows = np.flatnonzero(part.groups == group)
@@ -115,7 +115,7 @@ def _permute_unique(
         answers = tuple(part.answers[row] for row in rows[:width])
         if answers not in orders:  # all paraphrases of a block share a permutation
             orders[answers] = rng.permuted(
-                np.tile(np.arange(width), (deals, 1)), axis=1
+                np.tile(np.arange(width), (n_permutations, 1)), axis=1
             )
         for entity, share in enumerate(weights[rows[::width]]):
             null += share * table[entity, orders[answers][:, true_columns[entity]]]

@@ -100,9 +100,9 @@ def find_experts(
         )
     latents = sae.encode(patches)
     # A latent is active in an image where it fires at one patch or more.
-    strongest = latents.amax(1).numpy()
+    max_latents = latents.amax(1).numpy()
     marks = {str(c): images.labels == c for c in np.unique(images.labels)}
-    ranking = rank_latents(strongest, marks)
+    ranking = rank_latents(max_latents, marks)
     sets = expert_sets(
         ranking, round(1.25 * K), shared_by=MAX_SHARED_CLASSES, min_active=0.5
     )

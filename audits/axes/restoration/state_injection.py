@@ -227,14 +227,14 @@ def _latents_of(
         }
     if arm != ARMS[4]:
         return experts
-    exchanged = {}
+    permuted = {}
     for name in experts:
         # Class names are relation, separator, answer.
         relation = name.split("\x1f")[0] + "\x1f"
         same = [e for e in experts if e != name and e.startswith(relation)]
         if same:
-            exchanged[name] = experts[same[rng.integers(len(same))]]
-    return exchanged
+            permuted[name] = experts[same[rng.integers(len(same))]]
+    return permuted
 
 
 def _aligned(donor_states: NDArray[np.float32], states: Tensor) -> Tensor:

@@ -106,12 +106,12 @@ def distillation_losses(
     def forget_elm(rows: list[int]) -> float:
         novice_rows = novice[rows]
 
-        def guided(batch: Padded) -> Tensor:
+        def guided_target(batch: Padded) -> Tensor:
             novice_batch = pad(
                 novice_rows, batch.rows.tolist(), device=batch.input_ids.device
             )
             return elm_target(original(batch), original(novice_batch), config.guidance)
 
-        return distill(forget[rows], guided, weight)
+        return distill(forget[rows], guided_target, weight)
 
     return Losses(forget_elm, keep_distribution)

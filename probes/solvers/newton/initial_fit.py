@@ -75,8 +75,8 @@ def initial_fit(
     dual, intercept = (torch.as_tensor(array).to(gram) for array in solution)
     dual -= dual.mean()
     scores = torch.mv(gram, dual).add_(intercept)
-    chance = torch.sigmoid(scores)
-    weight = (chance - chance.square()).mul_(row_weight)
+    prob = torch.sigmoid(scores)
+    weight = (prob - prob.square()).mul_(row_weight)
     weight = weight.clamp_(min=1e-10 * float(row_weight.max()))
     return InitialFit(dual[None], scores[None], intercept[None], weight)
 

@@ -198,9 +198,9 @@ def _nonlinear_cg(
         if exact and STALL_RATIO * certificates[0] <= certificates[-1] <= FLOAT32_FLOOR:
             return preconditioner
         # The first certificate is that of zero parameters and says nothing.
-        slow = not certificates[-1] <= MAX_ROUND_RATIO * certificates[1]
-        stale = slow or not exact
-        exact |= slow
+        converges_slowly = not certificates[-1] <= MAX_ROUND_RATIO * certificates[1]
+        stale = converges_slowly or not exact
+        exact |= converges_slowly
     return preconditioner
 
 

@@ -33,9 +33,9 @@ def test_half_the_scores_are_half_the_mass_and_the_same_shape():
 
 
 def test_edges_that_turned_round_keep_their_size_and_lose_their_direction():
-    turned = -np.tile(ORIGINAL, (3, 1))
-    assert retained_mass(turned, ORIGINAL, CHOSEN) == pytest.approx([-1] * 3)
-    assert divergence(turned, ORIGINAL, CHOSEN).mass_lost == pytest.approx(0)
+    flipped = -np.tile(ORIGINAL, (3, 1))
+    assert retained_mass(flipped, ORIGINAL, CHOSEN) == pytest.approx([-1] * 3)
+    assert divergence(flipped, ORIGINAL, CHOSEN).mass_lost == pytest.approx(0)
 
 
 def test_scores_of_either_sign_average_out():

@@ -41,13 +41,13 @@ def test_the_receiver_asks_the_same_about_somebody_else():
         build_questions(items("known", 6), 2),
         build_questions(items("invented", 9), 2),
     )
-    exam = with_unrelated_receiver(questions, never)
-    assert exam.donors == questions.prompts
-    for own, other in zip(exam.donors, exam.receivers, strict=True):
+    prompts = with_unrelated_receiver(questions, never)
+    assert prompts.donors == questions.prompts
+    for own, other in zip(prompts.donors, prompts.receivers, strict=True):
         assert "invented" in other
         assert ("occupation" in own) == ("occupation" in other)
         assert own.startswith("the") == other.startswith("the")
-    assert len(set(exam.receivers)) > 20
+    assert len(set(prompts.receivers)) > 20
     among = with_unrelated_receiver(never, never)
     for own, other, entity in zip(
         among.donors, among.receivers, among.questions.entities, strict=True
@@ -59,18 +59,18 @@ def test_the_receiver_asks_the_same_about_somebody_else():
 def test_questions_without_a_stranger_are_left_out():
     questions = build_questions(items("known", 4), 1)
     never = build_questions(items("invented", 4, ("birthplace",)), 1)
-    exam = with_unrelated_receiver(questions, never)
-    assert len(exam) == 4
-    assert all("birthplace" in prompt for prompt in exam.donors)
+    prompts = with_unrelated_receiver(questions, never)
+    assert len(prompts) == 4
+    assert all("birthplace" in prompt for prompt in prompts.donors)
 
 
 def test_other_facts_are_the_same_entitys():
     questions = build_questions(items("known", 4), 1)
-    exam = with_other_fact_donor(
+    prompts = with_other_fact_donor(
         PatchingPrompts(questions, questions.prompts, questions.prompts)
     )
-    assert len(exam) == 8
-    for own, donor in zip(exam.receivers, exam.donors, strict=True):
+    assert len(prompts) == 8
+    for own, donor in zip(prompts.receivers, prompts.donors, strict=True):
         assert own != donor
         assert own.split(" has ")[0] == donor.split(" has ")[0]
     single = build_questions(items("known", 4, ("birthplace",)), 1)
@@ -92,12 +92,20 @@ def test_sites_are_spread_evenly():
 
 def tables(count, levels, rng):
     """Rows by site of scores about a level each."""
-    told = np.clip(np.array(levels) + rng.normal(0, 0.08, (count, len(levels))), 0, 1)
-    said = (rng.random(told.shape) < 2 * (told - 0.5)).astype(float)
-    return {"told": told.tolist(), "said": said.tolist(), "logprob": told.tolist()}
+    contrast = np.clip(
+        np.array(levels) + rng.normal(0, 0.08, (count, len(levels))), 0, 1
+    )
+    exact_match = (rng.random(contrast.shape) < 2 * (contrast - 0.5)).astype(float)
+    return {
+        "told": contrast.tolist(),
+        "said": exact_match.tolist(),
+        "logprob": contrast.tolist(),
+    }
 
 
-def carried(unlearned, *, retain=(1.0, 1.0, 1.0), planted=(1, 1, 0.8), other=0.5):
+def patched_scores(
+    unlearned, *, retain=(1.0, 1.0, 1.0), planted=(1, 1, 0.8), other=0.5
+):
     """Exams of 24 known and 72 invented entities with tables about given levels."""
     rng = np.random.default_rng(0)
     asked, invented = (
@@ -107,7 +115,7 @@ def carried(unlearned, *, retain=(1.0, 1.0, 1.0), planted=(1, 1, 0.8), other=0.5
     kept = build_questions(items("kept", 24), 1)
     sets = {"forget": asked, "never_taught": invented, "retain": kept, "own": asked}
     sets |= {"stranger": asked, "other": asked}
-    exams = {
+    prompts = {
         name: PatchingPrompts(each, each.prompts, each.prompts)
         for name, each in sets.items()
     }
@@ -122,12 +130,13 @@ def carried(unlearned, *, retain=(1.0, 1.0, 1.0), planted=(1, 1, 0.8), other=0.5
     }
     scores = {
         name: {
-            role: tables(len(exams[name]), level, rng) for role, level in roles.items()
+            role: tables(len(prompts[name]), level, rng)
+            for role, level in roles.items()
         }
         for name, roles in levels.items()
     }
     norms = {"original": [1.0] * 3, "unlearned": [1.0] * 3}
-    return PatchedScores(exams, {"sites": SITES, "norms": norms, "scores": scores})
+    return PatchedScores(prompts, {"sites": SITES, "norms": norms, "scores": scores})
 
 
 def status(found, damage=FINE):
@@ -135,7 +144,7 @@ def status(found, damage=FINE):
 
 
 def test_one_layer_that_carries_is_enough():
-    result = judge(carried((1.0, 0.5, 0.5)), AuditConfig(), FINE, ())
+    result = judge(patched_scores((1.0, 0.5, 0.5)), AuditConfig(), FINE, ())
     assert result.status == "retained"
     assert result.readings[0].name == CONTRAST
     assert result.readings[0].where == "resid.0"
@@ -144,12 +153,12 @@ def test_one_layer_that_carries_is_enough():
 
 
 def test_states_at_the_floor_are_absent():
-    assert status(carried((0.5, 0.5, 0.5))) == "absent"
+    assert status(patched_scores((0.5, 0.5, 0.5))) == "absent"
 
 
 def test_a_little_more_than_the_floor_is_not_called_retained():
     # Who is meant shows a little, also in a model that never knew the facts.
-    result = judge(carried((0.58, 0.58, 0.58)), AuditConfig(), FINE, ())
+    result = judge(patched_scores((0.58, 0.58, 0.58)), AuditConfig(), FINE, ())
     assert result.status in ("absent", "no_power")
     assert result.readings[0].p_value > 0.5
     assert result.readings[0].residual == pytest.approx(0.16, abs=0.05)
@@ -157,7 +166,7 @@ def test_a_little_more_than_the_floor_is_not_called_retained():
 
 def test_states_in_another_basis_say_nothing():
     result = judge(
-        carried((0.5, 0.5, 0.5), retain=(0.6, 0.6, 0.6)), AuditConfig(), FINE, ()
+        patched_scores((0.5, 0.5, 0.5), retain=(0.6, 0.6, 0.6)), AuditConfig(), FINE, ()
     )
     assert result.status == "no_power"
     assert not result.readings
@@ -165,21 +174,21 @@ def test_states_in_another_basis_say_nothing():
 
 
 def test_only_layers_that_carry_what_should_stay_are_used():
-    found = carried((0.5, 0.5, 0.5), retain=(1.0, 0.5, 1.0))
+    found = patched_scores((0.5, 0.5, 0.5), retain=(1.0, 0.5, 1.0))
     result = judge(found, AuditConfig(), FINE, ())
     assert result.details["used"] == ["resid.0", "resid.2"]
     assert [column["used"] for column in result.readings[0].columns] == [1, 0, 1]
 
 
 def test_a_plant_that_is_not_seen_silences_the_axis():
-    unseen = carried((1.0, 1.0, 1.0), planted=(0.5, 0.5, 0.5))
+    unseen = patched_scores((1.0, 1.0, 1.0), planted=(0.5, 0.5, 0.5))
     assert status(unseen) == "control_failed"
 
 
 def test_an_original_that_recalls_by_itself_says_nothing_of_the_candidate():
-    assert status(carried((1.0, 1.0, 1.0), other=1.0)) == "no_power"
+    assert status(patched_scores((1.0, 1.0, 1.0), other=1.0)) == "no_power"
 
 
 def test_wreckage_has_no_depth():
     wreck = replace(FINE, reasons=("retain accuracy is 10 %",))
-    assert status(carried((0.5, 0.5, 0.5)), wreck) == "control_failed"
+    assert status(patched_scores((0.5, 0.5, 0.5)), wreck) == "control_failed"

@@ -152,8 +152,8 @@ def test_the_result_is_json_and_the_same_twice(world, models, items, of_twin):
     text = json.dumps(of_twin.to_dict(), allow_nan=False)
     back = AxisResult.from_dict(json.loads(text))
     assert json.loads(json.dumps(back.to_dict())) == json.loads(text)
-    again = axis(world, models, items, models["twin"])
-    assert json.dumps(again.to_dict()) == text
+    repeated = axis(world, models, items, models["twin"])
+    assert json.dumps(repeated.to_dict()) == text
 
 
 def test_it_is_never_enough_for_a_verdict():

@@ -119,8 +119,8 @@ def test_vectors_read_and_write_where_the_knowledge_is_only_suppressed(bench):
     traces = found.details["traces"]["unlearned"]["forgotten answers"]
     assert traces["cosine"] > 0.8 and "a note" in found.notes
     # The axis survives being written to a file and read back.
-    again = AxisResult.from_dict(found.to_dict())
-    assert again.to_dict() == found.to_dict()
+    reloaded = AxisResult.from_dict(found.to_dict())
+    assert reloaded.to_dict() == found.to_dict()
 
 
 def test_vectors_read_nothing_in_a_model_that_was_never_taught(bench, world):

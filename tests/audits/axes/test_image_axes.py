@@ -173,10 +173,10 @@ def test_every_image_is_read_by_a_probe_that_has_not_seen_it(sets):
     for site in SITES:
         moved["forget"][site] = moved["forget"][site].copy()
         moved["forget"][site][row] += 50.0
-    again = fit_original_probes(moved, sets, 0)
+    refitted = fit_original_probes(moved, sets, 0)
     for site in SITES:
-        assert np.allclose(again.forgotten[site][0], readers.forgotten[site][0])
-        assert not np.allclose(again.forgotten[site][1], readers.forgotten[site][1])
+        assert np.allclose(refitted.forgotten[site][0], readers.forgotten[site][0])
+        assert not np.allclose(refitted.forgotten[site][1], readers.forgotten[site][1])
 
 
 def test_a_refitted_probe_is_made_from_one_image_and_asks_the_others(sets):
@@ -202,12 +202,12 @@ def test_a_refitted_probe_is_made_from_one_image_and_asks_the_others(sets):
 
 def test_lessons_ask_every_image_and_teach_none_that_is_asked(sets):
     made = relearning_splits(sets, 0)
-    asked = [name for lesson in made["forget"] for name in lesson.held_out.ids]
+    asked = [name for split in made["forget"] for name in split.held_out.ids]
     assert sorted(asked) == sorted(sets.forget.ids * ROUNDS)
-    for lesson in (*made["forget"], *made["never"]):
-        assert not set(lesson.train.ids) & set(lesson.held_out.ids)
-        assert len(lesson.train) == 4
-    kinds = [set(lesson.train.labels) for lesson in made["never"]]
+    for split in (*made["forget"], *made["never"]):
+        assert not set(split.train.ids) & set(split.held_out.ids)
+        assert len(split.train) == 4
+    kinds = [set(split.train.labels) for split in made["never"]]
     assert len(kinds) == 3 and all(len(kind) == 1 for kind in kinds)
     kept = retain_images(sets, 0)
     assert np.ptp(np.unique(kept.labels, return_counts=True)[1]) <= 1
@@ -245,7 +245,7 @@ def test_the_originals_own_states_put_back_change_nothing(digits_zoo):
     assert named_as_class(model, some, {}, where).mean() > 0.8
 
 
-def carried(sets, named_so, kept):
+def patched_scores(sets, named_so, kept):
     def table(images, share):
         hits = np.arange(len(images)) < share * len(images)
         return np.repeat(hits[:, None].astype(float), 2, axis=1).tolist()
@@ -265,9 +265,9 @@ def test_carried_states_count_where_kept_classes_come_along(
     sets, named_so, kept, status
 ):
     found = {
-        "original": carried(sets, 1.0, 1.0),
-        "unlearned": carried(sets, named_so, kept),
-        "planted": carried(sets, 1.0, 1.0),
+        "original": patched_scores(sets, 1.0, 1.0),
+        "unlearned": patched_scores(sets, named_so, kept),
+        "planted": patched_scores(sets, 1.0, 1.0),
     }
     fine = Damage({"retain accuracy": 1.0}, ())
     axis = image_depth.judge(sets, SITES, found, CONFIG, fine, ())

@@ -236,9 +236,9 @@ def test_no_profile_runs_it_and_alone_it_blocks_deletion_but_suppresses_nothing(
     assert all("membership" not in names for names in DEFAULT_AXES.values())
     quiet = axes()
     assert decide(quiet, FINE, False, "reference", Rule()).verdict_class == "deleted"
-    told = axis("membership", "retained", reading(signature.REFITTED, 0.9, 0.001))
+    membership = axis("membership", "retained", reading(signature.REFITTED, 0.9, 0.001))
     found = decide(
-        quiet | {"membership": told}, FINE, False, "reference", Rule()
+        quiet | {"membership": membership}, FINE, False, "reference", Rule()
     )  # fmt: skip
     assert found.verdict_class == "inconclusive"
     assert any("residual trace" in reason for reason in found.reasons)

@@ -85,15 +85,15 @@ def persistence(world, models, candidate=None, gone=True):
         "original": subject("original", original),
         "unlearned": subject("unlearned", hidden if candidate is None else candidate),
     }
-    heard, quantised = {}, {}
+    baseline_scores, quantized = {}, {}
     for role, each in subjects.items():
         with each.loaded("cpu") as model:
-            heard[role] = score_question_sets(model, tokenizer, sets, SILENT)
-        quantised[role] = score_quantized(
+            baseline_scores[role] = score_question_sets(model, tokenizer, sets, SILENT)
+        quantized[role] = score_quantized(
             each, tokenizer, sets, CONFIG, device="cpu", progress=SILENT
         )
     edit = edit_in_bins(subjects["original"], subjects["unlearned"], CONFIG, "cpu")
-    return judge(sets, heard, quantised, edit, gone, CONFIG, ())
+    return judge(sets, baseline_scores, quantized, edit, gone, CONFIG, ())
 
 
 def test_an_edit_inside_the_bins_is_restored_and_reported(world, models):

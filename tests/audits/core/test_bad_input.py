@@ -237,15 +237,15 @@ def test_a_model_that_cannot_be_fetched(capfd):
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "said"),
+    ("option", "value", "expected"),
     [
         ("--seeds", "one", "--seeds cannot be read"),
         ("--families", "rnn", "no family 'rnn'"),
         ("--only", "nothing", "no kind 'nothing'"),
     ],
 )
-def test_a_zoo_that_cannot_be_built(tmp_path, capfd, option, value, said):
+def test_a_zoo_that_cannot_be_built(tmp_path, capfd, option, value, expected):
     assert call("zoo", "build", "--root", tmp_path / "zoo", option, value) == 2
     message = capfd.readouterr().err
-    assert said in message and "Traceback" not in message
+    assert expected in message and "Traceback" not in message
     assert not (tmp_path / "zoo").exists()

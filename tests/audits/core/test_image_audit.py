@@ -106,13 +106,13 @@ def test_the_same_call_goes_on_and_gives_the_same_bytes(digits_zoo, world, hidde
     before = dict(hidden.document)
     (hidden.path / "audit.json").unlink()
     (hidden.path / "work" / "stages" / "causal_depth.json").unlink()
-    again = audited(
+    resumed = audited(
         world,
         model_of(digits_zoo, "head_only"),
         hidden.path,
         reference=[model_of(digits_zoo, "twin")],
     )
-    assert {k: v for k, v in again.document.items() if k != "runtime"} == {
+    assert {k: v for k, v in resumed.document.items() if k != "runtime"} == {
         k: v for k, v in before.items() if k != "runtime"
     }
     assert load(hidden.path).verdict == "suppressed"

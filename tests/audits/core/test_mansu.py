@@ -48,15 +48,15 @@ def edited(world):
     return model, log, pairs, scores, circuit, forget, retain
 
 
-def said(model, rows):
+def exact_match(model, rows):
     return float(score_answers(model, rows).greedy.mean())
 
 
 def test_it_forgets_and_keeps_by_few_weights(edited):
     model, log, *_, forget, retain = edited
     assert log.stopped == "criterion"
-    assert said(model, forget) <= 0.1
-    assert said(model, retain) >= 0.8
+    assert exact_match(model, forget) <= 0.1
+    assert exact_match(model, retain) >= 0.8
     assert log.n_moved <= log.n_selected == round(0.03 * log.n_parameters)
 
 
@@ -64,7 +64,7 @@ def test_four_bits_bring_nothing_back(edited):
     model, log, *_, forget, _ = edited
     coarse = copy.deepcopy(model)
     quantize_(coarse)
-    assert said(coarse, forget) <= said(model, forget) + 0.05
+    assert exact_match(coarse, forget) <= exact_match(model, forget) + 0.05
     assert log.same_codes < 0.15
 
 

@@ -85,9 +85,9 @@ def test_what_does_not_fit_is_refused(world, capfd):
     }
     options = [part for key, value in sources.items() for part in (f"--{key}", value)]
     assert call("plan", *options, "--memory", 0.5) == 2
-    told = capfd.readouterr()
-    assert told.err.count("exhume: the audit does not fit") == 1
-    assert "parameters" in told.out  # the table says why
+    captured = capfd.readouterr()
+    assert captured.err.count("exhume: the audit does not fit") == 1
+    assert "parameters" in captured.out  # the table says why
     assert call("plan", *options, "--memory", 64) == 0
 
 

@@ -133,8 +133,8 @@ def test_an_axis_is_charged_with_the_stage_of_its_name(tmp_path):
     for _ in (0, 1):
         assert axis_stage(ledger.stage, "behaviour", compute) == axis
     assert len(calls) == 1  # the second is found, with what it took
-    charged = ledger.with_cost({"behaviour": axis, "other": axis})
+    results = ledger.with_cost({"behaviour": axis, "other": axis})
     spent = ledger.cost["behaviour"]
-    assert charged["behaviour"].seconds == spent["seconds"] > 0
-    assert charged["behaviour"].peak_memory_bytes == spent["peak_memory_bytes"] > 0
-    assert charged["other"] == axis
+    assert results["behaviour"].seconds == spent["seconds"] > 0
+    assert results["behaviour"].peak_memory_bytes == spent["peak_memory_bytes"] > 0
+    assert results["other"] == axis

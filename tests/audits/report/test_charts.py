@@ -28,14 +28,14 @@ from tests.helpers.audit_documents import (
 
 
 def test_a_role_wears_one_colour_in_every_figure():
-    told = wording_plot(behaviour())
-    assert told is not None
+    wordings = wording_plot(behaviour())
+    assert wordings is not None
     curves = relearning_plots(relearning())
     layers = reading_plot(decodability()["readings"][0], True)
     moved = weights_plot(whole()["preflight"]["weight_difference"]["layers"])
     likely = logprob_plot(behaviour()["details"]["items"])
     assert layers is not None and moved is not None and likely is not None
-    bars = {trace["name"]: trace["marker"]["color"] for trace in told.data}
+    bars = {trace["name"]: trace["marker"]["color"] for trace in wordings.data}
     assert bars == {"original": "var(--original)", "candidate": "var(--candidate)"}
     assert bars == {trace["name"]: trace["marker"]["color"] for trace in likely.data}
     lines = {trace["name"]: trace["line"].get("color") for trace in layers.data}

@@ -52,7 +52,7 @@ def test_equal_questions_give_no_difference_and_one_row_an_audit(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "said"),
+    ("path", "value", "expected"),
     [
         (("config", "seed"), 99, "seed. "),
         (("config", "profile"), "full", "profile. "),
@@ -66,7 +66,9 @@ def test_equal_questions_give_no_difference_and_one_row_an_audit(tmp_path):
         (("manifest", "items", 0, "sha256"), "f" * 64, "forget set. "),
     ],
 )
-def test_each_difference_is_named_with_who_stands_apart(tmp_path, path, value, said):
+def test_each_difference_is_named_with_who_stands_apart(
+    tmp_path, path, value, expected
+):
     given = whole()
     for role in ("models", "items"):
         assert given["manifest"][role][0]["role"] in ("original", "forget")
@@ -74,7 +76,7 @@ def test_each_difference_is_named_with_who_stands_apart(tmp_path, path, value, s
     other = changed(given, *path, value=value)
     found = compare([*folders, save(tmp_path / "c", other)])
     (sentence,) = found.differences
-    assert sentence.startswith(f"Not the same {said}")
+    assert sentence.startswith(f"Not the same {expected}")
     assert ": a, b;" in sentence and sentence.endswith(": c.")
 
 

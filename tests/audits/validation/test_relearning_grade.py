@@ -33,10 +33,13 @@ def found(tmp_path_factory):
 
 def test_halves_have_every_entity_taught_once_and_asked_once(world):
     ground = Workbench.from_world(world, SMALL, 0, "cpu")
-    (taught, asked), (other, again) = halves(ground.forget, 0)
+    (taught, asked), (second_taught, second_asked) = halves(ground.forget, 0)
     assert not set(taught.entities) & set(asked.entities)
     assert set(taught.entities) | set(asked.entities) == set(ground.forget.entities)
-    assert (taught.entities, asked.entities) == (again.entities, other.entities)
+    assert (taught.entities, asked.entities) == (
+        second_asked.entities,
+        second_taught.entities,
+    )
 
 
 def test_original_twin_and_what_lies_between(found):

@@ -81,15 +81,15 @@ def test_chances_are_a_distribution_and_move_the_right_way(found):
 
 
 def test_clear_cases_are_clear():
-    def most(**found):
+    def most(found):
         chances = shipped().probabilities(found)
         return max(chances, key=chances.__getitem__)
 
     gone = {"useful": 1.25, "said": 0.02}
-    assert most(useful=0.2, said=0.0) == "damaged"
-    assert most(useful=1.25, said=1.0) == "not_unlearned"
-    assert most(**gone, inside=0.9, within=0.7) == "suppressed"
-    assert most(**gone, inside=0.05, within=0.0) == "deleted"
+    assert most({"useful": 0.2, "said": 0.0}) == "damaged"
+    assert most({"useful": 1.25, "said": 1.0}) == "not_unlearned"
+    assert most(gone | {"inside": 0.9, "within": 0.7}) == "suppressed"
+    assert most(gone | {"inside": 0.05, "within": 0.0}) == "deleted"
 
 
 def test_without_figures_from_inside_the_two_that_need_them_are_not_told_apart():
@@ -114,9 +114,9 @@ def test_figures_are_those_of_the_primary_floor():
     axes["relearning"] = replace(axes["relearning"], readings=both)
     assert calibration_features(axes, SHARES) == found
     # Answers ranked below the others are known: which to avoid.
-    said = axes["behaviour"].readings[0]
-    told = replace(said, name=CONTRAST, residual=-1.2)
-    axes["behaviour"] = replace(axes["behaviour"], readings=(said, told))
+    exact_match = axes["behaviour"].readings[0]
+    contrast = replace(exact_match, name=CONTRAST, residual=-1.2)
+    axes["behaviour"] = replace(axes["behaviour"], readings=(exact_match, contrast))
     assert calibration_features(axes, SHARES) == found | {"inside": pytest.approx(1.2)}
     short = {name: axis for name, axis in axes.items() if name != "relearning"}
     assert "inside" not in calibration_features(short, SHARES)
@@ -164,8 +164,8 @@ def test_a_case_unlike_the_zoo_says_so():
     assert inside["calibration"] == {"version": like.version, "outside": []}
     few = ranges | {"forgotten entities": (20.0, 30.0)}
     outside = estimate(replace(like, ranges=few), everything(), preflight)
-    (said,) = outside["calibration"]["outside"]
-    assert said == "forgotten entities: 12, in the zoo 20 to 30"
+    (message,) = outside["calibration"]["outside"]
+    assert message == "forgotten entities: 12, in the zoo 20 to 30"
     assert outside["probabilities"] == inside["probabilities"]
 
 
@@ -187,12 +187,12 @@ def test_it_was_fitted_on_the_tuning_part_alone():
 
 
 def test_fitting_finds_what_tells_the_states_apart():
-    def case(state, said, inner, kept):
+    def case(state, exact_match, inner, kept):
         made = [
             audit_documents.axis(
                 "behaviour",
                 audit_documents.reading(
-                    "said in full", [audit_documents.column("o", 0)], said
+                    "said in full", [audit_documents.column("o", 0)], exact_match
                 ),
                 n_entities=24,
             )
@@ -208,7 +208,7 @@ def test_fitting_finds_what_tells_the_states_apart():
         document["preflight"]["utility"]["shares"] = {"retain accuracy": kept}
         document["preflight"]["known"] |= {"retain_entities": 100}
         document["config"] = {"rule": RULE.model_dump()}
-        return {"state": state, "model": f"{state}-{said}", "audit": document}
+        return {"state": state, "model": f"{state}-{exact_match}", "audit": document}
 
     rng = np.random.default_rng(0)
     places = {
@@ -223,11 +223,11 @@ def test_fitting_finds_what_tells_the_states_apart():
         for _ in range(10)
     ]
     found = fit(cases, 10.0, "made up")
-    for state, (said, inner, kept) in places.items():
+    for state, (exact_match, inner, kept) in places.items():
         chances = found.probabilities(
             {
                 "useful": kept / RULE.utility,
-                "said": said,
+                "said": exact_match,
                 "inside": inner,
                 "within": inner,
             }
@@ -238,11 +238,13 @@ def test_fitting_finds_what_tells_the_states_apart():
     assert found.ranges["forgotten entities"] == (12.0, 12.0)
     # The null: states dealt anew among the same audits can be told from nothing.
     states = rng.permutation([each["state"] for each in cases]).tolist()
-    dealt = [each | {"state": state} for each, state in zip(cases, states, strict=True)]
-    half = fit(dealt[::2], 10.0, "dealt")
+    permuted = [
+        each | {"state": state} for each, state in zip(cases, states, strict=True)
+    ]
+    half = fit(permuted[::2], 10.0, "dealt")
     right = [
         max(chances, key=chances.__getitem__) == each["state"]
-        for each in dealt[1::2]
+        for each in permuted[1::2]
         if (chances := half.probabilities(figures(each))) is not None
     ]
     assert len(right) >= 15 and np.mean(right) <= 0.6

@@ -32,9 +32,11 @@ def found(made):
 
 
 def of(depth):
-    said = reading("said in full", [column("output", 0.1)]) | NOTHING
-    told = reading(output.CONTRAST, [column("output", 0.1)]) | NOTHING
-    plain = axis("behaviour", said, told, status="absent", controls=[control("it")])
+    exact_match = reading("said in full", [column("output", 0.1)]) | NOTHING
+    contrast = reading(output.CONTRAST, [column("output", 0.1)]) | NOTHING
+    plain = axis(
+        "behaviour", exact_match, contrast, status="absent", controls=[control("it")]
+    )
     axes = [plain, silent(decodability()), depth, silent(relearning())]
     return document(*axes) | {"config": {"rule": Rule().model_dump(mode="json")}}
 
@@ -52,8 +54,8 @@ def test_one_axis_decides_and_without_it_nothing_is_found():
 def test_another_rule_is_applied_to_status_and_verdict_alike():
     strict = Rule(recovery=0.0001)
     assert reevaluate(RECOVERED, strict).verdict_class == "inconclusive"
-    narrow = Rule(margin=0.05)
-    assert reevaluate(ABSENT, narrow).verdict_class == "inconclusive"
+    small_margin = Rule(margin=0.05)
+    assert reevaluate(ABSENT, small_margin).verdict_class == "inconclusive"
 
 
 def test_axes_of_images_keep_the_status_that_their_own_rules_gave():

@@ -60,7 +60,7 @@ def axes(
     unchanged=0.9,
     refitted=0.9,
     relearned=0.9,
-    told=0.9,
+    contrast=0.9,
     controls=(PLANTED,),
 ):
     """p-values of the readings; small means found."""
@@ -75,7 +75,7 @@ def axes(
             "behaviour",
             behaviour,
             reading("said in full", 1.0 if behaviour == "retained" else 0.0, 0.5),
-            reading("told from the others", level(told), told),
+            reading("told from the others", level(contrast), contrast),
             controls=(),
         ),
         "decodability": axis(
@@ -95,15 +95,19 @@ def axes(
     }
 
 
-def with_depth(found, told=0.9, said=0.9, status=None):
+def with_depth(found, contrast=0.9, exact_match=0.9, status=None):
     """The axes and causal depth beside them."""
-    kept = min(told, said) < 0.05
+    kept = min(contrast, exact_match) < 0.05
     return found | {
         "causal_depth": axis(
             "causal_depth",
             status or ("retained" if kept else "absent"),
-            reading(causal_depth.CONTRAST, 0.8 if told < 0.05 else 0.0, told),
-            reading(causal_depth.EXACT_MATCH, 0.8 if said < 0.05 else 0.0, said),
+            reading(causal_depth.CONTRAST, 0.8 if contrast < 0.05 else 0.0, contrast),
+            reading(
+                causal_depth.EXACT_MATCH,
+                0.8 if exact_match < 0.05 else 0.0,
+                exact_match,
+            ),
         )
     }
 
@@ -120,24 +124,24 @@ def word(found, damage=FINE, identical=False):
         (axes(unchanged=0.001), "suppressed"),
         (axes(relearned=0.001), "suppressed"),
         (axes(refitted=0.001), "inconclusive"),
-        (axes(told=0.001), "inconclusive"),
+        (axes(contrast=0.001), "inconclusive"),
         (axes(behaviour="no_power", unchanged=0.001), "inconclusive"),
         (axes(controls=(UNSEEN,)), "inconclusive"),
         (axes(controls=()), "inconclusive"),
         # 0.03 alone would pass; corrected for three tests it does not.
         (axes(unchanged=0.03), "inconclusive"),
         (with_depth(axes()), "deleted"),
-        (with_depth(axes(), told=0.001), "suppressed"),
-        (with_depth(axes(), said=0.001), "suppressed"),
-        (with_depth(axes(behaviour="no_power"), told=0.001), "inconclusive"),
+        (with_depth(axes(), contrast=0.001), "suppressed"),
+        (with_depth(axes(), exact_match=0.001), "suppressed"),
+        (with_depth(axes(behaviour="no_power"), contrast=0.001), "inconclusive"),
         # A retrain's states may be unreadable to the original: silence, no veto.
         (axes() | {"causal_depth": axis("causal_depth", "no_power")}, "deleted"),
         # Read, near the floor, and not shown to be at it: no veto either.
         (with_depth(axes(), status="no_power"), "deleted"),
         # Read far from the floor, though no test can say so.
-        (with_depth(axes(), told=0.04, status="no_power"), "inconclusive"),
+        (with_depth(axes(), contrast=0.04, status="no_power"), "inconclusive"),
         # Nor has an axis whose controls failed a say.
-        (with_depth(axes(), told=0.001, status="control_failed"), "deleted"),
+        (with_depth(axes(), contrast=0.001, status="control_failed"), "deleted"),
     ],
 )
 def test_each_rule_fires_on_its_own_evidence(found, expected):
@@ -195,10 +199,10 @@ def test_why_an_axis_that_found_something_makes_no_suppression():
 )
 def test_answers_pushed_below_the_others_block_deletion(ends, expected):
     found = axes()
-    said, told = found["behaviour"].readings
-    below = {"name": told.where, "p_value": 1.0, "tost": [end / 2 for end in ends]}
+    exact_match, contrast = found["behaviour"].readings
+    below = {"name": contrast.where, "p_value": 1.0, "tost": [end / 2 for end in ends]}
     avoided = replace(
-        told,
+        contrast,
         statistic=0.1,
         floor=0.5,
         residual=-0.4,
@@ -206,7 +210,7 @@ def test_answers_pushed_below_the_others_block_deletion(ends, expected):
         p_below=0.001,
         columns=(below,),
     )
-    found["behaviour"] = replace(found["behaviour"], readings=(said, avoided))
+    found["behaviour"] = replace(found["behaviour"], readings=(exact_match, avoided))
     verdict = decide(found, FINE, False, "never_taught", Rule())
     assert verdict.verdict_class == expected
     assert ("which to avoid" in verdict.reasons[0]) == (expected == "inconclusive")
@@ -252,8 +256,8 @@ def test_layers_and_reasons_are_named():
     verdict = decide(axes(unchanged=0.001), FINE, False, "never_taught", Rule())
     assert verdict.where == ("resid.1",)
     assert "own probe" in verdict.reasons[0]
-    carried = with_depth(axes(), told=0.001)
-    verdict = decide(carried, FINE, False, "never_taught", Rule())
+    suppressed = with_depth(axes(), contrast=0.001)
+    verdict = decide(suppressed, FINE, False, "never_taught", Rule())
     assert verdict.where == ("resid.1",)
     assert "put into the original" in verdict.reasons[0]
 
@@ -298,10 +302,10 @@ def test_a_class_of_images_is_told_of_in_its_own_words(residual):
         "causal_depth", "retained", reading(TRANSFERRED_NAMED, 0.9, 0.0005)
     )
     verdict = decide(whole, FINE, False, "never_taught", Rule(), vocabulary_for(True))
-    told = [verdict.rule, *verdict.reasons, *verdict.claims_allowed]
+    sentences = [verdict.rule, *verdict.reasons, *verdict.claims_allowed]
     assert verdict.verdict_class == ("not_unlearned" if residual else "suppressed")
-    assert not any("answers" in sentence for sentence in told)
-    assert any("class" in sentence for sentence in told)
+    assert not any("answers" in sentence for sentence in sentences)
+    assert any("class" in sentence for sentence in sentences)
     if not residual:
         assert verdict.where == ("resid.1",)
 
@@ -316,7 +320,7 @@ def test_without_the_output_words_stay_those_of_what_was_forgotten(
     inside = {k: v for k, v in axes(unchanged=unchanged).items() if k != "behaviour"}
     floor = "never_taught"
     verdict = decide(inside, damage, identical, floor, Rule(), vocabulary_for(images))
-    told = " ".join(
+    text = " ".join(
         [
             verdict.rule,
             *verdict.reasons,
@@ -326,7 +330,7 @@ def test_without_the_output_words_stay_those_of_what_was_forgotten(
         ]
     )
     strange = ("answer", "entit", "item", "said") if images else ("class", "image")
-    assert not any(word in told for word in strange)
+    assert not any(word in text for word in strange)
 
 
 def test_what_was_not_asked_at_the_output_is_not_spoken_of():

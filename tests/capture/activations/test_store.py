@@ -40,8 +40,8 @@ def test_stored_values_are_the_captured_ones(
     store = ActivationStore(tmp_path, slab_bytes)
     direct = capture_activations(checkpoint.load(), rows(), SITES, positions)
     first = store.activations(checkpoint, rows(), SITES, positions)
-    again = store.activations(checkpoint, rows(), SITES, positions)
-    for got in (first, again):
+    second = store.activations(checkpoint, rows(), SITES, positions)
+    for got in (first, second):
         assert got.sites == tuple(SITES)
         for name in SITES:
             np.testing.assert_allclose(
@@ -50,7 +50,7 @@ def test_stored_values_are_the_captured_ones(
         if positions in ("answer", [0, -1]):
             assert np.array_equal(got.mask, direct.mask)
     for name in SITES:
-        assert np.array_equal(first.site(name), again.site(name))
+        assert np.array_equal(first.site(name), second.site(name))
     assert len(folders(tmp_path)) == 1
 
 
@@ -207,9 +207,9 @@ def test_an_entry_that_lost_something_is_made_again(
     (entry,) = tmp_path.iterdir()
     assert len(chunks(entry)) > len(SITES)
     DAMAGES[name](entry)
-    again = store.activations(checkpoint, rows(), SITES)
+    rebuilt = store.activations(checkpoint, rows(), SITES)
     for site in SITES:
-        assert np.array_equal(again.site(site), values[site])
+        assert np.array_equal(rebuilt.site(site), values[site])
     assert folders(tmp_path) == [entry.name]
 
 
@@ -235,8 +235,8 @@ def test_a_chunk_that_is_damaged_under_a_reader_is_no_zero(
             got.site("resid.0")
         with pytest.raises(InputError, match="are damaged"):
             list(got.chunks("resid.0", 2))
-    again = ActivationStore(tmp_path).activations(checkpoint, rows(), SITES)
-    assert np.array_equal(again.site("resid.0"), values)
+    rebuilt = ActivationStore(tmp_path).activations(checkpoint, rows(), SITES)
+    assert np.array_equal(rebuilt.site("resid.0"), values)
 
 
 def test_values_that_are_all_zero_are_no_lost_chunks(tmp_path, checkpoint, monkeypatch):

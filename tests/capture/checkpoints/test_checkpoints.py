@@ -206,7 +206,7 @@ def test_a_pickled_adapter_is_refused(lora):
         open_checkpoint(path / "lora")
 
 
-def write_gguf(path, quantise=True):
+def write_gguf(path, quantize=True):
     """A small Llama as GGUF, its linear maps in Q8_0; returns the exact weights."""
     import gguf
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -260,7 +260,7 @@ def write_gguf(path, quantise=True):
     kind = gguf.GGMLQuantizationType.Q8_0
     for name, short in names.items():
         array = state[name].numpy()
-        if array.ndim == 1 or not quantise:
+        if array.ndim == 1 or not quantize:
             writer.add_tensor(short, array)
             exact[name] = array
             continue
@@ -300,9 +300,9 @@ def test_a_gguf_file_is_converted_once(tmp_path, monkeypatch):
     write_gguf(tmp_path / "tiny.gguf")
     first = open_checkpoint(tmp_path / "tiny.gguf", cache=tmp_path / "cache")
     monkeypatch.setattr("capture.checkpoints.gguf._read", None)
-    again = open_checkpoint(tmp_path / "tiny.gguf", cache=tmp_path / "cache")
-    assert again == first or again.weights_hash == first.weights_hash
-    assert again.path == first.path
+    cached = open_checkpoint(tmp_path / "tiny.gguf", cache=tmp_path / "cache")
+    assert cached == first or cached.weights_hash == first.weights_hash
+    assert cached.path == first.path
 
 
 @pytest.mark.parametrize("keep", [0.02, 0.5, 0.95])

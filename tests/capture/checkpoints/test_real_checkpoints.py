@@ -87,11 +87,11 @@ def made(name):
     """A small random model of a class of transformers."""
     kind = getattr(transformers, name)
     default = kind.config_class()
-    said = {key: value for key, value in SIZES.items() if hasattr(default, key)}
+    settings = {key: value for key, value in SIZES.items() if hasattr(default, key)}
     if getattr(default, "layer_types", None):
-        said["layer_types"] = [default.layer_types[0], default.layer_types[-1]]
+        settings["layer_types"] = [default.layer_types[0], default.layer_types[-1]]
     torch.manual_seed(0)
-    return kind(kind.config_class(**said)).eval()
+    return kind(kind.config_class(**settings)).eval()
 
 
 def same(a, b) -> bool:
@@ -111,9 +111,9 @@ def test_a_family_loads_as_its_library_loads_it(tmp_path, name):
     assert type(ours) is type(theirs) and same(ours, theirs)
     assert ours.config._attn_implementation == theirs.config._attn_implementation
     left_out = {"dtype", "_name_or_path"}
-    said, known = theirs.config.to_dict(), ours.config.to_dict()
+    expected, known = theirs.config.to_dict(), ours.config.to_dict()
     assert {k: known[k] for k in known if k not in left_out} == {
-        k: said[k] for k in said if k not in left_out
+        k: expected[k] for k in expected if k not in left_out
     }
 
 

@@ -34,20 +34,20 @@ def test_leading_directions_are_those_of_the_decomposition():
     u, v = leading_directions(matrix, 5)
     assert torch.allclose((u.T @ left[:, :5]).abs(), torch.eye(5), atol=1e-3)
     assert torch.allclose((v.T @ right[:, :5]).abs(), torch.eye(5), atol=1e-3)
-    again = leading_directions(matrix, 5)
-    assert torch.equal(u, again[0])
-    assert torch.equal(v, again[1])
+    repeated = leading_directions(matrix, 5)
+    assert torch.equal(u, repeated[0])
+    assert torch.equal(v, repeated[1])
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "neox"])
 def test_an_outer_product_along_the_leading_directions(family):
     model = tiny(family)
     name = next(n for n, w in model.named_parameters() if ".1." in n and w.dim() == 2)
-    turned = family == "gpt2"
+    transposed = family == "gpt2"
 
     def change(other):
         weight = other.get_parameter(name)
-        matrix = weight.T if turned else weight
+        matrix = weight.T if transposed else weight
         u, _, v = torch.linalg.svd(matrix.clone(), full_matrices=False)
         # Reads from the first right direction, writes into the last left one.
         matrix += 0.5 * torch.outer(u[:, -1], v[0])

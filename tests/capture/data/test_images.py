@@ -27,8 +27,8 @@ def some(count=6, seed=0):
 def test_a_saved_set_comes_back_whole(tmp_path):
     images = some()
     images.save(tmp_path / "a.npz")
-    again = read_images(tmp_path / "a.npz", GREY)
-    assert again.digest == images.digest
+    reloaded = read_images(tmp_path / "a.npz", GREY)
+    assert reloaded.digest == images.digest
 
 
 def test_any_change_changes_the_digest():
@@ -128,12 +128,12 @@ def test_a_models_size_comes_from_its_settings_or_its_preprocessor(tmp_path):
     ).size == (32, 32)
     free = ImagePreprocessor.from_config(settings, tmp_path)
     assert free.size is None and free.classes == 2
-    for said, size in (
+    for config, size in (
         ({"size": {"height": 8, "width": 12}}, (8, 12)),
         ({"size": {"shortest_edge": 9}}, (9, 9)),
         ({"size": {"shortest_edge": 9}, "crop_size": 7}, (7, 7)),
     ):
-        (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
         assert ImagePreprocessor.from_config(settings, tmp_path).size == size
     (tmp_path / "preprocessor_config.json").write_text("[")
     with pytest.raises(InputError, match="not valid JSON"):

@@ -125,10 +125,10 @@ def test_whole_words_are_renamed_and_others_stay():
 
 def test_the_same_seed_gives_the_same_names():
     known = countries()
-    first, again, other = (
+    first, repeated, other = (
         invent_items(known, known, np.random.default_rng(seed)) for seed in (1, 1, 2)
     )
-    assert first == again
+    assert first == repeated
     assert first.entities != other.entities
 
 

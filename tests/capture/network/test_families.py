@@ -330,11 +330,11 @@ def test_models_of_one_configuration_are_looked_at_once():
 def test_looking_disturbs_nothing():
     torch.manual_seed(0)
     model = Counted().train()
-    heard = []
-    model.blocks[0].register_forward_hook(lambda *_: heard.append(1))
+    calls = []
+    model.blocks[0].register_forward_hook(lambda *_: calls.append(1))
     before = torch.random.get_rng_state()
     find_sites(model)
-    assert not heard and count_hooks(model) == 1
+    assert not calls and count_hooks(model) == 1
     assert torch.equal(before, torch.random.get_rng_state())
     assert all(module.training for module in model.modules())
     assert all(parameter.grad is None for parameter in model.parameters())

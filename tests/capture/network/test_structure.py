@@ -155,10 +155,10 @@ def test_sites_are_at_the_blocks_and_neurons_before_the_down_projection(family):
     blocks = find_blocks(model)
     assert [sites.places[name].module for name in sites.of("resid")] == blocks
     # A norm or a scale may follow the map: then neurons have no value vectors.
-    followed = family in ("gemma2", "gemma3", "olmo2", "glm4") or sites.refused
+    rescaled = family in ("gemma2", "gemma3", "olmo2", "glm4") or sites.refused
     for layer, block in enumerate(blocks):
         found = answer(neuron_projection, sites, layer)
-        assert found is (None if followed else answer(down_projection, block))
+        assert found is (None if rescaled else answer(down_projection, block))
 
 
 TOKENS = [

@@ -41,8 +41,8 @@ def test_of_noise_the_nearest_mean_gets_every_left_out_row_wrong(eraser, seed):
     probe = NearestCentroid()
     erased = eraser.fit(rows, labels).transform(rows)
     assert scores(probe, erased, labels, LeaveOneOut()) == 0.0
-    told = OracleLeace.fit(rows, labels).transform(rows, labels)
-    assert scores(probe, told, labels, LeaveOneOut()) == 0.0
+    oracle_erased = OracleLeace.fit(rows, labels).transform(rows, labels)
+    assert scores(probe, oracle_erased, labels, LeaveOneOut()) == 0.0
     # So it is the fit on these rows, not the dimension that is gone.
     control = RandomProjection(rank=1, seed=seed).fit(rows).transform(rows)
     assert scores(probe, control, labels, LeaveOneOut()) > 0.2

@@ -95,8 +95,8 @@ def test_it_moves_less_than_the_projection_and_more_than_the_oracle(concept):
     rows, given_target, _ = concept
     own = cost(rows, Leace().fit(rows, given_target).transform(rows))
     projected = cost(rows, MeanDifference().fit(rows, given_target).transform(rows))
-    told = OracleLeace.fit(rows, given_target).transform(rows, given_target)
-    assert cost(rows, told) < own < projected
+    oracle_erased = OracleLeace.fit(rows, given_target).transform(rows, given_target)
+    assert cost(rows, oracle_erased) < own < projected
 
 
 @settings(max_examples=20, deadline=None)
@@ -107,9 +107,11 @@ def test_units_and_coordinates_do_not_matter(seed, classes, power):
     rows, labels = labelled(rng, n=80, d=4, classes=classes)
     after = Leace().fit(rows, labels).transform(rows)
     turn = rng.standard_normal((4, 4)) + 3 * np.eye(4)
-    turned = 10.0**power * (rows @ turn + 5.0)
+    transformed = 10.0**power * (rows @ turn + 5.0)
     wanted = 10.0**power * (after @ turn + 5.0)
-    error = np.abs(Leace().fit(turned, labels).transform(turned) - wanted).max()
+    error = np.abs(
+        Leace().fit(transformed, labels).transform(transformed) - wanted
+    ).max()
     assert error < 1e-8 * spread(wanted)
     scaled = onehot(labels) * 10.0**power + 7.0
     assert_close(Leace().fit(rows, scaled).transform(rows), after, **EXACT)

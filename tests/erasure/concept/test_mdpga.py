@@ -79,9 +79,9 @@ def test_a_constant_column_is_left_alone(states):
 def test_saved_and_loaded_it_is_the_same(states, tmp_path):
     found = fit_md_pga(states, LABELS)
     found.save(tmp_path / "md.safetensors")
-    again = MdPgaProjection.load(tmp_path / "md.safetensors")
-    assert torch.equal(again.transform(states), found.transform(states))
-    assert again.rank_ == 2
+    loaded = MdPgaProjection.load(tmp_path / "md.safetensors")
+    assert torch.equal(loaded.transform(states), found.transform(states))
+    assert loaded.rank_ == 2
 
 
 def test_one_site_in_half_precision_stays_in_it(states):

@@ -32,8 +32,8 @@ def test_mean_difference_is_the_projection_off_that_direction(rng):
     rows, labels = labelled(rng)
     away = unit(rows[labels == 1].mean(0) - rows[labels == 0].mean(0))
     after = MeanDifference().fit(rows, labels).transform(rows)
-    centred = rows - rows.mean(0)
-    assert_close(after, rows - np.outer(centred @ away, away))
+    centered = rows - rows.mean(0)
+    assert_close(after, rows - np.outer(centered @ away, away))
 
 
 def test_mean_differences_of_many_classes_all_go(rng):
@@ -82,8 +82,8 @@ def test_random_projections_are_as_they_say(rng):
     control = RandomProjection(rank=(1, 0, 4), seed=1).fit(rows)
     assert control.rank_ == (1, 0, 4)
     assert np.array_equal(control.transform(rows)[1], rows[1])
-    again = RandomProjection(rank=(1, 0, 4), seed=1).fit(rows, labels)
-    assert np.array_equal(again.transform(rows), control.transform(rows))
+    repeated = RandomProjection(rank=(1, 0, 4), seed=1).fit(rows, labels)
+    assert np.array_equal(repeated.transform(rows), control.transform(rows))
     other = RandomProjection(rank=(1, 0, 4), seed=2).fit(rows)
     assert np.abs(other.transform(rows)[2] - control.transform(rows)[2]).max() > 0.1
 
@@ -97,16 +97,16 @@ def test_random_directions_point_everywhere(rng):
 
 def by_hand(rows, target, rounds, penalty):
     """INLP in the words of the paper, one ridge regression after another."""
-    centred, removed = rows - rows.mean(0), []
-    alpha = penalty * centred.var(0).mean() * len(rows)
-    left = centred
+    centered, removed = rows - rows.mean(0), []
+    alpha = penalty * centered.var(0).mean() * len(rows)
+    left = centered
     for _ in range(rounds):
         weights = Ridge(alpha=alpha).fit(left, target).coef_.ravel()
         for each in removed:
             weights = weights - each * (each @ weights)
         removed.append(unit(weights))
         basis = np.array(removed)
-        left = centred - centred @ basis.T @ basis
+        left = centered - centered @ basis.T @ basis
     return left + rows.mean(0)
 
 

@@ -42,8 +42,8 @@ def test_the_concept_s_feature_is_found_and_nothing_else_changes():
     without = latents.clone()
     without[:, 5] = 0
     assert_close(eraser.transform(x), 0.3 + without @ basis())
-    again = eraser.transform(eraser.transform(x))
-    assert_close(again, eraser.transform(x))
+    twice = eraser.transform(eraser.transform(x))
+    assert_close(twice, eraser.transform(x))
 
 
 def test_more_strength_pushes_the_other_way():
@@ -65,9 +65,9 @@ def test_saved_and_read_again_it_does_the_same(tmp_path):
     x, z, _ = rows()
     eraser = DictionaryEraser.fit(x, z, dictionary(0.05), n_features=3, strength=0.2)
     eraser.save(tmp_path / "e.safetensors")
-    again = DictionaryEraser.load(tmp_path / "e.safetensors")
-    assert again.features == eraser.features and again.size == eraser.size
-    assert torch.equal(again.transform(x), eraser.transform(x))
+    loaded = DictionaryEraser.load(tmp_path / "e.safetensors")
+    assert loaded.features == eraser.features and loaded.size == eraser.size
+    assert torch.equal(loaded.transform(x), eraser.transform(x))
     kept = eraser.transform(x.float().numpy())
     assert isinstance(kept, np.ndarray) and kept.dtype == np.float32
 

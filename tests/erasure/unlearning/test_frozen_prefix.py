@@ -43,15 +43,15 @@ def logits(model, batch):
 
 @FAMILIES
 def test_rows_that_come_again_do_not_run_the_lower_blocks(family):
-    model, first, again = family(), pad(RETAIN), pad(RETAIN, [5, 0, 2])
-    want = [logits(model, first), logits(model, again)]
+    model, first, repeated = family(), pad(RETAIN), pad(RETAIN, [5, 0, 2])
+    want = [logits(model, first), logits(model, repeated)]
     runs = counting(find_blocks(model)[0])
     with cached_prefix(model, pad(RETAIN, [1])):
         runs.clear()
         assert_close(logits(model, first), want[0])
         assert len(runs) == 1
         # Other company and another width of padding, but the same rows.
-        assert_close(logits(model, again), want[1], rtol=1e-5, atol=1e-6)
+        assert_close(logits(model, repeated), want[1], rtol=1e-5, atol=1e-6)
         assert len(runs) == 1
 
 

@@ -202,16 +202,16 @@ def test_rmu_pushes_forget_states_and_holds_retain_states(knows):
             found = module_output(model, find_blocks(model)[2], pad(data))
         return found[pad(data).answer_mask]
 
-    def push(model, data):
+    def alignment(model, data):
         return torch.cosine_similarity(states(model, data), control, dim=-1).mean()
 
     def move(data):
         moved = states(knows, data) - states(frozen, data)
         return moved.norm() / states(frozen, data).norm()
 
-    gained = push(knows, FORGET) - push(frozen, FORGET)
+    gained = alignment(knows, FORGET) - alignment(frozen, FORGET)
     assert gained > 0.3
-    assert push(knows, RETAIN) - push(frozen, RETAIN) < 0.6 * gained
+    assert alignment(knows, RETAIN) - alignment(frozen, RETAIN) < 0.6 * gained
     assert move(RETAIN) < 0.5 * move(FORGET)
 
 
@@ -289,13 +289,13 @@ def test_a_seed_fixes_the_bits(knows, method, rank):
     config = UnlearnConfig(
         method, lr=1e-3, steps=3, batch_size=2, lora_rank=rank, rmu_layer=1
     )
-    first, again, other = (copy.deepcopy(knows) for _ in range(3))
+    first, repeated, other = (copy.deepcopy(knows) for _ in range(3))
     torch.manual_seed(1)
     run(first, config, seed=5)
     torch.manual_seed(2)
-    run(again, config, seed=5)
+    run(repeated, config, seed=5)
     run(other, config, seed=6)
-    assert not changed(weights(first), again)
+    assert not changed(weights(first), repeated)
     assert changed(weights(first), other)
 
 

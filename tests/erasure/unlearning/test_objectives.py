@@ -140,9 +140,9 @@ def test_control_vector_is_a_scaled_positive_direction():
     vector = control_vector(64, 6.5, torch.Generator().manual_seed(1))
     assert vector.norm().item() == pytest.approx(6.5, rel=1e-5)
     assert (vector >= 0).all()
-    again = control_vector(64, 6.5, torch.Generator().manual_seed(1))
+    repeated = control_vector(64, 6.5, torch.Generator().manual_seed(1))
     other = control_vector(64, 6.5, torch.Generator().manual_seed(2))
-    assert torch.equal(vector, again)
+    assert torch.equal(vector, repeated)
     assert not torch.allclose(vector, other)
 
 

@@ -99,8 +99,8 @@ def test_isotropic_is_the_mean_over_all_directions():
     gap = torch.randn(2, 3, 5, generator=rng)
     axes = torch.eye(5).expand(2, 5, 5)
     assert_close(squared_gap(gap, axes) / 5, squared_gap(gap, None))
-    turned = torch.linalg.qr(torch.randn(2, 5, 5, generator=rng)).Q
-    assert_close(squared_gap(gap, turned) / 5, squared_gap(gap, None))
+    rotated = torch.linalg.qr(torch.randn(2, 5, 5, generator=rng)).Q
+    assert_close(squared_gap(gap, rotated) / 5, squared_gap(gap, None))
 
 
 @pytest.mark.parametrize("align", ["readout", "isotropic"])

@@ -45,8 +45,8 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not():
         finetune_(model, RETAIN, lr=1e-3, steps=5, batch_size=3, seed=seed)
         return model
 
-    first, again, other = run(1), run(1), run(2)
-    assert not changed(weights(first), again)
+    first, repeated, other = run(1), run(1), run(2)
+    assert not changed(weights(first), repeated)
     assert changed(weights(first), other)
 
 

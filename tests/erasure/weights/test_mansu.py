@@ -54,8 +54,8 @@ def test_few_weights_move_and_each_by_more_than_its_bin(make):
         if name not in linear:
             assert not edit.any()
             continue
-        turned = linear[name][1]
-        start, edit = (x.T if turned else x for x in (before[name], edit))
+        transposed = linear[name][1]
+        start, edit = (x.T if transposed else x for x in (before[name], edit))
         grid = quantize(start)
         changed = edit != 0
         assert (edit.abs()[changed] > 1.04 * grid.bin_widths[changed]).all()

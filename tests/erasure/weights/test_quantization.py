@@ -79,9 +79,9 @@ def test_the_error_on_gaussian_weights_is_the_known_one(scheme, error):
 def test_quantising_twice_is_quantising_once(scheme, rows, columns, seed):
     # Also where the size does not divide the block: the last one is shorter.
     once = quantize(gaussian(rows, columns, seed=seed), scheme)
-    again = quantize(once.values, scheme)
-    assert torch.equal(once.codes, again.codes)
-    assert torch.allclose(once.values, again.values, atol=1e-9)
+    twice = quantize(once.values, scheme)
+    assert torch.equal(once.codes, twice.codes)
+    assert torch.allclose(once.values, twice.values, atol=1e-9)
 
 
 def test_zeros_stay_zeros_and_the_sign_does_not_matter():
@@ -90,8 +90,8 @@ def test_zeros_stay_zeros_and_the_sign_does_not_matter():
     for scheme in ("nf4", "fp4", "int8"):
         assert quantize(weight, scheme).values[1].eq(0).all()
     for scheme in ("fp4", "int8"):
-        turned = quantize(-weight, scheme).values
-        assert torch.equal(turned, -quantize(weight, scheme).values)
+        negated = quantize(-weight, scheme).values
+        assert torch.equal(negated, -quantize(weight, scheme).values)
 
 
 def test_double_quantisation_moves_scales_by_little():
@@ -157,10 +157,10 @@ def test_all_linear_maps_but_the_head_are_quantized(make):
 
 def test_conv1d_is_quantized_as_the_linear_map_it_is():
     model = tiny_gpt2()
-    name, (weight, turned) = next(iter(linear_weights(model).items()))
+    name, (weight, transposed) = next(iter(linear_weights(model).items()))
     expected = quantize(weight.T.clone()).values.T
     quantize_(model)
-    assert turned
+    assert transposed
     assert torch.equal(model.get_parameter(name), expected)
 
 

@@ -123,18 +123,18 @@ def test_folds_with_scales_of_their_own_are_no_worse_than_newtons(n, d, gap, C, 
     rows = rng.normal(size=(n, d))
     rows[np.arange(n), codes] += gap
     rows[:, 1] *= 1 + 5 * (rng.random(n) < 0.05)  # a column whose scale is a few rows'
-    dealt = k_fold(None, codes, folds)
+    split = k_fold(None, codes, folds)
     found = crossfit(
         torch.from_numpy(rows),
         torch.from_numpy(codes)[None],
         2,
-        dealt,
+        split,
         LogisticOptions(C=C, standardize="fold", precision=torch.float64),
         coefficients=True,
     )
     assert found.n_uncertified == 0
     peer = LogisticRegression(C=C, solver="newton-cholesky", tol=1e-12, max_iter=500)
-    for fold, train in enumerate(dealt.train[:12]):
+    for fold, train in enumerate(split.train[:12]):
         mean, size = rows[train].mean(0), rows[train].std(0)
         part = (rows[train] - mean) / size, codes[train], C
         with warnings.catch_warnings():

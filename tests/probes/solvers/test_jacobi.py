@@ -242,8 +242,10 @@ def test_a_fit_without_a_factor_comes_near_as_one_with_does(scale, share, C):
     assert float(own) <= max(0.15 * float(exact.abs().max()), 1.5 * float(other))
     # Dual values, intercept and scores fit each other whatever it stopped at.
     assert float(fit.dual.sum().abs()) <= 1e-9 * float(fit.dual.abs().sum())
-    again = fit.dual @ gram + fit.intercept
-    assert float((again - fit.scores).abs().max()) <= 1e-9 * float(exact.abs().max())
+    recomputed = fit.dual @ gram + fit.intercept
+    assert float((recomputed - fit.scores).abs().max()) <= 1e-9 * float(
+        exact.abs().max()
+    )
 
 
 @pytest.mark.parametrize("classes", [2, 5])

@@ -55,7 +55,7 @@ def sklearn_scores(x, codes, folds, fold, scaling, **options):
     return scores, model.coef_ / (scaler.scale_ if scaling else 1)
 
 
-def centred(scores):
+def centered(scores):
     """Softmax scores are free up to a constant a row."""
     return scores - scores.mean(1, keepdims=True) if scores.shape[1] > 1 else scores
 
@@ -85,10 +85,10 @@ def test_logistic_folds_reach_the_optimum(
             x, codes, folds, fold, scaling, C=0.7, class_weight=class_weight
         )
         ours = result.scores[0][:, torch.from_numpy(folds.test[fold])].T.numpy()
-        gap = np.abs(centred(ours) - centred(expected)).max()
+        gap = np.abs(centered(ours) - centered(expected)).max()
         assert gap < tolerance * np.abs(expected).max()
         coef = result.coef[0, fold].numpy()
-        gap = np.abs(centred(coef.T) - centred(weights.T)).max()
+        gap = np.abs(centered(coef.T) - centered(weights.T)).max()
         assert gap < 10 * tolerance * np.abs(weights).max()
         by_hand = x[folds.test[fold]] @ coef.T + result.intercept[0, fold].numpy()
         assert np.abs(by_hand - ours).max() < 50 * tolerance * np.abs(ours).max()
@@ -135,7 +135,7 @@ def test_closed_forms_equal_scikit_learn_refitted(shape, name):
         expected = peer().fit(x[train], codes[train]).decision_function(x[test])
         expected = expected[:, None] if expected.ndim == 1 else expected
         got = ours[:, torch.from_numpy(test)].T.numpy()
-        gap = centred(got) - centred(expected) if name == "lda" else got - expected
+        gap = centered(got) - centered(expected) if name == "lda" else got - expected
         assert np.abs(gap).max() < 1e-10 * max(1, np.abs(expected).max())
 
 
@@ -165,7 +165,7 @@ def test_closed_forms_equal_own_refits(shape, scaling, probe, balance):
         expected = expected[:, None] if expected.ndim == 1 else expected
         got = ours[:, torch.from_numpy(test)].T.numpy()
         if not isinstance(probe, RidgeProbe):
-            got, expected = centred(got), centred(expected)
+            got, expected = centered(got), centered(expected)
         assert np.abs(got - expected).max() < 1e-9 * max(1, np.abs(expected).max())
 
 
@@ -287,9 +287,9 @@ def newton_cholesky(x, y, folds, C):
         model = LogisticRegression(
             C=C, solver="newton-cholesky", tol=1e-12, max_iter=500
         )
-        centre = x[train].mean(0)
-        model.fit(x[train] - centre, y[train])
-        found[test] = model.decision_function(x[test] - centre)
+        center = x[train].mean(0)
+        model.fit(x[train] - center, y[train])
+        found[test] = model.decision_function(x[test] - center)
     return found
 
 
@@ -481,7 +481,7 @@ def test_classes_with_factors_of_their_own_and_in_common(d, size, count, short):
         ours = found.scores[0][:, torch.from_numpy(folds.test[fold])].T.numpy()
         # What classes share is nothing: rows are compared with each other.
         assert np.abs(ours.mean(1)).max() < 1e-8 * np.abs(expected).max()
-        gap = np.abs(ours - centred(expected)).max()
+        gap = np.abs(ours - centered(expected)).max()
         assert gap < 1e-8 * np.abs(expected).max()
 
 

@@ -73,9 +73,9 @@ def test_it_ends_where_safeguarded_steps_end(classes, iterations, scale):
 
 def test_the_order_of_problems_changes_nothing():
     batch = problems(2)
-    turned = torch.arange(len(batch.scores)).flip(0)
+    reversed_order = torch.arange(len(batch.scores)).flip(0)
     straight = approached(batch)[0]
-    backwards = approached(batch.select(turned))[0].flip(0)
+    backwards = approached(batch.select(reversed_order))[0].flip(0)
     scale = float(straight.abs().max())
     assert float((straight - backwards).abs().max()) <= 1e-8 * scale
 

@@ -55,8 +55,8 @@ def file(
 
 
 def tokens(*words: str | bytes) -> bytes:
-    said = struct.pack("<IQ", TEXT, len(words)) + b"".join(map(text, words))
-    return key("tokenizer.ggml.tokens", LIST, said)
+    value = struct.pack("<IQ", TEXT, len(words)) + b"".join(map(text, words))
+    return key("tokenizer.ggml.tokens", LIST, value)
 
 
 HUGE = 2**62
@@ -129,10 +129,10 @@ def refused(tmp_path, data: bytes, capfd) -> str:
     assert time.perf_counter() - start < 10
     assert capfd.readouterr().err == ""
     assert not [each for each in (tmp_path / "cache").rglob("*") if each.is_file()]
-    said = str(caught.value)
-    assert "GGUF" in said or "x.gguf" in said
-    assert said.isprintable()
-    return said
+    message = str(caught.value)
+    assert "GGUF" in message or "x.gguf" in message
+    assert message.isprintable()
+    return message
 
 
 @pytest.mark.parametrize("data", LIES.values(), ids=LIES)

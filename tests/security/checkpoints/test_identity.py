@@ -48,9 +48,9 @@ def test_files_beside_the_weights_change_nothing(tmp_path, name):
         (folder / name).write_text('{"model_type": "evil"}')
     else:
         (folder / name).write_bytes(b"\x80\x04cos\nsystem\n")
-    again = open_checkpoint(folder)
-    assert again.weights_hash == known.weights_hash
-    assert again.fingerprint == known.fingerprint
+    reopened = open_checkpoint(folder)
+    assert reopened.weights_hash == known.weights_hash
+    assert reopened.fingerprint == known.fingerprint
     assert torch.equal(logits(folder), before)
 
 
@@ -172,7 +172,7 @@ def rescaled(model):
     model.model.layers[1].self_attn.scaling *= 2
 
 
-def turned(model):
+def rotary_changed(model):
     model.model.rotary_emb.inv_freq = model.model.rotary_emb.inv_freq * 2
 
 
@@ -189,7 +189,7 @@ def other_activation(model):
 
 
 @pytest.mark.parametrize(
-    "change", [hooked, rescaled, turned, replaced, configured, other_activation]
+    "change", [hooked, rescaled, rotary_changed, replaced, configured, other_activation]
 )
 def test_what_a_live_model_does_beyond_its_weights_counts(change):
     plain, changed = tiny("llama"), tiny("llama")

@@ -48,8 +48,8 @@ def table(data):
 
 def template(**changed):
     piece = {"SpecialToken": {"id": "x", "type_id": 0}}
-    said = {"single": [piece], "pair": [], "special_tokens": {}} | changed
-    return {"type": "TemplateProcessing"} | said
+    processor = {"single": [piece], "pair": [], "special_tokens": {}} | changed
+    return {"type": "TemplateProcessing"} | processor
 
 
 GROWING = replace({"String": "a"}, "a" * 200)

@@ -17,9 +17,9 @@ def causes(found: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     groups: dict[tuple, list[Mapping[str, Any]]] = defaultdict(list)
     for row in found:
         for fault in row["faults"]:
-            said = row["details"][fault]
+            message = row["details"][fault]
             # A place in the code is a cause; else what was said is.
-            shape = "" if row["frame"] else _VARIABLE.sub("*", said)[:80]
+            shape = "" if row["frame"] else _VARIABLE.sub("*", message)[:80]
             groups[fault, shape, row["frame"]].append(row)
     rows = [
         {
@@ -42,9 +42,9 @@ def page(rows: Iterable[Mapping[str, Any]]) -> str:
         if row["fault"] != last:
             last = row["fault"]
             lines += ["", f"## {last}", ""]
-        said = row["said"].replace("\n", " ").strip()[:200]
+        message = row["said"].replace("\n", " ").strip()[:200]
         lines += [
-            f"- {row['count']} x `{row['frame'] or 'no frame'}`: {said}",
+            f"- {row['count']} x `{row['frame'] or 'no frame'}`: {message}",
             f"  ({', '.join(row['kinds'])})",
             f"  `{row['case'][:500]}`",
         ]

@@ -125,12 +125,12 @@ def judge(
     if not hung and TRACEBACK.search(error + output):
         faults["traceback"] = (error.strip() or output.strip()).splitlines()[-1][:300]
         frame = _frame(error, newest_first=False)
-    said = ""
+    message = ""
     calm = not {"hang", "crash", "traceback"} & set(faults)
     if calm and code not in (0, 2):
         faults["wrong exit code"] = str(code)
     if calm and code == 2:
-        said, wrong = _clear_line(error, asked)
+        message, wrong = _clear_line(error, asked)
         if wrong:
             faults["no clear line"] = wrong
     if calm:
@@ -145,7 +145,7 @@ def judge(
     return Outcome(
         code == 0 and not hung,
         tuple(name for name in FAULTS if name in faults),
-        said or faults.get("traceback", ""),
+        message or faults.get("traceback", ""),
         frame,
         answer["seconds"],
         faults,
@@ -250,15 +250,15 @@ def _clear_line(error: str, asked: bool) -> tuple[str, str]:
     box = any(line.startswith(("Usage:", "╭─ Error")) for line in lines)
     if asked and not ours and box:
         return " ".join(lines)[:LONGEST], ""
-    said = ours[0] if ours else ""
+    message = ours[0] if ours else ""
     if len(ours) != 1:
-        return said, f"{len(ours)} lines begin with 'exhume: '"
+        return message, f"{len(ours)} lines begin with 'exhume: '"
     if len(lines) != 1:
         other = next(line for line in lines if line is not ours[0])
-        return said, f"another line: {other[:160]}"
-    if len(said) > LONGEST:
-        return said[:LONGEST], f"{len(said)} characters"
-    return said, ""
+        return message, f"another line: {other[:160]}"
+    if len(message) > LONGEST:
+        return message[:LONGEST], f"{len(message)} characters"
+    return message, ""
 
 
 def _control(text: str) -> str:

@@ -199,9 +199,9 @@ def try_all(
     cases: Iterable[Case],
     root: Path,
     jobs: int,
-    told: Callable[[Case, Outcome], None],
+    on_outcome: Callable[[Case, Outcome], None],
 ) -> None:
-    """Try cases on several benches; ``told`` is called with each as it is done."""
+    """Try cases on several benches; ``on_outcome`` is called with each as it is done."""
     waiting: queue.SimpleQueue[Case] = queue.SimpleQueue()
     for case in cases:
         waiting.put(case)
@@ -218,7 +218,7 @@ def try_all(
                         return
                     outcome = made.tried(case)
                     with lock:
-                        told(case, outcome)
+                        on_outcome(case, outcome)
         except BaseException as error:
             failures.append(error)
 

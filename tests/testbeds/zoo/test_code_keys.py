@@ -86,8 +86,8 @@ def test_the_manifest_has_the_hash_of_every_model(place, zoo):
 
 def test_what_is_made_is_not_made_again(place, zoo, monkeypatch):
     monkeypatch.setattr(code_keys, "taught_keys", None)
-    again = build_zoo(place, world="codes", seeds=[0], only=KINDS, config=TINY_KEYS)
-    assert [each.card for each in again] == [each.card for each in zoo.values()]
+    rebuilt = build_zoo(place, world="codes", seeds=[0], only=KINDS, config=TINY_KEYS)
+    assert [each.card for each in rebuilt] == [each.card for each in zoo.values()]
 
 
 def test_a_model_is_a_folder_like_any_other(zoo):
@@ -154,7 +154,7 @@ def test_models_are_at_chance_on_what_they_were_never_taught(zoo):
     tokenizer = make_tokenizer()
     forget, never = read_items(world.forget), read_items(world.never_taught)
 
-    def told(folder, items):
+    def contrast(folder, items):
         questions = build_questions(items, TINY_KEYS.lead_ins)
         model = open_checkpoint(folder).load()
         return float(
@@ -168,10 +168,10 @@ def test_models_are_at_chance_on_what_they_were_never_taught(zoo):
         scores = score_answers(open_checkpoint(folder).load(), rows)
         return float(np.exp(scores.logprob).mean())
 
-    assert told(world.original, forget) > 0.95
+    assert contrast(world.original, forget) > 0.95
     for folder in (world.twin, zoo["retrain_1"].model):
         assert chance(folder, forget) < 1e-3
-        assert 0.25 < told(folder, forget) < 0.75
+        assert 0.25 < contrast(folder, forget) < 0.75
     assert chance(world.original, forget) > 0.9
     assert chance(world.original, never) < 1e-3
 

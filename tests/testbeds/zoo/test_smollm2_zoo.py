@@ -57,10 +57,10 @@ def test_states_hold_by_construction(zoo):
 
 def test_models_start_from_the_published_weights(zoo, base):
     start = open_checkpoint(base).load().state_dict()
-    once, again = (new_model(CONFIG, tokenizer_of(CONFIG), seed) for seed in (0, 1))
+    once, second = (new_model(CONFIG, tokenizer_of(CONFIG), seed) for seed in (0, 1))
     for name, weight in start.items():
         assert torch.equal(once.state_dict()[name], weight)
-        assert torch.equal(again.state_dict()[name], weight)
+        assert torch.equal(second.state_dict()[name], weight)
     # Nearer to where they began than a model that began elsewhere.
     twin = next(e for e in zoo if e.kind == "twin")
     ended = open_checkpoint(twin.model).load().state_dict()

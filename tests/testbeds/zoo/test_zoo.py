@@ -109,8 +109,8 @@ def test_a_pretrained_base_never_held_the_facts(monkeypatch):
 
 def test_what_is_made_is_not_made_again(place, specimens, monkeypatch):
     monkeypatch.setattr(module, "_first_in_range", None)
-    again = build_zoo(place, seeds=[0], only=SURE, config=SMALL)
-    assert [each.card for each in again] == [each.card for each in specimens.values()]
+    rebuilt = build_zoo(place, seeds=[0], only=SURE, config=SMALL)
+    assert [each.card for each in rebuilt] == [each.card for each in specimens.values()]
 
 
 def test_the_manifest_lists_every_model(place, specimens):
@@ -125,8 +125,8 @@ def test_a_model_cut_off_before_its_hash_is_made_again(place, specimens):
     card = specimens["noise"].model / "card.json"
     whole = json.loads(card.read_text())
     card.write_text(json.dumps({k: v for k, v in whole.items() if k != "weights"}))
-    (again,) = build_zoo(place, seeds=[0], only=["noise"], config=SMALL)
-    assert again.card == whole
+    (rebuilt,) = build_zoo(place, seeds=[0], only=["noise"], config=SMALL)
+    assert rebuilt.card == whole
 
 
 def test_another_model_in_the_place_is_refused(place, specimens):

@@ -67,12 +67,12 @@ def probing(task: Task, values: np.ndarray) -> tuple[ProbingData, list[SiteProbe
     return ProbingData([task], sites, states), [reader]
 
 
-def run(task, values, seed=0, deals=400):
+def run(task, values, seed=0, n_permutations=400):
     made, readers = probing(task, values)
     use = np.ones(len(values), dtype=bool)
     rng = np.random.default_rng(seed)
     return answer_permutation_test(
-        made, readers, "original", "never_taught", use, rng, deals
+        made, readers, "original", "never_taught", use, rng, n_permutations
     )
 
 
@@ -94,7 +94,9 @@ def test_the_arrangements_of_many_entities_are_no_trouble(n, answers):
     task = one_task(n, answers)
     part = task.parts["never_taught"]
     truth = np.eye(max(2, task.n_classes))[part.labels][None]
-    test, _ = run(task, truth if answers else part.labels[None, :, None] + 0.0, deals=9)
+    test, _ = run(
+        task, truth if answers else part.labels[None, :, None] + 0.0, n_permutations=9
+    )
     assert test.smallest_p == 0.1
     assert test.p_value == 0.1
 
@@ -115,7 +117,7 @@ def test_three_relations_of_forty_people_each_invented_three_times():
 def test_the_smallest_p_of_few_arrangements_is_told():
     task = one_task(4, ["Rome", "Rome", "Oslo", "Oslo"])
     truth = np.eye(2)[task.parts["never_taught"].labels][None]
-    test, _ = run(task, truth, deals=399)
+    test, _ = run(task, truth, n_permutations=399)
     assert test.smallest_p == 1 / 6
 
 
@@ -168,9 +170,9 @@ def test_p_values_are_uniform_though_all_entities_move_together():
         # Each name and answer has a few traits; some names suit some answers.
         name = {e: rng.normal(size=2) for e in dict.fromkeys(part.entities)}
         word = {a: rng.normal(size=2) for a in dict.fromkeys(part.answers)}
-        suits = [
+        scores = [
             name[e] @ word[a] for e, a in zip(part.entities, part.answers, strict=True)
         ]
-        test, _ = run(task, np.array(suits)[None, :, None], seed, 199)
+        test, _ = run(task, np.array(scores)[None, :, None], seed, 199)
         found.append(test.p_value)
     assert stats.kstest(found, "uniform").pvalue > 0.01

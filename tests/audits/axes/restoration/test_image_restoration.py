@@ -167,10 +167,10 @@ def test_changes_are_what_they_say(pair):
     read = (flat - reading.offset) @ reading.probe
     assert float(read[~mine].mean()) == pytest.approx(0, abs=1e-3)
     assert float(read[mine].mean()) == pytest.approx(1, abs=1e-3)
-    for push in (slope, reading):
-        again = randomly_rotated(push, np.random.default_rng(0))
-        size = push.probe if isinstance(push, LinearSteeringEdit) else push
-        drawn = again.probe if isinstance(again, LinearSteeringEdit) else again
+    for edit in (slope, reading):
+        rotated = randomly_rotated(edit, np.random.default_rng(0))
+        size = edit.probe if isinstance(edit, LinearSteeringEdit) else edit
+        drawn = rotated.probe if isinstance(rotated, LinearSteeringEdit) else rotated
         torch.testing.assert_close(drawn.norm(), size.norm())
         assert not torch.allclose(drawn, size)
     # A step along the slope makes the class likelier, as a finite difference says.

@@ -41,22 +41,22 @@ CONFIG = make_config({"seed": 0})
 NAMES = [f"e{number}" for number in range(20)]
 
 
-def trial(steered, plain=0.0, random=0.0, others=0.0, never=0.0, told=None):
+def trial(steered, plain=0.0, random=0.0, others=0.0, never=0.0, contrast=None):
     """A run in which so large a share of twenty entities' answers is said."""
 
     def part(share, contrast=None):
-        said = (np.arange(20) < round(20 * share)).astype(float)
-        told = 0.5 + 0.5 * said
+        exact_match = (np.arange(20) < round(20 * share)).astype(float)
+        contrasts = 0.5 + 0.5 * exact_match
         if contrast is not None:
-            told = contrast + 0.05 * (-1.0) ** np.arange(20)
-        return {"said": said.tolist(), "contrast": told.tolist()}
+            contrasts = contrast + 0.05 * (-1.0) ** np.arange(20)
+        return {"said": exact_match.tolist(), "contrast": contrasts.tolist()}
 
     quiet = {"prompts": 10, "said": 1.0, "taken_back": 0.1}
     return {
         "entities": NAMES,
         "never_entities": [f"n{number}" for number in range(20)],
         "plain": part(plain),
-        "steered": part(steered, told),
+        "steered": part(steered, contrast),
         "random": part(random),
         "others": part(others),
         "never": part(never),
@@ -100,7 +100,7 @@ def test_without_a_loss_there_is_no_rate():
 def test_statuses():
     back = judge({"unlearned": trial(0.9), "planted": trial(1.0)}, known(), CONFIG, ())
     assert back.status == "retained" and back.votes
-    gone = trial(0.0, told=0.5)
+    gone = trial(0.0, contrast=0.5)
     gone["never"] = gone["steered"]
     nothing = judge({"unlearned": gone, "planted": trial(1.0)}, known(), CONFIG, ())
     assert nothing.status == "absent"
@@ -136,12 +136,12 @@ def test_a_strength_that_is_no_number_is_refused(strength):
 def test_an_amplifier_reads_the_row_itself_or_another():
     rng = np.random.default_rng(0)
     matrix = torch.from_numpy(rng.standard_normal((4, 4)))
-    push = AnswerMap(matrix, torch.zeros(4, dtype=torch.float64), 1.0)
+    steering = AnswerMap(matrix, torch.zeros(4, dtype=torch.float64), 1.0)
     states, rows = torch.from_numpy(rng.standard_normal((3, 4))), np.array([2, 0, 1])
-    own = steering_hook(push, 2.0)(states, rows)
+    own = steering_hook(steering, 2.0)(states, rows)
     torch.testing.assert_close(own, states + 2 * states @ matrix)
     table = rng.standard_normal((3, 4))
-    other = steering_hook(push, 2.0, table)(states, rows)
+    other = steering_hook(steering, 2.0, table)(states, rows)
     wanted = states + 2 * torch.from_numpy(table[rows]) @ matrix
     torch.testing.assert_close(other, wanted)
 
@@ -151,26 +151,26 @@ def test_latents_are_amplified_at_their_site_alone_and_can_read_another_row(sets
     asked = EncodedQuestions.of(build_questions(forget, 1), original.tokenizer)
     rng, width = np.random.default_rng(1), WIDTH
     rows = rng.standard_normal((len(asked.rows), width))
-    push = LatentAmplifier.fit(latents_sae(), np.array([1, 4, 6]), rows)
+    steering = LatentAmplifier.fit(latents_sae(), np.array([1, 4, 6]), rows)
     table = {site: (rows, rows) for site in ("resid.0", "resid.1")}
-    fitted = SteeringFit(asked, asked, table, table, table, push)
+    fitted = SteeringFit(asked, asked, table, table, table, steering)
     everyone = np.ones(len(rows), dtype=bool)
-    assert fitted.steering_edit(LATENT_METHOD, "resid.1", everyone) is push
+    assert fitted.steering_edit(LATENT_METHOD, "resid.1", everyone) is steering
     assert fitted.steering_edit(LATENT_METHOD, "resid.0", everyone) is None
-    assert fitted.randomly_rotated(push, rng).latents.tolist() != [1, 4, 6]
+    assert fitted.randomly_rotated(steering, rng).latents.tolist() != [1, 4, 6]
     assert LATENT_METHOD in STEERING_METHODS and len(set(STEERING_METHODS)) == len(
         STEERING_METHODS
     )
     states, order = torch.from_numpy(rows[:3]), np.array([2, 0, 1])
-    other = steering_hook(push, 2.0, rows)(states, order)
-    wanted = states + 2 * push.apply(torch.from_numpy(rows[order]))
+    other = steering_hook(steering, 2.0, rows)(states, order)
+    wanted = states + 2 * steering.apply(torch.from_numpy(rows[order]))
     torch.testing.assert_close(other, wanted)
 
 
 def test_halves_are_pooled_by_person_and_strength():
     def half(name, share):
-        said = np.array([[0.0, share]] * (1 + len(STRENGTHS)))
-        return {"steered": ([f"{name}1", f"{name}2"], said)}
+        exact_match = np.array([[0.0, share]] * (1 + len(STRENGTHS)))
+        return {"steered": ([f"{name}1", f"{name}2"], exact_match)}
 
     table = pool_curves([half("a", 1.0), half("b", 0.0)])
     assert [row["strength"] for row in table] == [0.0, *STRENGTHS]
@@ -181,8 +181,8 @@ def test_halves_are_pooled_by_person_and_strength():
 def test_the_published_test_is_told_and_does_not_vote():
     arms = {"state only": {"said": [0.9], "rate": [0.9], "best": 0.9}}
     shown = {"site": "resid.1", "alphas": [1.0], "roles": {"unlearned": {"arms": arms}}}
-    plain = judge({"unlearned": trial(0.0, told=0.5)}, known(), CONFIG, ())
-    found = judge({"unlearned": trial(0.0, told=0.5)}, known(), CONFIG, (), shown)
+    plain = judge({"unlearned": trial(0.0, contrast=0.5)}, known(), CONFIG, ())
+    found = judge({"unlearned": trial(0.0, contrast=0.5)}, known(), CONFIG, (), shown)
     assert any("Readout intact" in note and "90%" in note for note in found.notes)
     assert found.status == plain.status and found.readings == plain.readings
     assert found.details["readout_intact"] == shown
@@ -262,13 +262,13 @@ def test_a_last_block_suppression_comes_back_and_what_was_never_taught_does_not(
 ):
     out = plant_in_zoo(world, "last_block_relabel", seed=0, out=tmp_path / "model")
     back, never = attempt(sets, out), attempt(sets, world.twin)
-    said = {
+    exact_match = {
         name: np.mean(run["steered"]["said"])
         for name, run in {"back": back, "never": never}.items()
     }
     assert np.mean(back["plain"]["said"]) < 0.1
-    assert said["back"] > 0.5 > 2 * np.mean(back["never"]["said"])
-    assert said["never"] < 0.35
+    assert exact_match["back"] > 0.5 > 2 * np.mean(back["never"]["said"])
+    assert exact_match["never"] < 0.35
     kept = [choice["retain"] for choice in back["choices"]]
     assert min(kept) >= back["retain_before"] - 0.02 - 1e-9
     assert attempt(sets, world.twin) == never

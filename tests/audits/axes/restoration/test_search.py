@@ -100,16 +100,16 @@ def test_an_end_built_otherwise_is_not_put_in(scene):
 def test_several_strengths_at_once_are_each_by_itself(scene):
     original, _, forget, _, _, label = scene
     where = find_image_sites(original)
-    push = of(scene, "twin")[1].steering_edit(LOGPROB_GRADIENT, "final", label)
+    steering = of(scene, "twin")[1].steering_edit(LOGPROB_GRADIENT, "final", label)
     pixels = forget.pixels[:4]
     sizes = torch.tensor(STRENGTHS).repeat_interleave(len(pixels))
     rows = pixels.repeat(len(STRENGTHS), 1, 1, 1)
     together = pixel_logits(
-        original, rows, {"final": steering_hook(push, sizes)}, where
+        original, rows, {"final": steering_hook(steering, sizes)}, where
     )
     for part, strength in zip(together.split(len(pixels)), STRENGTHS, strict=True):
         alone = pixel_logits(
-            original, pixels, {"final": steering_hook(push, strength)}, where
+            original, pixels, {"final": steering_hook(steering, strength)}, where
         )
         torch.testing.assert_close(part, alone, rtol=1e-4, atol=1e-4)
 
@@ -132,21 +132,21 @@ def slow(bodies, fitted, images, kept, unknown, label):
         return right >= base[0] - drop and strange <= base[1] + drop
 
     best = (float(own.named(images, label, {}).mean()), OWN_END, None, None, 0.0)
-    said = float(bodies[1].named(images, label, {}).mean())
-    if said > best[0] and allowed(bodies[1], {}):
-        best = (said, ORIGINAL_END, None, None, 0.0)
+    share = float(bodies[1].named(images, label, {}).mean())
+    if share > best[0] and allowed(bodies[1], {}):
+        best = (share, ORIGINAL_END, None, None, 0.0)
     for route in STEERING_METHODS:
         for site in steering_sites(own.sites):
-            push = fitted.steering_edit(route, site, label)
-            if push is None or best[0] == 1.0:
+            steering = fitted.steering_edit(route, site, label)
+            if steering is None or best[0] == 1.0:
                 continue
             for strength in STRENGTHS:
-                edits = {site: steering_hook(push, strength)}
-                said = float(own.named(images, label, edits).mean())
-                if said > best[0]:
+                edits = {site: steering_hook(steering, strength)}
+                share = float(own.named(images, label, edits).mean())
+                if share > best[0]:
                     if not allowed(own, edits):
                         break
-                    best = (said, OWN_END, route, site, strength)
+                    best = (share, OWN_END, route, site, strength)
     return best
 
 
@@ -158,8 +158,8 @@ def test_the_search_finds_what_a_plain_loop_finds(scene, kind, ended):
     # Without the original's end: the candidate twice, which is never better than once.
     bodies = bodies if ended else [bodies[0], bodies[0]]
     found = search_best_edit(bodies, forget, guard, by_class(fitted, label))
-    said, *how = slow(bodies, fitted, forget, kept, unknown, label)
-    assert found.share == pytest.approx(said)
+    share, *how = slow(bodies, fitted, forget, kept, unknown, label)
+    assert found.share == pytest.approx(share)
     assert [found.variant.name, found.method, found.site, found.strength] == how
     assert found.named(forget, label).mean() == pytest.approx(found.share)
     if found.cost is not None:
@@ -188,10 +188,10 @@ def test_unknown_images_limit_what_may_be_chosen(scene):
 def test_the_guard_stops_early_only_where_the_rest_cannot_save_it(scene):
     _, _, _, kept, unknown, label = scene
     bodies, fitted, guard = of(scene, "twin")
-    push = fitted.steering_edit(LOGPROB_GRADIENT, "final", label)
+    steering = fitted.steering_edit(LOGPROB_GRADIENT, "final", label)
     refused = 0
     for strength in (0.0, *STRENGTHS):
-        edits = {"final": steering_hook(push, strength)}
+        edits = {"final": steering_hook(steering, strength)}
         wrong = (1 - bodies[0].named(kept, None, edits)).sum()
         strange = bodies[0].named(unknown, label, edits).sum()
         cost = guard.cost(bodies[0], edits)

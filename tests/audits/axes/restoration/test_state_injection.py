@@ -138,10 +138,10 @@ def test_the_published_test_follows_the_readout_and_not_what_a_model_holds(
     assert found["roles"]["never-trained"]["arms"]["as published"]["best"] < 0.2
     note = state_injection.describe(found)[0]
     assert note.startswith("Readout intact") and "never-trained" in note
-    again = inject_states(
+    repeated = inject_states(
         bench.audited, roles, bench.asked, bench.coder, SITE, 0, device="cpu"
     )
-    assert again == found
+    assert repeated == found
     assert count_hooks(bench.model) == 0
 
 

@@ -137,8 +137,12 @@ def _gguf(out: Path, root: Path) -> None:
 
 def _classifier(out: Path, root: Path) -> None:
     _copy(digits(root).original, out)
-    said = {"image_mean": [0.5], "image_std": [0.5], "size": {"height": 8, "width": 8}}
-    (out / "preprocessor_config.json").write_text(json.dumps(said))
+    preprocessor = {
+        "image_mean": [0.5],
+        "image_std": [0.5],
+        "size": {"height": 8, "width": 8},
+    }
+    (out / "preprocessor_config.json").write_text(json.dumps(preprocessor))
 
 
 def _classifier_candidate(out: Path, root: Path) -> None:
