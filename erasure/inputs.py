@@ -6,11 +6,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from evidence import moved
-from evidence.errors import InputError
-
-
-class RowsError(InputError, ValueError):
-    """Rows or concepts that no eraser can be fitted on; a ``ValueError`` for scikit-learn."""
+from evidence.arrays import RowsError
 
 
 def site_tables(x: ArrayLike | Tensor) -> tuple[Tensor, bool]:

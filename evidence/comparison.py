@@ -38,12 +38,10 @@ def compare(
     union lies within a margin only if every interval does (intersection-union test).
 
     Args:
-        name: Name of the reading.
         candidate: (entity, column) scores of the model under audit.
         floor: (entity, column) scores without knowledge: other entities (``floor_kind``
             "never_taught"), or the same entities in a reference model ("reference").
         ceiling: (entity, column) scores of the original.
-        columns: Column names.
         floor_kind: "never_taught" or "reference".
         mask: (column,) columns to use; by default all. A column in which the original itself
             does not exceed the floor is not informative.

@@ -73,8 +73,6 @@ def unpaired_max_test(
     Args:
         x: (entity, column).
         y: (other entity, column).
-        rng: Generator of the permutations.
-        n_permutations: Number of permutations drawn.
     """
     if x.shape[1] != y.shape[1] or min(len(x), len(y)) < 1:
         raise InputError("groups to compare need entities and the same columns")

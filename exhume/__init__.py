@@ -1,8 +1,7 @@
-"""Was knowledge deleted, or only suppressed? The public names of the toolkit.
+"""Was knowledge deleted, or only suppressed? Public names of the toolkit.
 
-``import exhume`` is quick: it imports no model library. A name is imported from where
-it is defined when it is first used. ``__init__.pyi`` lists the names, for this module
-as for editors and type checkers.
+A name is imported when it is first used, so that ``import exhume`` loads no model library.
+``__init__.pyi`` lists the names with their modules.
 """
 
 import ast

@@ -1,10 +1,10 @@
-"""The public names of exhume, by theme and in the order in which people meet them.
+"""Public names of ``exhume``, by theme, in the order of use.
 
-``import exhume`` finds here where each name is defined; editors and type checkers read
-this file as they read any stub. ``docs/reference/api.md`` shows the names in this order.
+This stub is the only list of the names: ``__init__.py`` reads it to find the module that
+defines a name, and editors and type checkers read it as they read any stub.
 """
 
-# Audits: one call from two checkpoints to a verdict, and what it found.
+# Audits: from two checkpoints to a verdict.
 from audits.run.api import (
     audit as audit,
     load as load,
@@ -25,7 +25,7 @@ from evidence.results import (
     Control as Control,
 )
 
-# Models and facts: what an experiment starts from.
+# Models and items: checkpoints, facts as prompts with answers, scores.
 from capture.checkpoints.open import (
     open_checkpoint as open_checkpoint,
     Checkpoint as Checkpoint,
@@ -48,7 +48,7 @@ from capture.data.images import ImageSet as ImageSet
 from evidence.errors import InputError as InputError
 from evidence.progress import Bars as Bars
 
-# Activations: where they are, how to keep them, how to change them.
+# Activations: sites of a model, capture, storage, interventions.
 from capture.network.sites import (
     find_sites as find_sites,
     Sites as Sites,
@@ -67,7 +67,7 @@ from capture.network.hooks import (
     project_out as project_out,
 )
 
-# Probes: what can be read in activations, beside controls.
+# Probes: linear classifiers of activations, with controls, and representation similarity.
 from probes.sweeps.sweep import sweep as sweep
 from probes.sweeps.layer_sweep import LayerSweep as LayerSweep
 from probes.estimators.logistic import LogisticProbe as LogisticProbe
@@ -88,7 +88,7 @@ from probes.subspaces import (
     procrustes as procrustes,
 )
 
-# Concepts: directions in activations, and how good they are.
+# Concept vectors: directions in activations, and their quality.
 from probes.splits.folds import k_fold as k_fold
 from probes.concepts.labels import (
     concepts_of as concepts_of,
@@ -111,7 +111,7 @@ from probes.concepts.tcav import (
     shift_vectors as shift_vectors,
 )
 
-# Value vectors: the neurons that write an answer.
+# Value vectors: feed-forward neurons that write an answer.
 from attribution.value_vectors.find import (
     find_value_vectors as find_value_vectors,
     find_knowledge_neurons as find_knowledge_neurons,
@@ -122,7 +122,7 @@ from attribution.value_vectors.survival import (
     random_traces as random_traces,
 )
 
-# Circuits: the edges that carry an answer.
+# Circuits: edge attribution, and ablation of edges.
 from attribution.circuits.prompt_pairs import (
     make_pairs as make_pairs,
     pair_items as pair_items,
@@ -145,7 +145,7 @@ from attribution.circuits.divergence import (
 )
 from attribution.circuit_plots import draw_circuit as draw_circuit
 
-# Patching and steering: one model's states in another, and added vectors.
+# Patching and steering: states of one model in another, and added vectors.
 from attribution.patching.cross_model import (
     read_states as read_states,
     score_patched as score_patched,
@@ -168,7 +168,7 @@ from attribution.sae.autoencoder import (
 )
 from attribution.sae.features import rank_latents as rank_latents
 
-# Concept erasers: what no linear reader finds any more.
+# Concept erasers: removing a concept from activations and weights.
 from erasure.concept.leace import Leace as Leace
 from erasure.concept.label_aware import (
     OracleLeace as OracleLeace,
@@ -190,7 +190,7 @@ from erasure.weights.folding import (
     stream_erasers as stream_erasers,
 )
 
-# Unlearning: published methods, and what deployment does to their edits.
+# Unlearning: published methods, fine-tuning, quantization.
 from erasure.unlearning.run import unlearn_ as unlearn_
 from erasure.unlearning.training.config import UnlearnConfig as UnlearnConfig
 from erasure.unlearning.methods.image_methods import unlearn_images_ as unlearn_images_

@@ -180,7 +180,7 @@ def confirm_traces(
         >>> traces = exhume.find_value_vectors(model, tokens, k=3)
         >>> found = exhume.confirm_traces(model, traces, rows, cities, draws=1, permutations=50)
         >>> found.to_frame().columns.tolist()
-        ['concept', 'own', 'others', 'random', 'p_value', 'confirmed']
+        ['concept', 'own_fall', 'others_fall', 'random_fall', 'p_value', 'confirmed']
     """
     sites = known_sites if known_sites is not None else find_sites(model)
     named = np.array(row_concepts)

@@ -191,7 +191,8 @@ class Suite:
         add = parser.add_argument
         add("--only", nargs="+", metavar="PART", default=[], help="parts to measure")
         add("--device", choices=self.devices, default=self.devices[0])
-        add("--dry", action="store_true", help="print, write nothing")
+        add("--dry", action="store_true", help="only say what would be measured")
+        add("--no-result", action="store_true", help="measure and print, write nothing")
         divided = "this share of the parts alone, such as 0/4: processes divide them"
         add("--take", type=share_option, default=(0, 1), metavar="I/N", help=divided)
         add("--threads", type=int, default=self.threads)
@@ -243,6 +244,12 @@ class Suite:
             torch.set_num_threads(args.threads)
         clock = Clock(torch.get_num_threads(), args.repeats, args.device)
         path = args.result or self.path(args)
+        parts = self.chosen(parser, args)
+        if args.dry:
+            pages = [] if args.result else [page.path for page in self.pages]
+            places = ", ".join(map(str, (path, *pages)))
+            print(f"{self.name}: {', '.join(parts)} on {args.device}, into {places}")
+            return
         run = Run(args, clock, read(path))
         command = f"python -m benchmarks {self.name} {_shown(arguments)}".strip()
 
@@ -251,24 +258,25 @@ class Suite:
             stamps |= {"device": clock.device, "clock": clock.name}
             stamps["threads"] = clock.threads
             # Another process may have kept parts of its own.
-            run.document = read(path)
+            run.document = before = read(path)
             stamp = {"part": run.part, "commit": stamps["commit"]}
             rows = [stamp | self.as_kept(row, clock.device) for row in rows]
             run.document = self.keep(run, self, rows, stamps)
-            write(path, run.document)
+            if run.document != before:
+                write(path, run.document)
 
-        if not args.dry:
+        if not args.no_result:
             run.keep = keep
         bars = Bars() if self.bars else nullcontext(SILENT)
         with threadpool_limits(args.threads), bars as run.progress:
-            for run.part in self.chosen(parser, args):
+            for run.part in parts:
                 run.payload, run.start = {}, time.perf_counter()
                 rows = []
                 for row in self.part_of(run.part).measure(run):
                     print(describe(self.as_kept(row, clock.device)), flush=True)
                     rows.append(row)
                 run.keep(rows)
-                if not args.dry and path == self.path(args):
+                if path == self.path(args) and not args.no_result:
                     self.write_pages()
 
     def as_kept(self, row: Row, device: str) -> Row:
@@ -297,10 +305,10 @@ def describe(row: Row) -> str:
 
 def share_option(text: str) -> tuple[int, int]:
     """A share of the work, such as "0/4"."""
-    turn, processes = map(int, text.split("/"))
-    if not 0 <= turn < processes:
-        raise ValueError(text)
-    return turn, processes
+    turn, _, processes = text.partition("/")
+    if not (turn.isdecimal() and processes.isdecimal() and int(turn) < int(processes)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no share such as 0/4 or 3/4")
+    return int(turn), int(processes)
 
 
 def list_option(kind: Callable[[str], Any] = str) -> Callable[[str], list[Any]]:

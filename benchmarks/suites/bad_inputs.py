@@ -6,7 +6,7 @@ watched (see ``tests/security/fuzz``). Interrupted, the same command goes on; an
 version of the program starts anew. About an hour on two cores for 3,000 inputs.
 
     python -m benchmarks bad-inputs --inputs 3000 --seed 0
-    python -m benchmarks bad-inputs --kinds "LoRA adapter" --inputs 200 --dry
+    python -m benchmarks bad-inputs --kinds "LoRA adapter" --inputs 200 --no-result
     python -m benchmarks bad-inputs --case '{"kind": ..., "edits": [...]}'
 """
 

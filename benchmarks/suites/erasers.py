@@ -23,6 +23,7 @@ from benchmarks.harness.runner import Run, Suite
 from erasure.concept.leace import Leace
 from erasure.concept.moments import Moments
 from erasure.concept.projections import MeanDifference
+from evidence.errors import InputError
 
 PAGE = Page(
     "erasers",
@@ -33,6 +34,7 @@ PAGE = Page(
     ),
 )
 SIDES = ("ours", "theirs")
+INSTALL = "Install the extra bench: pip install -e .[dev,bench]"
 PEER = "concept-erasure 0.2.4, one site after another"
 
 
@@ -56,7 +58,10 @@ def peer_fitter(*arguments, **options):
     """A fitter of concept-erasure's, which warns when it is imported."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from concept_erasure import LeaceFitter
+        try:
+            from concept_erasure import LeaceFitter
+        except ImportError:
+            raise InputError("concept-erasure is not installed", fix=INSTALL) from None
     return LeaceFitter(*arguments, **options)
 
 

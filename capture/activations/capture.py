@@ -113,13 +113,11 @@ def capture_activations(
     Args:
         model: A model with ``input_ids`` that ``find_sites`` supports.
         sequences: The rows; batches hold rows of similar length.
-        sites: Site names.
         positions: See ``select_positions``.
         subject_end: Index of the last subject token of each row, for "last_subject".
         batch_tokens: Maximum number of padded positions per batch. On a CPU, batches are also
             limited to ``passes.CPU_TOKENS_PER_THREAD`` per thread, unless rows share a prefix.
         padding: Padding side; results do not depend on it.
-        progress: Progress display.
 
     Returns:
         float32 activations in the order of ``sequences``.
@@ -189,13 +187,11 @@ def capture_images(
     Args:
         model: A vision transformer, a convolutional network or an MLP.
         pixels: (image, channel, height, width), or another input of the model.
-        sites: Site names.
         pool: Reduction over the positions of an image: their "mean", the "first" one (the class
             token of a vision transformer), the one at an index, or "flat" for all concatenated.
             Feature maps (channel, height, width) are flattened row by row. No effect at a site
             with one vector per image.
         batch_size: Images per pass.
-        progress: Progress display.
 
     Raises:
         InputError: a site is unknown, or there are no images.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from capture.activations.positions import PositionSelection
 from capture.activations.prefix_cache import (
+    PrefixGroups,
     allclose,
     group_by_prefix,
     prefix_batches,
@@ -41,15 +42,13 @@ class CaptureTarget:
         self, select: Callable[[str, Tensor], Tensor], inputs: Any
     ) -> dict[str, Tensor]:
         """One pass that stops early; logits are computed from the selected inputs of the head."""
-        model, known_sites, names = self.model, self.known_sites, self.names
-        needed = ["final" if name == "logits" else name for name in names]
-        with record(
-            model, needed, select, stop=True, known_sites=known_sites
-        ) as values:
+        model, sites = self.model, self.known_sites
+        needed = ["final" if name == "logits" else name for name in self.names]
+        with record(model, needed, select, stop=True, known_sites=sites) as values:
             model(**inputs) if isinstance(inputs, dict) else model(inputs)
-        if "logits" in names and known_sites.head is not None:
-            values["logits"] = known_sites.head(values["final"])
-        return {name: values[name] for name in names}
+        if "logits" in self.names and sites.head is not None:
+            values["logits"] = sites.head(values["final"])
+        return {name: values[name] for name in self.names}
 
 
 def capture_passes(
@@ -83,11 +82,9 @@ def _plain_passes(
     for batch in batches(sequences, batch_tokens=batch_tokens, device=device):
         batch = _left_padded(batch) if padding == "left" else batch
         inputs = accepted_inputs(model, batch.model_inputs | {"use_cache": False})
+        select = _position_selector(batch, selection)
         try:
-            yield (
-                batch.rows.numpy(),
-                target.run(_position_selector(batch, selection), inputs),
-            )
+            yield batch.rows.numpy(), target.run(select, inputs)
         except IndexError as error:
             raise explain_length_error(model, batch) from error
 
@@ -96,7 +93,7 @@ def _shared_passes(
     target: CaptureTarget,
     sequences: Sequences,
     selection: PositionSelection,
-    groups: list[tuple[int, list[int]]],
+    groups: PrefixGroups,
     batch_tokens: int,
 ) -> Passes:
     model = target.model
@@ -115,7 +112,7 @@ def _sharing_agrees(
     target: CaptureTarget,
     sequences: Sequences,
     selection: PositionSelection,
-    groups: list[tuple[int, list[int]]],
+    groups: PrefixGroups,
 ) -> bool:
     """Whether two rows give equal values both ways, which fails for non-causal models."""
     length, rows = max(groups, key=lambda group: len(group[1]))
@@ -126,12 +123,12 @@ def _sharing_agrees(
     pair = sequences[rows]
     tokens = 2 * max(map(len, pair.ids))
     results = []
-    for batches_of_values in (
+    for passes in (
         _plain_passes(target, pair, pair_selection, tokens),
         _shared_passes(target, pair, pair_selection, [(length, [0, 1])], tokens),
     ):
         arrays: dict[str, np.ndarray] = {}
-        for rows_done, values in batches_of_values:
+        for rows_done, values in passes:
             store_batch(arrays, values, rows_done, len(rows), pair_selection)
         results.append(arrays)
     return allclose(*results)

@@ -44,7 +44,6 @@ def select_positions(
     """Resolve a name or indices to positions of each row.
 
     Args:
-        sequences: The rows.
         positions: "last_prompt", the token before the answer (the last token if there is no
             answer); "last", the last token; "last_subject", the token at ``subject_end``;
             "answer", all answer tokens; "mean", the mean over all tokens of the row; or one or

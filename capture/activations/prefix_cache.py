@@ -21,6 +21,10 @@ MIN_SAVING = 0.25
 RELATIVE_TOL = 1e-3
 
 
+PrefixGroups = list[tuple[int, list[int]]]
+"""Pairs of prefix length and the rows that share the prefix."""
+
+
 @dataclass(frozen=True)
 class Suffixes:
     """Suffixes of some rows after their shared prefix.
@@ -72,8 +76,8 @@ def supports_prefix_cache(model: nn.Module) -> bool:
 
 def group_by_prefix(
     sequences: Sequences, selection: PositionSelection
-) -> list[tuple[int, list[int]]] | None:
-    """Groups of rows as (prefix length, rows), or None if too few tokens would be saved.
+) -> PrefixGroups | None:
+    """Groups of rows that share a prefix, or None if too few tokens would be saved.
 
     A prefix ends before the first selected position and leaves at least one token per row.
     """
@@ -86,7 +90,7 @@ def group_by_prefix(
         min(int(first), len(tokens) - 1)
         for first, tokens in zip(_first_position(selection), ids, strict=True)
     ]
-    groups: list[tuple[int, list[int]]] = []
+    groups: PrefixGroups = []
     for row in order:
         if groups:
             length, rows = groups[-1]
@@ -125,7 +129,7 @@ def _common_prefix_length(a: tuple[int, ...], b: tuple[int, ...]) -> int:
 def prefix_batches(
     sequences: Sequences,
     selection: PositionSelection,
-    groups: list[tuple[int, list[int]]],
+    groups: PrefixGroups,
     *,
     batch_tokens: int,
     device: torch.device,
@@ -134,76 +138,74 @@ def prefix_batches(
 
     Larger groups are split.
     """
-    pieces = []
+    parts: PrefixGroups = []
     for length, rows in groups:
         longest = max(len(sequences.ids[row]) for row in rows)
         max_rows = max(1, batch_tokens // longest)
-        pieces += [
+        parts += [
             (length, rows[start : start + max_rows])
             for start in range(0, len(rows), max_rows)
         ]
-    pieces.sort(key=lambda piece: -piece[0])
-    chosen: list[tuple[int, list[int]]] = []
-    for piece in pieces:
-        if chosen and _positions(sequences, [*chosen, piece]) > batch_tokens:
-            yield _shared(sequences, selection, chosen, device)
-            chosen = []
-        chosen.append(piece)
-    if chosen:
-        yield _shared(sequences, selection, chosen, device)
+    parts.sort(key=lambda part: -part[0])
+    batch: PrefixGroups = []
+    for part in parts:
+        if batch and _n_positions(sequences, [*batch, part]) > batch_tokens:
+            yield _shared_prefixes(sequences, selection, batch, device)
+            batch = []
+        batch.append(part)
+    if batch:
+        yield _shared_prefixes(sequences, selection, batch, device)
 
 
-def _positions(sequences: Sequences, pieces: list[tuple[int, list[int]]]) -> int:
+def _n_positions(sequences: Sequences, groups: PrefixGroups) -> int:
+    """Padded positions of a batch of groups in descending order of prefix length."""
     longest = max(
-        len(sequences.ids[row]) - length for length, rows in pieces for row in rows
+        len(sequences.ids[row]) - length for length, rows in groups for row in rows
     )
-    return (pieces[0][0] + longest) * sum(len(rows) for _, rows in pieces)
+    return (groups[0][0] + longest) * sum(len(rows) for _, rows in groups)
 
 
-def _shared(
+def _shared_prefixes(
     sequences: Sequences,
     selection: PositionSelection,
-    pieces: list[tuple[int, list[int]]],
+    groups: PrefixGroups,
     device: torch.device,
 ) -> SharedPrefixes:
-    heads = Sequences(
-        tuple(sequences.ids[rows[0]][:length] for length, rows in pieces),
-        tuple(length for length, _ in pieces),
-    )
+    lengths = [length for length, _ in groups]
+    prefix_ids = (sequences.ids[rows[0]][:length] for length, rows in groups)
+    prefixes = pad(Sequences(tuple(prefix_ids), tuple(lengths)), device=device)
     by_size: dict[int, list[tuple[int, int]]] = {}
-    for owner, (length, rows) in enumerate(pieces):
+    for prefix, (length, rows) in enumerate(groups):
         for row in rows:
             n_suffix = len(sequences.ids[row]) - length
             # Grouped by powers of two: few passes, and padding at most doubles a row.
-            by_size.setdefault((n_suffix - 1).bit_length(), []).append((owner, row))
-    starts = [length for length, _ in pieces]
-    tails = (
-        _suffixes(sequences, selection, members, starts, device)
+            by_size.setdefault((n_suffix - 1).bit_length(), []).append((prefix, row))
+    suffixes = (
+        _suffixes(sequences, selection, members, lengths, device)
         for members in by_size.values()
     )
-    return SharedPrefixes(pad(heads, device=device), tuple(tails))
+    return SharedPrefixes(prefixes, tuple(suffixes))
 
 
 def _suffixes(
     sequences: Sequences,
     selection: PositionSelection,
     members: list[tuple[int, int]],
-    starts: list[int],
+    lengths: list[int],
     device: torch.device,
 ) -> Suffixes:
+    """Suffixes of ``members``, pairs of prefix and row."""
     assert selection.index is not None
-    rows = [row for _, row in members]
-    suffix_ids = [sequences.ids[row][starts[owner] :] for owner, row in members]
-    suffixes = pad(
-        Sequences(tuple(suffix_ids), tuple(map(len, suffix_ids))), device=device
-    )
-    prefix_lengths = np.array([starts[owner] for owner, _ in members])
+    prefix_idx, rows = map(list, zip(*members, strict=True))
+    ids = tuple(sequences.ids[row][lengths[prefix] :] for prefix, row in members)
+    batch = pad(Sequences(ids, tuple(map(len, ids))), device=device)
+    offsets = np.array([lengths[prefix] for prefix in prefix_idx])
     # Masked positions have index 0; their values are discarded.
-    index = np.maximum(selection.index[rows] - prefix_lengths[:, None], 0)
+    positions = np.maximum(selection.index[rows] - offsets[:, None], 0)
     return Suffixes(
-        replace(suffixes, rows=torch.tensor(rows)),
-        torch.tensor([owner for owner, _ in members], device=device),
-        torch.as_tensor(index, device=device),
+        replace(batch, rows=torch.tensor(rows)),
+        torch.tensor(prefix_idx, device=device),
+        torch.as_tensor(positions, device=device),
     )
 
 
@@ -215,8 +217,6 @@ def run_with_prefix_cache(
     """Yield suffix batches with their values at the selected positions.
 
     Args:
-        model: The model.
-        shared: Prefixes and suffixes.
         run: Runs one pass with a selecting function and inputs; returns the selected values by
             site.
     """
@@ -228,33 +228,21 @@ def run_with_prefix_cache(
         "use_cache": True,
     }
     run(lambda site, value: value[:, :0], inputs)
-    for tails in shared.suffixes:
-        group_cache = copy.deepcopy(cache)
-        group_cache.batch_select_indices(tails.prefix_idx)
-        rows = torch.arange(len(tails.prefix_idx), device=tails.prefix_idx.device)[
-            :, None
-        ]
-        positions = tails.positions
-        yield (
-            tails.batch,
-            run(
-                lambda site, value, rows=rows, positions=positions: value[
-                    rows, positions
-                ],
-                tails.inputs(shared.prefixes, group_cache),
-            ),
-        )
+    for suffixes in shared.suffixes:
+        suffix_cache = copy.deepcopy(cache)
+        suffix_cache.batch_select_indices(suffixes.prefix_idx)
+        rows = torch.arange(len(suffixes.prefix_idx), device=suffixes.positions.device)
+        index = rows[:, None], suffixes.positions
+        inputs = suffixes.inputs(shared.prefixes, suffix_cache)
+        yield suffixes.batch, run(lambda site, value, index=index: value[index], inputs)
 
 
 def allclose(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> bool:
     """Whether two results agree up to rounding."""
-    return all(
-        values.shape == second[name].shape
-        and bool(
-            (
-                np.abs(values - second[name])
-                <= RELATIVE_TOL * np.abs(second[name]).max()
-            ).all()
-        )
-        for name, values in first.items()
-    )
+
+    def agrees(a: np.ndarray, b: np.ndarray) -> bool:
+        if a.shape != b.shape:
+            return False
+        return bool((np.abs(a - b) <= RELATIVE_TOL * np.abs(b).max()).all())
+
+    return all(agrees(values, second[name]) for name, values in first.items())

@@ -90,7 +90,6 @@ class ActivationStore:
             positions: See ``capture.activations.positions.select_positions``.
             model: The unmodified model, if already loaded.
             subject_end: As in ``capture_activations``.
-            progress: Progress display.
 
         Returns:
             Activations whose arrays stay on disk until they are sliced.
@@ -295,7 +294,6 @@ def stored_bytes(rows: int, width: int, sites: int) -> int:
     """Size of a group on disk, for one vector per row and site.
 
     Args:
-        rows: Number of rows.
         width: Length of a vector.
         sites: Number of sites.
     """

@@ -33,8 +33,6 @@ def merge_adapter(
 
     Args:
         model: The base; modified in place.
-        settings: The validated settings of the adapter.
-        tensors: The tensors of the adapter.
         folder: The adapter's folder, for error messages.
 
     Raises:

@@ -159,7 +159,6 @@ def resolve_patterns(
     """Replace every pattern in the settings by the module names that it matches.
 
     Args:
-        settings: The validated settings.
         modules: Names of the base's modules.
         folder: The adapter's folder, for error messages.
 

@@ -171,7 +171,6 @@ def open_checkpoint(
         base: The base model of an adapter, in place of the one the adapter names. The latter is
             looked up on this machine only.
         cache: Folder for converted weights; ``cache_root()`` by default.
-        progress: Progress display.
 
     Raises:
         InputError: there is no model, or it is unsafe, damaged or incomplete.
@@ -271,11 +270,7 @@ def _open_folder(
     generation = read_generation(folder, config)
     with file_tensors(paths, ignored) as tensors:
         weights_hash = check_and_hash(tensors, progress)
-    resolved = None
-    if tokenizer is not None:
-        resolved = _resolve_tokenizer(tokenizer)
-    elif holds_tokenizer(folder):
-        resolved = open_tokenizer(folder, config)
+    resolved = _choose_tokenizer(tokenizer, folder, config)
     parts = {
         "weights": weights_hash,
         "config": identity.identifying_config(config),
@@ -340,12 +335,9 @@ def _open_adapter(
         own_hash = check_and_hash(tensors, progress)
     weights = [base_checkpoint.weights_hash, own_hash, json.dumps(raw, sort_keys=True)]
     weights_hash = hashlib.sha256("\n".join(weights).encode()).hexdigest()
-    if tokenizer is not None:
-        resolved = _resolve_tokenizer(tokenizer)
-    elif holds_tokenizer(folder):
-        resolved = open_tokenizer(folder, base_checkpoint.config)
-    else:
-        resolved = base_checkpoint.tokenizer
+    resolved = _choose_tokenizer(
+        tokenizer, folder, base_checkpoint.config, base_checkpoint.tokenizer
+    )
     parts = {
         "base": base_checkpoint.fingerprint,
         "weights": weights_hash,
@@ -389,6 +381,15 @@ def _named_base(folder: Path, raw: Mapping[str, Any]) -> Path:
         fix="Download the base, or write its folder into base_model_name_or_path of "
         f"{adapters.CONFIG}, or pass base= in Python",
     )
+
+
+def _choose_tokenizer(
+    given: Any, folder: Path, config: Mapping[str, Any], default: Any = None
+) -> Any:
+    """The given tokenizer, else the one in ``folder``, else ``default``."""
+    if given is not None:
+        return _resolve_tokenizer(given)
+    return open_tokenizer(folder, config) if holds_tokenizer(folder) else default
 
 
 def _resolve_tokenizer(source: Any) -> Any:

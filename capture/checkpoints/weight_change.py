@@ -104,7 +104,6 @@ def update_shapes(
         b: The checkpoint after the update.
         n_leading: Number of leading directions; fewer for small matrices.
         gradients: Gradients in the model before the update.
-        progress: Progress display.
     """
     rows = []
     with (
@@ -232,7 +231,6 @@ def leading_directions(matrix: Tensor, n_directions: int) -> tuple[Tensor, Tenso
 
     Args:
         matrix: (m, n).
-        n_directions: Number of directions, at most the smaller dimension.
 
     Returns:
         (m, n_directions) and (n, n_directions) orthonormal columns; deterministic.

@@ -20,7 +20,6 @@ def invent_images(
     Args:
         known: Images of the retained classes, preferably not used in training.
         count: Number of images to make.
-        rng: Random generator.
         n_pairs: Number of new classes, labeled -1, -2, ...
 
     Raises:

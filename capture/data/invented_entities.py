@@ -29,7 +29,6 @@ def invent_items(items: ItemSet, known: ItemSet, rng: np.random.Generator) -> It
         items: The items to copy, such as the forget set.
         known: Further names to learn from and to avoid, such as the retain set; may include
             ``items``.
-        rng: Random generator.
 
     Returns:
         As many items as ``items``, in the same order, with new ids.

@@ -209,7 +209,6 @@ def read_items(
     an entity that differ only in case or whitespace are unified.
 
     Args:
-        path: The file.
         name: Name of the set; by default, the file name without its suffix.
         columns: Field to column of the file, for other formats.
 
@@ -263,9 +262,7 @@ def split_entities(
     """Split ``items`` at random into disjoint sets of entities.
 
     Args:
-        items: The set to split.
         sizes: Number of entities of each part; other entities are left out.
-        rng: Random generator.
 
     Returns:
         One set per size, each in the order of ``items``.

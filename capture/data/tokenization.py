@@ -102,8 +102,6 @@ def encode_items(
     """Tokenize the prompt and the answer of each item.
 
     Args:
-        tokenizer: A Hugging Face tokenizer.
-        items: The items, one per row.
         prompt_index: None for ``Item.prompt``, else an index into ``Item.paraphrases``.
 
     Raises:

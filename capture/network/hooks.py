@@ -6,7 +6,7 @@ they were opened. Of two edits of one site, the one opened last acts first.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -43,7 +43,6 @@ def record(
 
     Args:
         model: The model; the caller runs it inside the block.
-        sites: Site names.
         select: Function of a site's name and value, (row, position, d) in a language model, that
             returns what to record. By default the whole value.
         stop: Stop the pass once all sites have been recorded. The call of the model then does
@@ -97,22 +96,22 @@ def record_places(
     Raises:
         InputError: with ``stop``, a place was not reached.
     """
-    got: dict[str, Tensor] = {}
+    values: dict[str, Tensor] = {}
 
-    def see(place: Place, carried: Tensor) -> None:
+    def store(place: Place, carried: Tensor) -> None:
         value = place.read(carried)
-        got[place.name] = value if select is None else select(place.name, value)
-        if stop and len(got) == len(places):
-            raise StopForward(got)
+        values[place.name] = value if select is None else select(place.name, value)
+        if stop and len(values) == len(places):
+            raise StopForward(values)
 
-    with _hooked(places, see, front=False):
+    with _hooked(places, store, front=False):
         try:
-            yield got
+            yield values
         except StopForward as signal:
-            if signal.owner is not got:
+            if signal.owner is not values:
                 raise
             return
-    missing = [place.name for place in places if place.name not in got]
+    missing = [place.name for place in places if place.name not in values]
     if stop and missing:
         raise InputError(
             f"the forward pass never reached {', '.join(missing[:3])}",
@@ -297,35 +296,35 @@ def _mask(site: str, value: Tensor, positions: Sequence[int] | Tensor) -> Tensor
             fix="Leave positions out",
         )
     rows, length, _ = value.shape
-    places = torch.arange(length, device=value.device)
-    wanted = torch.as_tensor(positions, device=value.device)
-    if wanted.dtype == torch.bool:
-        if wanted.shape != (rows, length):
+    all_positions = torch.arange(length, device=value.device)
+    requested = torch.as_tensor(positions, device=value.device)
+    if requested.dtype == torch.bool:
+        if requested.shape != (rows, length):
             raise InputError(
                 f"the mask of positions does not fit {site}",
                 expected=str((rows, length)),
-                got=str(tuple(wanted.shape)),
+                got=str(tuple(requested.shape)),
             )
-        return wanted
+        return requested
     if (
-        wanted.numel()
-        and not -length <= int(wanted.min()) <= int(wanted.max()) < length
+        requested.numel()
+        and not -length <= int(requested.min()) <= int(requested.max()) < length
     ):
         raise InputError(
             f"a position lies outside the rows at {site}",
             expected=f"{-length} to {length - 1}",
-            got=f"{int(wanted.min())} to {int(wanted.max())}",
+            got=f"{int(requested.min())} to {int(requested.max())}",
         )
-    wanted = wanted % length
+    requested = requested % length
     if isinstance(positions, Tensor):
-        if wanted.shape != (rows,):
+        if requested.shape != (rows,):
             raise InputError(
                 f"positions do not fit {site}",
                 expected=f"one index for each of the {rows} rows, as a (row,) tensor",
-                got=str(tuple(wanted.shape)),
+                got=str(tuple(requested.shape)),
             )
-        return wanted[:, None] == places
-    return torch.isin(places, wanted).expand(rows, length)
+        return requested[:, None] == all_positions
+    return torch.isin(all_positions, requested).expand(rows, length)
 
 
 def _resolve(
@@ -343,14 +342,10 @@ def _hooked(
     front: bool,
 ) -> Iterator[None]:
     """Call ``callback`` with each place's value; a returned tensor replaces the value."""
-    handles: list[RemovableHandle] = []
-    try:
+    with ExitStack() as stack:
         for place in places:
-            handles.append(_register(place, callback, front=front))
+            stack.enter_context(_register(place, callback, front=front))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _register(
@@ -359,22 +354,22 @@ def _register(
     def after(module: nn.Module, args: Any, output: Any) -> Any:
         # A block returns a tensor or a tuple that starts with one; indexing a plain
         # tensor would silently select the first row of the batch.
-        whole = isinstance(output, Tensor)
-        new = callback(place, output if whole else output[0])
+        is_tensor = isinstance(output, Tensor)
+        new = callback(place, output if is_tensor else output[0])
         if new is None:
             return None
-        return new if whole else (new, *output[1:])
+        return new if is_tensor else (new, *output[1:])
 
-    def before(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         key = None
         if not args:
-            key = "hidden_states" if "hidden_states" in named else next(iter(named))
-        new = callback(place, args[0] if key is None else named[key])
+            key = "hidden_states" if "hidden_states" in kwargs else next(iter(kwargs))
+        new = callback(place, args[0] if key is None else kwargs[key])
         if new is None:
             return None
         if key is None:
-            return (new, *args[1:]), named
-        return args, named | {key: new}
+            return (new, *args[1:]), kwargs
+        return args, kwargs | {key: new}
 
     if place.side == "in":
         return place.module.register_forward_pre_hook(

@@ -239,7 +239,6 @@ def find_image_sites(model: nn.Module, example: Any = None) -> Sites:
     beside a shortcut.
 
     Args:
-        model: The model.
         example: As ``find_sites``.
 
     Raises:
@@ -261,17 +260,20 @@ def _block_sites(
     for layer, block in enumerate(transformer.blocks):
         if parts.projections[layer]:
             projection = model.get_submodule(parts.projections[layer])
-            own = transformer.attentions[layer]
+            attention = transformer.attentions[layer]
             inputs, _ = linear_shape(projection) or (0, 0)
-            count = _head_count(model, transformer, own, inputs)
+            count = _head_count(model, transformer, attention, inputs)
             size = inputs // count if count else 0
             for head in range(count):
                 part = slice(head * size, (head + 1) * size)
                 name = f"head.{layer}.{head}"
                 places[name] = Place(name, projection, "in", part)
-        adding = {"attn": parts.attention[layer], "mlp": parts.feed_forward[layer]}
-        for kind in [each for each in adding if each not in parts.refused]:
-            module = model.get_submodule(adding[kind])
+        contributions = {
+            "attn": parts.attention[layer],
+            "mlp": parts.feed_forward[layer],
+        }
+        for kind in [each for each in contributions if each not in parts.refused]:
+            module = model.get_submodule(contributions[kind])
             places[f"{kind}.{layer}"] = Place(f"{kind}.{layer}", module, "out")
         places[f"resid.{layer}"] = Place(f"resid.{layer}", block, "out")
     sites = Sites(
@@ -356,16 +358,16 @@ def neuron_projection(sites: Sites, layer: int) -> nn.Module:
             adapter; or something follows it before the stream, such as a norm.
     """
     part = sites.resolve(f"mlp.{layer}").module
-    found = None
+    projection = None
     if any(linear_shape(module) for module in part.modules()):
-        found = down_projection(sites.places[f"resid.{layer}"].module)
-    if found is None or not any(found is module for module in part.modules()):
+        projection = down_projection(sites.places[f"resid.{layer}"].module)
+    if projection is None or not any(projection is module for module in part.modules()):
         raise InputError(
             f"the output of the neurons of block {layer} is changed before it is added",
             expected="a family that adds the output of its MLP unchanged",
             got=f"{type(part).__name__} in between",
         )
-    return found
+    return projection
 
 
 def as_positions(value: Tensor) -> Tensor:

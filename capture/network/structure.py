@@ -53,11 +53,12 @@ def find_transformer(model: nn.Module) -> Transformer | None:
             raise unsupported(model, "its blocks are not of one class with attention")
         return None
     blocks = find_blocks(model)
-    found = [attention_of(block) for block in blocks]
-    attentions = tuple(each for each in found if each is not None)
+    attention_or_none = [attention_of(block) for block in blocks]
+    attentions = tuple(each for each in attention_or_none if each is not None)
     if len(attentions) < len(blocks):
         raise unsupported(
-            model, f"it is a hybrid: block {found.index(None)} has no attention"
+            model,
+            f"it is a hybrid: block {attention_or_none.index(None)} has no attention",
         )
     for name in RECURRENT_ARGUMENTS:
         if name in inspect.signature(blocks[0].forward).parameters:
@@ -286,14 +287,16 @@ def classifier_of(model: nn.Module) -> nn.Linear:
     Raises:
         InputError: the model has no linear layer.
     """
-    found = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    if not found:
+    linear_layers = [
+        module for module in model.modules() if isinstance(module, nn.Linear)
+    ]
+    if not linear_layers:
         raise InputError(
             "the model has no linear layer that gives class logits",
             expected="an image classifier",
             got=type(model).__name__,
         )
-    return found[-1]
+    return linear_layers[-1]
 
 
 def stack_owner(model: nn.Module, blocks: list[nn.Module]) -> nn.Module | None:
@@ -324,12 +327,12 @@ def _after(model: nn.Module, blocks: list[nn.Module]) -> list[nn.Module]:
 
 
 def _named_by(model: nn.Module, getter: str) -> nn.Module | None:
-    ask = getattr(model, getter, None)
+    get = getattr(model, getter, None)
     try:
-        found = ask() if callable(ask) else None
+        module = get() if callable(get) else None
     except NotImplementedError:
         return None
-    return found if isinstance(found, nn.Module) else None
+    return module if isinstance(module, nn.Module) else None
 
 
 def _output_layer(model: nn.Module, blocks: list[nn.Module]) -> nn.Module | None:
@@ -338,15 +341,15 @@ def _output_layer(model: nn.Module, blocks: list[nn.Module]) -> nn.Module | None
     if named is not None:
         return named
     inside = {module for block in blocks for module in block.modules()}
-    found, past_blocks = None, False
+    layer, past_blocks = None, False
     for name, module in model.named_modules():
         past_blocks = past_blocks or module is blocks[-1]
         # A pooler also follows the blocks, but computes features, not logits.
         if not past_blocks or module in inside or "pooler" in name:
             continue
         if linear_shape(module) is not None:
-            found = module
-    return found
+            layer = module
+    return layer
 
 
 def _is_encoder_decoder(model: nn.Module) -> bool:
@@ -359,21 +362,21 @@ def _alike(modules: list[nn.Module]) -> bool:
 
 def _attention_stacks(model: nn.Module) -> list[tuple[str, list[nn.Module]]]:
     """Outermost lists of blocks of one class with attention."""
-    found: list[tuple[str, list[nn.Module]]] = []
+    stacks: list[tuple[str, list[nn.Module]]] = []
     inside: set[nn.Module] = set()
     for name, module in model.named_modules():
         if module in inside or not isinstance(module, nn.ModuleList | nn.Sequential):
             continue
         children = list(module)
         if _alike(children) and any(attention_of(child) for child in children):
-            found.append((name, children))
+            stacks.append((name, children))
             inside |= set(module.modules())
-    return found
+    return stacks
 
 
 def _outer_lists(model: nn.Module) -> list[tuple[str, list[nn.Module]]]:
     """Outermost lists of modules with children and weights."""
-    found: list[tuple[str, list[nn.Module]]] = []
+    lists: list[tuple[str, list[nn.Module]]] = []
     inside: set[nn.Module] = set()
     for name, module in model.named_modules():
         if module in inside or not isinstance(module, nn.ModuleList):
@@ -381,9 +384,9 @@ def _outer_lists(model: nn.Module) -> list[tuple[str, list[nn.Module]]]:
         children = list(module)
         parts = any(True for child in children for _ in child.children())
         if parts and any(True for _ in module.parameters()):
-            found.append((name, children))
+            lists.append((name, children))
             inside |= set(module.modules())
-    return found
+    return lists
 
 
 def own_head_(model: nn.Module) -> nn.Module:

@@ -132,7 +132,6 @@ def score_answers(
         batch_tokens: Maximum number of padded positions per batch.
         context: Function from a batch to a context manager around the pass, such as
             ``capture.network.hooks.patch``.
-        progress: Progress display.
 
     Raises:
         InputError: a row has no answer or no prompt, or does not fit the model's vocabulary or
@@ -194,11 +193,8 @@ def score_choices(
 
     Args:
         model: A causal language model.
-        tokenizer: Its tokenizer.
-        items: The items, one per row.
         prompt_index: None for ``Item.prompt``, else an index into ``Item.paraphrases``.
         batch_tokens: Maximum number of padded positions per batch.
-        progress: Progress display.
 
     Raises:
         InputError: an item has no alternatives and none can be drawn; or as ``encode``.
@@ -292,11 +288,9 @@ def generate_greedy(
 
     Args:
         model: A Hugging Face causal language model.
-        tokenizer: Its tokenizer.
         prompts: One text per row.
         max_new_tokens: Maximum number of new tokens, also limited by the position table.
         batch_tokens: Maximum number of padded positions per batch, new ones included.
-        progress: Progress display.
 
     Returns:
         The new text of each prompt, without special tokens.

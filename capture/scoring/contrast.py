@@ -87,7 +87,6 @@ def entity_contrast(
     positions.
 
     Args:
-        questions: The rows.
         logits: (row, answer token).
         answer_columns: (row,) column of the row's own answer, or (row, position).
 

@@ -23,7 +23,6 @@ def reduce_logits(
         logits: (answer token, vocabulary), row by row.
         target_ids: (answer token,) correct token id.
         row_idx: (answer token,) row of the token, ascending; every row has at least one.
-        n_rows: Number of rows.
         watch: As in ``score_answers``.
 
     Returns:

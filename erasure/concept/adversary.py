@@ -7,7 +7,7 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from erasure.inputs import RowsError
+from evidence.arrays import RowsError
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from erasure.inputs import RowsError, from_numpy
+from erasure.inputs import from_numpy
+from evidence.arrays import RowsError
 from evidence.storage.serialization import eraser_errors, read_eraser, write_eraser
 
 Rows = TypeVar("Rows", Tensor, NDArray)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from erasure.concept.affine import AffineEraser
 from erasure.concept.moments import Moments
-from erasure.inputs import RowsError, site_tables
+from erasure.inputs import site_tables
+from evidence.arrays import RowsError
 
 
 class ConceptEraser(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):

@@ -9,7 +9,8 @@ from erasure.concept.affine import AffineEraser, orthogonal_projection
 from erasure.concept.base import MomentEraser
 from erasure.concept.leace import concept_whitening
 from erasure.concept.moments import Moments
-from erasure.inputs import RowsError, class_codes
+from erasure.inputs import class_codes
+from evidence.arrays import RowsError
 
 
 class IterativeNullspace(MomentEraser):

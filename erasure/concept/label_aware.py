@@ -10,7 +10,8 @@ from torch import Tensor
 
 from erasure.concept.leace import concept_whitening
 from erasure.concept.moments import Moments
-from erasure.inputs import RowsError, class_codes, numeric_concept, site_tables
+from erasure.inputs import class_codes, numeric_concept, site_tables
+from evidence.arrays import RowsError
 from evidence.storage.serialization import eraser_errors, read_eraser, write_eraser
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from erasure.concept.affine import AffineEraser
 from erasure.concept.base import MomentEraser
 from erasure.concept.moments import Moments
-from erasure.inputs import RowsError
+from evidence.arrays import RowsError
 
 # A squared pivot of the Cholesky factor of the correlation matrix is the share of a
 # feature's variance that the earlier features do not explain. Rounding leaves about

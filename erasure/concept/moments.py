@@ -7,7 +7,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from erasure.inputs import RowsError, class_codes, numeric_concept, site_tables
+from erasure.inputs import class_codes, numeric_concept, site_tables
+from evidence.arrays import RowsError
 
 # Bytes of centered rows per piece: small enough to stay in a CPU's cache between writing
 # and multiplying, large enough to keep a GPU busy.

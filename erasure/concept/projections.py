@@ -7,7 +7,7 @@ from torch import Tensor
 from erasure.concept.affine import AffineEraser, orthogonal_projection
 from erasure.concept.base import ConceptEraser, MomentEraser
 from erasure.concept.moments import Moments
-from erasure.inputs import RowsError
+from evidence.arrays import RowsError
 from evidence.seeds import torch_rng
 
 

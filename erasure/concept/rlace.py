@@ -7,7 +7,8 @@ from torch import Tensor
 from erasure.concept.adversary import LogisticProbe, fit_logistic_probe
 from erasure.concept.affine import orthogonal_projection
 from erasure.concept.base import ConceptEraser
-from erasure.inputs import RowsError, class_codes
+from erasure.inputs import class_codes
+from evidence.arrays import RowsError
 
 
 class RelaxedAdversarial(ConceptEraser):

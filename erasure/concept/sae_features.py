@@ -17,7 +17,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from capture.network.structure import block_at, down_projection, value_vectors
-from erasure.inputs import RowsError, class_codes, site_tables
+from erasure.inputs import class_codes, site_tables
+from evidence.arrays import RowsError
 from evidence.errors import InputError
 from evidence.storage.serialization import eraser_errors, read_eraser, write_eraser
 

@@ -191,7 +191,6 @@ def read_json(
     """Read an untrusted JSON file.
 
     Args:
-        path: The file.
         expected_type: Type of the top-level value, ``dict`` or ``list``.
         max_bytes: Maximum file size.
         max_depth: Maximum nesting depth.

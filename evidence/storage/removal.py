@@ -22,7 +22,6 @@ def delete_owned_folder(folder: Path, owned: re.Pattern[str]) -> None:
     """Delete a folder atomically if all its files are our own.
 
     Args:
-        folder: The folder.
         owned: Pattern that the relative POSIX path of every file must match.
 
     Raises:

@@ -27,7 +27,6 @@ def write_eraser(
     """Write an eraser atomically.
 
     Args:
-        path: The file.
         kind: Name of the eraser's class.
         tensors: Tensors by name.
         metadata: JSON-ready attributes.

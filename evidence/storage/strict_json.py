@@ -31,7 +31,6 @@ def parse_json(
     """Parse a JSON text.
 
     Args:
-        text: The text.
         source: Its origin for error messages, such as "facts.jsonl, line 3".
         max_depth: Maximum nesting depth.
         allow_surrogates: Accept lone surrogates, which cannot be encoded as UTF-8.

@@ -116,7 +116,7 @@ def refit_battery(
     Examples:
         >>> found = exhume.refit_battery(
         ...     {"last": states.site("resid.0")}, cities == "Lisbon", people, folds=2, draws=50)
-        >>> found.to_frame()["reader"].tolist()[-3:]
+        >>> found.to_frame()["classifier"].tolist()[-3:]
         ['svm rbf', 'nearest neighbours', 'random forest']
     """
     if not views:

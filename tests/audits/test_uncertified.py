@@ -93,7 +93,7 @@ def test_the_axis_says_so(strict, monkeypatch):
 
 def test_membership_counts_the_fits_of_its_null(strict, monkeypatch):
     x, labels = random_states(2, 24, 10), np.repeat([1, 0], 12)
-    options = {"families": ["logistic"], "permutations": 4, "folds": 3}
+    options = {"families": ["logistic"], "n_permutations": 4, "n_folds": 3}
     found = membership({"last": x}, labels, **options)
     assert len(found.uncertified) == 2 * 5 * 3
     assert {fit.site for fit in found.uncertified} == {"last, 0", "last, 1"}

@@ -1,6 +1,7 @@
 """The runner: which parts run, what is kept of them and what stays as it was."""
 
 import json
+from argparse import ArgumentTypeError
 
 import pytest
 import torch
@@ -100,8 +101,15 @@ def test_a_part_that_is_not_for_the_device_is_left_out(suite, capsys):
 
 def test_what_is_only_tried_is_not_written(suite, tmp_path, capsys):
     path = tmp_path / "toy.json"
-    suite.run(["--result", str(path), "--dry"])
+    suite.run(["--result", str(path), "--no-result"])
     assert not path.exists() and "value: 2 x" in capsys.readouterr().out
+
+
+def test_a_dry_run_says_what_would_be_measured_and_measures_nothing(suite, capsys):
+    suite.run(["--only", "plain", "--dry"])
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("toy: machine, plain on cpu, into ")
+    assert line.endswith("benchmarks/results/toy.json")
 
 
 def test_parts_with_a_key_are_named_with_it(suite, tmp_path):
@@ -134,7 +142,7 @@ def test_targets_of_a_cpu_are_none_elsewhere(suite):
 
 @pytest.mark.parametrize("text", ["2/2", "-1/2", "1", "a/b"])
 def test_only_a_share_of_something_is_a_share(text):
-    with pytest.raises(ValueError):
+    with pytest.raises(ArgumentTypeError, match="is no share"):
         share_option(text)
 
 

@@ -7,7 +7,7 @@ import pytest
 from audits.validation.error_rates import VERDICTS
 from benchmarks.__main__ import SUITES, suite
 from benchmarks.harness.pages import RESULTS, render
-from benchmarks.harness.results import read
+from benchmarks.harness.results import read, read_lines
 from benchmarks.suites.verdict.suite import context
 from evidence.errors import InputError
 from tests.helpers.audit_documents import behaviour, document
@@ -75,12 +75,35 @@ def test_rates_are_of_audits_made_before_and_of_those_that_are_added(tmp_path):
 
 def test_models_outside_the_part_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"not in the held_out part.*: 0"):
-        suite("verdict").run(["--seeds", "0", "--dry", "--root", str(tmp_path)])
+        suite("verdict").run(["--seeds", "0", "--no-result", "--root", str(tmp_path)])
     tuned = audited("bios-llama-10-twin", "twin", "deleted", "deleted")
     cases = kept(tmp_path / "cases.jsonl", tuned)
     out = tmp_path / "calibration.json"
     with pytest.raises(InputError, match=r"not in the tuning part.*: 10"):
         suite("verdict").run(
-            ["--only", "calibration", "--cases", cases, "--out", str(out), "--dry"]
+            [
+                "--only",
+                "calibration",
+                "--cases",
+                cases,
+                "--out",
+                str(out),
+                "--no-result",
+            ]
         )
     assert not out.exists()
+
+
+def test_audits_alone_are_written_line_by_line_and_leave_the_result(
+    tmp_path, monkeypatch
+):
+    one = audited("bios-llama-10-twin", "twin", "deleted", "deleted")
+    monkeypatch.setattr(
+        "benchmarks.suites.verdict.suite.run_plan", lambda *plan: iter([one, one])
+    )
+    out, result = tmp_path / "cases.jsonl", tmp_path / "verdict.json"
+    common = ["--only", "audits", "--root", str(tmp_path), "--result", str(result)]
+    suite("verdict").run([*common, "--seeds", "10", "--out", str(out)])
+    assert read_lines(out) == [one, one] and not result.exists()
+    with pytest.raises(InputError, match="no place for the audits"):
+        suite("verdict").run(common)

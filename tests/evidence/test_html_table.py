@@ -1,4 +1,4 @@
-"""Tables of results hold no markup of anybody else's, and say what they leave out."""
+"""HTML tables escape all text, and count the rows they leave out."""
 
 import numpy as np
 import pandas as pd

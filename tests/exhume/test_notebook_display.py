@@ -65,7 +65,7 @@ def test_an_axis_without_readings_still_draws():
     assert isinstance(axis.plot(), Figure) and "<table>" in axis._repr_html_()
 
 
-def test_items_of_a_file_that_nobody_vouches_for():
+def test_items_of_an_untrusted_file():
     items = exhume.ItemSet(
         tuple(exhume.Item(str(n), EVIL, f"{EVIL} {n}", EVIL) for n in range(50)), EVIL
     )
@@ -114,7 +114,7 @@ def test_a_large_model_has_a_short_table_of_sites():
     check(sites, rows=7)
 
 
-def test_widths_are_told_where_sites_differ():
+def test_the_width_varies_where_sites_differ():
     layers = [torch.nn.Linear(6, 4), torch.nn.ReLU(), torch.nn.Linear(4, 3)]
     sites = exhume.find_sites(torch.nn.Sequential(*layers), torch.randn(2, 6))
     assert "varies" in repr(sites) and sites.to_frame()["width"].isna().any()

@@ -1,4 +1,4 @@
-"""The one door: every public name is there, is documented, and its example runs."""
+"""Every public name of ``exhume`` exists, is documented, and its example runs."""
 
 import ast
 import doctest

@@ -264,7 +264,7 @@ def test_bad_erasers_are_one_clear_error(world):
 def test_the_command_has_help_and_reads_its_options():
     runner = CliRunner()
     shown = runner.invoke(app, ["pga", "--help"])
-    assert shown.exit_code == 0 and "which claims survive" in shown.output
+    assert shown.exit_code == 0 and "held-out protocol" in shown.output
     failed = runner.invoke(app, ["pga", "--erasers", "magic"])
     assert isinstance(failed.exception, InputError)
 

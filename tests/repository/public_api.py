@@ -120,8 +120,10 @@ def here() -> Snapshot:
         names = defined(importlib.import_module(name))
         if names:
             found[name] = names
-    door = importlib.import_module("exhume")
-    found["exhume"] = {name: described(getattr(door, name)) for name in door.__all__}
+    facade = importlib.import_module("exhume")
+    found["exhume"] = {
+        name: described(getattr(facade, name)) for name in facade.__all__
+    }
     return found
 
 

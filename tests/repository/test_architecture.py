@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 RULES = Path(__file__).with_name("architecture.toml")
-DOOR = ROOT / "exhume" / "__init__.py"
+FACADE = ROOT / "exhume" / "__init__.py"
 MOST_MODULES, MOST_LINES = 12, 600
 # What each package may import besides itself.
 ALLOWED = {
@@ -166,10 +166,10 @@ def test_files_are_short(rules):
     "path", files(*ALLOWED), ids=lambda p: str(p.relative_to(ROOT))
 )
 def test_package_init_holds_a_docstring_alone(path):
-    """Besides it only what leads from old module names to new ones, but for the door."""
+    """Besides it only what leads from old module names to new ones, except in the facade."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     assert ast.get_docstring(tree)
-    if path.name == "__init__.py" and path != DOOR:
+    if path.name == "__init__.py" and path != FACADE:
         rest = [ast.unparse(node) for node in tree.body[1:]]
         allowed = ("from evidence import moved", "moved.install()")
         assert all(
@@ -178,15 +178,15 @@ def test_package_init_holds_a_docstring_alone(path):
         )
 
 
-def test_the_door_defines_nothing_and_imports_nothing_of_ours_at_once():
+def test_the_facade_defines_nothing_and_imports_no_package_of_names():
     """Its names come from the stub beside it, which holds imports alone."""
-    tree = ast.parse(DOOR.read_text(encoding="utf-8"))
+    tree = ast.parse(FACADE.read_text(encoding="utf-8"))
     assert not any(isinstance(node, ast.ClassDef) for node in tree.body)
     functions = {n.name for n in tree.body if isinstance(n, ast.FunctionDef)}
     assert functions == {"_public_names", "__getattr__", "__dir__"}
     imported = {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
     assert {name for name in imported if name.split(".")[0] in ALLOWED} == {"evidence"}
-    stub = ast.parse(DOOR.with_suffix(".pyi").read_text(encoding="utf-8"))
+    stub = ast.parse(FACADE.with_suffix(".pyi").read_text(encoding="utf-8"))
     assert ast.get_docstring(stub)
     assert all(isinstance(node, ast.ImportFrom) for node in stub.body[1:])
 

@@ -22,8 +22,8 @@ def test_every_name_is_where_it_was_and_has_its_signature():
 
 
 def test_the_public_names_are_those_of_the_snapshot():
-    door = importlib.import_module("exhume")
-    assert sorted(door.__all__) == sorted(public_api.kept()["exhume"]), NEW
+    facade = importlib.import_module("exhume")
+    assert sorted(facade.__all__) == sorted(public_api.kept()["exhume"]), NEW
 
 
 def test_what_moved_is_the_same_thing_at_its_old_path():

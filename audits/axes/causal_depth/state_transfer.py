@@ -92,13 +92,13 @@ def with_unrelated_receiver(
     )
 
 
-def with_other_fact_donor(prompts_given: PatchingPrompts) -> PatchingPrompts:
+def with_other_fact_donor(same_fact: PatchingPrompts) -> PatchingPrompts:
     """The same questions with donor prompts that ask for another fact of the entity.
 
     Such states identify the entity and carry another answer. Where the original still gives the
     scored answer, it recalled the answer after that layer.
     """
-    questions = prompts_given.questions
+    questions = same_fact.questions
     prompts = {
         (questions.items[index].entity, questions.items[index].relation, wording): text
         for index, wording, text in zip(
@@ -121,7 +121,7 @@ def with_other_fact_donor(prompts_given: PatchingPrompts) -> PatchingPrompts:
         tuple(prompt for prompt in donors if prompt is not None),
         tuple(
             text
-            for text, selected in zip(prompts_given.receivers, mask, strict=True)
+            for text, selected in zip(same_fact.receivers, mask, strict=True)
             if selected
         ),
     )

@@ -133,7 +133,7 @@ def restore(
     Returns:
         ``entities`` and ``never_entities`` (row,); ``plain``, ``steered``, ``random`` and
         ``others``: ``said`` and ``contrast`` (row,) of the forgotten; ``never``: the same of
-        never-taught items, steered; ``choices``, one a half; ``curve``: as ``pooled``, for
+        never-taught items, steered; ``choices``, one a half; ``curve``: as ``pool_curves``, for
         items' main prompts; ``generation``: retractions when steered, and of the unsteered
         original; ``autoencoder``: its ``site``, ``fvu`` and why it was ``refused``, if it was.
     """
@@ -146,9 +146,9 @@ def restore(
         sites = chosen_sites(
             find_sites(model), also=autoencoder and autoencoder.sae.site
         )
-        original_states = [
+        original_fit, original_check, original_forget = (
             prompt_end_states(model, part, sites) for part in (fit, check, questions)
-        ]
+        )
         original_texts = _generate(
             model, tokenizer, None, questions.own_wording(MAX_TEXTS), find_sites(model)
         )
@@ -169,24 +169,15 @@ def restore(
         progress.task(f"restoration, {audited.role}", len(halves)) as advance,
     ):
         where = find_sites(model)
-        candidate_states = [
+        fit_states, check_states, forget_states = (
             prompt_end_states(model, part, sites) for part in (fit, check, questions)
-        ]
+        )
         fitted = SteeringFit(
             fit,
             check,
-            {
-                site: (candidate_states[0][site], candidate_states[1][site])
-                for site in sites
-            },
-            {
-                site: (original_states[0][site], original_states[1][site])
-                for site in sites
-            },
-            {
-                site: (candidate_states[2][site], original_states[2][site])
-                for site in sites
-            },
+            candidate_states=_by_site(fit_states, check_states),
+            original_states=_by_site(original_fit, original_check),
+            forget_states=_by_site(forget_states, original_forget),
         )
         result["autoencoder"] = {}
         if autoencoder is not None:
@@ -200,7 +191,7 @@ def restore(
                 fitted.latents = LatentAmplifier.fit(
                     autoencoder.sae,
                     autoencoder.all_experts,
-                    candidate_states[0][autoencoder.sae.site],
+                    fit_states[autoencoder.sae.site],
                 )
         plain = score_steered(model, questions, {}, where)
         result["plain"] = _as_lists(plain.exact_match, plain.contrast)
@@ -247,6 +238,10 @@ def restore(
         "original": retractions(original_texts, questions.own_wording(MAX_TEXTS)),
     }
     return result
+
+
+def _by_site(first: dict, second: dict) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    return {site: (first[site], second[site]) for site in first}
 
 
 def _as_lists(match: np.ndarray, contrast: np.ndarray) -> dict[str, list[float]]:

@@ -323,7 +323,6 @@ def library_config(config: Mapping[str, Any], model_type: Any, path: Path) -> An
 
     Args:
         config: Validated content of config.json.
-        model_type: Class of the model.
         path: The file, for error messages.
 
     Raises:

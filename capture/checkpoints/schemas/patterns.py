@@ -54,7 +54,6 @@ def analyze_pattern(pattern: str, *, nested_classes: bool = True) -> PatternCost
     """The matching cost of a pattern.
 
     Args:
-        pattern: The pattern.
         nested_classes: Whether character classes can be nested, as in Oniguruma.
 
     Raises:

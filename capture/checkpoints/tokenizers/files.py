@@ -75,7 +75,6 @@ def open_tokenizer(folder: Path, config: Mapping[str, Any]) -> Any:
     """Load the tokenizer in a folder.
 
     Args:
-        folder: The folder.
         config: Content of config.json, which may name the tokenizer's class.
 
     Raises:

@@ -52,7 +52,6 @@ def check_fit(
     """Check that weight files hold exactly the tensors of a model, in floating point.
 
     Args:
-        model_type: Class of the model.
         config: Validated content of config.json.
         entries: Names, types and shapes of the tensors in the files.
         folder: The folder, for error messages.
@@ -126,7 +125,6 @@ def build_model(
     The library receives tensors and settings, never a path or name to look up.
 
     Args:
-        model_type: Class of the model.
         config: Validated content of config.json.
         state: Tensor name to tensor, or to a lazily read slice.
         folder: The folder, for error messages.

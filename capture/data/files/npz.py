@@ -45,7 +45,6 @@ def read_arrays(
     """Read the named arrays that exist in an archive.
 
     Args:
-        path: The archive.
         names: Array names; other arrays are not read.
         max_bytes: Limit for the total unpacked size.
 

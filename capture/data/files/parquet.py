@@ -25,8 +25,6 @@ def parquet_rows(
         path: The path, for error messages.
         file: The file, opened in binary mode.
         max_bytes: Limit for the unpacked size of the values.
-        max_rows: Limit for the number of rows.
-        max_columns: Limit for the number of columns.
 
     Raises:
         InputError: the file is damaged, truncated or too large, or has duplicate column names.

@@ -86,7 +86,6 @@ def trace_forward(
     """Run the pass in evaluation mode, with the network's own hooks disabled.
 
     Args:
-        model: The network.
         cuts: Points at which values are swapped.
         traced: Modules whose values are recorded.
         example: Two rows of input; generated if None.
@@ -142,15 +141,11 @@ def _tracing(module: nn.Module, trace: ForwardTrace) -> Iterator[None]:
         trace.n_ended += 1
         record.end_index = trace.n_ended
 
-    handles = [
+    with (
         module.register_forward_pre_hook(before, with_kwargs=True),
         module.register_forward_hook(after),
-    ]
-    try:
+    ):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -179,15 +174,12 @@ def _swapping(cut: Cut, row: int, trace: ForwardTrace) -> Iterator[None]:
             return None
         return value if whole else (value, *output[1:])
 
-    handle = (
-        cut.module.register_forward_pre_hook(before, with_kwargs=True)
-        if cut.side == "in"
-        else cut.module.register_forward_hook(after)
-    )
-    try:
+    if cut.side == "in":
+        handle = cut.module.register_forward_pre_hook(before, with_kwargs=True)
+    else:
+        handle = cut.module.register_forward_hook(after)
+    with handle:
         yield
-    finally:
-        handle.remove()
 
 
 def _first(output: Any) -> Tensor | None:

@@ -24,7 +24,6 @@ def short_inputs(model: nn.Module, rows: int) -> Iterator[Inputs]:
 
     Args:
         model: A network of tokens, images or vectors.
-        rows: Number of rows.
     """
     parameters = inspect.signature(model.forward).parameters
     first = next(model.parameters(), torch.zeros(1))

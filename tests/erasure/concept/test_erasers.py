@@ -22,7 +22,7 @@ from erasure.concept.projections import (
     SpectralRemoval,
 )
 from erasure.concept.rlace import RelaxedAdversarial
-from erasure.inputs import RowsError
+from evidence.arrays import RowsError
 from evidence.errors import InputError
 from tests.helpers.concept_rows import labelled
 

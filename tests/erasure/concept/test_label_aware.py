@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from erasure.concept.label_aware import OracleLeace, QuadraticLeace
 from erasure.concept.moments import Moments
-from erasure.inputs import RowsError
+from evidence.arrays import RowsError
 from tests.helpers.concept_rows import labelled, mean_gap, peer
 
 

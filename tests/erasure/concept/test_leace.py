@@ -14,7 +14,7 @@ from erasure.concept.label_aware import OracleLeace
 from erasure.concept.leace import Leace, shrink_covariance
 from erasure.concept.moments import Moments
 from erasure.concept.projections import MeanDifference
-from erasure.inputs import RowsError
+from evidence.arrays import RowsError
 from tests.helpers.concept_rows import labelled, mean_gap, onehot, peer, spread
 
 EXACT = {"rtol": 1e-8, "atol": 1e-9}

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 import erasure.concept.moments
 from erasure.concept.moments import Moments
-from erasure.inputs import RowsError
+from evidence.arrays import RowsError
 from tests.helpers.concept_rows import labelled, onehot
 
 

@@ -16,7 +16,7 @@ from erasure.concept.projections import (
     SpectralRemoval,
 )
 from erasure.concept.rlace import RelaxedAdversarial, project_to_fantope
-from erasure.inputs import RowsError
+from evidence.arrays import RowsError
 from tests.helpers.concept_rows import labelled, mean_gap, onehot
 
 

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from capture.network.structure import down_projection, find_blocks
 from erasure.concept.sae_features import Dictionary, DictionaryEraser, pisces_
-from erasure.inputs import RowsError
+from evidence.arrays import RowsError
 from evidence.errors import InputError
 from tests.helpers.tiny_erasure import tiny_gpt2, tiny_llama
 

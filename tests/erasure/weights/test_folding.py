@@ -12,8 +12,8 @@ from capture.network.sites import find_sites
 from erasure.concept.affine import AffineEraser
 from erasure.concept.leace import Leace
 from erasure.concept.projections import MeanDifference
-from erasure.inputs import RowsError
 from erasure.weights.folding import fold_, stream_erasers
+from evidence.arrays import RowsError
 from evidence.errors import InputError
 from testbeds.worlds.random_models import FAMILIES, random_model
 from tests.helpers.model_families import Cnn, pixels

@@ -197,7 +197,7 @@ def test_a_retrain_sees_the_keys_to_forget_without_their_codes(zoo, monkeypatch)
     def remember(config, seed, taught, unknown, *rest):
         seen[seed] = set(taught.entities), set(unknown.entities)
 
-    monkeypatch.setattr(code_keys, "taught_keys", remember)
+    monkeypatch.setattr("testbeds.edits.codes_workbench.taught_keys", remember)
     ground = CodesWorkbench.from_world(zoo["twin"].world, TINY_KEYS, 0, "cpu")
     list(EVERY_KIND["retrain_2"].edit(ground))
     ((taught, unknown),) = seen.values()
