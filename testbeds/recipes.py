@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from erasure.unlearning.training.config import UnlearnConfig
-from erasure.unlearning.training.image_config import ImageUnlearnConfig
+from erasure.unlearning.training.config import ImageUnlearnConfig, UnlearnConfig
 from testbeds.worlds.capitals import TRAINING_TEMPLATE
 
 

@@ -23,7 +23,7 @@ from erasure.unlearning.methods.image_methods import (
     last_parameters,
     unlearn_images_,
 )
-from erasure.unlearning.training.image_config import ImageUnlearnConfig
+from erasure.unlearning.training.config import ImageUnlearnConfig
 from erasure.unlearning.training.image_task import CHUNK_IMAGES
 from erasure.unlearning.training.loop import (
     Schedule,

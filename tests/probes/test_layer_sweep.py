@@ -159,7 +159,7 @@ def test_refusals_say_what_to_do(task):
     # Finite values are taken though their sum is not.
     huge = np.full((1, 4, 3), 1e308)
     assert (open_source(huge).read("site.0", None).numpy() == huge[0]).all()
-    with pytest.raises(InputError, match="one class only"):
+    with pytest.raises(InputError, match="only one class"):
         sweep(x, np.zeros(48), groups)
     with pytest.raises(InputError, match="no training row of class '1'"):
         sweep(x, (groups == 0).astype(int), groups)

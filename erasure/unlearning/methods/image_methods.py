@@ -27,9 +27,9 @@ from capture.scoring.class_logits import class_logits
 from erasure.unlearning.methods.dampening import dampen_parameters_
 from erasure.unlearning.methods.saliency import largest_gradient_masks, masked_gradients
 from erasure.unlearning.training.batch_order import alternating_steps, paired_steps
-from erasure.unlearning.training.image_config import (
-    FORGET_ONLY_METHODS,
-    RETAIN_ONLY_METHODS,
+from erasure.unlearning.training.config import (
+    IMAGE_FORGET_ONLY_METHODS,
+    IMAGE_RETAIN_ONLY_METHODS,
     ImageUnlearnConfig,
 )
 from erasure.unlearning.training.image_task import (
@@ -100,7 +100,7 @@ def unlearn_images_(
                     trained, largest_gradient_masks(trained, config.saliency)
                 )
             )
-        n_retain = 0 if config.method in FORGET_ONLY_METHODS else len(retain[0])
+        n_retain = 0 if config.method in IMAGE_FORGET_ONLY_METHODS else len(retain[0])
         order = alternating_steps if config.method == "scrub" else paired_steps
         return train_steps(
             model,
@@ -212,7 +212,7 @@ def _losses(
         if method == "l1_sparse"
         else ()
     )
-    if method in RETAIN_ONLY_METHODS:
+    if method in IMAGE_RETAIN_ONLY_METHODS:
         return Losses(None, retain_term)
 
     def forget_term(rows: list[int]) -> float:

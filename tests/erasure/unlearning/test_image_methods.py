@@ -13,8 +13,8 @@ from erasure.unlearning.methods.image_methods import (
     last_parameters,
     unlearn_images_,
 )
-from erasure.unlearning.training.image_config import (
-    FORGET_ONLY_METHODS,
+from erasure.unlearning.training.config import (
+    IMAGE_FORGET_ONLY_METHODS,
     IMAGE_METHODS,
     ImageUnlearnConfig,
 )
@@ -67,7 +67,7 @@ def test_every_method_changes_what_it_may_and_nothing_else(method, family):
         losses = {key for row in log.rows for key in row}
         wanted = {"retain_loss"} if method in ("cf_k", "eu_k", "l1_sparse") else set()
         assert wanted <= losses
-        assert ("retain_loss" not in losses) == (method in FORGET_ONLY_METHODS)
+        assert ("retain_loss" not in losses) == (method in IMAGE_FORGET_ONLY_METHODS)
 
 
 @pytest.mark.parametrize("method", ["grad_ascent", "grad_diff", "relabel", "famr"])
