@@ -194,9 +194,7 @@ from erasure.weights.folding import (
 from erasure.unlearning.run import unlearn_ as unlearn_
 from erasure.unlearning.training.config import UnlearnConfig as UnlearnConfig
 from erasure.unlearning.methods.image_methods import unlearn_images_ as unlearn_images_
-from erasure.unlearning.training.image_config import (
-    ImageUnlearnConfig as ImageUnlearnConfig,
-)
+from erasure.unlearning.training.config import ImageUnlearnConfig as ImageUnlearnConfig
 from erasure.unlearning.training.loop import finetune_ as finetune_
 from erasure.weights.quantization import quantize_ as quantize_
 
