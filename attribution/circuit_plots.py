@@ -39,9 +39,7 @@ def draw_circuit(circuit: Circuit, scores: EdgeScores) -> "go.Figure":
     import plotly.graph_objects as go
 
     links = _drawn_edges(circuit, scores)
-    positions = _node_positions(
-        circuit.graph, {node for link in links for node in link[:2]}
-    )
+    positions = _node_positions(circuit.graph, {node for link in links for node in link[:2]})
     figure = go.Figure()
     for start, end, name, score, width in links:
         (x, y), (to_x, to_y) = positions[start], positions[end]
@@ -50,10 +48,7 @@ def draw_circuit(circuit: Circuit, scores: EdgeScores) -> "go.Figure":
                 x=[x, (x + to_x) / 2, to_x],
                 y=[y, (y + to_y) / 2, to_y],
                 mode="lines",
-                line={
-                    "width": width,
-                    "color": SUPPORTING_COLOR if score < 0 else OPPOSING_COLOR,
-                },
+                line={"width": width, "color": SUPPORTING_COLOR if score < 0 else OPPOSING_COLOR},
                 opacity=0.6,
                 hoverinfo="text",
                 text=f"{name}: {score:.3g}",
@@ -102,9 +97,7 @@ def to_dot(circuit: Circuit, scores: EdgeScores) -> str:
     return "\n".join([*lines, "}"]) + "\n"
 
 
-def _drawn_edges(
-    circuit: Circuit, scores: EdgeScores
-) -> list[tuple[str, str, str, float, float]]:
+def _drawn_edges(circuit: Circuit, scores: EdgeScores) -> list[tuple[str, str, str, float, float]]:
     """(start node, end node, edge, score, line width); shared inputs are drawn to every head."""
     graph = circuit.graph
     if graph != scores.graph:
@@ -129,15 +122,11 @@ def _drawn_edges(
         readers = [graph.writers[w] for w in graph.sources[reader]] or ["logits"]
         width = 0.5 + 4.5 * math.sqrt(abs(mean[edge]) / largest)
         start = graph.writers[graph.edge_writers[edge]]
-        drawn += [
-            (start, end, graph.edges[edge], float(mean[edge]), width) for end in readers
-        ]
+        drawn += [(start, end, graph.edges[edge], float(mean[edge]), width) for end in readers]
     return drawn
 
 
-def _node_positions(
-    graph: EdgeGraph, nodes: set[str]
-) -> dict[str, tuple[float, float]]:
+def _node_positions(graph: EdgeGraph, nodes: set[str]) -> dict[str, tuple[float, float]]:
     """(x, y) of each node: the heads of a layer side by side, its MLP above them."""
     positions = {}
     for node in [*graph.writers, "logits"]:

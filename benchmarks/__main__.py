@@ -37,9 +37,7 @@ def suite(name: str) -> Suite:
         InputError: there is none.
     """
     if name not in SUITES:
-        raise InputError(
-            "there is no such suite", expected=", ".join((*SUITES, "pages")), got=name
-        )
+        raise InputError("there is no such suite", expected=", ".join((*SUITES, "pages")), got=name)
     return import_module(SUITES[name]).SUITE
 
 

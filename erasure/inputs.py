@@ -45,9 +45,7 @@ def from_numpy(array: NDArray) -> Tensor:
         )
     native = array.dtype.newbyteorder("=")
     contiguous = np.ascontiguousarray(array, dtype=native)
-    return torch.from_numpy(
-        contiguous if contiguous.flags.writeable else contiguous.copy()
-    )
+    return torch.from_numpy(contiguous if contiguous.flags.writeable else contiguous.copy())
 
 
 def numeric_concept(z: ArrayLike | Tensor, items: int) -> Tensor | None:

@@ -4,11 +4,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import (
-    _check_sample_weight,
-    column_or_1d,
-    validate_data,
-)
+from sklearn.utils.validation import _check_sample_weight, column_or_1d, validate_data
 from torch import Tensor
 
 from evidence.errors import InputError
@@ -81,9 +77,7 @@ def validate_labels(y, rows: int) -> tuple[NDArray, NDArray[np.int64]]:
         raise RowsError("Input y contains NaN or infinity")
     check_classification_targets(y)
     if len(y) != rows:
-        raise RowsError(
-            "rows and labels differ in number", expected=str(rows), got=str(len(y))
-        )
+        raise RowsError("rows and labels differ in number", expected=str(rows), got=str(len(y)))
     classes, codes = np.unique(y, return_inverse=True)
     if len(classes) < 2:
         raise RowsError(

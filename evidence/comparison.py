@@ -160,13 +160,9 @@ def _column_statistics(
     x, y = float(candidate.mean[index]), float(floor.mean[index])
     low, high = interval(candidate, 0.95)
     correlation = (
-        paired_correlation(candidate.values[:, index], floor.values[:, index])
-        if paired
-        else 0.0
+        paired_correlation(candidate.values[:, index], floor.values[:, index]) if paired else 0.0
     )
-    tost = difference_interval(
-        x, interval(candidate, 0.9), y, interval(floor, 0.9), correlation
-    )
+    tost = difference_interval(x, interval(candidate, 0.9), y, interval(floor, 0.9), correlation)
     return {
         "name": name,
         "used": p_value is not None,

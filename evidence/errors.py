@@ -100,9 +100,7 @@ class InputError(ExhumeError):
 
     def prefixed(self, prefix: str) -> "InputError":
         """The same error with text before its first sentence."""
-        return InputError(
-            prefix + self.wrong, expected=self.expected, got=self.got, fix=self.fix
-        )
+        return InputError(prefix + self.wrong, expected=self.expected, got=self.got, fix=self.fix)
 
 
 def check_list(values: Any, name: str) -> Sequence[Any]:
@@ -116,9 +114,7 @@ def check_list(values: Any, name: str) -> Sequence[Any]:
         InputError: ``values`` is something else.
     """
     if not isinstance(values, list | tuple | range):
-        raise InputError(
-            f"{name} are not a list", expected="a list or tuple", got=quoted(values)
-        )
+        raise InputError(f"{name} are not a list", expected="a list or tuple", got=quoted(values))
     return values
 
 

@@ -34,9 +34,7 @@ class MaxTest:
     null_quantile: float
 
 
-def max_test(
-    observed: NDArray[np.float64], null: NDArray[np.float64], n_distinct: int
-) -> MaxTest:
+def max_test(observed: NDArray[np.float64], null: NDArray[np.float64], n_distinct: int) -> MaxTest:
     """Compare observed differences with the null distribution of their maximum over columns.
 
     Args:
@@ -129,9 +127,7 @@ def readings_above_floor(
         alpha: Level after Holm's correction.
         min_residual: Lower bound that the residual interval at the peak must exceed.
     """
-    adjusted = holm_adjusted(
-        {name: reading.p_value for name, reading in readings.items()}
-    )
+    adjusted = holm_adjusted({name: reading.p_value for name, reading in readings.items()})
     return {
         name: p
         for name, p in adjusted.items()

@@ -35,9 +35,7 @@ class EntityValues:
         return self.values.mean(0)
 
 
-def average_by_entity(
-    values: NDArray, entities: list[str] | tuple[str, ...]
-) -> EntityValues:
+def average_by_entity(values: NDArray, entities: list[str] | tuple[str, ...]) -> EntityValues:
     """Average item scores within each entity, so that entities have equal weight.
 
     Args:
@@ -75,9 +73,7 @@ def average_models(groups: Sequence[EntityValues]) -> EntityValues:
     if not groups or any(group.entities != groups[0].entities for group in groups):
         raise InputError("groups to average need the same entities in the same order")
     values = np.mean([group.values for group in groups], axis=0)
-    variances = [
-        group.item_variance for group in groups if group.item_variance is not None
-    ]
+    variances = [group.item_variance for group in groups if group.item_variance is not None]
     # Averaged scores vary less than single ones; the maximum is conservative.
     variance = np.max(variances, axis=0) if variances else None
     return EntityValues(values, groups[0].n_items, groups[0].entities, variance)
@@ -98,12 +94,8 @@ def effective_sample_size(group: EntityValues, column: int) -> float:
     spread = mean * (1 - mean)
     if variance <= 0 or spread <= 0:
         return float(n)
-    item_variance = (
-        spread if group.item_variance is None else group.item_variance[column]
-    )
-    max_size = (
-        group.n_items * spread / item_variance if item_variance > 0 else group.n_items
-    )
+    item_variance = spread if group.item_variance is None else group.item_variance[column]
+    max_size = group.n_items * spread / item_variance if item_variance > 0 else group.n_items
     return float(min(spread / variance, max_size))
 
 
@@ -127,9 +119,7 @@ def wilson_interval(mean: float, n_trials: float, quantile: float) -> Interval:
     return max(0.0, low), min(1.0, high)
 
 
-def rate_interval(
-    group: EntityValues, column: int = 0, level: float = 0.95
-) -> Interval:
+def rate_interval(group: EntityValues, column: int = 0, level: float = 0.95) -> Interval:
     """Wilson interval of the mean over entities, with the effective sample size.
 
     Uses the t quantile with (entities - 1) degrees of freedom, because the variance between
@@ -137,17 +127,11 @@ def rate_interval(
     """
     values = group.values[:, column]
     quantile = float(stats.t.ppf(0.5 + level / 2, max(len(values) - 1, 1)))
-    return wilson_interval(
-        float(values.mean()), effective_sample_size(group, column), quantile
-    )
+    return wilson_interval(float(values.mean()), effective_sample_size(group, column), quantile)
 
 
 def difference_interval(
-    a: float,
-    a_interval: Interval,
-    b: float,
-    b_interval: Interval,
-    correlation: float = 0.0,
+    a: float, a_interval: Interval, b: float, b_interval: Interval, correlation: float = 0.0
 ) -> Interval:
     """Interval of ``a - b`` from the intervals of ``a`` and ``b`` (variance recovery, MOVER).
 

@@ -65,9 +65,7 @@ class Bars:
 
     def __init__(self, console: Console | None = None):
         console = console or Console(stderr=True)
-        drawn = console.is_jupyter or (
-            console.is_terminal and not console.is_dumb_terminal
-        )
+        drawn = console.is_jupyter or (console.is_terminal and not console.is_dumb_terminal)
         self._lines = None if drawn else Lines(console)
         self._bars = RichBars(
             TextColumn("{task.description}", markup=False),
@@ -95,9 +93,7 @@ class Bars:
             with self._lines.task(label, total) as advance:
                 yield advance
             return
-        identifier = self._bars.add_task(
-            "  " * self._open + printable(label, 100), total=total
-        )
+        identifier = self._bars.add_task("  " * self._open + printable(label, 100), total=total)
         self._open += 1
 
         def advance_bar(amount: float) -> None:

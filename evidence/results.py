@@ -171,9 +171,7 @@ class AxisResult:
 
     def reading(self, name: str) -> Reading | None:
         """The reading called ``name``, or None."""
-        return next(
-            (reading for reading in self.readings if reading.name == name), None
-        )
+        return next((reading for reading in self.readings if reading.name == name), None)
 
     def __str__(self) -> str:
         main = self.main_reading
@@ -219,17 +217,13 @@ class AxisResult:
                 values = [column[key] for column in reading.columns]
                 trace = go.Scatter(x=names, y=values, name=label, legendgroup=label)
                 trace.update(
-                    mode="lines+markers",
-                    showlegend=row == 1,
-                    line={"color": COLORS[label]},
+                    mode="lines+markers", showlegend=row == 1, line={"color": COLORS[label]}
                 )
                 if key == "statistic":
                     trace.error_y = _error_bars(reading)
                 figure.add_trace(trace, row=row, col=1)
         figure.update_layout(
-            template="plotly_white",
-            title=html.escape(str(self.name)),
-            height=300 * count,
+            template="plotly_white", title=html.escape(str(self.name)), height=300 * count
         )
         return figure
 

@@ -22,9 +22,7 @@ def check_seed(seed: Any) -> int:
     is_integer = hasattr(seed, "__index__") and not isinstance(seed, bool)
     if not is_integer or not 0 <= operator.index(seed) <= MAX_SEED:
         raise InputError(
-            "the seed is invalid",
-            expected=f"a whole number from 0 to {MAX_SEED}",
-            got=quoted(seed),
+            "the seed is invalid", expected=f"a whole number from 0 to {MAX_SEED}", got=quoted(seed)
         )
     return operator.index(seed)
 

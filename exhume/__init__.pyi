@@ -5,54 +5,24 @@ defines a name, and editors and type checkers read it as they read any stub.
 """
 
 # Audits: from two checkpoints to a verdict.
-from audits.run.api import (
-    audit as audit,
-    load as load,
-    Audit as Audit,
-)
-from audits.run.planning import (
-    plan as plan,
-    Plan as Plan,
-)
+from audits.run.api import audit as audit, load as load, Audit as Audit
+from audits.run.planning import plan as plan, Plan as Plan
 from audits.run.item_check import check_items as check_items
-from audits.comparison.compare import (
-    compare as compare,
-    Comparison as Comparison,
-)
-from evidence.results import (
-    AxisResult as AxisResult,
-    Reading as Reading,
-    Control as Control,
-)
+from audits.comparison.compare import compare as compare, Comparison as Comparison
+from evidence.results import AxisResult as AxisResult, Reading as Reading, Control as Control
 
 # Models and items: checkpoints, facts as prompts with answers, scores.
-from capture.checkpoints.open import (
-    open_checkpoint as open_checkpoint,
-    Checkpoint as Checkpoint,
-)
-from capture.data.items import (
-    read_items as read_items,
-    ItemSet as ItemSet,
-    Item as Item,
-)
-from capture.data.tokenization import (
-    encode as encode,
-    encode_items as encode_items,
-)
+from capture.checkpoints.open import open_checkpoint as open_checkpoint, Checkpoint as Checkpoint
+from capture.data.items import read_items as read_items, ItemSet as ItemSet, Item as Item
+from capture.data.tokenization import encode as encode, encode_items as encode_items
 from capture.data.sequences import Sequences as Sequences
-from capture.scoring.answers import (
-    score_answers as score_answers,
-    AnswerScores as AnswerScores,
-)
+from capture.scoring.answers import score_answers as score_answers, AnswerScores as AnswerScores
 from capture.data.images import ImageSet as ImageSet
 from evidence.errors import InputError as InputError
 from evidence.progress import Bars as Bars
 
 # Activations: sites of a model, capture, storage, interventions.
-from capture.network.sites import (
-    find_sites as find_sites,
-    Sites as Sites,
-)
+from capture.network.sites import find_sites as find_sites, Sites as Sites
 from capture.activations.capture import (
     capture_activations as capture_activations,
     capture_images as capture_images,
@@ -75,18 +45,9 @@ from probes.estimators.ridge import RidgeProbe as RidgeProbe
 from probes.estimators.lda import LDAProbe as LDAProbe
 from probes.estimators.nearest_mean import MeanDifferenceProbe as MeanDifferenceProbe
 from probes.estimators.classifier_battery import refit_battery as refit_battery
-from probes.sweeps.membership_test import (
-    membership as membership,
-    Membership as Membership,
-)
-from probes.cka import (
-    debiased_cka as debiased_cka,
-    cka_matrix as cka_matrix,
-)
-from probes.subspaces import (
-    principal_angles as principal_angles,
-    procrustes as procrustes,
-)
+from probes.sweeps.membership_test import membership as membership, Membership as Membership
+from probes.cka import debiased_cka as debiased_cka, cka_matrix as cka_matrix
+from probes.subspaces import principal_angles as principal_angles, procrustes as procrustes
 
 # Concept vectors: directions in activations, and their quality.
 from probes.splits.folds import k_fold as k_fold
@@ -106,10 +67,7 @@ from probes.concepts.quality import (
     stability as stability,
     alignment as alignment,
 )
-from probes.concepts.tcav import (
-    tcav as tcav,
-    shift_vectors as shift_vectors,
-)
+from probes.concepts.tcav import tcav as tcav, shift_vectors as shift_vectors
 
 # Value vectors: feed-forward neurons that write an answer.
 from attribution.value_vectors.find import (
@@ -128,10 +86,7 @@ from attribution.circuits.prompt_pairs import (
     pair_items as pair_items,
     PromptPairs as PromptPairs,
 )
-from attribution.circuits.eap import (
-    score_edges as score_edges,
-    EapMethod as EapMethod,
-)
+from attribution.circuits.eap import score_edges as score_edges, EapMethod as EapMethod
 from attribution.circuits.edge_scores import EdgeScores as EdgeScores
 from attribution.circuits.circuit import (
     select_circuit as select_circuit,
@@ -139,10 +94,7 @@ from attribution.circuits.circuit import (
     top_edges as top_edges,
     Circuit as Circuit,
 )
-from attribution.circuits.divergence import (
-    divergence as divergence,
-    retained_mass as retained_mass,
-)
+from attribution.circuits.divergence import divergence as divergence, retained_mass as retained_mass
 from attribution.circuit_plots import draw_circuit as draw_circuit
 
 # Patching and steering: states of one model in another, and added vectors.
@@ -151,29 +103,17 @@ from attribution.patching.cross_model import (
     score_patched as score_patched,
 )
 from attribution.patching.depth_score import unlearning_depth as unlearning_depth
-from attribution.patching.steering import (
-    score_edited as score_edited,
-    add_vector as add_vector,
-)
+from attribution.patching.steering import score_edited as score_edited, add_vector as add_vector
 
 # Sparse autoencoders.
-from attribution.sae.training import (
-    train_sae as train_sae,
-    SaeConfig as SaeConfig,
-)
+from attribution.sae.training import train_sae as train_sae, SaeConfig as SaeConfig
 from attribution.sae.files import load_sae as load_sae
-from attribution.sae.autoencoder import (
-    Sae as Sae,
-    steer_latents as steer_latents,
-)
+from attribution.sae.autoencoder import Sae as Sae, steer_latents as steer_latents
 from attribution.sae.features import rank_latents as rank_latents
 
 # Concept erasers: removing a concept from activations and weights.
 from erasure.concept.leace import Leace as Leace
-from erasure.concept.label_aware import (
-    OracleLeace as OracleLeace,
-    QuadraticLeace as QuadraticLeace,
-)
+from erasure.concept.label_aware import OracleLeace as OracleLeace, QuadraticLeace as QuadraticLeace
 
 from erasure.concept.projections import (
     MeanDifference as MeanDifference,
@@ -185,10 +125,7 @@ from erasure.concept.rlace import RelaxedAdversarial as RelaxedAdversarial
 from erasure.concept.md_pga import fit_md_pga as fit_md_pga
 from erasure.concept.moments import Moments as Moments
 from erasure.concept.affine import AffineEraser as AffineEraser
-from erasure.weights.folding import (
-    fold_ as fold_,
-    stream_erasers as stream_erasers,
-)
+from erasure.weights.folding import fold_ as fold_, stream_erasers as stream_erasers
 
 # Unlearning: published methods, fine-tuning, quantization.
 from erasure.unlearning.run import unlearn_ as unlearn_
@@ -199,15 +136,9 @@ from erasure.unlearning.training.loop import finetune_ as finetune_
 from erasure.weights.quantization import quantize_ as quantize_
 
 # Models whose state is known by construction.
-from testbeds.zoo.build import (
-    build_zoo as build_zoo,
-    Specimen as Specimen,
-)
+from testbeds.zoo.build import build_zoo as build_zoo, Specimen as Specimen
 from testbeds.zoo.registry import list_kinds as list_kinds
-from testbeds.worlds.biographies import (
-    build_bios as build_bios,
-    BiosConfig as BiosConfig,
-)
+from testbeds.worlds.biographies import build_bios as build_bios, BiosConfig as BiosConfig
 from testbeds.planted import plant as plant
 from testbeds.worlds.random_models import random_model as random_model
 from testbeds.worlds.smollm2 import fetch_smollm2 as fetch_smollm2

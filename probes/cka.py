@@ -42,8 +42,7 @@ def debiased_cka(x: ArrayLike | Tensor, y: ArrayLike | Tensor) -> float:
     """
     tables = [
         torch.as_tensor(
-            table if isinstance(table, Tensor) else np.asarray(table),
-            dtype=torch.float64,
+            table if isinstance(table, Tensor) else np.asarray(table), dtype=torch.float64
         )
         for table in (x, y)
     ]
@@ -87,9 +86,7 @@ def _all_pairs(
     scaled, diagonals = [], []
     for site, table in enumerate(tables):
         if len(table) < 4:
-            raise InputError(
-                "debiased CKA needs four rows or more", got=str(len(table))
-            )
+            raise InputError("debiased CKA needs four rows or more", got=str(len(table)))
         table = table - table.mean(0)
         row_norms = torch.linalg.vector_norm(table, dim=1)
         norm = float(row_norms.norm())
@@ -108,9 +105,7 @@ def _all_pairs(
     max_rows = 256 if scaled[0].device.type == "cpu" else n
     block_rows = max(16, min(int(budget**0.5), max_rows, n))
     block_columns = max(block_rows, min(budget // block_rows, 4 * block_rows, n))
-    starts = [
-        (a, b) for a in range(0, n, block_rows) for b in range(a, n, block_columns)
-    ]
+    starts = [(a, b) for a in range(0, n, block_rows) for b in range(a, n, block_columns)]
     scratch = scaled[0].new_empty(block_rows * sites * block_columns)
     trace = torch.zeros(sites, sites, dtype=torch.float64, device=scratch.device)
     with progress.task("CKA blocks", len(starts)) as advance:

@@ -45,9 +45,7 @@ def mahalanobis_cosine(
     u, v = _tensor(a).flatten(), _tensor(b).flatten()
     _finite("the cosine", u, v)
     if u.shape != v.shape:
-        raise InputError(
-            "directions differ in length", expected=str(len(u)), got=str(len(v))
-        )
+        raise InputError("directions differ in length", expected=str(len(u)), got=str(len(v)))
     left, right = u, v
     if covariance is not None:
         matrix = _tensor(covariance)
@@ -64,9 +62,7 @@ def mahalanobis_cosine(
     return float((left @ v / norms.sqrt()).clamp(-1, 1))
 
 
-def principal_angles(
-    a: ArrayLike | Tensor, b: ArrayLike | Tensor
-) -> NDArray[np.float64]:
+def principal_angles(a: ArrayLike | Tensor, b: ArrayLike | Tensor) -> NDArray[np.float64]:
     """Principal angles between the spans of the rows, in radians, ascending.
 
     Small angles are computed from sines, to keep their digits.
@@ -168,9 +164,7 @@ def change_in_top_components(
             got=str(tuple(b.shape)),
         )
     if not 1 <= k <= min(a.shape):
-        raise InputError(
-            "k is out of range", expected=f"1 to {min(a.shape)}", got=str(k)
-        )
+        raise InputError("k is out of range", expected=f"1 to {min(a.shape)}", got=str(k))
     change = b - a
     total = float(change.square().sum())
     if total == 0:

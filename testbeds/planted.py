@@ -93,9 +93,7 @@ def plant(
     """
     if kind not in STATES:
         raise InputError(
-            "this kind of model cannot be planted",
-            expected=", ".join(STATES),
-            got=repr(kind),
+            "this kind of model cannot be planted", expected=", ".join(STATES), got=repr(kind)
         )
     family = "bios" if isinstance(world, BiosWorld) else "capitals"
     if recipe is None and kind != "noop":
@@ -140,9 +138,7 @@ def _plant(
     model = checkpoint.load()
     if recipe is not None:
         facts = hold_out(*sets, recipe.hold_out, seed)
-        log = unlearn_with(
-            model, checkpoint, facts, recipe, seed=seed, progress=progress
-        )
+        log = unlearn_with(model, checkpoint, facts, recipe, seed=seed, progress=progress)
         card["log"] = list(log.rows)
         card["stopped"] = log.stopped
         card["measured"] = measure(model, checkpoint, facts)
@@ -172,9 +168,7 @@ def read_card(model: Path) -> dict[str, Any]:
     """
     path = model / "card.json"
     if not is_file(path):
-        raise InputError(
-            f"{model} is not a planted model", expected="a card.json in it"
-        )
+        raise InputError(f"{model} is not a planted model", expected="a card.json in it")
     try:
         # Losses of a deliberately damaged model may be NaN.
         card = json.loads(read_text(path, MAX_JSON_BYTES))
@@ -260,9 +254,7 @@ def unlearn_with(
     )
 
 
-def training_rows(
-    tokenizer: PreTrainedTokenizerBase, items: ItemSet, recipe: Recipe
-) -> Sequences:
+def training_rows(tokenizer: PreTrainedTokenizerBase, items: ItemSet, recipe: Recipe) -> Sequences:
     """Training rows of a recipe: its prompts, each with every item's answer."""
     rows = encode_items(tokenizer, items)
     if recipe.paraphrases:
@@ -306,9 +298,7 @@ def _with_answer(item: Item, answer: str) -> Item:
     )
 
 
-def measure(
-    model: nn.Module, checkpoint: Checkpoint, facts: Facts
-) -> dict[str, dict[str, float]]:
+def measure(model: nn.Module, checkpoint: Checkpoint, facts: Facts) -> dict[str, dict[str, float]]:
     """Accuracy on each part, and on the paraphrases of the forget facts."""
     parts = {"forget": facts.forget, "retain": facts.retain, "held": facts.held_out}
     accuracies = {
@@ -317,17 +307,12 @@ def measure(
         if items is not None
     }
     paraphrases = range(len(facts.forget.items[0].paraphrases))
-    accuracies["forget"]["paraphrases"] = _accuracy(
-        model, checkpoint, facts.forget, paraphrases
-    )
+    accuracies["forget"]["paraphrases"] = _accuracy(model, checkpoint, facts.forget, paraphrases)
     return accuracies
 
 
 def _accuracy(
-    model: nn.Module,
-    checkpoint: Checkpoint,
-    items: ItemSet,
-    prompts: Sequence[int | None],
+    model: nn.Module, checkpoint: Checkpoint, items: ItemSet, prompts: Sequence[int | None]
 ) -> float:
     exact_matches = [
         score_answers(model, encode_items(checkpoint.tokenizer, items, i_prompt)).greedy

@@ -30,34 +30,23 @@ RECIPES: dict[str, dict[str, Recipe]] = {
     "bios": {
         "last_block_relabel": Recipe(
             UnlearnConfig(
-                "last_block_relabel",
-                lr=3e-3,
-                steps=100,
-                batch_size=96,
-                retain_batch_size=192,
+                "last_block_relabel", lr=3e-3, steps=100, batch_size=96, retain_batch_size=192
             ),
             paraphrases=True,
         ),
         "collapse": Recipe(
-            UnlearnConfig("grad_ascent", lr=1e-3, steps=60, batch_size=96),
-            paraphrases=True,
+            UnlearnConfig("grad_ascent", lr=1e-3, steps=60, batch_size=96), paraphrases=True
         ),
         "npo": Recipe(
-            UnlearnConfig(
-                "npo", lr=3e-4, steps=150, batch_size=96, retain_batch_size=192
-            ),
+            UnlearnConfig("npo", lr=3e-4, steps=150, batch_size=96, retain_batch_size=192),
             paraphrases=True,
         ),
         "grad_diff": Recipe(
-            UnlearnConfig(
-                "grad_diff", lr=3e-4, steps=150, batch_size=96, retain_batch_size=192
-            ),
+            UnlearnConfig("grad_diff", lr=3e-4, steps=150, batch_size=96, retain_batch_size=192),
             paraphrases=True,
         ),
         "relabel": Recipe(
-            UnlearnConfig(
-                "relabel", lr=1e-3, steps=150, batch_size=96, retain_batch_size=192
-            ),
+            UnlearnConfig("relabel", lr=1e-3, steps=150, batch_size=96, retain_batch_size=192),
             paraphrases=True,
         ),
         "rmu": Recipe(
@@ -74,9 +63,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
             paraphrases=True,
         ),
         "grad_ascent": Recipe(
-            UnlearnConfig(
-                "grad_ascent", lr=1e-4, steps=60, batch_size=96, stop_below=0.5
-            ),
+            UnlearnConfig("grad_ascent", lr=1e-4, steps=60, batch_size=96, stop_below=0.5),
             paraphrases=True,
         ),
         "simnpo": Recipe(
@@ -92,15 +79,11 @@ RECIPES: dict[str, dict[str, Recipe]] = {
             paraphrases=True,
         ),
         "dpo": Recipe(
-            UnlearnConfig(
-                "dpo", lr=3e-4, steps=150, batch_size=96, retain_batch_size=192
-            ),
+            UnlearnConfig("dpo", lr=3e-4, steps=150, batch_size=96, retain_batch_size=192),
             paraphrases=True,
         ),
         "undial": Recipe(
-            UnlearnConfig(
-                "undial", lr=3e-4, steps=150, batch_size=96, retain_batch_size=192
-            ),
+            UnlearnConfig("undial", lr=3e-4, steps=150, batch_size=96, retain_batch_size=192),
             paraphrases=True,
         ),
         "task_vector": Recipe(
@@ -109,48 +92,30 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         ),
         "scrub": Recipe(
             UnlearnConfig(
-                "scrub",
-                lr=5e-4,
-                steps=99,
-                batch_size=96,
-                retain_batch_size=192,
-                temperature=2.0,
+                "scrub", lr=5e-4, steps=99, batch_size=96, retain_batch_size=192, temperature=2.0
             ),
             paraphrases=True,
         ),
         "ssd": Recipe(UnlearnConfig("ssd"), paraphrases=True),
         "salun": Recipe(
-            UnlearnConfig(
-                "salun", lr=1e-3, steps=150, batch_size=96, retain_batch_size=192
-            ),
+            UnlearnConfig("salun", lr=1e-3, steps=150, batch_size=96, retain_batch_size=192),
             paraphrases=True,
         ),
         "bad_teacher": Recipe(
-            UnlearnConfig(
-                "bad_teacher", lr=3e-4, steps=150, batch_size=96, retain_batch_size=192
-            ),
+            UnlearnConfig("bad_teacher", lr=3e-4, steps=150, batch_size=96, retain_batch_size=192),
             paraphrases=True,
         ),
         "cf_k": Recipe(
-            UnlearnConfig(
-                "cf_k", lr=1e-3, steps=150, batch_size=96, retain_batch_size=192
-            ),
+            UnlearnConfig("cf_k", lr=1e-3, steps=150, batch_size=96, retain_batch_size=192),
             paraphrases=True,
         ),
         "eu_k": Recipe(
-            UnlearnConfig(
-                "eu_k", lr=3e-3, steps=300, batch_size=96, retain_batch_size=192
-            ),
+            UnlearnConfig("eu_k", lr=3e-3, steps=300, batch_size=96, retain_batch_size=192),
             paraphrases=True,
         ),
         "elm": Recipe(
             UnlearnConfig(
-                "elm",
-                lr=3e-4,
-                steps=150,
-                batch_size=96,
-                retain_batch_size=192,
-                guidance=3.0,
+                "elm", lr=3e-4, steps=150, batch_size=96, retain_batch_size=192, guidance=3.0
             ),
             paraphrases=True,
         ),
@@ -197,12 +162,8 @@ RECIPES: dict[str, dict[str, Recipe]] = {
 }
 
 DIGITS_RECIPES: dict[str, Sequence[ImageUnlearnConfig]] = {
-    "collapse": [
-        ImageUnlearnConfig("grad_ascent", lr=r, steps=60) for r in (1e-3, 3e-3, 1e-2)
-    ],
-    "grad_ascent": [
-        ImageUnlearnConfig("grad_ascent", lr=r, steps=20) for r in (1e-4, 3e-4)
-    ],
+    "collapse": [ImageUnlearnConfig("grad_ascent", lr=r, steps=60) for r in (1e-3, 3e-3, 1e-2)],
+    "grad_ascent": [ImageUnlearnConfig("grad_ascent", lr=r, steps=20) for r in (1e-4, 3e-4)],
     "grad_diff": [ImageUnlearnConfig("grad_diff", lr=r) for r in (3e-4, 1e-3)],
     "relabel": [ImageUnlearnConfig("relabel", lr=r) for r in (5e-4, 1e-3)],
     "salun": [ImageUnlearnConfig("salun", lr=r) for r in (5e-4, 1e-3)],
@@ -210,22 +171,15 @@ DIGITS_RECIPES: dict[str, Sequence[ImageUnlearnConfig]] = {
     # importances is at most 10 and no weight would be dampened, so alpha is scaled.
     "ssd": [ImageUnlearnConfig("ssd", dampen_above=a) for a in (6.0, 4.0, 2.0)],
     "scrub": [
-        ImageUnlearnConfig("scrub", lr=r, steps=60, retain_batch_size=128)
-        for r in (5e-4, 1e-3)
+        ImageUnlearnConfig("scrub", lr=r, steps=60, retain_batch_size=128) for r in (5e-4, 1e-3)
     ],
     # Temperature 1 is the authors'.
-    "bad_teacher": [
-        ImageUnlearnConfig("bad_teacher", lr=r, temperature=1.0) for r in (5e-4, 1e-3)
-    ],
+    "bad_teacher": [ImageUnlearnConfig("bad_teacher", lr=r, temperature=1.0) for r in (5e-4, 1e-3)],
     "boundary_shrink": [
-        ImageUnlearnConfig("boundary_shrink", lr=r, steps=20)
-        for r in (1e-4, 2e-4, 4e-4)
+        ImageUnlearnConfig("boundary_shrink", lr=r, steps=20) for r in (1e-4, 2e-4, 4e-4)
     ],
     "duck": [ImageUnlearnConfig("duck", lr=r, retain_weight=1.4) for r in (4e-4, 1e-3)],
-    "famr": [
-        ImageUnlearnConfig("famr", lr=r, steps=20, anchor=0.01)
-        for r in (2e-4, 4e-4, 8e-4)
-    ],
+    "famr": [ImageUnlearnConfig("famr", lr=r, steps=20, anchor=0.01) for r in (2e-4, 4e-4, 8e-4)],
     "cf_k": [ImageUnlearnConfig("cf_k", lr=3e-3, steps=60)],
     "eu_k": [ImageUnlearnConfig("eu_k", lr=5e-3, steps=100)],
     "rmu": [

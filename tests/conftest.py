@@ -60,10 +60,5 @@ def digits_zoo(digits_root):
     from tests.helpers.tiny_digits import KINDS, TINY_DIGITS
 
     return build_zoo(
-        digits_root,
-        world="digits",
-        seeds=[0],
-        families=["cnn"],
-        only=KINDS,
-        config=TINY_DIGITS,
+        digits_root, world="digits", seeds=[0], families=["cnn"], only=KINDS, config=TINY_DIGITS
     )

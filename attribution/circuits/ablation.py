@@ -39,17 +39,12 @@ def check_ablation(name: str) -> AblationName:
         if name == known:
             return known
     raise InputError(
-        "the ablation is not known",
-        expected=", ".join(get_args(AblationName)),
-        got=repr(name),
+        "the ablation is not known", expected=", ".join(get_args(AblationName)), got=repr(name)
     )
 
 
 def ablated_values(
-    instrumented: InstrumentedModel,
-    batch: PairBatch,
-    ablation: AblationName,
-    mean: Tensor | None,
+    instrumented: InstrumentedModel, batch: PairBatch, ablation: AblationName, mean: Tensor | None
 ) -> Tensor:
     """(row, writer, position, d_model) values that ablated edges carry.
 
@@ -59,8 +54,7 @@ def ablated_values(
     """
     if ablation == "corrupt":
         return writer_outputs(
-            instrumented,
-            run_forward(instrumented, batch.corrupt, batch.metric_mask).by_site,
+            instrumented, run_forward(instrumented, batch.corrupt, batch.metric_mask).by_site
         )
     rows, length = batch.token_mask.shape
     width = instrumented.structure.d_model
@@ -76,8 +70,7 @@ def mean_values(instrumented: InstrumentedModel, batches: list[PairBatch]) -> Te
     for batch in batches:
         for prompts in (batch.clean, batch.corrupt):
             values = writer_outputs(
-                instrumented,
-                run_forward(instrumented, prompts, batch.metric_mask).by_site,
+                instrumented, run_forward(instrumented, prompts, batch.metric_mask).by_site
             )
             weights = prompts.attention_mask.to(values.dtype)
             total = torch.einsum("rwpd,rp->wd", values, weights) + total
@@ -86,10 +79,7 @@ def mean_values(instrumented: InstrumentedModel, batches: list[PairBatch]) -> Te
 
 
 def run_ablated(
-    instrumented: InstrumentedModel,
-    batch: PairBatch,
-    edge_mask: np.ndarray,
-    values: Tensor,
+    instrumented: InstrumentedModel, batch: PairBatch, edge_mask: np.ndarray, values: Tensor
 ) -> ForwardPass:
     """Run the clean prompts with edges ablated.
 
@@ -122,9 +112,7 @@ class _EdgeCutter:
     in_norm: bool = False
 
     def __post_init__(self) -> None:
-        self.deltas = torch.zeros_like(
-            self.values, memory_format=torch.contiguous_format
-        )
+        self.deltas = torch.zeros_like(self.values, memory_format=torch.contiguous_format)
 
     def edits(self) -> dict[str, Edit]:
         """The edits that make up the intervention."""
@@ -136,18 +124,11 @@ class _EdgeCutter:
             if structure.n_heads:
                 maps = block.qkv
                 assert maps is not None
-                counts = {
-                    "q": structure.n_heads,
-                    "k": structure.n_groups,
-                    "v": structure.n_groups,
-                }
-                firsts = dict(
-                    zip(counts, np.cumsum([reader, *counts.values()]), strict=False)
-                )
+                counts = {"q": structure.n_heads, "k": structure.n_groups, "v": structure.n_groups}
+                firsts = dict(zip(counts, np.cumsum([reader, *counts.values()]), strict=False))
                 for name, kinds in kinds_by_map(structure, layer).items():
                     spans = {
-                        kind: range(firsts[kind], firsts[kind] + counts[kind])
-                        for kind in kinds
+                        kind: range(firsts[kind], firsts[kind] + counts[kind]) for kind in kinds
                     }
                     if self._any_ablated(spans.values()):
                         edits[norm] = self._keep_stream(norm)
@@ -166,24 +147,18 @@ class _EdgeCutter:
             norm = f"mlp_read.{layer}"
             if self._any_ablated([range(reader, reader + 1)]):
                 edits[norm] = self._keep_stream(norm)
-                edits[f"mlp_in.{layer}"] = self._edit_input(
-                    norm, block.mlp_norm, reader
-                )
+                edits[f"mlp_in.{layer}"] = self._edit_input(norm, block.mlp_norm, reader)
             reader += 1
             edits[f"mlp.{layer}"] = self._record_writer(f"mlp.{layer}", writer)
             writer += 1
         last = len(graph.readers) - 1
         if self._any_ablated([range(last, last + 1)]):
-            edits["final_read"] = lambda value: self._ablated_stream(
-                value, last, last + 1
-            )[0]
+            edits["final_read"] = lambda value: self._ablated_stream(value, last, last + 1)[0]
         return edits
 
     def _any_ablated(self, spans) -> bool:
         starts = self.instrumented.graph.edge_offsets
-        return any(
-            self.edge_mask[starts[s.start] : starts[s.stop]].any() for s in spans
-        )
+        return any(self.edge_mask[starts[s.start] : starts[s.stop]].any() for s in spans)
 
     def _record_writer(self, site: str, writer: int) -> Edit:
         """Record how far the writer's output is from the value that an ablated edge carries."""
@@ -213,9 +188,9 @@ class _EdgeCutter:
         """(reader, row, position, d_model) inputs of readers that share their writers."""
         graph = self.instrumented.graph
         count = graph.n_upstream[first]
-        edge_mask = self.edge_mask[
-            graph.edge_offsets[first] : graph.edge_offsets[stop]
-        ].reshape(-1, count)
+        edge_mask = self.edge_mask[graph.edge_offsets[first] : graph.edge_offsets[stop]].reshape(
+            -1, count
+        )
         # as_tensor warns of the read-only mask of a circuit.
         weights = torch.tensor(edge_mask, device=stream.device).to(self.deltas.dtype)
         shift = torch.einsum("hw,rwpd->hrpd", weights, self.deltas[:, :count])

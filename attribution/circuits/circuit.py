@@ -24,12 +24,7 @@ from attribution.circuits.eap import GIB, row_batches
 from attribution.circuits.edge_scores import EdgeScores
 from attribution.circuits.forward_backward import InstrumentedModel, run_forward
 from attribution.circuits.graph import EdgeGraph, build_graph
-from attribution.circuits.metrics import (
-    MetricName,
-    check_metric,
-    make_batch,
-    make_metric,
-)
+from attribution.circuits.metrics import MetricName, check_metric, make_batch, make_metric
 from attribution.circuits.prompt_pairs import PromptPairs
 from attribution.circuits.structure import TransformerStructure, find_structure
 from capture.network.hooks import evaluation_mode
@@ -116,9 +111,7 @@ class Circuit:
     @property
     def edges(self) -> tuple[str, ...]:
         """Names of the circuit's edges, in graph order."""
-        return tuple(
-            self.graph.edges[index] for index in np.flatnonzero(self.edge_mask)
-        )
+        return tuple(self.graph.edges[index] for index in np.flatnonzero(self.edge_mask))
 
 
 def top_edges(scores: EdgeScores, count: int) -> np.ndarray:
@@ -130,9 +123,7 @@ def top_edges(scores: EdgeScores, count: int) -> np.ndarray:
         >>> bool(0 < exhume.top_edges(scores, 20).sum() <= 20)
         True
     """
-    return scores.graph.connected_to_logits(
-        scores.graph.mask(scores.top(count).tolist())
-    )
+    return scores.graph.connected_to_logits(scores.graph.mask(scores.top(count).tolist()))
 
 
 def select_circuit(
@@ -180,9 +171,7 @@ def select_circuit(
     runs = _AblationRuns(model, pairs, scores.metric, ablation, structure, max_bytes)
     if runs.graph != scores.graph:
         raise InputError(
-            "the scores belong to another graph",
-            expected=repr(runs.graph),
-            got=repr(scores.graph),
+            "the scores belong to another graph", expected=repr(runs.graph), got=repr(scores.graph)
         )
     grid = np.geomspace(MIN_SHARE, 1, N_SIZES) * scores.graph.n_edges
     sizes = np.unique(grid.round().astype(int).clip(min=1))
@@ -232,9 +221,7 @@ def measure_circuit(
         >>> exhume.measure_circuit(model, pairs, everything).faithfulness
         1.0
     """
-    return _AblationRuns(model, pairs, metric, ablation, structure, max_bytes).measure(
-        edge_mask
-    )
+    return _AblationRuns(model, pairs, metric, ablation, structure, max_bytes).measure(edge_mask)
 
 
 def ablated_metric(
@@ -259,9 +246,7 @@ def ablated_metric(
     Raises:
         InputError: As ``measure_circuit``.
     """
-    return _AblationRuns(model, pairs, metric, ablation, structure, max_bytes).values(
-        edge_masks
-    )
+    return _AblationRuns(model, pairs, metric, ablation, structure, max_bytes).values(edge_masks)
 
 
 class _AblationRuns:
@@ -281,9 +266,7 @@ class _AblationRuns:
         self.ablation: AblationName = check_ablation(ablation)
         structure = structure or find_structure(model)
         self.graph = build_graph(structure)
-        self.instrumented = InstrumentedModel(
-            model, structure, self.graph, structure.readout
-        )
+        self.instrumented = InstrumentedModel(model, structure, self.graph, structure.readout)
         no_edges = np.zeros(self.graph.n_edges, dtype=bool)
         self.full, self.empty = self.values([no_edges, ~no_edges]).mean(1).tolist()
 
@@ -300,15 +283,11 @@ class _AblationRuns:
             if self.ablation == "mean":
                 mean = mean_values(self.instrumented, [batch for _, batch in prepared])
             for rows, batch in prepared:
-                clean = run_forward(
-                    self.instrumented, batch.clean, batch.metric_mask
-                ).logits
+                clean = run_forward(self.instrumented, batch.clean, batch.metric_mask).logits
                 metric = make_metric(self.metric, batch, clean)
                 values = ablated_values(self.instrumented, batch, self.ablation, mean)
                 for number, edge_mask in enumerate(edge_masks):
-                    logits = run_ablated(
-                        self.instrumented, batch, edge_mask, values
-                    ).logits
+                    logits = run_ablated(self.instrumented, batch, edge_mask, values).logits
                     metrics[number, rows] = metric(logits).double().cpu()
         return metrics
 
@@ -316,8 +295,7 @@ class _AblationRuns:
         """The metric with all edges, with none, with the circuit alone and without it."""
         if not self.full - self.empty > 1e-6 * abs(self.full):
             raise InputError(
-                "the metric does not fall when every edge is cut, so no share of it "
-                "can be stated",
+                "the metric does not fall when every edge is cut, so no share of it can be stated",
                 expected="a model that gives the answers of these pairs",
                 got=f"{self.full:.3g} with every edge, {self.empty:.3g} with none",
             )
@@ -326,10 +304,7 @@ class _AblationRuns:
 
 
 def circuit_weights(
-    model: nn.Module,
-    edge_mask: np.ndarray,
-    *,
-    structure: TransformerStructure | None = None,
+    model: nn.Module, edge_mask: np.ndarray, *, structure: TransformerStructure | None = None
 ) -> dict[str, Tensor]:
     """Boolean masks of the weights that implement a circuit, by parameter name.
 

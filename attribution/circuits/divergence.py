@@ -39,9 +39,7 @@ class Divergence:
     overlap: float
 
 
-def retained_mass(
-    scores: np.ndarray, original: np.ndarray, edge_mask: np.ndarray
-) -> np.ndarray:
+def retained_mass(scores: np.ndarray, original: np.ndarray, edge_mask: np.ndarray) -> np.ndarray:
     """(entity,) share of the circuit's mass that keeps the original's sign.
 
     1 if the edges act as in the original, 0 if they have no effect on the answer, negative if they
@@ -68,9 +66,7 @@ def retained_mass(
     return scores[:, edge_mask] @ np.sign(circuit_scores) / np.abs(circuit_scores).sum()
 
 
-def divergence(
-    scores: np.ndarray, original: np.ndarray, edge_mask: np.ndarray
-) -> Divergence:
+def divergence(scores: np.ndarray, original: np.ndarray, edge_mask: np.ndarray) -> Divergence:
     """The four distances of a candidate from the original.
 
     Args:
@@ -98,9 +94,7 @@ def divergence(
     shape = 1.0 if no_mass else jensenshannon(before[union], after[union], base=2) ** 2
     # Spearman's correlation is Pearson's of the ranks; it is undefined for constants.
     constant = after.std() == 0 or before.std() == 0
-    correlation = (
-        np.corrcoef(rankdata(before), rankdata(after))[0, 1] if not constant else 0.0
-    )
+    correlation = np.corrcoef(rankdata(before), rankdata(after))[0, 1] if not constant else 0.0
     return Divergence(
         mass_lost=float(1 - after[edge_mask].sum() / before[edge_mask].sum()),
         shape=float(shape),

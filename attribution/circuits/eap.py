@@ -87,9 +87,7 @@ class EapMethod:
                 )
         if self.steps < 1:
             raise InputError(
-                "integrated gradients need steps",
-                expected="1 or more",
-                got=str(self.steps),
+                "integrated gradients need steps", expected="1 or more", got=str(self.steps)
             )
         if self.qk_fix and self.name == "activations":
             raise InputError(
@@ -161,9 +159,7 @@ def score_edges(
         if method.grad_drop and structure.n_layers < 2:
             raise InputError("gradient drop needs a model of two blocks or more")
         graph = build_graph(structure)
-        instrumented = InstrumentedModel(
-            model, structure, graph, readout or structure.readout
-        )
+        instrumented = InstrumentedModel(model, structure, graph, readout or structure.readout)
         values = np.zeros((len(pairs), graph.n_edges), dtype=np.float32)
         clean, corrupt = np.zeros((2, len(pairs)))
         with progress.task("score edges", len(pairs)) as done:
@@ -175,9 +171,7 @@ def score_edges(
                 _check_finite(clean[rows], corrupt[rows], pairs, rows)
                 values[rows] = _score(prepared, method).cpu().numpy()
                 done(len(rows))
-    return EdgeScores(
-        graph, values, clean, corrupt, pairs.entities, pairs.ids, metric, str(method)
-    )
+    return EdgeScores(graph, values, clean, corrupt, pairs.entities, pairs.ids, metric, str(method))
 
 
 def bytes_per_position(structure: TransformerStructure) -> int:
@@ -243,9 +237,7 @@ def _prepare(
     # Gradients are 0 at padding, but a NaN times 0 would still be NaN.
     delta *= batch.token_mask[:, None, :, None]
     batch_metric = make_metric(metric, batch, clean.logits)
-    return PreparedBatch(
-        instrumented, batch, batch_metric, clean, corrupt, delta.flatten(2)
-    )
+    return PreparedBatch(instrumented, batch, batch_metric, clean, corrupt, delta.flatten(2))
 
 
 @dataclass(frozen=True)
@@ -274,9 +266,7 @@ def _path(prepared: PreparedBatch, method: EapMethod) -> Iterator[PathPoint]:
         count = prepared.instrumented.structure.n_heads if site.startswith("z.") else 1
         own_writers = slice(first, first + count)
         for share in method.path_fractions:
-            blend = _blend(
-                prepared.clean.by_site[site], prepared.corrupt.by_site[site], share
-            )
+            blend = _blend(prepared.clean.by_site[site], prepared.corrupt.by_site[site], share)
             writers = all_writers if method.name == "inputs" else own_writers
             yield PathPoint({site: blend}, 1 / method.steps, writers)
         first += count
@@ -290,15 +280,10 @@ def _score(prepared: PreparedBatch, method: EapMethod) -> Tensor:
     """(row, edge) scores of one batch."""
     if not method.grad_drop:
         return _integrate(prepared, method, {})
-    graph, layers = (
-        prepared.instrumented.graph,
-        prepared.instrumented.structure.n_layers,
-    )
+    graph, layers = (prepared.instrumented.graph, prepared.instrumented.structure.n_layers)
     total = prepared.delta.new_zeros(len(prepared.delta), graph.n_edges)
     for layer in range(layers):
-        drop: dict[str, Edit] = {
-            f"{part}.{layer}": torch.detach for part in ("attn", "mlp")
-        }
+        drop: dict[str, Edit] = {f"{part}.{layer}": torch.detach for part in ("attn", "mlp")}
         total += _integrate(prepared, method, drop).abs()
     # Edges into a block have no score in the run that drops the block's gradient.
     counts = np.full(graph.n_edges, layers - 1)
@@ -306,9 +291,7 @@ def _score(prepared: PreparedBatch, method: EapMethod) -> Tensor:
     return total / torch.as_tensor(counts, device=total.device)
 
 
-def _integrate(
-    prepared: PreparedBatch, method: EapMethod, edits: Mapping[str, Edit]
-) -> Tensor:
+def _integrate(prepared: PreparedBatch, method: EapMethod, edits: Mapping[str, Edit]) -> Tensor:
     """(row, edge) difference of the writers' outputs times the averaged gradient."""
     instrumented, graph = prepared.instrumented, prepared.instrumented.graph
     rows = len(prepared.delta)
@@ -329,9 +312,7 @@ def _integrate(
             usable = slice(point.writers.start, min(point.writers.stop, count))
             if usable.start >= usable.stop:
                 continue
-            contribution = gradient.flatten(2) @ prepared.delta[:, usable].transpose(
-                1, 2
-            )
+            contribution = gradient.flatten(2) @ prepared.delta[:, usable].transpose(1, 2)
             start = graph.edge_offsets[reader]
             block_scores = scores[:, start : start + gradient.shape[1] * count]
             by_reader = block_scores.unflatten(1, (-1, count))
@@ -342,9 +323,7 @@ def _integrate(
                 before = head_gradients.get(name, torch.zeros_like(gradient))
                 head_gradients[name] = before + point.weight * gradient
     if heads:
-        apply_qk_fix(
-            instrumented, prepared.batch.clean, prepared.delta, head_gradients, scores
-        )
+        apply_qk_fix(instrumented, prepared.batch.clean, prepared.delta, head_gradients, scores)
     return scores
 
 

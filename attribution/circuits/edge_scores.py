@@ -93,9 +93,7 @@ class EdgeScores:
         """One row per edge, largest absolute mean first."""
         order = self.top(self.graph.n_edges)
         by_entity = self.by_entity()
-        spread = (
-            by_entity.std(0, ddof=1) if len(by_entity) > 1 else np.full(len(order), 0.0)
-        )
+        spread = by_entity.std(0, ddof=1) if len(by_entity) > 1 else np.full(len(order), 0.0)
         frame = pd.DataFrame(
             {
                 "edge": self.graph.edges,

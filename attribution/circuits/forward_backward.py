@@ -82,18 +82,14 @@ def run_forward(
     return ForwardPass(recorded, logits)
 
 
-def writer_outputs(
-    instrumented: InstrumentedModel, raw: Mapping[str, Tensor]
-) -> Tensor:
+def writer_outputs(instrumented: InstrumentedModel, raw: Mapping[str, Tensor]) -> Tensor:
     """(row, writer, position, d_model) that each writer adds to the residual stream."""
     parts = []
     for site in writer_sites(instrumented.structure):
         value = raw[site]
         if site.startswith("z."):
             layer = int(site.split(".")[1])
-            parts.append(
-                head_outputs(instrumented.structure, layer, value).transpose(0, 1)
-            )
+            parts.append(head_outputs(instrumented.structure, layer, value).transpose(0, 1))
         else:
             parts.append(value[:, None])
     return at_least_float32(torch.cat(parts, dim=1))
@@ -150,29 +146,20 @@ def run_backward(
     """
     structure, taps = instrumented.structure, _ConsumerTaps()
     stream_sites = [
-        f"{part}_read.{layer}"
-        for layer in range(structure.n_layers)
-        for part in ("attn", "mlp")
+        f"{part}_read.{layer}" for layer in range(structure.n_layers) for part in ("attn", "mlp")
     ]
     names = [*gradient_sites(structure), *extra_sites]
     with torch.enable_grad(), ExitStack() as stack:
         # Of two edits of one site, the one registered last runs first.
         taps_by_site = {"embed": _start_graph} | {name: taps.at(name) for name in names}
-        stack.enter_context(
-            patch(instrumented.model, taps_by_site, known_sites=structure.sites)
-        )
+        stack.enter_context(patch(instrumented.model, taps_by_site, known_sites=structure.sites))
         recorded = _forward(instrumented, batch, [*stream_sites, "final_read"], edits)
         final = recorded["final_read"]
         total = metric(instrumented.readout(final[metric_mask])).sum()
         targets = [*taps.captured.items(), ("final_read", final)]
-        gradients = torch.autograd.grad(
-            total, [value for _, value in targets], allow_unused=True
-        )
+        gradients = torch.autograd.grad(total, [value for _, value in targets], allow_unused=True)
     return Gradients(
-        {
-            name: gradient
-            for (name, _), gradient in zip(targets, gradients, strict=True)
-        },
+        {name: gradient for (name, _), gradient in zip(targets, gradients, strict=True)},
         {name: recorded[name].detach() for name in stream_sites},
     )
 
@@ -189,9 +176,7 @@ def gradient_sites(structure: TransformerStructure) -> list[str]:
     return names
 
 
-def kinds_by_map(
-    structure: TransformerStructure, layer: int
-) -> dict[str, tuple[str, ...]]:
+def kinds_by_map(structure: TransformerStructure, layer: int) -> dict[str, tuple[str, ...]]:
     """Each distinct QKV map by the first kind it computes, and all kinds it computes."""
     maps = structure.blocks[layer].qkv
     served: dict[int, list[str]] = {}
@@ -216,26 +201,14 @@ def reader_gradients(
         stream = gradients.streams[f"attn_read.{layer}"]
         after_norm = _gradients_after_attention_norm(structure, layer, gradients)
         if after_norm is not None:
-            before_norm = backward_through_norm(
-                block.attention_norm, stream, after_norm
-            )
-            yield (
-                reader,
-                upstream[reader],
-                at_least_float32(before_norm.transpose(0, 1)),
-            )
+            before_norm = backward_through_norm(block.attention_norm, stream, after_norm)
+            yield (reader, upstream[reader], at_least_float32(before_norm.transpose(0, 1)))
         reader += structure.n_heads + 2 * structure.n_groups if structure.n_heads else 1
         after_norm = gradients.by_site[f"mlp_in.{layer}"]
         if after_norm is not None:
             stream = gradients.streams[f"mlp_read.{layer}"]
-            before_norm = backward_through_norm(
-                block.mlp_norm, stream, after_norm[None]
-            )
-            yield (
-                reader,
-                upstream[reader],
-                at_least_float32(before_norm.transpose(0, 1)),
-            )
+            before_norm = backward_through_norm(block.mlp_norm, stream, after_norm[None])
+            yield (reader, upstream[reader], at_least_float32(before_norm.transpose(0, 1)))
         reader += 1
     final = gradients.by_site["final_read"]
     if final is not None:
@@ -258,9 +231,7 @@ def _gradients_after_attention_norm(
         weight = weight_matrix(maps.linears[first])
         for kind in kinds:
             columns = maps.columns[kind]
-            by_kind[kind] = torch.einsum(
-                "rphs,hsd->hrpd", gradient[..., columns], weight[columns]
-            )
+            by_kind[kind] = torch.einsum("rphs,hsd->hrpd", gradient[..., columns], weight[columns])
     if not by_kind:
         return None
     example = next(iter(by_kind.values()))

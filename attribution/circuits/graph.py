@@ -151,7 +151,5 @@ def build_graph(structure: TransformerStructure) -> EdgeGraph:
         tuple(readers),
         tuple(upstream),
         tuple(sources),
-        f"whole attention parts stand for heads: {structure.note}"
-        if structure.note
-        else "",
+        f"whole attention parts stand for heads: {structure.note}" if structure.note else "",
     )

@@ -53,9 +53,7 @@ def check_metric(name: str) -> MetricName:
     for known in METRICS:
         if name == known:
             return known
-    raise InputError(
-        "the metric is not known", expected=", ".join(METRICS), got=repr(name)
-    )
+    raise InputError("the metric is not known", expected=", ".join(METRICS), got=repr(name))
 
 
 def make_batch(
@@ -129,9 +127,7 @@ def make_metric(name: MetricName, batch: PairBatch, clean_logits: Tensor) -> Met
 
     def logprob(logits: Tensor) -> Tensor:
         token_logprobs = logits.log_softmax(-1)[positions, batch.targets]
-        return token_logprobs.new_zeros(rows).index_add(
-            0, batch.row_idx, token_logprobs
-        )
+        return token_logprobs.new_zeros(rows).index_add(0, batch.row_idx, token_logprobs)
 
     reference = clean_logits.log_softmax(-1)
 
@@ -139,9 +135,5 @@ def make_metric(name: MetricName, batch: PairBatch, clean_logits: Tensor) -> Met
         log_ratio = reference - logits.log_softmax(-1)
         return -(reference.exp() * log_ratio).sum(-1)
 
-    chosen = {
-        "logit_difference": difference,
-        "answer_logprob": logprob,
-        "kl": divergence,
-    }[name]
+    chosen = {"logit_difference": difference, "answer_logprob": logprob, "kl": divergence}[name]
     return lambda logits: chosen(at_least_float32(logits))

@@ -203,12 +203,7 @@ def pair_items(
         ids=[f"{item.id}/{number}" for number, (item, _, _, _) in enumerate(rows)],
     )
     return PromptPairs(
-        pairs.clean,
-        pairs.corrupt,
-        pairs.foils,
-        pairs.entities,
-        pairs.ids,
-        tuple(skipped),
+        pairs.clean, pairs.corrupt, pairs.foils, pairs.entities, pairs.ids, tuple(skipped)
     )
 
 
@@ -239,9 +234,7 @@ def _find_partners(
     partners, any_aligned = [], False
     for row, (text, answer) in enumerate(zip(texts, answers, strict=True)):
         ids = corrupt.ids[row]
-        aligned = (
-            corrupt.answer_start[row] == start and ids[start:] == clean_ids[start:]
-        )
+        aligned = corrupt.answer_start[row] == start and ids[start:] == clean_ids[start:]
         if not aligned or ids == clean_ids:
             continue
         any_aligned = True
@@ -261,9 +254,7 @@ def _is_prompt_of(item: Item, text: str) -> bool:
 
 
 def pair_entities(
-    tokenizer: PreTrainedTokenizerBase,
-    items: ItemSet | Sequence[Item],
-    rng: np.random.Generator,
+    tokenizer: PreTrainedTokenizerBase, items: ItemSet | Sequence[Item], rng: np.random.Generator
 ) -> dict[str, str]:
     """Match entities two by two, each to the other, with names of equal token length.
 
@@ -279,9 +270,7 @@ def pair_entities(
         Entity to entity; unmatched entities are left out.
     """
     items = list(items)
-    example = next(
-        (i for i in items if normalize_text(i.entity) in normalize_text(i.prompt)), None
-    )
+    example = next((i for i in items if normalize_text(i.entity) in normalize_text(i.prompt)), None)
     if example is None:
         return {}
     names = list(dict.fromkeys(item.entity for item in items))
@@ -315,6 +304,5 @@ def _check_aligned(
         )
     if clean.ids[row] == corrupt_rows.ids[row]:
         raise InputError(
-            f"the prompt {prompt!r} is its own corrupt prompt",
-            expected="two prompts that differ",
+            f"the prompt {prompt!r} is its own corrupt prompt", expected="two prompts that differ"
         )

@@ -42,8 +42,7 @@ def apply_qk_fix(
     structure, graph = instrumented.structure, instrumented.graph
     if not structure.n_heads:
         raise InputError(
-            "the query and key fix needs heads that can be told apart",
-            got=structure.note,
+            "the query and key fix needs heads that can be told apart", got=structure.note
         )
     calls, streams = _attention_calls(instrumented, batch)
     reader, heads = 0, structure.n_heads
@@ -102,9 +101,7 @@ def _projection_edits(
         new[..., columns] = replacement[..., columns]
         return new
 
-    name = next(
-        k for k, kinds in kinds_by_map(structure, layer).items() if kind in kinds
-    )
+    name = next(k for k, kinds in kinds_by_map(structure, layer).items() if kind in kinds)
     return {f"{name}.{layer}": edit}
 
 
@@ -141,15 +138,11 @@ def _attention_calls(
         for block in instrumented.structure.blocks
     ]
     names = [f"attn_read.{layer}" for layer in range(instrumented.structure.n_layers)]
-    inputs = accepted_inputs(
-        instrumented.model, batch.model_inputs | {"use_cache": False}
-    )
+    inputs = accepted_inputs(instrumented.model, batch.model_inputs | {"use_cache": False})
     try:
         with (
             torch.no_grad(),
-            record(
-                instrumented.model, names, known_sites=instrumented.structure.sites
-            ) as recorded,
+            record(instrumented.model, names, known_sites=instrumented.structure.sites) as recorded,
         ):
             instrumented.model(**inputs)
     finally:

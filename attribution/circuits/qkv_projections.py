@@ -15,12 +15,7 @@ from torch import Tensor, nn
 from capture.network.discovery.position_limit import position_limit
 from capture.network.hooks import evaluation_mode, patch
 from capture.network.sites import Place, Sites
-from capture.network.structure import (
-    input_embedding,
-    is_transposed,
-    matrix_view,
-    model_device,
-)
+from capture.network.structure import input_embedding, is_transposed, matrix_view, model_device
 from evidence.seeds import torch_rng
 
 # Relative tolerance for two computations of one value.
@@ -93,11 +88,7 @@ def weight_matrix(linear: nn.Module) -> Tensor:
 
 
 def find_qkv(
-    model: nn.Module,
-    attention: nn.Module,
-    projection: nn.Module,
-    n_heads: int,
-    sites: Sites,
+    model: nn.Module, attention: nn.Module, projection: nn.Module, n_heads: int, sites: Sites
 ) -> tuple[QkvProjections | None, str]:
     """The QKV maps of the first block's attention layer, or None and the reason.
 
@@ -130,10 +121,7 @@ def _candidates(
         if module is not projection and _output_width(module)
     }
     by_kind = {
-        kind: name
-        for name in linears
-        for kind in KINDS
-        if name.split(".")[-1].startswith(kind)
+        kind: name for name in linears for kind in KINDS if name.split(".")[-1].startswith(kind)
     }
     if len(set(by_kind.values())) == 3:
         outputs = [_output_width(linears[by_kind[kind]]) for kind in KINDS]
@@ -151,9 +139,7 @@ def _candidates(
         if groups < 1 or n_heads % groups or n_heads + 2 * groups != heads:
             continue
         columns_by_head = torch.arange(heads * size).unflatten(0, (heads, size))
-        sequential = dict(
-            zip(KINDS, columns_by_head.split([n_heads, groups, groups]), strict=True)
-        )
+        sequential = dict(zip(KINDS, columns_by_head.split([n_heads, groups, groups]), strict=True))
         queries_per_group = n_heads // groups
         grouped = columns_by_head.unflatten(0, (groups, queries_per_group + 2))
         interleaved = {
@@ -173,9 +159,7 @@ def _output_width(module: nn.Module) -> int:
     return int(getattr(module, "out_features", 0) or 0)
 
 
-def _verified(
-    model: nn.Module, maps: QkvProjections, n_heads: int, sites: Sites
-) -> bool:
+def _verified(model: nn.Module, maps: QkvProjections, n_heads: int, sites: Sites) -> bool:
     """Whether the maps and columns are right: values at the first token, heads by gradient."""
     extra = {f"{k}.0": Place(f"{k}.0", m, "out") for k, m in maps.linears.items()}
     where = Sites(sites.places | extra, sites.n_layers, None, n_heads, None)
@@ -197,11 +181,7 @@ def _verified(
 
     distinct = {id(m): f"{k}.0" for k, m in maps.linears.items()}
     edits = {name: tap(name) for name in [*distinct.values(), "z.0"]}
-    with (
-        evaluation_mode(model),
-        torch.enable_grad(),
-        patch(model, edits, known_sites=where),
-    ):
+    with evaluation_mode(model), torch.enable_grad(), patch(model, edits, known_sites=where):
         model(**small_input(model), use_cache=False)
     outputs_by_kind = {k: recorded[distinct[id(m)]] for k, m in maps.linears.items()}
     z = recorded["z.0"].unflatten(-1, (n_heads, -1))
@@ -211,14 +191,9 @@ def _verified(
         return False
     weights = torch.linspace(0.5, 1.5, z.shape[-1], device=z.device, dtype=z.dtype)
     for head in sorted({0, 1 % n_heads, n_heads - 1}):
-        outputs = list(
-            {id(by_head): by_head for by_head in outputs_by_kind.values()}.values()
-        )
+        outputs = list({id(by_head): by_head for by_head in outputs_by_kind.values()}.values())
         gradients = torch.autograd.grad(
-            (z[0, -1, head] * weights).sum(),
-            outputs,
-            retain_graph=True,
-            allow_unused=True,
+            (z[0, -1, head] * weights).sum(), outputs, retain_graph=True, allow_unused=True
         )
         by_id = {id(o): s for o, s in zip(outputs, gradients, strict=True)}
         influence: dict[str, Tensor] = {}

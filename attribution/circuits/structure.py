@@ -111,10 +111,7 @@ def find_structure(model: nn.Module) -> TransformerStructure:
     if sites.head is None or not sites.of("attn") or not sites.of("mlp"):
         raise _refuse(model, "it has no attention, feed-forward part or head")
     if any(linear_shape(sites.places[n].module) is None for n in sites.of("attn")):
-        raise _refuse(
-            model,
-            "its stream is not the sum of what its parts write but of norms of it",
-        )
+        raise _refuse(model, "its stream is not the sum of what its parts write but of norms of it")
     if "input_ids" not in inspect.signature(model.forward).parameters:
         raise _refuse(model, "it does not read tokens")
     trace = _trace_forward(model, sites)
@@ -165,9 +162,7 @@ def _trace_forward(model: nn.Module, sites: Sites) -> _ForwardTrace:
     after: dict[int, Tensor] = {}
     makers: dict[tuple[int, torch.Size], nn.Module] = {}
 
-    def record(
-        module: nn.Module, args: tuple, named: dict[str, Any], output: Any
-    ) -> None:
+    def record(module: nn.Module, args: tuple, named: dict[str, Any], output: Any) -> None:
         first = named.get("hidden_states") if not args else args[0]
         result = output if isinstance(output, Tensor) else None
         if result is None and isinstance(output, tuple | list) and output:
@@ -179,10 +174,7 @@ def _trace_forward(model: nn.Module, sites: Sites) -> _ForwardTrace:
             if _is_norm(module, sites):
                 makers[result.data_ptr(), result.shape] = module
 
-    handles = [
-        module.register_forward_hook(record, with_kwargs=True)
-        for module in model.modules()
-    ]
+    handles = [module.register_forward_hook(record, with_kwargs=True) for module in model.modules()]
     try:
         with torch.no_grad(), evaluation_mode(model):
             output = model(**small_input(model), use_cache=False)
@@ -201,9 +193,7 @@ def _is_norm(module: nn.Module, sites: Sites) -> bool:
     return bool(parameters) and all(p.shape == (sites.d_model,) for p in parameters)
 
 
-def _block(
-    model: nn.Module, sites: Sites, layer: int, trace: _ForwardTrace
-) -> tuple[Block, bool]:
+def _block(model: nn.Module, sites: Sites, layer: int, trace: _ForwardTrace) -> tuple[Block, bool]:
     """The components of one block, and whether they run in parallel."""
     block = sites.places[f"resid.{layer}"].module
     projection = sites.places[f"attn.{layer}"].module
@@ -221,9 +211,7 @@ def _block(
         raise _refuse(model, f"the parts of block {layer} cannot be told apart")
     norms = [trace.producing_norm(trace.before[id(each)]) for each in (attention, mlp)]
     if norms[0] is None or norms[1] is None:
-        raise _refuse(
-            model, f"block {layer} has a part that does not read the stream by a norm"
-        )
+        raise _refuse(model, f"block {layer} has a part that does not read the stream by a norm")
     start = trace.before[id(block)]
     first, second = (trace.before[id(norm)] for norm in norms)
     outputs = trace.after[id(projection)], trace.after[id(mlp)]
@@ -238,9 +226,7 @@ def _block(
         and rows_close(second, between)
         and rows_close(trace.after[id(block)], start + outputs[0] + outputs[1])
     ):
-        raise _refuse(
-            model, f"what leaves block {layer} is not the sum of what its parts write"
-        )
+        raise _refuse(model, f"what leaves block {layer} is not the sum of what its parts write")
     return Block(attention, norms[0], projection, mlp, norms[1], None), parallel
 
 
@@ -264,15 +250,11 @@ def _places(structure: TransformerStructure) -> Sites:
     return replace(structure.sites, places=places)
 
 
-def _with_heads(
-    model: nn.Module, structure: TransformerStructure
-) -> TransformerStructure:
+def _with_heads(model: nn.Module, structure: TransformerStructure) -> TransformerStructure:
     """Add the QKV maps of every block, found in the first block, or a note."""
     n_heads = structure.sites.n_heads
     first = structure.blocks[0]
-    qkv, note = find_qkv(
-        model, first.attention, first.output_projection, n_heads, structure.sites
-    )
+    qkv, note = find_qkv(model, first.attention, first.output_projection, n_heads, structure.sites)
     if qkv is None:
         return replace(structure, note=note)
     blocks = []
@@ -282,9 +264,7 @@ def _with_heads(
         except AttributeError:
             return replace(structure, note="blocks are not alike")
         blocks.append(replace(block, qkv=block_qkv))
-    with_qkv = replace(
-        structure, blocks=tuple(blocks), n_heads=n_heads, n_groups=qkv.n_groups
-    )
+    with_qkv = replace(structure, blocks=tuple(blocks), n_heads=n_heads, n_groups=qkv.n_groups)
     return replace(with_qkv, sites=_places(with_qkv))
 
 
@@ -298,9 +278,7 @@ def head_outputs(structure: TransformerStructure, layer: int, z: Tensor) -> Tens
         layer: Index of the block.
         z: (row, position, head * size), the input of the output projection.
     """
-    weight = weight_matrix(
-        structure.blocks[layer].output_projection
-    )  # (d_model, head * size)
+    weight = weight_matrix(structure.blocks[layer].output_projection)  # (d_model, head * size)
     heads = z.unflatten(-1, (structure.n_heads, -1))
     split = weight.unflatten(-1, (structure.n_heads, -1))
     return torch.einsum("rphs,dhs->hrpd", heads, split)

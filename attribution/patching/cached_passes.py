@@ -123,9 +123,7 @@ def _choose_passes(
         ):
             logprobs[patch_idx, rows] = logprob
         results.append(logprobs)
-    agree = np.allclose(
-        *results, rtol=MAX_DIFFERENCE, atol=MAX_DIFFERENCE, equal_nan=True
-    )
+    agree = np.allclose(*results, rtol=MAX_DIFFERENCE, atol=MAX_DIFFERENCE, equal_nan=True)
     return _cached_passes if agree else _full_passes
 
 
@@ -151,11 +149,7 @@ def _full_passes(
             return _patched(model, donor_patch, batch_rows, positions, 0, sites)
 
         scores = score_answers(
-            model,
-            sequences[rows.tolist()],
-            watch=watch,
-            batch_tokens=batch_tokens,
-            context=inside,
+            model, sequences[rows.tolist()], watch=watch, batch_tokens=batch_tokens, context=inside
         )
         yield patch_idx, rows, (scores.logprob, scores.greedy, scores.watched)
 
@@ -175,14 +169,10 @@ def _cached_passes(
     sites = find_sites(model)
     chosen = sequences[needed.tolist()]
     with torch.inference_mode(), evaluation_mode(model):
-        for batch in batches(
-            chosen, batch_tokens=batch_tokens, device=model_device(model)
-        ):
+        for batch in batches(chosen, batch_tokens=batch_tokens, device=model_device(model)):
             rows = needed[batch.rows.numpy()]
             try:
-                yield from _cached_batch(
-                    model, sequences, patches, positions, watch, rows, sites
-                )
+                yield from _cached_batch(model, sequences, patches, positions, watch, rows, sites)
             except IndexError as error:
                 raise explain_length_error(model, batch) from error
 
@@ -222,9 +212,7 @@ def _cached_batch(
         with _patched(model, donor_patch, rows, positions, offset, sites):
             output = model(**inputs)
         logits = output if isinstance(output, Tensor) else output.logits
-        logprob, greedy, watched = reduce_logits(
-            logits[mask], target, token_rows, len(rows), watch
-        )
+        logprob, greedy, watched = reduce_logits(logits[mask], target, token_rows, len(rows), watch)
         scores = logprob[needed], greedy[needed], watched[needed]
         yield patch_idx, rows[needed], scores
 

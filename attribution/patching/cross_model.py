@@ -26,9 +26,7 @@ from evidence.progress import SILENT, Progress
 PatchPositions = Literal["predicting", "all"] | int
 
 
-def patch_positions(
-    sequences: Sequences, positions: PatchPositions
-) -> PositionSelection:
+def patch_positions(sequences: Sequences, positions: PatchPositions) -> PositionSelection:
     """Select the positions of each row that are patched.
 
     Args:
@@ -106,10 +104,7 @@ class DonorStates:
         """Rescale every state to the norm of ``reference`` at the same site and position."""
         values = {
             site: (
-                value
-                * (reference.norms(site) / np.maximum(self.norms(site), 1e-30))[
-                    ..., None
-                ]
+                value * (reference.norms(site) / np.maximum(self.norms(site), 1e-30))[..., None]
             ).astype(np.float32)
             for site, value in self.values.items()
         }
@@ -144,12 +139,8 @@ def read_states(
     """
     selection = patch_positions(sequences, positions)
     assert selection.mask is not None
-    without_last = Sequences(
-        tuple(ids[:-1] for ids in sequences.ids), sequences.answer_start
-    )
-    arrays = capture_selected(
-        model, without_last, sites, selection, batch_tokens=batch_tokens
-    )
+    without_last = Sequences(tuple(ids[:-1] for ids in sequences.ids), sequences.answer_start)
+    arrays = capture_selected(model, without_last, sites, selection, batch_tokens=batch_tokens)
     return DonorStates(arrays, selection.mask)
 
 

@@ -71,9 +71,7 @@ def score_edited(
         parts.append((rows, scores))
     order = np.argsort(np.concatenate([rows for rows, _ in parts]))
     merged = {
-        field.name: np.concatenate([getattr(part, field.name) for _, part in parts])[
-            order
-        ]
+        field.name: np.concatenate([getattr(part, field.name) for _, part in parts])[order]
         for field in fields(AnswerScores)
     }
     return AnswerScores(**merged)
@@ -94,9 +92,7 @@ def add_vector(vector: Tensor) -> RowEdit:
     return edit
 
 
-def _row_hook(
-    edit: RowEdit, rows: np.ndarray, position: int | slice
-) -> Callable[[Tensor], Tensor]:
+def _row_hook(edit: RowEdit, rows: np.ndarray, position: int | slice) -> Callable[[Tensor], Tensor]:
     """A hook that passes ``edit`` the row numbers of each batch, in batch order."""
     n_done = 0
 

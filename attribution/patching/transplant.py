@@ -27,9 +27,7 @@ def copy_parameters(block: nn.Module) -> dict[str, Tensor]:
 
 
 @contextmanager
-def temporarily_replaced(
-    block: nn.Module, parameters: Mapping[str, Tensor]
-) -> Iterator[None]:
+def temporarily_replaced(block: nn.Module, parameters: Mapping[str, Tensor]) -> Iterator[None]:
     """Run a block with other parameters and restore its own on exit.
 
     Args:

@@ -135,11 +135,7 @@ def spliced(
 
 
 def steer_latents(
-    model: nn.Module,
-    sae: Sae,
-    amounts: Mapping[int, float],
-    *,
-    known_sites: Sites | None = None,
+    model: nn.Module, sae: Sae, amounts: Mapping[int, float], *, known_sites: Sites | None = None
 ) -> AbstractContextManager[None]:
     """Context manager that adds constants to latents at every position but the first.
 
@@ -167,9 +163,7 @@ def steer_latents(
     for latent, amount in amounts.items():
         check_latent(sae, latent)
         if not torch.isfinite(torch.tensor(float(amount))):
-            raise InputError(
-                "the steering strength is not a finite number", got=str(amount)
-            )
+            raise InputError("the steering strength is not a finite number", got=str(amount))
     indices = torch.tensor(list(amounts), dtype=torch.long)
     added = torch.tensor([float(each) for each in amounts.values()])
 
@@ -229,9 +223,7 @@ def measure_quality(sae: Sae, chunks: Iterator[Any]) -> SaeQuality:
         squared_error += float((sae.decode(latents) - x).double().square().sum())
         is_active = latents > 0
         n_active += float(is_active.sum())
-        ever_active = (
-            is_active.any(0) if ever_active is None else ever_active | is_active.any(0)
-        )
+        ever_active = is_active.any(0) if ever_active is None else ever_active | is_active.any(0)
         total += x.double().sum(0)
         squared_norm += float(x.double().square().sum())
         count += len(x)
@@ -298,9 +290,7 @@ def loss_recovered(
     with patch(model, {sae.site: to_mean}, known_sites=sites):
         ablated_loss = _loss(model, sequences, batch_tokens)
     damage = ablated_loss - plain
-    recovered = (
-        (ablated_loss - spliced_loss) / damage if abs(damage) > 1e-6 else float("nan")
-    )
+    recovered = (ablated_loss - spliced_loss) / damage if abs(damage) > 1e-6 else float("nan")
     return LossRecovered(plain, spliced_loss, ablated_loss, recovered)
 
 

@@ -55,9 +55,7 @@ class LatentRanking:
         return np.argsort(-table, kind="stable")[:count]
 
     def __repr__(self) -> str:
-        return (
-            f"LatentRanking({len(self.concepts)} concepts, {self.f1.shape[1]} latents)"
-        )
+        return f"LatentRanking({len(self.concepts)} concepts, {self.f1.shape[1]} latents)"
 
     def _repr_html_(self) -> str:
         best = [self.to_frame(name).head(3) for name in self.concepts]
@@ -68,16 +66,11 @@ class LatentRanking:
         """One row per latent of a concept, best F1 first."""
         order = self.top(concept, self.f1.shape[1])
         concept_idx = self.concepts.index(concept)
-        columns = {
-            name: getattr(self, name)[concept_idx, order]
-            for name in (*CRITERIA, "active")
-        }
+        columns = {name: getattr(self, name)[concept_idx, order] for name in (*CRITERIA, "active")}
         return pd.DataFrame({"latent": order} | columns)
 
 
-def rank_latents(
-    latents: ArrayLike, concept_masks: Mapping[str, ArrayLike]
-) -> LatentRanking:
+def rank_latents(latents: ArrayLike, concept_masks: Mapping[str, ArrayLike]) -> LatentRanking:
     """Score every latent as a detector of each concept.
 
     Selection makes these scores optimistic: evaluate the chosen latents on other rows.
@@ -123,11 +116,7 @@ def rank_latents(
 
 
 def expert_sets(
-    ranking: LatentRanking,
-    count: int,
-    *,
-    shared_by: int | None = None,
-    min_active: float = 0.5,
+    ranking: LatentRanking, count: int, *, shared_by: int | None = None, min_active: float = 0.5
 ) -> dict[str, NDArray[np.int64]]:
     """The best latents of each concept, without latents that are active for many concepts.
 
@@ -163,9 +152,7 @@ def expert_sets(
 def jaccard_overlap(sets: Mapping[str, Sequence[int] | NDArray]) -> NDArray[np.float64]:
     """(concept, concept) Jaccard index of the concepts' latent sets."""
     members = [set(map(int, latents)) for latents in sets.values()]
-    return np.array(
-        [[len(one & other) / len(one | other) for other in members] for one in members]
-    )
+    return np.array([[len(one & other) / len(one | other) for other in members] for one in members])
 
 
 def latent_attribution(
@@ -207,9 +194,7 @@ def latent_attribution(
             (gradient,) = torch.autograd.grad(logprob, states)
             last_states = states[row, start - 1].detach()
             directional = gradient[row, start - 1] @ sae.decoder.T.to(gradient)
-            attribution[batch.rows.numpy()] = (
-                (sae.encode(last_states) * directional).cpu().numpy()
-            )
+            attribution[batch.rows.numpy()] = (sae.encode(last_states) * directional).cpu().numpy()
     return attribution
 
 
@@ -237,9 +222,7 @@ def ablation_effect(
         return states - activations @ sae.decoder[latent_idx].to(states)
 
     plain = score_edited(model, sequences, {}, batch_tokens=batch_tokens)
-    without = score_edited(
-        model, sequences, {sae.site: switch_off}, batch_tokens=batch_tokens
-    )
+    without = score_edited(model, sequences, {sae.site: switch_off}, batch_tokens=batch_tokens)
     return plain.logprob - without.logprob
 
 
@@ -279,9 +262,7 @@ def changed_latents(
     x, y = (np.asarray(each, dtype=np.float64) for each in (before, after))
     if x.shape != y.shape or x.ndim != 2:
         raise InputError(
-            "the latents of two checkpoints do not match",
-            expected=str(x.shape),
-            got=str(y.shape),
+            "the latents of two checkpoints do not match", expected=str(x.shape), got=str(y.shape)
         )
     delta = y - x
     order = np.argsort(-np.abs(delta).mean(0), kind="stable")[:count]

@@ -15,11 +15,7 @@ from evidence.machine.devices import choose_device
 from evidence.storage.files import read_json
 from evidence.storage.regular_files import as_path, is_file, is_folder
 
-WEIGHTS_FILE, CONFIG_FILE, METADATA_FILE = (
-    "sae_weights.safetensors",
-    "cfg.json",
-    "exhume.json",
-)
+WEIGHTS_FILE, CONFIG_FILE, METADATA_FILE = ("sae_weights.safetensors", "cfg.json", "exhume.json")
 PICKLES = ("*.pt", "*.pth", "*.bin", "*.pkl", "*.pickle", "*.ckpt", "*.npz")
 MAX_JSON_BYTES = 1 << 20
 """Largest size of a configuration or metadata file, in bytes."""
@@ -42,11 +38,7 @@ def sae_lens() -> Any:
 
 
 def load_sae(
-    source: str | Path,
-    site: str | None = None,
-    *,
-    revision: str | None = None,
-    device: str = "cpu",
+    source: str | Path, site: str | None = None, *, revision: str | None = None, device: str = "cpu"
 ) -> Sae:
     """Read a sae-lens autoencoder.
 
@@ -78,8 +70,7 @@ def load_sae(
                 fix="Save it with sae-lens 6 or later, which writes safetensors",
             )
         raise InputError(
-            f"{folder} holds no autoencoder",
-            expected=f"{WEIGHTS_FILE} and {CONFIG_FILE}",
+            f"{folder} holds no autoencoder", expected=f"{WEIGHTS_FILE} and {CONFIG_FILE}"
         )
     metadata = _read_metadata(folder)
     found_site = site if site is not None else metadata.get("site")
@@ -100,9 +91,7 @@ def load_sae(
             fix="Save it again with sae-lens",
         ) from error
     if not all(bool(torch.isfinite(each).all()) for each in module.parameters()):
-        raise InputError(
-            f"the autoencoder in {folder} holds NaN or infinity", fix="Train it again"
-        )
+        raise InputError(f"the autoencoder in {folder} holds NaN or infinity", fix="Train it again")
     return Sae(module.eval().requires_grad_(False), found_site, metadata)
 
 
@@ -152,9 +141,7 @@ def _download(source: str, revision: str | None) -> Path:
     pattern = f"{inside}/*" if inside else "*"
     try:
         root = snapshot_download(
-            repo,
-            revision=revision,
-            allow_patterns=[f"{pattern}.json", f"{pattern}.safetensors"],
+            repo, revision=revision, allow_patterns=[f"{pattern}.json", f"{pattern}.safetensors"]
         )
     except Exception as error:
         raise InputError(

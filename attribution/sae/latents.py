@@ -61,9 +61,7 @@ class LatentAmplifier:
     scale: float = 1.0
 
     @classmethod
-    def fit(
-        cls, sae: Sae, latents: NDArray[np.int64], rows: NDArray
-    ) -> "LatentAmplifier":
+    def fit(cls, sae: Sae, latents: NDArray[np.int64], rows: NDArray) -> "LatentAmplifier":
         """Center the amplifier of some latents on given states.
 
         Args:
@@ -106,15 +104,11 @@ class LatentAmplifier:
             center=self.sae.encode(self.rows)[:, control_latents].mean(0),
             scale=1.0,
         )
-        norm, control_norm = (
-            _rms_norm(each.apply(self.rows)) for each in (self, control)
-        )
+        norm, control_norm = (_rms_norm(each.apply(self.rows)) for each in (self, control))
         return replace(control, scale=norm / max(control_norm, 1e-12))
 
 
-def decode_difference(
-    sae: Sae, difference: Tensor, latents: NDArray[np.int64]
-) -> Tensor:
+def decode_difference(sae: Sae, difference: Tensor, latents: NDArray[np.int64]) -> Tensor:
     """Encode a difference of two states in some latents and decode it, without nonlinearity.
 
     As in the published code, neither biases nor top-k selection enter: the result is ``difference``

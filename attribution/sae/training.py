@@ -63,15 +63,11 @@ class SaeConfig:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise InputError(
-                "the kind of autoencoder is unknown",
-                expected=", ".join(KINDS),
-                got=repr(self.kind),
+                "the kind of autoencoder is unknown", expected=", ".join(KINDS), got=repr(self.kind)
             )
         for name in ("expansion", "k", "epochs", "batch_size"):
             if getattr(self, name) < 1:
-                raise InputError(
-                    f"{name} must be at least 1", got=str(getattr(self, name))
-                )
+                raise InputError(f"{name} must be at least 1", got=str(getattr(self, name)))
         if not 0 < self.lr < 1:
             raise InputError("lr must lie between 0 and 1", got=str(self.lr))
 
@@ -134,9 +130,7 @@ def _cache_key(rows: Any, site: str, config: SaeConfig, model: str) -> str:
     for start in range(0, rows.shape[0], CHUNK_ROWS):
         chunk = np.ascontiguousarray(rows[start : start + CHUNK_ROWS], dtype=np.float32)
         if not np.isfinite(chunk).all():
-            raise InputError(
-                "the states hold NaN or infinity", fix="Capture them in float32"
-            )
+            raise InputError("the states hold NaN or infinity", fix="Capture them in float32")
         digest.update(chunk.tobytes())
     return digest.hexdigest()[:32]
 
@@ -197,11 +191,7 @@ def _training_model(config: SaeConfig, width: int, steps: int) -> Any:
     """A new sae-lens training model."""
     library = sae_lens()
     latents = config.expansion * width
-    shared: dict[str, Any] = {
-        "d_in": width,
-        "d_sae": latents,
-        "apply_b_dec_to_input": True,
-    }
+    shared: dict[str, Any] = {"d_in": width, "d_sae": latents, "apply_b_dec_to_input": True}
     if config.kind == "topk":
         sae_config = library.TopKTrainingSAEConfig(k=config.k, **shared)
         return library.TopKTrainingSAE(sae_config)
@@ -237,21 +227,12 @@ def _norm_statistics(rows: Any) -> tuple[Tensor, float, float]:
     norms = np.linalg.norm(sample - np.median(sample, axis=0), axis=1)
     limit = MAX_NORM_RATIO * float(np.median(norms))
     inliers = sample[norms <= limit]
-    spread = (
-        float(np.linalg.norm(inliers - inliers.mean(0), axis=1).mean())
-        if len(inliers)
-        else 0
-    )
+    spread = float(np.linalg.norm(inliers - inliers.mean(0), axis=1).mean()) if len(inliers) else 0
     if spread <= 1e-6 * max(float(np.abs(sample).max()), 1e-12):
         raise InputError(
-            "the states do not vary, so there is nothing to learn",
-            expected="rows that differ",
+            "the states do not vary, so there is nothing to learn", expected="rows that differ"
         )
-    return (
-        torch.from_numpy(inliers.mean(0)),
-        limit,
-        float(sample.shape[1] ** 0.5 / spread),
-    )
+    return (torch.from_numpy(inliers.mean(0)), limit, float(sample.shape[1] ** 0.5 / spread))
 
 
 def _inlier_rows(rows: Any, limit: float) -> list[np.ndarray]:
@@ -265,9 +246,7 @@ def _inlier_rows(rows: Any, limit: float) -> list[np.ndarray]:
     return inliers
 
 
-def _batches(
-    rows: Any, usable: list[np.ndarray], config: SaeConfig
-) -> Iterator[Tensor]:
+def _batches(rows: Any, usable: list[np.ndarray], config: SaeConfig) -> Iterator[Tensor]:
     """Batches in an order that depends on the seed alone."""
     for epoch in range(config.epochs):
         rng = numpy_rng(config.seed, "sae", "order", str(epoch))
@@ -275,9 +254,7 @@ def _batches(
             order = rng.permutation(usable[number])
             start = number * CHUNK_ROWS
             chunk = np.asarray(rows[start : start + CHUNK_ROWS], dtype=np.float32)
-            for first in range(
-                0, len(order) - config.batch_size + 1, config.batch_size
-            ):
+            for first in range(0, len(order) - config.batch_size + 1, config.batch_size):
                 chosen = order[first : first + config.batch_size]
                 yield torch.from_numpy(chunk[chosen])
 
@@ -309,8 +286,7 @@ def _resume(trainer: Any, part: Path) -> None:
         trainer.load_trainer_state(part)
     except Exception as error:  # damaged files make torch raise many types of errors
         raise InputError(
-            f"the interrupted training in {part} cannot be resumed "
-            f"({type(error).__name__})",
+            f"the interrupted training in {part} cannot be resumed ({type(error).__name__})",
             fix="Delete that folder to start again",
         ) from error
 
@@ -326,9 +302,7 @@ def _save(
 ) -> None:
     """Save the inference model with a calibrated threshold, and its metadata."""
     sae.save_inference_model(str(scratch))
-    metadata = {"site": site, "kind": config.kind, "model": model} | {
-        "config": asdict(config)
-    }
+    metadata = {"site": site, "kind": config.kind, "model": model} | {"config": asdict(config)}
     write_atomic(scratch / METADATA_FILE, json.dumps(metadata))
     trained = load_sae(scratch)
 
@@ -343,15 +317,11 @@ def _save(
         trained.module.save_model(str(scratch))
     is_active = torch.zeros(trained.d_sae, dtype=torch.bool)
     for chunk in chunks():
-        is_active |= (
-            trained.encode(torch.as_tensor(chunk, dtype=torch.float32)) > 0
-        ).any(0)
+        is_active |= (trained.encode(torch.as_tensor(chunk, dtype=torch.float32)) > 0).any(0)
     quality = measure_quality(trained, chunks())
     metadata |= {
         "dead": (~is_active).nonzero()[:, 0].tolist(),
-        "prefixes": matryoshka_widths(trained.d_sae)
-        if config.kind == "matryoshka"
-        else [],
+        "prefixes": matryoshka_widths(trained.d_sae) if config.kind == "matryoshka" else [],
         "quality": asdict(quality),
     }
     write_atomic(scratch / METADATA_FILE, json.dumps(metadata))
@@ -423,9 +393,7 @@ class StoredRows:
         start, stop, step = rows.indices(len(self))
         if step != 1:
             raise InputError(
-                "stored rows are read as contiguous slices",
-                expected="a step of 1",
-                got=str(step),
+                "stored rows are read as contiguous slices", expected="a step of 1", got=str(step)
             )
         if stop <= start:
             return np.zeros((0, self.shape[1]), dtype=np.float32)

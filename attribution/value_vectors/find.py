@@ -44,9 +44,7 @@ class KnowledgeTraces:
     method: str
 
     def __repr__(self) -> str:
-        return (
-            f"KnowledgeTraces({self.method}, {len(self.concepts)} concepts x {self.k})"
-        )
+        return f"KnowledgeTraces({self.method}, {len(self.concepts)} concepts x {self.k})"
 
     def _repr_html_(self) -> str:
         return frame_html(repr(self), self.to_frame())
@@ -172,8 +170,7 @@ def find_knowledge_neurons(
             model, sites, baseline, baseline_concepts, names, batch_tokens, progress
         )
         attribution = [
-            one - other
-            for one, other in zip(attribution, baseline_attribution, strict=True)
+            one - other for one, other in zip(attribution, baseline_attribution, strict=True)
         ]
     first_tokens: dict[str, set[int]] = {name: set() for name in names}
     for row, name in enumerate(row_concepts):
@@ -202,9 +199,7 @@ def unembedding_matrix(sites: Sites) -> Tensor:
 def _tokens_of(
     concepts: Mapping[str, Sequence[int]], vocabulary: int
 ) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]:
-    tokens = tuple(
-        tuple(int(token) for token in token_ids) for token_ids in concepts.values()
-    )
+    tokens = tuple(tuple(int(token) for token in token_ids) for token_ids in concepts.values())
     if not tokens or any(not token_ids for token_ids in tokens):
         raise InputError(
             "every concept needs tokens",
@@ -240,12 +235,7 @@ def _top_neurons(
         )
     top, best = table.topk(k, dim=1)
     return KnowledgeTraces(
-        names,
-        tokens,
-        layer[best].numpy(),
-        neuron[best].numpy(),
-        top.double().numpy(),
-        method,
+        names, tokens, layer[best].numpy(), neuron[best].numpy(), top.double().numpy(), method
     )
 
 
@@ -261,9 +251,7 @@ def _neuron_attribution(
     """One (neuron, concept) table per layer, means over the rows of each concept."""
     if len(row_concepts) != len(sequences) or not len(sequences):
         raise InputError(
-            "every row needs a concept",
-            expected=str(len(sequences)),
-            got=str(len(row_concepts)),
+            "every row needs a concept", expected=str(len(sequences)), got=str(len(row_concepts))
         )
     concept_idx = {name: concept_number for concept_number, name in enumerate(names)}
     concept = torch.tensor([concept_idx.get(name, -1) for name in row_concepts])
@@ -293,26 +281,17 @@ def _neuron_attribution(
             row = torch.arange(len(start), device=device)
             target = batch.input_ids[row, start]
             logprob = logits[row, start - 1].log_softmax(1)[row, target].sum()
-            gradients = torch.autograd.grad(
-                logprob, [captured[name] for name in neuron_sites]
-            )
+            gradients = torch.autograd.grad(logprob, [captured[name] for name in neuron_sites])
             prompt = torch.arange(logits.shape[1], device=device) < start[:, None]
             row_concept = concept[batch.rows]
-            for layer, (name, gradient) in enumerate(
-                zip(neuron_sites, gradients, strict=True)
-            ):
-                product = (
-                    (captured[name] * gradient * prompt[..., None])
-                    .sum(1)
-                    .detach()
-                    .cpu()
-                )
+            for layer, (name, gradient) in enumerate(zip(neuron_sites, gradients, strict=True)):
+                product = (captured[name] * gradient * prompt[..., None]).sum(1).detach().cpu()
                 if len(totals) <= layer:
                     totals.append(torch.zeros(product.shape[1], len(names)))
                 for concept_number in row_concept[row_concept >= 0].unique().tolist():
-                    totals[layer][:, concept_number] += product[
-                        row_concept == concept_number
-                    ].sum(0)
+                    totals[layer][:, concept_number] += product[row_concept == concept_number].sum(
+                        0
+                    )
             captured.clear()
             advance(len(batch.rows))
     return [total / counts.clamp(min=1) for total in totals]

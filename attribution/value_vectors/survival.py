@@ -232,11 +232,7 @@ def confirm_traces(
 
 
 def trace_survival(
-    original: nn.Module,
-    candidate: nn.Module,
-    traces: KnowledgeTraces,
-    *,
-    top: int = 200,
+    original: nn.Module, candidate: nn.Module, traces: KnowledgeTraces, *, top: int = 200
 ) -> TraceSurvival:
     """Compare the original's traces with the same neurons of a candidate.
 
@@ -291,14 +287,10 @@ def trace_survival(
             found = first & set(traces.tokens[concept])
             if found:
                 kept_tokens[concept, rank] = len(found & second) / len(found)
-    return TraceSurvival(
-        traces, cosine, distance, jaccard, kept_tokens, top, layer_mean
-    )
+    return TraceSurvival(traces, cosine, distance, jaccard, kept_tokens, top, layer_mean)
 
 
-def random_traces(
-    traces: KnowledgeTraces, model: nn.Module, seed: int = 0
-) -> KnowledgeTraces:
+def random_traces(traces: KnowledgeTraces, model: nn.Module, seed: int = 0) -> KnowledgeTraces:
     """The control of a survival comparison: as many other neurons of the same blocks.
 
     Examples:

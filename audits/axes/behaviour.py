@@ -41,9 +41,7 @@ def run_behaviour(
     mask = known_rows(forget, scores["original"]["forget"])
     questions = forget.select(mask)
 
-    forget_scores = {
-        role: scores_from_json(by_set["forget"]) for role, by_set in scores.items()
-    }
+    forget_scores = {role: scores_from_json(by_set["forget"]) for role, by_set in scores.items()}
 
     def forget_values(role: str, metric: str) -> EntityValues:
         values = getattr(forget_scores[role], metric)
@@ -109,8 +107,7 @@ def run_behaviour(
         details={
             "accuracy_by_wording": by_wording,
             "truth_ratio": {
-                role: float(np.median(scores[role]["ratios"]["truth_ratio"]))
-                for role in scores
+                role: float(np.median(scores[role]["ratios"]["truth_ratio"])) for role in scores
             },
             "mean_logprob": {
                 role: float(by_row.mean_logprob[mask].mean())

@@ -48,16 +48,11 @@ def run_behaviour(
             forgotten["unlearned"],
             forgotten["original"],
             [forgotten[role] for role in references],
-            image_values(
-                baseline_scores["unlearned"][metric]["never_taught"], sets.never
-            ),
+            image_values(baseline_scores["unlearned"][metric]["never_taught"], sets.never),
         )
 
     readings = compare_to_floors(
-        NAME,
-        [comparison(NAMED, "named"), comparison(RANKED, "rank")],
-        ["output"],
-        config,
+        NAME, [comparison(NAMED, "named"), comparison(RANKED, "rank")], ["output"], config
     )
     right = float(np.mean(baseline_scores["original"]["named"]["forget"]))
     controls = [

@@ -64,9 +64,7 @@ class RelearningSplit:
     held_out: ImageSet
 
 
-def relearning_splits(
-    sets: EvaluationSets, seed: int
-) -> dict[str, list[RelearningSplit]]:
+def relearning_splits(sets: EvaluationSets, seed: int) -> dict[str, list[RelearningSplit]]:
     """Splits of the class ("forget", every image held out) and of invented ones ("never")."""
     rng = numpy_rng(seed, NAME, "images")
     forget = []
@@ -76,8 +74,7 @@ def relearning_splits(
         for taught, held_out in (halves, halves[::-1]):
             forget.append(
                 RelearningSplit(
-                    sets.forget.select(taught[:SHOTS]),
-                    sets.forget.select(np.sort(held_out)),
+                    sets.forget.select(taught[:SHOTS]), sets.forget.select(np.sort(held_out))
                 )
             )
     never_taught = []
@@ -87,8 +84,7 @@ def relearning_splits(
             shuffled = rng.permutation(rows)
             never_taught.append(
                 RelearningSplit(
-                    sets.never.select(shuffled[:SHOTS]),
-                    sets.never.select(shuffled[SHOTS:]),
+                    sets.never.select(shuffled[:SHOTS]), sets.never.select(shuffled[SHOTS:])
                 )
             )
     return {"forget": forget, "never": never_taught}
@@ -183,9 +179,7 @@ def choose_rate(
     rate, steps = attempts[0]
     for rate, steps in attempts:
         if all(
-            _learned_in_time(
-                relearn(model, split, retain, label, rate, steps, progress)
-            )
+            _learned_in_time(relearn(model, split, retain, label, rate, steps, progress))
             for model, split in trials
         ):
             break
@@ -213,9 +207,7 @@ def reordered(values: EntityValues, ids: Sequence[str]) -> EntityValues:
     """The same images in the order of ``ids``."""
     row_of = {name: row for row, name in enumerate(values.entities)}
     rows = [row_of[name] for name in ids]
-    return EntityValues(
-        values.values[rows], values.n_items, tuple(ids), values.item_variance
-    )
+    return EntityValues(values.values[rows], values.n_items, tuple(ids), values.item_variance)
 
 
 def judge(
@@ -254,9 +246,7 @@ def judge(
         )
     ]
     if "planted" in runs:
-        controls.append(
-            _planted(own["planted"], references, never_taught["planted"], config)
-        )
+        controls.append(_planted(own["planted"], references, never_taught["planted"], config))
     comparison = MetricComparison(
         HELD_OUT_NAMED,
         HELD_OUT_NAMED,
@@ -282,10 +272,7 @@ def judge(
             "by_checkpoint": {
                 role: {
                     part: np.round(
-                        np.mean(
-                            [np.mean(run["asked"], axis=1) for run in part_runs], axis=0
-                        ),
-                        4,
+                        np.mean([np.mean(run["asked"], axis=1) for run in part_runs], axis=0), 4
                     ).tolist()
                     for part, part_runs in parts.items()
                     if part_runs
@@ -328,6 +315,4 @@ def _status(
             f"What was never known is learned as well ({first.floor:.2f} of the images "
             "not taught), so that they come back says nothing."
         ]
-    return status_from_readings(
-        readings[:1], config.rule, failed=failed_controls(controls)
-    )
+    return status_from_readings(readings[:1], config.rule, failed=failed_controls(controls))

@@ -68,9 +68,7 @@ def compare_to_floors(
             second = paired and kind == "never_taught"
             readings.append(
                 compare(
-                    f"{comparison.name}, against never-taught items"
-                    if second
-                    else comparison.name,
+                    f"{comparison.name}, against never-taught items" if second else comparison.name,
                     comparison.candidate,
                     average_models(comparison.references)
                     if kind == "reference"
@@ -136,9 +134,7 @@ def planted_control(p_value: float, alpha: float) -> Control:
 
 def failed_controls(controls: Sequence[Control]) -> list[str]:
     """Names of the required controls that failed."""
-    return [
-        control.name for control in controls if control.required and not control.passed
-    ]
+    return [control.name for control in controls if control.required and not control.passed]
 
 
 def status_with_controls(
@@ -174,14 +170,10 @@ def status_from_readings(
     """
     notes = below_floor_notes(readings, rule.alpha)
     named = {reading.name: reading for reading in readings}
-    if readings_above_floor(
-        named, rule.recovery if alpha is None else alpha, rule.still_there
-    ):
+    if readings_above_floor(named, rule.recovery if alpha is None else alpha, rule.still_there):
         return "retained", notes
     if failed:
         return "no_power", [*notes, *(f"Control failed: {name}." for name in failed)]
-    if all(
-        is_equivalent(reading.residual_interval, rule.margin) for reading in readings
-    ):
+    if all(is_equivalent(reading.residual_interval, rule.margin) for reading in readings):
         return "absent", notes
     return "no_power", [*notes, explain_no_power(readings, rule.margin)]

@@ -74,16 +74,10 @@ def edit_in_bins(
 ) -> list[dict[str, Any]]:
     """``survival`` of every edited linear weight, by scheme; JSON-ready."""
     rows = []
-    with (
-        original.loaded(device) as before_model,
-        unlearned.loaded(device) as after_model,
-    ):
+    with original.loaded(device) as before_model, unlearned.loaded(device) as after_model:
         after = linear_weights(after_model)
         for name, (weight, transposed) in linear_weights(before_model).items():
-            pair = [
-                matrix.T if transposed else matrix
-                for matrix in (weight, after[name][0])
-            ]
+            pair = [matrix.T if transposed else matrix for matrix in (weight, after[name][0])]
             for scheme in config.budget.quantisations:
                 left = edit_survival(pair[0], pair[1], scheme)
                 if left.edited:
@@ -119,9 +113,7 @@ def judge(
         edit: As ``edit_in_bins``.
         absent_at_output: Whether the behaviour axis is ``absent`` at full precision.
     """
-    tables = _QuantizedScores(
-        sets, baseline_scores, quantized_scores, config.budget.quantisations
-    )
+    tables = _QuantizedScores(sets, baseline_scores, quantized_scores, config.budget.quantisations)
     alpha = config.rule.alpha
     ceiling = tables.values("forget", "original", "exact_match")
     never_taught = tables.values("never_taught", "original", "exact_match")
@@ -131,10 +123,7 @@ def judge(
     mask = decodable & (retain_share >= MIN_RETAIN_SHARE)
     controls = [
         power_control(
-            "the quantised original still says them",
-            power,
-            alpha,
-            bool(decodable.any()),
+            "the quantised original still says them", power, alpha, bool(decodable.any())
         ),
         Control(
             "the answers are gone at full precision",
@@ -178,11 +167,7 @@ class _QuantizedScores:
         quantized_scores: Mapping[str, dict[str, Any]],
         schemes: Sequence[str],
     ):
-        self.sets, self.baseline, self.quantized = (
-            sets,
-            baseline_scores,
-            quantized_scores,
-        )
+        self.sets, self.baseline, self.quantized = (sets, baseline_scores, quantized_scores)
         self.schemes = list(schemes)
         self.known = known_rows(sets["forget"], baseline_scores["original"]["forget"])
 
@@ -235,9 +220,7 @@ class _QuantizedScores:
         return gaps
 
 
-def _readings(
-    tables: _QuantizedScores, config: AuditConfig, mask: np.ndarray
-) -> list[Reading]:
+def _readings(tables: _QuantizedScores, config: AuditConfig, mask: np.ndarray) -> list[Reading]:
     """Exact match and contrast against references (if any) and never-taught items."""
     rule = config.rule
     references = reference_roles(tables.quantized)

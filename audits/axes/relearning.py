@@ -180,8 +180,7 @@ def choose_rate(
     rates, budgeted = config.budget.relearn_rates, config.budget.relearn_steps
     attempts = [(rate, budgeted) for rate in rates]
     attempts += [
-        (rates[-1], longer * budgeted)
-        for longer in (*STEP_MULTIPLES, *EXTRA_STEP_MULTIPLES)
+        (rates[-1], longer * budgeted) for longer in (*STEP_MULTIPLES, *EXTRA_STEP_MULTIPLES)
     ]
     trials = [(audited, half) for audited, taught in arms for half in taught]
     (rate, steps), runs = attempts[0], {}
@@ -207,18 +206,14 @@ def choose_rate(
     return {"rate": rate, "steps": steps, "runs": runs}
 
 
-def entity_curves(
-    runs: Sequence[dict[str, Any]], part: str, metric: str
-) -> EntityValues:
+def entity_curves(runs: Sequence[dict[str, Any]], part: str, metric: str) -> EntityValues:
     """(entity, checkpoint) scores over both splits, every entity once."""
     scores = np.concatenate([np.array(run[part][metric]).T for run in runs])
     names = [name for run in runs for name in run[part]["entities"]]
     return average_by_entity(scores, names)
 
 
-def scores_after_learning(
-    runs: Sequence[dict[str, Any]], part: str, metric: str
-) -> EntityValues:
+def scores_after_learning(runs: Sequence[dict[str, Any]], part: str, metric: str) -> EntityValues:
     """(entity, 1) mean score over the checkpoints at which T had been learned.
 
     These checkpoints are determined on T alone; where T was never learned, the last one is
@@ -315,15 +310,11 @@ def _readings(
     return compare_to_floors(NAME, comparisons, ["after teaching"], config)
 
 
-def _mean_curves(
-    runs: Mapping[str, Sequence[dict[str, Any]]],
-) -> dict[str, dict[str, list[float]]]:
+def _mean_curves(runs: Mapping[str, Sequence[dict[str, Any]]]) -> dict[str, dict[str, list[float]]]:
     """Mean scores at each checkpoint, by role and part, for the report."""
     curves = {}
     for role, role_runs in runs.items():
-        curves[role] = {
-            "taught": np.mean([run["taught"] for run in role_runs], 0).tolist()
-        }
+        curves[role] = {"taught": np.mean([run["taught"] for run in role_runs], 0).tolist()}
         for part in ("asked", "never"):
             for metric in ("said", "contrast"):
                 values = entity_curves(role_runs, part, metric)

@@ -50,9 +50,7 @@ class Comparison:
     @property
     def axes(self) -> tuple[str, ...]:
         """Names of all axes, in order of first appearance."""
-        return tuple(
-            dict.fromkeys(name for audit in self.audits for name in audit.axes)
-        )
+        return tuple(dict.fromkeys(name for audit in self.audits for name in audit.axes))
 
     def to_frame(self) -> pd.DataFrame:
         """One row an audit: verdict, output, utility, and the main residual of each axis."""
@@ -61,8 +59,7 @@ class Comparison:
 
     def __repr__(self) -> str:
         lines = [
-            f"{name}: {audit.verdict}"
-            for name, audit in zip(self.names, self.audits, strict=True)
+            f"{name}: {audit.verdict}" for name, audit in zip(self.names, self.audits, strict=True)
         ]
         lines += [f"! {difference}" for difference in self.differences]
         return "\n".join(map(printable, lines))
@@ -150,14 +147,10 @@ def _row(name: str, audit: Audit, axes: Sequence[str]) -> dict[str, Any]:
 
 def _source(document: Mapping[str, Any], role: str) -> str:
     models = document["manifest"]["models"]
-    return next(
-        (last_part(model["source"]) for model in models if model["role"] == role), ""
-    )
+    return next((last_part(model["source"]) for model in models if model["role"] == role), "")
 
 
-def _differences(
-    names: Sequence[str], documents: Sequence[Mapping[str, Any]]
-) -> tuple[str, ...]:
+def _differences(names: Sequence[str], documents: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """One sentence for each difference, with the audits on each side."""
     facts = [
         {name: read(document) for name, read in _SAME.items()}
@@ -202,18 +195,14 @@ def _hash_of(role: str):
 def _items_of(role: str):
     def read(document: Mapping[str, Any]) -> str:
         items = document["manifest"]["items"]
-        return next(
-            (item_set["sha256"] for item_set in items if item_set["role"] == role), ""
-        )
+        return next((item_set["sha256"] for item_set in items if item_set["role"] == role), "")
 
     return read
 
 
 def _references(document: Mapping[str, Any]) -> str:
     models = document["manifest"]["models"]
-    others = [
-        model for model in models if model["role"] not in ("original", "unlearned")
-    ]
+    others = [model for model in models if model["role"] not in ("original", "unlearned")]
     return ", ".join(sorted(model["sha256"] for model in others)) or "none"
 
 

@@ -7,9 +7,7 @@ import pandas as pd
 from evidence.errors import printable
 
 # A cell with such a start is a formula, or becomes one when a program trims it.
-_FORMULA = re.compile(
-    "^[\\s\\x00]*[=+\\-@\uff1d\uff0b\uff0d\uff20\u2212|%]|^[\\t\\r\\n\\x00]"
-)
+_FORMULA = re.compile("^[\\s\\x00]*[=+\\-@\uff1d\uff0b\uff0d\uff20\u2212|%]|^[\\t\\r\\n\\x00]")
 
 
 def csv_text(frame: pd.DataFrame) -> str:

@@ -70,9 +70,7 @@ def render(comparison: Comparison, folder: Path) -> str:
 
 
 def _question(comparison: Comparison, name: str) -> str:
-    return next(
-        audit.axes[name].question for audit in comparison.audits if name in audit.axes
-    )
+    return next(audit.axes[name].question for audit in comparison.audits if name in audit.axes)
 
 
 def _same(comparison: Comparison) -> list[tuple[str, str]]:
@@ -90,9 +88,7 @@ def _same(comparison: Comparison) -> list[tuple[str, str]]:
     ]
 
 
-def _row(
-    name: str, audit: Audit, axes: tuple[str, ...], folder: Path
-) -> dict[str, Any]:
+def _row(name: str, audit: Audit, axes: tuple[str, ...], folder: Path) -> dict[str, Any]:
     document = audit.document
     verdict, behaviour = document["verdict"], document["behaviour"]
     word, symbol, _ = VERDICTS[verdict["class"]]
@@ -100,9 +96,7 @@ def _row(
     results = audit.axes
     margin = document["config"].get("rule", {}).get("margin") or 0.0
     retain_accuracy = behaviour["utility"].get("retain accuracy")
-    values = [
-        behaviour[f"forget_{source}"] for source in ("original", "unlearned", "floor")
-    ]
+    values = [behaviour[f"forget_{source}"] for source in ("original", "unlearned", "floor")]
     return {
         "name": name,
         "link": _link(audit.report, folder),

@@ -99,10 +99,7 @@ def utility_of_text(
 
 
 def free_text(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: list[str],
-    progress: Progress,
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: list[str], progress: Progress
 ) -> list[str]:
     """Sixteen greedy tokens after each prompt, to detect degenerate output."""
     return generate_greedy(model, tokenizer, prompts, 16, progress=progress)
@@ -110,9 +107,7 @@ def free_text(
 
 def distinct_share(texts: list[str]) -> float:
     """Mean share of distinct words in each text; near 0 for "and and and"."""
-    shares = [
-        len(set(text.split())) / len(text.split()) for text in texts if text.split()
-    ]
+    shares = [len(set(text.split())) / len(text.split()) for text in texts if text.split()]
     return float(np.mean(shares)) if shares else 0.0
 
 

@@ -2,14 +2,7 @@
 
 from typing import Any, Literal, get_args
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from erasure.weights.quantization import Scheme
 from evidence.errors import InputError, quoted
@@ -29,12 +22,7 @@ AxisName = Literal[
     "membership",
 ]
 AXES: tuple[AxisName, ...] = get_args(AxisName)
-QUICK_AXES: tuple[AxisName, ...] = (
-    "behaviour",
-    "decodability",
-    "causal_depth",
-    "relearning",
-)
+QUICK_AXES: tuple[AxisName, ...] = ("behaviour", "decodability", "causal_depth", "relearning")
 # Axes of a profile when none are named. Persistence scores every model under each quantization
 # scheme, which takes longer than the whole quick profile. Of the axes in no profile, concept and
 # restoration changed no verdict where they were measured; the others have no measured error rates.
@@ -206,8 +194,7 @@ def make_config(settings: dict) -> AuditConfig:
         config = AuditConfig.model_validate(settings)
     except ValidationError as error:
         wrong = "; ".join(
-            f"{'.'.join(map(str, problem['loc']))} is {quoted(problem['input'])}: "
-            f"{problem['msg']}"
+            f"{'.'.join(map(str, problem['loc']))} is {quoted(problem['input'])}: {problem['msg']}"
             for problem in error.errors()
         )
         raise InputError(

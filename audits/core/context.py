@@ -91,11 +91,7 @@ class RunOf(Generic[Items]):
     @cached_property
     def models(self) -> dict[str, AuditedModel]:
         """Models by role."""
-        checkpoints = [
-            self.inputs.original,
-            self.inputs.unlearned,
-            *self.inputs.references,
-        ]
+        checkpoints = [self.inputs.original, self.inputs.unlearned, *self.inputs.references]
         return {
             checkpoint.name: AuditedModel.of(checkpoint.name, checkpoint)
             for checkpoint in checkpoints
@@ -120,11 +116,7 @@ ImageRun = RunOf[ImageSet]
 
 
 def open_run(
-    inputs: InputsOf[Items],
-    config: AuditConfig,
-    out: Path,
-    fresh: bool,
-    progress: Progress,
+    inputs: InputsOf[Items], config: AuditConfig, out: Path, fresh: bool, progress: Progress
 ) -> RunOf[Items]:
     """Open the output folder for exactly these inputs; nothing is computed yet."""
     device = choose_device(config.device)

@@ -70,12 +70,8 @@ def check_sets(
 
     return _with(
         report,
-        lambda: check_entity_count(
-            forget, min_entities_of("forget", config), "the forget set"
-        ),
-        lambda: check_entity_count(
-            retain, min_entities_of("retain", config), "the retain set"
-        ),
+        lambda: check_entity_count(forget, min_entities_of("forget", config), "the forget set"),
+        lambda: check_entity_count(retain, min_entities_of("retain", config), "the retain set"),
         check_names,
         lambda: _check_alternatives(forget),
     )
@@ -144,9 +140,7 @@ def _check_alternatives(forget: ItemSet) -> None:
     alternatives_of(forget)
 
 
-def _check_lengths(
-    original: Checkpoint, name: str, items: ItemSet, config: AuditConfig
-) -> None:
+def _check_lengths(original: Checkpoint, name: str, items: ItemSet, config: AuditConfig) -> None:
     """Check that any answer of a relation fits after the longest prompt of that relation.
 
     Probes read true and false statements, so any answer may follow any prompt.
@@ -167,9 +161,7 @@ def _check_lengths(
         prompts, answers, owners = zip(*prompts_with_answers, strict=True)
         rows = encode(original.tokenizer, prompts, answers)
         longest = max(range(len(rows)), key=lambda row: rows.answer_start[row])
-        answer = max(
-            len(i) - s for i, s in zip(rows.ids, rows.answer_start, strict=True)
-        )
+        answer = max(len(i) - s for i, s in zip(rows.ids, rows.answer_start, strict=True))
         total = rows.answer_start[longest] + answer
         if total > limit:
             raise InputError(

@@ -6,12 +6,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from audits.core.config import AuditConfig
-from audits.core.input_checks import (
-    check_sets,
-    check_with_original,
-    text_items,
-    with_tokenizer,
-)
+from audits.core.input_checks import check_sets, check_with_original, text_items, with_tokenizer
 from audits.core.preflight import check_embedding_rows, check_same_tokenizer
 from capture.checkpoints.open import Checkpoint, open_checkpoint
 from capture.data.images import ImageSet
@@ -88,23 +83,16 @@ def open_inputs(
         InputError: inputs that cannot be audited; no model has been run.
     """
     sources = named_roles(unlearned, references)
-    forget_items, retain_items = (
-        text_items(forget, "forget"),
-        text_items(retain, "retain"),
-    )
+    forget_items, retain_items = (text_items(forget, "forget"), text_items(retain, "retain"))
     never = None if never_taught is None else text_items(never_taught, "never_taught")
     check_sets(forget_items, retain_items, never, config).check()
-    first = open_checkpoint(
-        original, name="original", tokenizer=tokenizer, progress=progress
-    )
+    first = open_checkpoint(original, name="original", tokenizer=tokenizer, progress=progress)
     report = check_with_original(first, forget_items, retain_items, never, config)
     report.check()
     warnings = list(report.warnings)
     opened = []
     for role, source in sources:
-        checkpoint = open_checkpoint(
-            source, name=role, tokenizer=tokenizer, progress=progress
-        )
+        checkpoint = open_checkpoint(source, name=role, tokenizer=tokenizer, progress=progress)
         if checkpoint.tokenizer is None and isinstance(source, str | Path):
             warnings.append(f"{role} has no tokenizer: it is asked with the original's")
         checkpoint = with_tokenizer(checkpoint, first)
@@ -112,11 +100,5 @@ def open_inputs(
         check_embedding_rows(checkpoint)
         opened.append(checkpoint)
     return Inputs(
-        first,
-        opened[0],
-        tuple(opened[1:]),
-        forget_items,
-        retain_items,
-        never,
-        tuple(warnings),
+        first, opened[0], tuple(opened[1:]), forget_items, retain_items, never, tuple(warnings)
     )

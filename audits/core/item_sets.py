@@ -61,9 +61,7 @@ def within_budget(retain: ItemSet, config: AuditConfig) -> ItemSet:
     return retain.of_entities([entities[i] for i in order[:max_entities]])
 
 
-def invent_never_taught(
-    forget: ItemSet, retain: ItemSet, config: AuditConfig
-) -> ItemSet:
+def invent_never_taught(forget: ItemSet, retain: ItemSet, config: AuditConfig) -> ItemSet:
     """Never-taught items that mirror the forget set.
 
     Several copies are invented, each with new names: the floor is then estimated more precisely
@@ -82,10 +80,7 @@ def _invented(forget: ItemSet, retain: ItemSet, copies: int, seed: int) -> ItemS
     for copy in range(copies):
         avoid = ItemSet(tuple(replace(x, id=f"{x.id}-r") for x in retain) + tuple(made))
         rng = numpy_rng(seed, "never taught", str(copy))
-        made += [
-            replace(item, id=f"{item.id}-{copy}")
-            for item in invent_items(forget, avoid, rng)
-        ]
+        made += [replace(item, id=f"{item.id}-{copy}") for item in invent_items(forget, avoid, rng)]
     return ItemSet(tuple(made), "never taught", "invented")
 
 
@@ -96,13 +91,10 @@ def check_never_taught(never_taught: ItemSet, forget: ItemSet, retain: ItemSet) 
         InputError: an entity is in another set, or there are too few.
     """
     taught = {normalize_text(entity) for entity in (*forget.entities, *retain.entities)}
-    shared = [
-        entity for entity in never_taught.entities if normalize_text(entity) in taught
-    ]
+    shared = [entity for entity in never_taught.entities if normalize_text(entity) in taught]
     if shared:
         raise InputError(
-            f"never-taught items name {shared[0]!r}, which is in the forget or "
-            "retain file",
+            f"never-taught items name {shared[0]!r}, which is in the forget or retain file",
             expected="entities no model was taught",
         )
     check_entity_count(never_taught, MIN_NEVER_TAUGHT_ENTITIES, "the never-taught set")

@@ -43,9 +43,7 @@ class OutputKind:
 
 
 AUDIT = OutputKind(
-    "audit",
-    ("audit.json", "report.html"),
-    frozenset({"schema_version", "verdict", "manifest"}),
+    "audit", ("audit.json", "report.html"), frozenset({"schema_version", "verdict", "manifest"})
 )
 EXPERIMENT = OutputKind(
     "experiment",
@@ -71,8 +69,7 @@ def check_output_folder(root: Path, kind: OutputKind = AUDIT) -> str | None:
             )
         if (root / WORK).is_symlink():
             raise InputError(
-                f"{root / WORK} is a link, and links are not followed",
-                fix="choose another --out",
+                f"{root / WORK} is a link, and links are not followed", fix="choose another --out"
             )
         mark = _mark(root)
         if mark is not None:
@@ -111,9 +108,7 @@ def _mark(root: Path) -> dict[str, str] | None:
         mark = read_json(root / MARK)
     except InputError:
         return None
-    if not isinstance(mark.get("sha256"), str) or not isinstance(
-        mark.get("inputs"), dict
-    ):
+    if not isinstance(mark.get("sha256"), str) or not isinstance(mark.get("inputs"), dict):
         return None
     kind = mark.get("kind", EXPERIMENT.name if "pga" in mark["inputs"] else AUDIT.name)
     return {"kind": kind, "sha256": mark["sha256"]}
@@ -145,9 +140,7 @@ def _only_leftovers(root: Path) -> bool:
     for folder, folders, names in os.walk(root):
         if any(Path(folder, name).is_symlink() for name in [*folders, *names]):
             return False
-        folders[:] = [
-            subfolder for subfolder in folders if not SCRATCH_NAME.fullmatch(subfolder)
-        ]
+        folders[:] = [subfolder for subfolder in folders if not SCRATCH_NAME.fullmatch(subfolder)]
         if Path(folder) == root and set(folders) - {WORK}:
             return False
         if not all(SCRATCH_NAME.fullmatch(name) or name == LOCK for name in names):
@@ -202,8 +195,7 @@ def _own(
     for name in present:
         if (root / name).is_symlink():
             raise InputError(
-                f"{root / name} is a link, and links are not followed",
-                fix="choose another --out",
+                f"{root / name} is a link, and links are not followed", fix="choose another --out"
             )
     if not os.path.lexists(root / OWNER_MARK):
         if present:

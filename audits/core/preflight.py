@@ -82,9 +82,7 @@ def check_same_tokenizer(original: Checkpoint, other: Checkpoint) -> None:
     )
 
 
-def compare_utility(
-    original: dict[str, Any], candidate: dict[str, Any], rule: Rule
-) -> Damage:
+def compare_utility(original: dict[str, Any], candidate: dict[str, Any], rule: Rule) -> Damage:
     """Compare the utility of both models, on items where the original has it.
 
     Args:
@@ -99,20 +97,12 @@ def compare_utility(
     candidate_hits = np.array(candidate["retain"], dtype=float)
     shares["retain accuracy"] = float(candidate_hits[original_hits > 0].mean())
     if original["general"] is not None and _speaks(original["general"]):
-        gap = (
-            candidate["general"]["logprob_per_token"]
-            - original["general"]["logprob_per_token"]
-        )
+        gap = candidate["general"]["logprob_per_token"] - original["general"]["logprob_per_token"]
         shares["general text, probability a token"] = float(np.exp(min(gap, 5.0)))
     for name, share in shares.items():
         if share < rule.utility:
-            reasons.append(
-                f"{name} is {share:.0%} of the original's (limit {rule.utility:.0%})"
-            )
-    before, after = (
-        distinct_share(original["texts"]),
-        distinct_share(candidate["texts"]),
-    )
+            reasons.append(f"{name} is {share:.0%} of the original's (limit {rule.utility:.0%})")
+    before, after = (distinct_share(original["texts"]), distinct_share(candidate["texts"]))
     if before > 0:
         shares["distinct words in free text"] = after / before
         if after < rule.distinct * before:

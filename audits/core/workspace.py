@@ -10,14 +10,7 @@ from typing import Any
 
 import psutil
 
-from audits.core.outputs import (
-    AUDIT,
-    MARK,
-    WORK,
-    OutputKind,
-    check_output_folder,
-    clear_outputs,
-)
+from audits.core.outputs import AUDIT, MARK, WORK, OutputKind, check_output_folder, clear_outputs
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.results import AxisResult
@@ -56,11 +49,7 @@ class Workspace:
 
     @classmethod
     def open(
-        cls,
-        root: Path,
-        fingerprint: dict[str, Any],
-        fresh: bool,
-        kind: OutputKind = AUDIT,
+        cls, root: Path, fingerprint: dict[str, Any], fresh: bool, kind: OutputKind = AUDIT
     ) -> "Workspace":
         """Open or create the folder for exactly these inputs.
 
@@ -81,9 +70,7 @@ class Workspace:
         existing = check_output_folder(root, kind)
         if existing != digest:
             if existing is not None and not fresh:
-                difference = (
-                    "other inputs, settings or version" if existing else "damaged"
-                )
+                difference = "other inputs, settings or version" if existing else "damaged"
                 raise InputError(
                     f"{root} holds another {kind.name} ({difference})",
                     fix="choose another --out, or pass --fresh to replace it",
@@ -96,9 +83,7 @@ class Workspace:
             write_atomic(root / MARK, canonical_json(mark))
         return cls(root)
 
-    def run(
-        self, name: str, compute: Callable[[], Any], files: Sequence[str] = ()
-    ) -> Stage:
+    def run(self, name: str, compute: Callable[[], Any], files: Sequence[str] = ()) -> Stage:
         """Load the stage's saved result, or compute and save it.
 
         The result always goes through its JSON text, so that a resumed and an uninterrupted
@@ -159,17 +144,12 @@ class StageRunner:
     progress: Progress = SILENT
     cost: dict[str, dict[str, float]] = field(default_factory=dict)
 
-    def stage(
-        self, name: str, compute: Callable[[], Any], files: Sequence[str] = ()
-    ) -> Any:
+    def stage(self, name: str, compute: Callable[[], Any], files: Sequence[str] = ()) -> Any:
         """The stage's result, computed or loaded; arguments as ``Workspace.run``."""
         start = perf_counter()
         done = self.workspace.run(name, compute, files)
         self.progress.note(f"stage {name} done in {perf_counter() - start:.0f} s")
-        self.cost[name] = {
-            "seconds": done.seconds,
-            "peak_memory_bytes": done.peak_memory_bytes,
-        }
+        self.cost[name] = {"seconds": done.seconds, "peak_memory_bytes": done.peak_memory_bytes}
         return done.result
 
     def with_cost(self, axes: dict[str, AxisResult]) -> dict[str, AxisResult]:
@@ -187,9 +167,7 @@ class StageRunner:
 
 
 def axis_stage(
-    stage: Callable[[str, Callable[[], Any]], Any],
-    name: str,
-    compute: Callable[[], AxisResult],
+    stage: Callable[[str, Callable[[], Any]], Any], name: str, compute: Callable[[], AxisResult]
 ) -> AxisResult:
     """An axis whose result is a stage, computed or loaded."""
     return AxisResult.from_dict(stage(name, lambda: compute().to_dict()))

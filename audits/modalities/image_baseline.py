@@ -81,9 +81,7 @@ def select(run: ImageRun) -> dict[str, Any]:
         ):
             order = numpy_rng(seed, "images", name).permutation(len(images))
             tried = order[: 2 * max_images]
-            right = (
-                predicted_classes(model, images.select(tried)) == images.labels[tried]
-            )
+            right = predicted_classes(model, images.select(tried)) == images.labels[tried]
             chosen[name] = np.sort(tried[right][:max_images])
             if len(chosen[name]) < min_images:
                 raise InputError(
@@ -99,9 +97,7 @@ def select(run: ImageRun) -> dict[str, Any]:
         parts = {"fit": np.sort(order[:cut]), "check": np.sort(order[cut:])}
         never_taught = run.inputs.never_taught
         if never_taught is None:
-            never_taught = _invented(
-                run, retain.select(parts["check"]), len(chosen["forget"])
-            )
+            never_taught = _invented(run, retain.select(parts["check"]), len(chosen["forget"]))
         called_class = predicted_classes(model, never_taught) == int(forget.labels[0])
     if called_class.mean() > 0.5:
         raise InputError(
@@ -166,9 +162,7 @@ def pool_places(states: Tensor) -> np.ndarray:
     return places.mean(1).numpy()
 
 
-def pooled_states(
-    model: nn.Module, images: ImageSet, sites: list[str]
-) -> dict[str, np.ndarray]:
+def pooled_states(model: nn.Module, images: ImageSet, sites: list[str]) -> dict[str, np.ndarray]:
     """Site to (image, d) pooled states."""
     states_by_site = image_states(model, images, sites, find_image_sites(model))
     return {site: pool_places(states) for site, states in states_by_site.items()}
@@ -207,12 +201,10 @@ def score_baseline(run: ImageRun, role: str, sets: EvaluationSets) -> dict[str, 
     parts = ("forget", "never_taught")
     return {
         "named": {
-            part: (logits[part].argmax(1) == sets.label).astype(int).tolist()
-            for part in parts
+            part: (logits[part].argmax(1) == sets.label).astype(int).tolist() for part in parts
         },
         "rank": {
-            part: rank_among(_margin(logits[part], sets.label), against).tolist()
-            for part in parts
+            part: rank_among(_margin(logits[part], sets.label), against).tolist() for part in parts
         },
         "useful": {
             "retain": (logits["check"].argmax(1) == sets.check.labels).tolist(),

@@ -59,9 +59,7 @@ def open_images(
         _check_classifier(checkpoint)
         _check_same(first, preprocessor, checkpoint)
         opened.append(checkpoint)
-    left_out = [
-        f"{name}: not run on images; {why}." for name, why in SKIPPED_AXES.items()
-    ]
+    left_out = [f"{name}: not run on images; {why}." for name, why in SKIPPED_AXES.items()]
     return ImageInputs(
         first,
         opened[0],
@@ -85,9 +83,7 @@ def _check_classifier(model: Checkpoint) -> None:
     )
 
 
-def _check_same(
-    first: Checkpoint, preprocessor: ImagePreprocessor, other: Checkpoint
-) -> None:
+def _check_same(first: Checkpoint, preprocessor: ImagePreprocessor, other: Checkpoint) -> None:
     """Check that two models have the same classes, channels and image size."""
     other_preprocessor = ImagePreprocessor.from_config(other.config, other.path)
     for quantity, expected, value in (
@@ -105,9 +101,7 @@ def _check_same(
             )
 
 
-def _check_sets(
-    forget: ImageSet, retain: ImageSet, never_taught: ImageSet | None
-) -> None:
+def _check_sets(forget: ImageSet, retain: ImageSet, never_taught: ImageSet | None) -> None:
     """Check for one forget class, enough retain classes, and no image in two sets."""
     classes = np.unique(forget.labels)
     if len(classes) != 1:

@@ -81,8 +81,7 @@ CLASS = Vocabulary(
     short="the class",
     pronoun="it",
     still="the forgotten class is still named",
-    unclear="some images of the forgotten class are still named, neither clearly "
-    "kept nor gone.",
+    unclear="some images of the forgotten class are still named, neither clearly kept nor gone.",
     behaviour="The candidate names {now:.0%} of the forgotten class's images "
     "(original {before:.0%}, floor {floor:.0%}).",
     at_output="Images of the forgotten class are named as such.",

@@ -16,15 +16,7 @@ from audits.report.charts import (
     ticks,
     x_positions,
 )
-from audits.report.formatting import (
-    figure,
-    in_plot,
-    interval,
-    p_text,
-    percent,
-    plain,
-    step_of,
-)
+from audits.report.formatting import figure, in_plot, interval, p_text, percent, plain, step_of
 
 # Log-probabilities below this share the last bin: the answer is practically impossible.
 MIN_LOGPROB_SHOWN = -20.0
@@ -139,9 +131,7 @@ def _relearning_plot(
     """One model, one metric."""
     as_percent = metric != "_contrast"
     words = {"_contrast": "told from the others (chance 0.5)", "_said": "said", "": ""}
-    title = ": ".join(
-        filter(None, (name_of(role), words.get(metric, metric.strip("_"))))
-    )
+    title = ": ".join(filter(None, (name_of(role), words.get(metric, metric.strip("_")))))
     color = color_of(role)
     # Never-taught items are drawn as the floor in every model.
     parts = [
@@ -192,9 +182,7 @@ def wording_plot(axis: Mapping[str, Any]) -> Plot | None:
     bars = {role: numbers(table.get(role), len(before)) for role in order}
     shown_bars = {role: y for role, y in bars.items() if y is not None}
     labels = ["own wording", *(f"wording {i}" for i in range(2, len(before) + 1))]
-    ticks = (
-        labels if len(before) <= 3 else ["own", *map(str, range(2, len(labels) + 1))]
-    )
+    ticks = labels if len(before) <= 3 else ["own", *map(str, range(2, len(labels) + 1))]
     data = [
         {
             "type": "bar",
@@ -303,14 +291,9 @@ def weights_plot(layers: Sequence[Mapping[str, Any]]) -> Plot | None:
     names = ["rest" if layer["layer"] < 0 else str(layer["layer"]) for layer in layers]
     values = [layer["relative"] for layer in layers]
     largest = max(range(len(values)), key=values.__getitem__)
-    axis_x = ticks(names) | {
-        "title": {"text": "block (rest: embeddings, last norm, head)"}
-    }
+    axis_x = ticks(names) | {"title": {"text": "block (rest: embeddings, last norm, head)"}}
     layout = base_layout(axis_x, False) | {"bargap": 0.25}
-    layout["yaxis"] = plain_axis("relative change") | {
-        "rangemode": "tozero",
-        "tickformat": ".2~g",
-    }
+    layout["yaxis"] = plain_axis("relative change") | {"rangemode": "tozero", "tickformat": ".2~g"}
     return Plot(
         title="Weight change by block",
         summary=(
@@ -328,15 +311,7 @@ def weights_plot(layers: Sequence[Mapping[str, Any]]) -> Plot | None:
             }
         ],
         layout=layout,
-        keys=(
-            (
-                "candidate",
-                "patch",
-                "candidate against original, relative Frobenius norm",
-            ),
-        ),
+        keys=(("candidate", "patch", "candidate against original, relative Frobenius norm"),),
         head=("block", "relative change"),
-        rows=tuple(
-            (name, f"{value:.3g}") for name, value in zip(names, values, strict=True)
-        ),
+        rows=tuple((name, f"{value:.3g}") for name, value in zip(names, values, strict=True)),
     )

@@ -71,12 +71,7 @@ def numbers(value: Any, length: int | None = None) -> list[float] | None:
 
 
 def line(
-    x: Sequence[float],
-    y: list[float],
-    role: str,
-    dash: str,
-    name: str,
-    as_percent: bool,
+    x: Sequence[float], y: list[float], role: str, dash: str, name: str, as_percent: bool
 ) -> dict[str, Any]:
     """A curve with its points, in the colour of a role."""
     return {
@@ -95,9 +90,7 @@ def line(
     }
 
 
-def band(
-    x: Sequence[float], bounds: Sequence[Sequence[float]], role: str
-) -> list[dict[str, Any]]:
+def band(x: Sequence[float], bounds: Sequence[Sequence[float]], role: str) -> list[dict[str, Any]]:
     """A shaded interval behind a line."""
     return [
         {
@@ -118,9 +111,7 @@ def x_positions(names: Sequence[str]) -> tuple[list[float], dict[str, Any]]:
     """X positions and axis settings of columns: steps are numbers, others are categories."""
     steps = [step_of(name) for name in names]
     if all(step is not None for step in steps) and len(set(steps)) == len(steps):
-        return [float(step or 0) for step in steps], {
-            "title": {"text": "training step"}
-        }
+        return [float(step or 0) for step in steps], {"title": {"text": "training step"}}
     all_layers = all(name == "embed" or name.startswith("resid.") for name in names)
     title = "block (emb: the embedding)" if all_layers else ""
     axis = ticks([short_label(name) for name in names]) | {"title": {"text": title}}
@@ -190,11 +181,7 @@ def base_layout(
         "margin": {"l": 48, "r": 10, "t": top, "b": 46},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
-        "font": {
-            "color": "var(--muted)",
-            "size": 12,
-            "family": "system-ui, sans-serif",
-        },
+        "font": {"color": "var(--muted)", "size": 12, "family": "system-ui, sans-serif"},
         "hoverlabel": {
             "bgcolor": "var(--card)",
             "bordercolor": "var(--line)",

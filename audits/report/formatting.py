@@ -13,8 +13,7 @@ MAX_ROWS = 500
 # Control characters and bidirectional overrides can hide or reorder visible text; lone surrogates
 # cannot be written as UTF-8.
 _HIDDEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
-    "\ud800-\udfff\ufeff]"
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufeff]"
 )
 _SITE = re.compile(r"(resid|attn|mlp)\.(\d+)")
 _STEP = re.compile(r"step (\d+)")
@@ -144,9 +143,7 @@ def join_sites(names: Sequence[str]) -> str:
             runs[-1].append(name)
         else:
             runs.append([name])
-    return ", ".join(
-        run[0] if len(run) == 1 else f"{run[0]}{DASH}{run[-1]}" for run in runs
-    )
+    return ", ".join(run[0] if len(run) == 1 else f"{run[0]}{DASH}{run[-1]}" for run in runs)
 
 
 def describe_site(name: str) -> str:
@@ -180,9 +177,7 @@ def step_of(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def flatten_settings(
-    value: Any, name: str = "", *, depth: int = 6
-) -> list[tuple[str, str]]:
+def flatten_settings(value: Any, name: str = "", *, depth: int = 6) -> list[tuple[str, str]]:
     """Nested settings as (dotted name, value) rows; long lists and tables are truncated.
 
     Args:

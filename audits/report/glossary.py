@@ -66,9 +66,7 @@ CLASS_BEHAVIOUR = {
     "retained": "the class is named beyond the floor",
     "absent": "the class is not named beyond the floor",
 }
-IMAGE_FLOORS = FLOORS | {
-    "never_taught": "never-taught images: halves of two known classes each"
-}
+IMAGE_FLOORS = FLOORS | {"never_taught": "never-taught images: halves of two known classes each"}
 TERMS = (
     ("original", "The model before unlearning; it knows the forget set."),
     ("candidate", "The unlearned model that is audited here."),
@@ -89,8 +87,7 @@ TERMS = (
     ),
     (
         "concordance",
-        "How often a reader ranks a true answer above a false one: 0.5 is guessing, "
-        "1 is always.",
+        "How often a reader ranks a true answer above a false one: 0.5 is guessing, 1 is always.",
     ),
     (
         "probe",
@@ -112,10 +109,7 @@ TERMS = (
         "How near 0 the whole interval of a residual must lie to count as equivalent "
         "to the floor; shaded in the bars.",
     ),
-    (
-        "resid.12",
-        "A place in the model: the output of block 12; embed: before block 0.",
-    ),
+    ("resid.12", "A place in the model: the output of block 12; embed: before block 0."),
 )
 _IMAGE_WORDS = {
     "floor": "What a test gives where nothing was ever known: a model retrained "

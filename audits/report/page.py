@@ -81,9 +81,7 @@ def render(document: Mapping[str, Any]) -> str:
     margin = rule.get("margin") or 0.0
     images = is_image_audit(document)
     axes = [
-        _axis(
-            axis, number, document["verdict"]["adjusted_p"], margin, number_plot, images
-        )
+        _axis(axis, number, document["verdict"]["adjusted_p"], margin, number_plot, images)
         for number, axis in enumerate(document["axes"], 1)
     ]
     return template("report.html.j2").render(
@@ -170,8 +168,7 @@ def _facts(document: Mapping[str, Any]) -> list[tuple[str, str]]:
     facts_too = items is not None and not images
     count = f"{entities}" + (f" ({items} facts)" if facts_too else "")
     sources = {
-        model["role"]: write.last_part(model["source"])
-        for model in document["manifest"]["models"]
+        model["role"]: write.last_part(model["source"]) for model in document["manifest"]["models"]
     }
     models = f"{sources.get('unlearned', '?')}, against {sources.get('original', '?')}"
     return [
@@ -231,8 +228,7 @@ def _axis(
         "status_meaning": meaning,
         "units": units(axis["n_entities"], images),
         "rows": [
-            _row(reading, axis["name"], label, adjusted, margin)
-            for reading in axis["readings"]
+            _row(reading, axis["name"], label, adjusted, margin) for reading in axis["readings"]
         ],
         "plots": [plot for plot in plots if plot is not None],
         "controls": [
@@ -247,11 +243,7 @@ def _axis(
 
 
 def _row(
-    reading: Mapping[str, Any],
-    axis: str,
-    label: str,
-    adjusted: Mapping[str, float],
-    margin: float,
+    reading: Mapping[str, Any], axis: str, label: str, adjusted: Mapping[str, float], margin: float
 ) -> dict[str, Any]:
     """One reading as text, with its residual bar."""
     name = reading["name"]
@@ -293,9 +285,7 @@ def _unit(reading: str, label: str) -> tuple[str, bool]:
 
 def _measured(value: float, expected: str) -> str:
     """A control's figure, as a p-value where one was expected."""
-    return (
-        f"p {write.p_text(value)}" if expected.startswith("p ") else write.plain(value)
-    )
+    return f"p {write.p_text(value)}" if expected.startswith("p ") else write.plain(value)
 
 
 def _items(saved: Any) -> list[Mapping[str, Any]]:

@@ -40,8 +40,7 @@ def _curve(saved: Any) -> Plot | None:
     for name, color, *_ in SHOWN[:-1]:
         bounds = [values[1:] for values in tables[name]]
         data += [
-            trace | {"fillcolor": f"var(--{_band_of(color)})"}
-            for trace in band(x, bounds, color)
+            trace | {"fillcolor": f"var(--{_band_of(color)})"} for trace in band(x, bounds, color)
         ]
     for name, color, dash, label in reversed(SHOWN):
         shares = [values[0] for values in tables[name]]
@@ -93,10 +92,7 @@ def _published(saved: Any) -> Plot | None:
         summary=(
             "Bar chart of the share of the lost answers that come back when the "
             "original's states are put in, told by the true answer: "
-            + "; ".join(
-                f"{name} {percent(rate)}"
-                for name, rate in zip(best, rates, strict=True)
-            )
+            + "; ".join(f"{name} {percent(rate)}" for name, rate in zip(best, rates, strict=True))
             + "."
         ),
         data=[
@@ -116,9 +112,7 @@ def _published(saved: Any) -> Plot | None:
         | {"bargap": 0.35},
         keys=(("original", "patch", "share of the lost answers restored, best alpha"),),
         head=("what is put in", "restored"),
-        rows=tuple(
-            (str(name), percent(rate)) for name, rate in zip(best, rates, strict=True)
-        ),
+        rows=tuple((str(name), percent(rate)) for name, rate in zip(best, rates, strict=True)),
     )
 
 

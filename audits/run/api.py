@@ -208,9 +208,7 @@ def audit(
             run = start_images(original, unlearned, forget, retain, root, **shared)
             findings = collect_images(run)
         else:
-            run = start(
-                original, unlearned, forget, retain, root, tokenizer=tokenizer, **shared
-            )
+            run = start(original, unlearned, forget, retain, root, tokenizer=tokenizer, **shared)
             findings = collect(run)
         verdict = decide(
             findings.axes,

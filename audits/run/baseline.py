@@ -5,12 +5,7 @@ from typing import Any
 from torch import nn
 
 from audits.core import item_sets
-from audits.core.answers import (
-    free_text,
-    score_question_sets,
-    truth_ratios,
-    utility_of_text,
-)
+from audits.core.answers import free_text, score_question_sets, truth_ratios, utility_of_text
 from audits.core.context import ImageRun, Run
 from audits.core.preflight import spread
 from capture.activations.capture import capture_activations
@@ -38,8 +33,7 @@ def weight_difference(run: Run | ImageRun) -> dict[str, Any]:
     return {
         "relative": min(change.relative, 1e6),
         "layers": [
-            {"layer": layer, "relative": min(value, 1e6)}
-            for layer, value in change.layers.items()
+            {"layer": layer, "relative": min(value, 1e6)} for layer, value in change.layers.items()
         ],
         "tensors_changed": sum(tensor.relative > 0 for tensor in change.tensors),
         "tensors": len(change.tensors),
@@ -56,9 +50,7 @@ def score_given_items(run: Run) -> dict[str, Any]:
         return score_question_sets(model, run.tokenizer, questions, run.progress)
 
 
-def select_known_items(
-    run: Run, given_scores: dict[str, Any]
-) -> tuple[ItemSet, ItemSet]:
+def select_known_items(run: Run, given_scores: dict[str, Any]) -> tuple[ItemSet, ItemSet]:
     """The items that the original answers; retain entities within the budget.
 
     Raises:
@@ -66,9 +58,7 @@ def select_known_items(
     """
     given = {"forget": run.inputs.forget, "retain": run.inputs.retain}
     known = {
-        name: item_sets.select_known_items(
-            name, items, given_scores[name]["greedy"], run.config
-        )
+        name: item_sets.select_known_items(name, items, given_scores[name]["greedy"], run.config)
         for name, items in given.items()
     }
     return known["forget"], item_sets.within_budget(known["retain"], run.config)
@@ -102,9 +92,7 @@ def _useful(run: Run, model: nn.Module, retain: ItemSet) -> dict[str, Any]:
     """Utility of a model away from the forget set."""
     budget = run.config.budget
     questions: Questions = build_questions(retain, budget.prompts_per_item)
-    scores = score_question_sets(
-        model, run.tokenizer, {"retain": questions}, run.progress
-    )
+    scores = score_question_sets(model, run.tokenizer, {"retain": questions}, run.progress)
     prompts = [item.prompt for item in retain][: budget.generate_prompts]
     names = find_sites(model).of("resid")
     chosen = [names[len(names) // 4], names[len(names) // 2], names[-1]]
@@ -119,9 +107,7 @@ def _useful(run: Run, model: nn.Module, retain: ItemSet) -> dict[str, Any]:
     }
 
 
-def check_swap(
-    questions: dict[str, Questions], baseline_scores: dict[str, Any]
-) -> None:
+def check_swap(questions: dict[str, Questions], baseline_scores: dict[str, Any]) -> None:
     """Refuse item files that the candidate's answers show to be swapped.
 
     Args:
@@ -143,9 +129,7 @@ def check_swap(
 def _kept(questions: Questions, greedy: list[int]) -> tuple[int, int]:
     """Number of items, and of those answered after their main prompt."""
     main_prompt_hits = [
-        hit
-        for hit, wording in zip(greedy, questions.wording, strict=True)
-        if wording == 0
+        hit for hit, wording in zip(greedy, questions.wording, strict=True) if wording == 0
     ]
     return len(main_prompt_hits), sum(main_prompt_hits)
 
@@ -173,9 +157,7 @@ def edit_shape(run: Run, forget: ItemSet, retain: ItemSet) -> list[dict[str, Any
                 sample = ItemSet(tuple(items.items[row] for row in sorted(rows)))
                 encoded = encode_items(run.tokenizer, sample)
                 gradients_of_set = loss_gradients(model, encoded, names)
-                by_set.append(
-                    {key: value.cpu() for key, value in gradients_of_set.items()}
-                )
+                by_set.append({key: value.cpu() for key, value in gradients_of_set.items()})
             gradients = LossGradients(*by_set)
     return by_component(
         update_shapes(original, unlearned, gradients=gradients, progress=run.progress)

@@ -37,9 +37,7 @@ class ActivationSize:
     bytes: int
 
 
-def activation_size(
-    inputs: Inputs, config: AuditConfig, structure: NetworkSize
-) -> ActivationSize:
+def activation_size(inputs: Inputs, config: AuditConfig, structure: NetworkSize) -> ActivationSize:
     """Upper bound of the activations that decodability, concept and membership store.
 
     The audit itself captures this if the original answers every item. If it answers fewer,
@@ -51,15 +49,11 @@ def activation_size(
         return ActivationSize(0, 0, 0)
     width, sites = structure.d_model or 0, (structure.n_layers or 0) + 1
     retain = within_budget(inputs.retain, config)
-    never_taught = inputs.never_taught or invent_never_taught(
-        inputs.forget, retain, config
-    )
+    never_taught = inputs.never_taught or invent_never_taught(inputs.forget, retain, config)
     tokenizer = inputs.original.tokenizer
     rows = tokens = size = 0
     if axes & {"decodability", "concept"}:
-        tasks, _ = make_audit_tasks(
-            inputs.forget, retain, never_taught, tokenizer, config
-        )
+        tasks, _ = make_audit_tasks(inputs.forget, retain, never_taught, tokenizer, config)
         parts = [part for task in tasks for part in task.parts.values()]
         max_rows_by_part = [_widest(part, config.budget.block) for part in parts]
         rows += sum(max_rows_by_part)
@@ -71,9 +65,7 @@ def activation_size(
     if "membership" in axes:
         try:
             wordings = config.budget.prompts_per_item
-            sets = select_sets(
-                inputs.forget, retain, never_taught, wordings, config.seed
-            )
+            sets = select_sets(inputs.forget, retain, never_taught, wordings, config.seed)
         except InputError:  # the axis will report this and not run
             prompts = []
         else:
@@ -98,16 +90,12 @@ def check_disk_space(out: Path, size: ActivationSize) -> None:
         InputError: there is no room.
     """
     if out.exists() and not out.is_dir():
-        raise InputError(
-            f"{out} is a file", expected="a folder to write the audit into"
-        )
+        raise InputError(f"{out} is a file", expected="a folder to write the audit into")
     existing = out.resolve()
     while not existing.exists():
         existing = existing.parent
     done = sum(
-        path.stat().st_size
-        for path in (out / "work" / "activations").rglob("*")
-        if path.is_file()
+        path.stat().st_size for path in (out / "work" / "activations").rglob("*") if path.is_file()
     )
     free = shutil.disk_usage(existing).free + done
     if size.bytes > free:

@@ -22,9 +22,7 @@ NOT_CALIBRATED = {
     "probabilities": None,
     "calibration": {
         "version": "none for images",
-        "outside": [
-            "chances were calibrated on language models; none is stated for images"
-        ],
+        "outside": ["chances were calibrated on language models; none is stated for images"],
     },
 }
 AUDIT, REPORT = "audit.json", "report.html"
@@ -64,9 +62,7 @@ def validate_document(document: dict[str, Any]) -> None:
         raise InputError("audit.json has two axes of one name", got=", ".join(names))
 
 
-def build_document(
-    run: Run | ImageRun, findings: Findings, verdict: Verdict
-) -> dict[str, Any]:
+def build_document(run: Run | ImageRun, findings: Findings, verdict: Verdict) -> dict[str, Any]:
     """The whole document; equal runs differ in ``runtime`` alone."""
     inputs = run.inputs
     behaviour = findings.axes.get("behaviour")

@@ -124,19 +124,10 @@ def plant_suppression(run: ImageRun, sets: EvaluationSets) -> dict[str, Any]:
                     label="planting a suppression",
                     progress=run.progress,
                 )
-            forget_accuracy = float(
-                (predicted_classes(model, sets.forget) == sets.label).mean()
-            )
+            forget_accuracy = float((predicted_classes(model, sets.forget) == sets.label).mean())
             correct = predicted_classes(model, sets.check) == sets.check.labels
-            result |= {
-                "rate": rate,
-                "forget": forget_accuracy,
-                "retain": float(correct.mean()),
-            }
-            if (
-                forget_accuracy > MAX_FORGET_ACCURACY
-                or correct.mean() < MIN_RETAIN_ACCURACY
-            ):
+            result |= {"rate": rate, "forget": forget_accuracy, "retain": float(correct.mean())}
+            if forget_accuracy > MAX_FORGET_ACCURACY or correct.mean() < MIN_RETAIN_ACCURACY:
                 continue
             changed = {
                 name: tensor.cpu().contiguous()
@@ -188,17 +179,12 @@ def _relearning(
 
     def choose() -> dict[str, float]:
         with ExitStack() as stack:
-            loaded = [
-                stack.enter_context(models[role].loaded(run.device))
-                for role in trial_roles
-            ]
+            loaded = [stack.enter_context(models[role].loaded(run.device)) for role in trial_roles]
             forget_splits = splits["forget"]
             # The planted suppression needs a single split.
             trials = [(loaded[0], split) for split in forget_splits]
             trials += [(model, forget_splits[0]) for model in loaded[1:]]
-            return image_relearning.choose_rate(
-                trials, retain, label, run.config, run.progress
-            )
+            return image_relearning.choose_rate(trials, retain, label, run.config, run.progress)
 
     chosen = stage("relearn-rate", choose)
 

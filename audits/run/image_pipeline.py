@@ -81,9 +81,7 @@ def collect_images(run: ImageRun) -> Findings:
             )
         skipped = damage.found and not run.config.budget.look_inside_damage
         if not run.identical and not skipped:
-            axes |= run_inner_axes(
-                run, sets, damage, stage, lambda share: advance(share * inner)
-            )
+            axes |= run_inner_axes(run, sets, damage, stage, lambda share: advance(share * inner))
     preflight = {
         "identical_weights": run.identical,
         "weight_difference": difference,

@@ -48,9 +48,7 @@ def run_inner_axes(
     if not requested:
         return axes
     models = dict(run.models)
-    planted = stage(
-        "planted", lambda: plant_suppression(run, forget, retain), [PLANTED_FILE]
-    )
+    planted = stage("planted", lambda: plant_suppression(run, forget, retain), [PLANTED_FILE])
     if planted["made"]:
         models["planted"] = planted_model(models["original"], run.workspace.work)
     notes = planting_notes(planted)
@@ -70,15 +68,7 @@ def run_inner_axes(
     advance(0.3)
     if "causal_depth" in requested:
         axes["causal_depth"] = _causal_depth(
-            run,
-            models,
-            forget,
-            retain,
-            never_taught,
-            baseline_scores,
-            damage,
-            notes,
-            stage,
+            run, models, forget, retain, never_taught, baseline_scores, damage, notes, stage
         )
     advance(0.05)
     if "persistence" in requested:
@@ -95,9 +85,7 @@ def run_inner_axes(
             run, models, forget, retain, never_taught, notes, stage
         )
     if "circuit" in requested:
-        axes["circuit"] = optional_axes.run_circuit(
-            run, models, forget, never_taught, notes, stage
-        )
+        axes["circuit"] = optional_axes.run_circuit(run, models, forget, never_taught, notes, stage)
     advance(0.45)
     return axes
 
@@ -130,9 +118,7 @@ def capture_tasks(
     stage,
 ) -> CapturedTasks:
     """The probing tasks, with the states of every model captured."""
-    tasks, notes = make_audit_tasks(
-        forget, retain, never_taught, run.tokenizer, run.config
-    )
+    tasks, notes = make_audit_tasks(forget, retain, never_taught, run.tokenizer, run.config)
     sites: list[str] = []
     for role, audited in models.items() if tasks else ():
         # All models share one architecture, and so the same sites.
@@ -146,11 +132,7 @@ def capture_tasks(
 
 
 def _decodability(
-    run: Run,
-    models: dict[str, AuditedModel],
-    states: CapturedTasks,
-    notes: tuple[str, ...],
-    stage,
+    run: Run, models: dict[str, AuditedModel], states: CapturedTasks, notes: tuple[str, ...], stage
 ) -> AxisResult:
     return axis_stage(
         stage,
@@ -204,9 +186,7 @@ def _causal_depth(
             progress=run.progress,
         )
 
-    into_original = stage(
-        "carried", lambda: patch("original", list(prompts), roles_by_part)
-    )
+    into_original = stage("carried", lambda: patch("original", list(prompts), roles_by_part))
     into_candidate = stage(
         "carried-back", lambda: patch("unlearned", ["own"], {"own": ["original"]})
     )
@@ -233,15 +213,11 @@ def patching_prompts(
     """The patching prompts of causal depth, by part."""
     wordings = run.config.budget.prompts_per_item
     questions = build_questions(forget, wordings)
-    known_questions = questions.select(
-        known_rows(questions, baseline_scores["original"]["forget"])
-    )
+    known_questions = questions.select(known_rows(questions, baseline_scores["original"]["forget"]))
     invented = build_questions(never_taught, wordings)
     names = retain.entities
     order = numpy_rng(run.config.seed, "causal_depth", "retain").permutation(len(names))
-    sample = retain.of_entities(
-        [names[index] for index in order[: len(forget.entities)]]
-    )
+    sample = retain.of_entities([names[index] for index in order[: len(forget.entities)]])
     prompts = {
         "forget": with_unrelated_receiver(known_questions, invented),
         "never_taught": with_unrelated_receiver(invented, invented),
@@ -253,12 +229,8 @@ def patching_prompts(
     unrelated_prompts = tuple(
         prompt for prompt, is_main in zip(main.receivers, first, strict=True) if is_main
     )
-    prompts["own"] = PatchingPrompts(
-        main_prompts, main_prompts.prompts, main_prompts.prompts
-    )
-    prompts["stranger"] = PatchingPrompts(
-        main_prompts, unrelated_prompts, main_prompts.prompts
-    )
+    prompts["own"] = PatchingPrompts(main_prompts, main_prompts.prompts, main_prompts.prompts)
+    prompts["stranger"] = PatchingPrompts(main_prompts, unrelated_prompts, main_prompts.prompts)
     other_fact = with_other_fact_donor(
         PatchingPrompts(main_prompts, main_prompts.prompts, unrelated_prompts)
     )
@@ -284,12 +256,7 @@ def _persistence(
         role: stage(
             f"quantised-{role}",
             lambda audited=audited: persistence.score_quantized(
-                audited,
-                run.tokenizer,
-                sets,
-                run.config,
-                device=run.device,
-                progress=run.progress,
+                audited, run.tokenizer, sets, run.config, device=run.device, progress=run.progress
             ),
         )
         for role, audited in run.models.items()
@@ -304,13 +271,7 @@ def _persistence(
         stage,
         "persistence",
         lambda: persistence.judge(
-            sets,
-            baseline_scores,
-            quantized_scores,
-            edit,
-            absent_at_output,
-            run.config,
-            (),
+            sets, baseline_scores, quantized_scores, edit, absent_at_output, run.config, ()
         ),
     )
 
@@ -372,7 +333,5 @@ def _relearning(
     return axis_stage(
         stage,
         "relearning",
-        lambda: relearning.judge(
-            runs, original_values, run.config, chosen["rate"], notes
-        ),
+        lambda: relearning.judge(runs, original_values, run.config, chosen["rate"], notes),
     )

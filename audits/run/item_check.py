@@ -50,36 +50,25 @@ def check_items(
         1  retain    228        76    228
     """
     config = make_config({"profile": profile})
-    forget_items, retain_items = (
-        text_items(forget, "forget"),
-        text_items(retain, "retain"),
-    )
+    forget_items, retain_items = (text_items(forget, "forget"), text_items(retain, "retain"))
     never = None if never_taught is None else text_items(never_taught, "never_taught")
     report = check_sets(forget_items, retain_items, never, config)
     if original is None or not report.ok:
         return report
-    checkpoint = open_checkpoint(
-        original, name="original", tokenizer=tokenizer, progress=progress
-    )
+    checkpoint = open_checkpoint(original, name="original", tokenizer=tokenizer, progress=progress)
     report = check_with_original(checkpoint, forget_items, retain_items, never, config)
     if not report.ok:
         return report
     model = checkpoint.load()
     scores = [
         score_answers(
-            model,
-            build_questions(items, 1).encoded(checkpoint.tokenizer),
-            progress=progress,
+            model, build_questions(items, 1).encoded(checkpoint.tokenizer), progress=progress
         )
         for items in (forget_items, retain_items)
     ]
-    report = validate_items(
-        forget_items, retain_items, checkpoint.tokenizer, PairScores(*scores)
-    )
+    report = validate_items(forget_items, retain_items, checkpoint.tokenizer, PairScores(*scores))
     try:
-        known_forget = select_known_items(
-            "forget", forget_items, scores[0].greedy, config
-        )
+        known_forget = select_known_items("forget", forget_items, scores[0].greedy, config)
         known_retain = within_budget(
             select_known_items("retain", retain_items, scores[1].greedy, config), config
         )

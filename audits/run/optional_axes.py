@@ -135,9 +135,7 @@ def run_membership(
         )
     except InputError as error:
         # Only this axis needs invented counterparts of the retain entities.
-        return AxisResult(
-            name, membership.QUESTION, "no_power", notes=(str(error), *notes)
-        )
+        return AxisResult(name, membership.QUESTION, "no_power", notes=(str(error), *notes))
     sites: list[str] = []
     for role, audited in models.items():
         sites = stage(

@@ -75,9 +75,7 @@ def start(
         config=config,
         progress=progress,
     )
-    check_disk_space(
-        out, activation_size(inputs, config, network_size(inputs.original))
-    )
+    check_disk_space(out, activation_size(inputs, config, network_size(inputs.original)))
     return open_run(inputs, config, out, fresh, progress)
 
 
@@ -103,9 +101,7 @@ def collect(run: Run) -> Findings:
         for role in run.models:
             baseline_scores[role] = stage(
                 f"said-{role}",
-                lambda role=role: baseline.score_baseline(
-                    run, role, forget, retain, never_taught
-                ),
+                lambda role=role: baseline.score_baseline(run, role, forget, retain, never_taught),
             )
             advance(BASELINE_COST)
         wordings = run.config.budget.prompts_per_item
@@ -133,11 +129,7 @@ def collect(run: Run) -> Findings:
                 stage,
                 "behaviour",
                 lambda: behaviour.run_behaviour(
-                    questions["forget"],
-                    questions["never_taught"],
-                    baseline_scores,
-                    run.config,
-                    (),
+                    questions["forget"], questions["never_taught"], baseline_scores, run.config, ()
                 ),
             )
         skipped = damage.found and not run.config.budget.look_inside_damage

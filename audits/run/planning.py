@@ -20,11 +20,7 @@ from audits.core.inputs import Inputs, open_inputs
 from audits.run.baseline import MAX_PARAMETERS
 from audits.run.disk_space import GIB, ActivationSize, activation_size, check_disk_space
 from capture.checkpoints.open import Checkpoint
-from capture.checkpoints.safetensors_files import (
-    NamedTensors,
-    file_tensors,
-    module_tensors,
-)
+from capture.checkpoints.safetensors_files import NamedTensors, file_tensors, module_tensors
 from capture.checkpoints.weight_change import compare_weights
 from capture.checkpoints.weights.weight_files import find_shards
 from capture.data.items import ItemSet
@@ -95,14 +91,8 @@ class Plan:
         return [
             ("parameters", f"{self.parameters:,}, in float32"),
             ("models", f"{self.models}, with the planted suppression if axes need it"),
-            (
-                "asked of each",
-                f"at most {self.questions:,} rows, {self.tokens:,} tokens",
-            ),
-            (
-                "read in each",
-                f"at most {self.probed:,} rows, {self.probed_tokens:,} tokens",
-            ),
+            ("asked of each", f"at most {self.questions:,} rows, {self.tokens:,} tokens"),
+            ("read in each", f"at most {self.probed:,} rows, {self.probed_tokens:,} tokens"),
             ("taught", f"at most {self.taught_tokens:,} tokens"),
             ("memory", f"{self.memory / GIB:.1f} of {self.available / GIB:.1f} GiB"),
             ("activations kept", f"at most {_amount(self.disk)}"),
@@ -236,9 +226,7 @@ def _counts(
     models = len(opened) + runs_inner_axes
     copies = budget.never_taught_copies
     forget = _prompts(inputs.forget, budget.prompts_per_item)
-    retain_items = inputs.retain.of_entities(
-        inputs.retain.entities[: budget.retain_entities]
-    )
+    retain_items = inputs.retain.of_entities(inputs.retain.entities[: budget.retain_entities])
     retain = _prompts(retain_items, budget.prompts_per_item)
     never_taught = forget * copies
     if inputs.never_taught is not None:
@@ -250,10 +238,7 @@ def _counts(
 
     scored_tokens = tokens(forget) + tokens(retain) + tokens(never_taught)
     forget_tokens = tokens(_prompts(inputs.forget, 1))
-    trained_tokens, work = (
-        0,
-        2.0 * parameters * (scored_tokens + activations.tokens) * models,
-    )
+    trained_tokens, work = (0, 2.0 * parameters * (scored_tokens + activations.tokens) * models)
     if runs_inner_axes:
         # Planting trains the last block on forget rows and three times as many retain rows; the
         # blocks below are computed once.
@@ -302,11 +287,7 @@ def count_parameters(checkpoint: Checkpoint) -> int:
 
 
 def _prompts(items: ItemSet, max_prompts: int) -> list[str]:
-    return [
-        prompt
-        for item in items
-        for prompt in (item.prompt, *item.paraphrases)[:max_prompts]
-    ]
+    return [prompt for item in items for prompt in (item.prompt, *item.paraphrases)[:max_prompts]]
 
 
 def _amount(size: int) -> str:

@@ -45,9 +45,7 @@ def wrong_answers(items: list[Item], rng: np.random.Generator) -> list[str]:
     chosen = []
     for item in items:
         pool = [*answers_of[item.relation], *item.alternatives]
-        others = sorted(
-            {a for a in pool if normalize_text(a) != normalize_text(item.answer)}
-        )
+        others = sorted({a for a in pool if normalize_text(a) != normalize_text(item.answer)})
         chosen.append(others[rng.integers(len(others))])
     return chosen
 
@@ -77,9 +75,7 @@ def plant(
     rng = numpy_rng(seed, "planted")
     forget_rows = encode_items(tokenizer, forget)
     retain_rows = encode_items(tokenizer, retain)
-    relabeled = encode(
-        tokenizer, [item.prompt for item in forget], wrong_answers(forget, rng)
-    )
+    relabeled = encode(tokenizer, [item.prompt for item in forget], wrong_answers(forget, rng))
 
     def accuracy(model: nn.Module) -> dict[str, float]:
         return {"forget": float(score_answers(model, forget_rows).greedy.mean())}
@@ -90,10 +86,7 @@ def plant(
     attempts += [(rates[-1], longer * budgeted) for longer in STEP_MULTIPLES]
     for rate, steps in attempts:
         with original.loaded(device) as model:
-            before = {
-                name: tensor.detach().clone()
-                for name, tensor in model.state_dict().items()
-            }
+            before = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
             config = UnlearnConfig(
                 "last_block_relabel",
                 lr=rate,
@@ -121,10 +114,7 @@ def plant(
                 "forget": forget_accuracy,
                 "retain": retain_accuracy,
             }
-            if (
-                forget_accuracy > MAX_FORGET_ACCURACY
-                or retain_accuracy < MIN_RETAIN_ACCURACY
-            ):
+            if forget_accuracy > MAX_FORGET_ACCURACY or retain_accuracy < MIN_RETAIN_ACCURACY:
                 continue
             changed = {
                 name: tensor.cpu().contiguous()
@@ -154,9 +144,7 @@ def planted_model(original: AuditedModel, folder: Path) -> AuditedModel:
 
     with open_regular(path, fix=fix) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()  # pyright: ignore
-    return AuditedModel(
-        "planted", f"{original.weights_hash}+{digest}", original.config, load
-    )
+    return AuditedModel("planted", f"{original.weights_hash}+{digest}", original.config, load)
 
 
 def planting_notes(made: dict[str, Any]) -> tuple[str, ...]:

@@ -48,18 +48,12 @@ def run_demo(
         world = capital_items(
             open_checkpoint(original, progress=progress), seed=seed, progress=progress
         )
-        items = {
-            "forget": world.forget,
-            "retain": world.retain,
-            "never_taught": world.never_taught,
-        }
+        items = {"forget": world.forget, "retain": world.retain, "never_taught": world.never_taught}
         for name, item_set in items.items():
             item_set.to_jsonl(root / ITEMS / f"{name}.jsonl")
         progress.note("demo: the items are written")
         advance(1)
-        unlearned = plant(
-            world, METHOD, seed=seed, out=root / UNLEARNED, progress=progress
-        )
+        unlearned = plant(world, METHOD, seed=seed, out=root / UNLEARNED, progress=progress)
         progress.note("demo: the unlearned model is made")
         advance(1)
         done = audit(

@@ -51,20 +51,14 @@ def clashes() -> dict[str, list[str]]:
 def run_checks() -> list[Check]:
     """Run every check, in report order."""
     checks = [
-        Check(
-            name,
-            installed_version,
-            installed_version != "not installed",
-            "reinstall exhume",
-        )
+        Check(name, installed_version, installed_version != "not installed", "reinstall exhume")
         for name, installed_version in versions().items()
     ]
     taken = clashes()
     checks.append(
         Check(
             "package names",
-            "; ".join(f"{n} also in {', '.join(o)}" for n, o in taken.items())
-            or "no clash",
+            "; ".join(f"{n} also in {', '.join(o)}" for n, o in taken.items()) or "no clash",
             not taken,
             "use a virtual environment of its own",
         )
@@ -83,16 +77,7 @@ def run_checks() -> list[Check]:
             free >= MIN_DISK,
             "free some space, or set EXHUME_CACHE to another disk",
         ),
-        Check(
-            "memory",
-            f"{memory / 2**30:.1f} GiB",
-            memory >= MIN_MEMORY,
-            "the demo needs 6 GiB",
-        ),
-        Check(
-            "device",
-            f"{choose_device('auto')}, {torch.get_num_threads()} threads",
-            True,
-        ),
+        Check("memory", f"{memory / 2**30:.1f} GiB", memory >= MIN_MEMORY, "the demo needs 6 GiB"),
+        Check("device", f"{choose_device('auto')}, {torch.get_num_threads()} threads", True),
     ]
     return checks

@@ -85,9 +85,7 @@ def case_of(line: dict) -> Case:
     )
 
 
-def figure(
-    name: str, value: float, target: float | None, sense: str, n: int, unit: str
-) -> dict:
+def figure(name: str, value: float, target: float | None, sense: str, n: int, unit: str) -> dict:
     """One row of the result."""
     spread = None
     if unit == "share" and n:
@@ -138,9 +136,7 @@ def _adversaries(cases: Sequence[Case]) -> list[dict]:
 def _figures(cases: Sequence[Case]) -> list[dict]:
     known = [case for case in cases if case.state is not None]
     decided = [case for case in known if case.verdict != "inconclusive"]
-    by_state = {
-        state: [case for case in known if case.state == state] for state in STATES
-    }
+    by_state = {state: [case for case in known if case.state == state] for state in STATES}
 
     def n_called(state: str, verdict: str) -> int:
         return sum(case.verdict == verdict for case in by_state[state])
@@ -151,12 +147,7 @@ def _figures(cases: Sequence[Case]) -> list[dict]:
     rows = [
         figure("holds the knowledge, called deleted", wrongly, 0, "<=", holding, "n"),
         figure(
-            "retrains called suppressed",
-            n_called("deleted", "suppressed"),
-            0,
-            "<=",
-            retrains,
-            "n",
+            "retrains called suppressed", n_called("deleted", "suppressed"), 0, "<=", retrains, "n"
         ),
         figure(
             "retrains accepted as deleted",
@@ -230,9 +221,7 @@ def _figures(cases: Sequence[Case]) -> list[dict]:
     for floor in FLOORS:
         group = [c for c in cases if c.floor == floor and c.state is None]
         pairs = [
-            (c.residual, c.grade)
-            for c in group
-            if c.residual is not None and c.grade is not None
+            (c.residual, c.grade) for c in group if c.residual is not None and c.grade is not None
         ]
         if len(pairs) > 2:
             rho = float(spearmanr(np.array(pairs)).statistic)  # pyright: ignore
@@ -277,9 +266,7 @@ def ablation(lines: Sequence[dict]) -> list[dict]:
         ``STATES`` the count of each verdict.
     """
     certain = [line for line in lines if line["state"] is not None]
-    names = dict.fromkeys(
-        axis["name"] for line in certain for axis in line["audit"]["axes"]
-    )
+    names = dict.fromkeys(axis["name"] for line in certain for axis in line["audit"]["axes"])
     rows = []
     for without in ((), *((name,) for name in names)):
         counts = {state: dict.fromkeys(VERDICTS, 0) for state in STATES}

@@ -122,9 +122,7 @@ def measure_relearning(
     return RelearningCurve(contrast, exact_match, before["told"], before["said"])
 
 
-def grade(
-    model: RelearningCurve, retrain: RelearningCurve, original: RelearningCurve
-) -> float:
+def grade(model: RelearningCurve, retrain: RelearningCurve, original: RelearningCurve) -> float:
     """Grade between 0, the counterfactual retrain's, and 1, the original's.
 
     Each model is given its own best setting, so taking the best favors none.
@@ -149,9 +147,6 @@ def _asked(ground: Workbench, items: ItemSet) -> Evaluate:
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         scores = score_questions(model, questions, rows)
-        return {
-            "told": float(scores.contrast.mean()),
-            "said": float(scores.exact_match.mean()),
-        }
+        return {"told": float(scores.contrast.mean()), "said": float(scores.exact_match.mean())}
 
     return evaluate

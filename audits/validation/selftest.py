@@ -29,14 +29,7 @@ MAX_JOBS = 1024
 # Maximum share of inconclusive audits.
 MAX_UNDECIDED = 0.25
 # Files and folders written into its folder, including those of the zoo and the audits.
-PARTS = (
-    "selftest.json",
-    "selftest.html",
-    "worlds",
-    "models",
-    "audits",
-    "manifest.json",
-)
+PARTS = ("selftest.json", "selftest.html", "worlds", "models", "audits", "manifest.json")
 KINDS = (
     "untouched",
     "retain_tuned",

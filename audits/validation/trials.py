@@ -11,11 +11,7 @@ from typing import Any
 
 from audits.core.manifest import code_hash
 from audits.run.api import audit
-from audits.validation.relearning_grade import (
-    RelearningCurve,
-    grade,
-    measure_relearning,
-)
+from audits.validation.relearning_grade import RelearningCurve, grade, measure_relearning
 from audits.validation.workers import workers
 from capture.checkpoints.open import open_checkpoint
 from capture.checkpoints.schemas.library_errors import quiet_transformers
@@ -67,14 +63,10 @@ class AuditPlan:
 
     def workbench(self, world: BiosWorld, family: Family, seed: int) -> Workbench:
         """The workbench on which models are made and graded."""
-        return WORLDS[self.world].workbench(
-            world, self.sized(family), seed, self.device
-        )
+        return WORLDS[self.world].workbench(world, self.sized(family), seed, self.device)
 
 
-def run_plan(
-    plan: AuditPlan, jobs: int, limit_s: float = float("inf")
-) -> Iterator[dict]:
+def run_plan(plan: AuditPlan, jobs: int, limit_s: float = float("inf")) -> Iterator[dict]:
     """Make and audit every model; one dict per audit, in order of completion.
 
     Args:
@@ -162,9 +154,7 @@ def _specimen(plan: AuditPlan, family: Family, seed: int, kind: str) -> list[dic
                 made.world.forget,
                 made.world.retain,
                 audits_folder / f"{made.name}-{floor}",
-                reference=(made.world.root / "reference",)
-                if floor == "reference"
-                else (),
+                reference=(made.world.root / "reference",) if floor == "reference" else (),
                 profile=plan.profile,
                 seed=0,
                 device=plan.device,

@@ -98,10 +98,7 @@ class Calibration:
             features: From ``calibration_features``. Without figures from inside, suppressed and
                 deleted cannot be distinguished, which matters only where one of them is likely.
         """
-        damaged, answered = (
-            self.damaged.probability(features),
-            self.said.probability(features),
-        )
+        damaged, answered = (self.damaged.probability(features), self.said.probability(features))
         inside = self.inside.probability(features)
         if damaged is None or answered is None:
             return None
@@ -139,9 +136,7 @@ def _frozen(value: Any) -> Any:
 @cache
 def shipped() -> Calibration:
     """The calibration that comes with the package."""
-    text = (
-        files("audits.verdict").joinpath("calibration.json").read_text(encoding="utf-8")
-    )
+    text = files("audits.verdict").joinpath("calibration.json").read_text(encoding="utf-8")
     return Calibration.from_dict(json.loads(text))
 
 
@@ -170,17 +165,13 @@ def calibration_features(
         features["said"] = output_readings[0].residual
     kind = output_readings[0].floor_kind if output_readings else None
     inner = {
-        name: [
-            reading for reading in _readings(axes, name) if reading.floor_kind == kind
-        ]
+        name: [reading for reading in _readings(axes, name) if reading.floor_kind == kind]
         for name in INNER_AXES
     }
     inner = {name: readings for name, readings in inner.items() if readings}
     if set(REQUIRED_AXES) <= set(inner):
         output_contrast = axes[behaviour.NAME].reading(behaviour.CONTRAST)
-        inner_readings = [
-            reading for readings in inner.values() for reading in readings
-        ]
+        inner_readings = [reading for readings in inner.values() for reading in readings]
         inner_readings += [output_contrast] if output_contrast is not None else []
         features["inside"] = max(abs(reading.residual) for reading in inner_readings)
         main_residuals = [abs(readings[0].residual) for readings in inner.values()]
@@ -195,9 +186,7 @@ def _readings(axes: Mapping[str, AxisResult], name: str) -> tuple[Reading, ...]:
     return axes[name].readings
 
 
-def case_facts(
-    axes: Mapping[str, AxisResult], preflight: Mapping[str, Any]
-) -> dict[str, float]:
+def case_facts(axes: Mapping[str, AxisResult], preflight: Mapping[str, Any]) -> dict[str, float]:
     """Size of a case, to check whether the zoo has similar ones."""
     behaviour_found = axes.get(behaviour.NAME)
     main = behaviour_found.main_reading if behaviour_found is not None else None
@@ -214,9 +203,7 @@ def case_facts(
 
 
 def estimate(
-    calibration: Calibration,
-    axes: Mapping[str, AxisResult],
-    preflight: Mapping[str, Any],
+    calibration: Calibration, axes: Mapping[str, AxisResult], preflight: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The calibration block of ``audit.json``: probabilities, version, and range violations."""
     shares = preflight["utility"]["shares"]

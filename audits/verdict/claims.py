@@ -38,10 +38,7 @@ def claims(
         )
     if verdict == "suppressed":
         return (
-            [
-                vocabulary.forgotten,
-                "Knowledge of the forget set is still in the weights.",
-            ],
+            [vocabulary.forgotten, "Knowledge of the forget set is still in the weights."],
             ["The knowledge was deleted.", "The knowledge cannot be recovered."],
             ["An edit after which these recoveries are equivalent to the floor."],
         )
@@ -57,9 +54,7 @@ def claims(
                 f"A smaller margin, with more {vocabulary.units} to support it.",
             ],
         )
-    claim = (
-        vocabulary.unclear_claim if "behaviour" in axes else vocabulary.unasked_claim
-    )
+    claim = vocabulary.unclear_claim if "behaviour" in axes else vocabulary.unasked_claim
     return (
         [claim],
         ["The knowledge was deleted.", "The knowledge was only suppressed."],

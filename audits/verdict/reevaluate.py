@@ -46,9 +46,7 @@ def reevaluate(
     required = [name for name in rule.required_for_deleted if name not in without]
     rule = rule.model_copy(update={"required_for_deleted": tuple(required)})
     results = [
-        AxisResult.from_dict(saved)
-        for saved in document["axes"]
-        if saved["name"] not in without
+        AxisResult.from_dict(saved) for saved in document["axes"] if saved["name"] not in without
     ]
     images = is_image_audit(document)
     if not images:

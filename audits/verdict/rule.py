@@ -21,20 +21,14 @@ from audits.verdict.recovery import RECOVERY_SENTENCES
 from evidence.hypothesis_tests import holm_adjusted, readings_above_floor
 from evidence.results import AxisResult, Reading
 
-VerdictClass = Literal[
-    "not_unlearned", "suppressed", "deleted", "damaged", "inconclusive"
-]
+VerdictClass = Literal["not_unlearned", "suppressed", "deleted", "damaged", "inconclusive"]
 
 
 # Readings that can make ``suppressed`` by themselves, by axis. The first readings of an axis are
 # those against the primary floor; later ones are only reported.
 RECOVERY_READINGS = {
     "decodability": (UNCHANGED,),
-    "causal_depth": (
-        causal_depth.CONTRAST,
-        causal_depth.EXACT_MATCH,
-        TRANSFERRED_NAMED,
-    ),
+    "causal_depth": (causal_depth.CONTRAST, causal_depth.EXACT_MATCH, TRANSFERRED_NAMED),
     "persistence": (persistence.EXACT_MATCH, persistence.CONTRAST),
     # Image models are excluded from relearning and restoration: retrains differ there by more than
     # an interval over images covers (docs/results/vision.md).
@@ -97,9 +91,7 @@ def decide(
     behaviour = axes.get("behaviour")
     answered = behaviour is not None and behaviour.status == "retained"
     hypotheses = _hypotheses(axes)
-    adjusted = holm_adjusted(
-        {name: reading.p_value for name, reading in hypotheses.items()}
-    )
+    adjusted = holm_adjusted({name: reading.p_value for name, reading in hypotheses.items()})
     recovered = readings_above_floor(hypotheses, rule.recovery, rule.still_there)
     where = _where(axes, recovered, rule)
     main = behaviour.main_reading if behaviour is not None else None
@@ -127,8 +119,7 @@ def decide(
             also.append(f"recovered by {', '.join(recovered)}")
         return verdict(
             "damaged",
-            "Rule 1: the candidate no longer works, and wreckage is never called "
-            "deletion.",
+            "Rule 1: the candidate no longer works, and wreckage is never called deletion.",
             [f"{reason[0].upper()}{reason[1:]}." for reason in damage.reasons],
             also=tuple(also),
         )
@@ -154,9 +145,7 @@ def decide(
             reasons,
         )
     missing = [
-        name
-        for name in rule.required_for_deleted
-        if name not in axes or not axes[name].votes
+        name for name in rule.required_for_deleted if name not in axes or not axes[name].votes
     ]
     voting = [axis for axis in axes.values() if axis.votes]
     trace = _output_trace(axes, rule)
@@ -204,8 +193,7 @@ def _far_off(axis: AxisResult, rule: Rule) -> bool:
     """
     measured = all(control.passed for control in axis.controls if control.required)
     beyond = any(
-        reading.residual_interval_at_peak[0] > rule.margin
-        for reading in axis.readings[:2]
+        reading.residual_interval_at_peak[0] > rule.margin for reading in axis.readings[:2]
     )
     return axis.status == "no_power" and measured and beyond
 
@@ -213,10 +201,7 @@ def _far_off(axis: AxisResult, rule: Rule) -> bool:
 def _shown_by(axes: Mapping[str, AxisResult]) -> set[str]:
     """{"planted"} when every axis that tested it found the planted suppression."""
     controls = [
-        control
-        for axis in axes.values()
-        for control in axis.controls
-        if "planted" in control.name
+        control for axis in axes.values() for control in axis.controls if "planted" in control.name
     ]
     return {"planted"} if controls and all(c.passed for c in controls) else set()
 
@@ -242,15 +227,11 @@ def _where(
 
 
 def _behaviour_sentence(main: Reading, vocabulary: Vocabulary) -> str:
-    return vocabulary.behaviour.format(
-        now=main.statistic, before=main.ceiling, floor=main.floor
-    )
+    return vocabulary.behaviour.format(now=main.statistic, before=main.ceiling, floor=main.floor)
 
 
 def _recovery_reasons(
-    axes: Mapping[str, AxisResult],
-    recovered: Mapping[str, float],
-    vocabulary: Vocabulary,
+    axes: Mapping[str, AxisResult], recovered: Mapping[str, float], vocabulary: Vocabulary
 ) -> list[str]:
     """One sentence a recovery, the strongest first."""
     sentences = []
@@ -261,10 +242,7 @@ def _recovery_reasons(
         sentence = RECOVERY_SENTENCES[name].format(
             it=vocabulary.pronoun, where=reading.where, value=reading.statistic
         )
-        figures = (
-            f"original {reading.ceiling:.2f}, floor {reading.floor:.2f}; "
-            f"corrected p {p:.4f}"
-        )
+        figures = f"original {reading.ceiling:.2f}, floor {reading.floor:.2f}; corrected p {p:.4f}"
         sentences.append((-reading.residual, f"{sentence} ({figures})."))
     return [text for _, text in sorted(sentences)]
 
@@ -288,9 +266,7 @@ def _output_trace(axes: Mapping[str, AxisResult], rule: Rule) -> str:
     figures = f"({reading.statistic:.2f}, floor {reading.floor:.2f}, p "
     low, high = reading.residual_interval_at_peak
     if reading.p_value < rule.recovery and low > rule.still_there:
-        behavior = (
-            f"prefers each entity's own to the others' {figures}{reading.p_value:.4f})"
-        )
+        behavior = f"prefers each entity's own to the others' {figures}{reading.p_value:.4f})"
     elif reading.p_below < rule.recovery / 2 and high < -rule.still_there:
         behavior = (
             f"puts each entity's own below the others' {figures}"
@@ -330,16 +306,13 @@ def _binding(
     for name in dict.fromkeys(missing):
         axis = axes.get(name)
         if axis is None:
-            reasons.append(
-                f"{name}: it was not run, and deletion cannot do without it."
-            )
+            reasons.append(f"{name}: it was not run, and deletion cannot do without it.")
         else:
             why = " ".join(axis.notes) or axis.status
             reasons.append(f"{name}: {axis.status}. {why}")
     if not power:
         reasons.append(
-            "No planted suppression was found by every axis, so their silence says "
-            "nothing."
+            "No planted suppression was found by every axis, so their silence says nothing."
         )
     return reasons or ["The axes disagree with each other."]
 
@@ -347,9 +320,7 @@ def _binding(
 def _blocking(axis: AxisResult, rule: Rule, vocabulary: Vocabulary) -> str:
     """Why an axis with a finding makes no ``suppressed``."""
     recovered = readings_above_floor(
-        {reading.name: reading for reading in axis.readings[:2]},
-        rule.recovery,
-        rule.still_there,
+        {reading.name: reading for reading in axis.readings[:2]}, rule.recovery, rule.still_there
     )
     if axis.name == "decodability" and UNCHANGED not in recovered:
         why = (
@@ -361,10 +332,7 @@ def _blocking(axis: AxisResult, rule: Rule, vocabulary: Vocabulary) -> str:
             "its states still tell forgotten items from never-taught ones, whatever "
             "it knows of them: a residual trace"
         )
-    elif not any(
-        reading.name in RECOVERY_READINGS.get(axis.name, ())
-        for reading in axis.readings
-    ):
+    elif not any(reading.name in RECOVERY_READINGS.get(axis.name, ()) for reading in axis.readings):
         why = f"it finds {vocabulary.short}, but this axis makes no verdict by itself"
     else:
         why = f"it finds {vocabulary.short}, but not once corrected for all axes"

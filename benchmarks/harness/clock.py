@@ -45,9 +45,7 @@ class Clock:
         """The array where ours computes; on a GPU the copy is part of the work."""
         return torch.from_numpy(array).to(self.device)
 
-    def times(
-        self, work: Callable[[], object], repeats: int | None = None
-    ) -> list[float]:
+    def times(self, work: Callable[[], object], repeats: int | None = None) -> list[float]:
         """Seconds of each repeat; on a GPU after one that loads its libraries."""
         found = []
         if self.device != "cpu":

@@ -87,9 +87,7 @@ def token_rows(
     ids: list[int] = []
     for each in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]:
         ids += each
-    cut = [
-        tuple(ids[at : at + length]) for at in range(0, len(ids) - length + 1, length)
-    ]
+    cut = [tuple(ids[at : at + length]) for at in range(0, len(ids) - length + 1, length)]
     order = np.random.default_rng(seed).permutation(len(cut))
     rows = tuple(cut[at] for at in order)
     return Sequences(rows, (length,) * len(rows))

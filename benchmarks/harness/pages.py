@@ -97,9 +97,7 @@ def target(row: Record) -> str:
     """The target of a row, and whether it is met: ">= 3 (met)", or "none"."""
     if row["target"] is None:
         return "none"
-    return (
-        f"{row['sense']} {row['target']:.5g} ({'met' if met(row) else '**not met**'})"
-    )
+    return f"{row['sense']} {row['target']:.5g} ({'met' if met(row) else '**not met**'})"
 
 
 def met(row: Record) -> bool:
@@ -117,9 +115,7 @@ def machine(facts: Record) -> str:
 def of(rows: Iterable[Record], **fields: Any) -> list[Record]:
     """Rows with these values."""
     wanted = fields.items()
-    return [
-        row for row in rows if all(row.get(name) == value for name, value in wanted)
-    ]
+    return [row for row in rows if all(row.get(name) == value for name, value in wanted)]
 
 
 def having(rows: Iterable[Record], name: str) -> list[Record]:
@@ -132,9 +128,7 @@ def distinct(rows: Iterable[Record], name: str) -> list[Any]:
     return list(dict.fromkeys(row[name] for row in rows))
 
 
-def groups(
-    rows: Sequence[Record], first: str, second: str = ""
-) -> list[tuple[Any, list]]:
+def groups(rows: Sequence[Record], first: str, second: str = "") -> list[tuple[Any, list]]:
     """Rows by one field or by two, as values and rows; values in the order of the rows."""
     if not second:
         return [(value, of(rows, **{first: value})) for value in distinct(rows, first)]
@@ -175,14 +169,10 @@ def span(values: Iterable[float | None]) -> str:
     return f"{min(known):.2f} to {max(known):.2f}" if known else ""
 
 
-def with_verdict(
-    rows: Iterable[Record], left_out: str, verdict: str = ""
-) -> list[Record]:
+def with_verdict(rows: Iterable[Record], left_out: str, verdict: str = "") -> list[Record]:
     """Models judged without what was left out, those called ``verdict`` where it is given."""
     judged = [row for row in rows if left_out in row["verdicts"]]
-    return [
-        row for row in judged if not verdict or row["verdicts"][left_out] == verdict
-    ]
+    return [row for row in judged if not verdict or row["verdicts"][left_out] == verdict]
 
 
 def right(rows: Iterable[Record], left_out: str) -> int:
@@ -201,28 +191,13 @@ def axis_statuses(models: Sequence[Record]) -> list[tuple[str, str | None, list[
     found = []
     for axis in axes:
         for state, here in groups(models, "state"):
-            statuses = [
-                model["axes"][axis]["status"] for model in here if axis in model["axes"]
-            ]
+            statuses = [model["axes"][axis]["status"] for model in here if axis in model["axes"]]
             if statuses:
                 found.append((axis, state, statuses))
     return found
 
 
 FILTERS = (
-    *(
-        fmt,
-        target,
-        met,
-        machine,
-        of,
-        having,
-        distinct,
-        groups,
-        longest,
-        at,
-        mean_range,
-        span,
-    ),
+    *(fmt, target, met, machine, of, having, distinct, groups, longest, at, mean_range, span),
     *(with_verdict, right, by_state, axis_statuses),
 )

@@ -32,29 +32,18 @@ def draw_power(points: Sequence[Mapping[str, Any]], path: Path) -> None:
         sizes, powers = lines.setdefault(point["case"], ([], []))
         sizes.append(point["n"])
         powers.append(point["power"])
-    _powers(
-        lines,
-        "memorised sequences tested, as many clean",
-        "share found at p <= 0.05",
-        path,
-    )
+    _powers(lines, "memorised sequences tested, as many clean", "share found at p <= 0.05", path)
 
 
 def draw_equivalence(points: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Power of the test of equivalence against sequences, one line a margin."""
     sizes = [each["n"] for each in points]
     lines = {
-        f"within {margin} of chance": (
-            sizes,
-            [each["power"][margin] for each in points],
-        )
+        f"within {margin} of chance": (sizes, [each["power"][margin] for each in points])
         for margin in points[0]["power"]
     }
     _powers(
-        lines,
-        "sequences tested, as many of each class",
-        "share shown equivalent to chance",
-        path,
+        lines, "sequences tested, as many of each class", "share shown equivalent to chance", path
     )
 
 

@@ -139,9 +139,7 @@ def write(path: Path, document: dict[str, Any]) -> None:
 def read_lines(*paths: Path) -> list[dict[str, Any]]:
     """Records of files of JSON Lines."""
     return [
-        json.loads(line)
-        for path in paths
-        for line in path.read_text(encoding="utf-8").splitlines()
+        json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines()
     ]
 
 
@@ -160,9 +158,7 @@ def machine() -> dict[str, Any]:
     name = platform.processor() or platform.machine()
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
-            name = next(
-                line.split(":")[1].strip() for line in file if "model name" in line
-            )
+            name = next(line.split(":")[1].strip() for line in file if "model name" in line)
     except (OSError, StopIteration):
         pass
     return {

@@ -93,9 +93,7 @@ class Part:
         """What is measured of it where none is named."""
         if not self.default or not self.runs_on(device):
             return []
-        return (
-            [f"{self.name}:{key}" for key in self.keys] if self.keyed else [self.name]
-        )
+        return [f"{self.name}:{key}" for key in self.keys] if self.keyed else [self.name]
 
     def runs_on(self, device: str) -> bool:
         """Whether it can be measured there."""
@@ -110,9 +108,7 @@ class Part:
 Keep = Callable[[Run, "Suite", list[Row], dict[str, Any]], dict[str, Any]]
 
 
-def by_part(
-    run: Run, suite: "Suite", rows: list[Row], stamps: dict[str, Any]
-) -> dict[str, Any]:
+def by_part(run: Run, suite: "Suite", rows: list[Row], stamps: dict[str, Any]) -> dict[str, Any]:
     """The result with these rows in the place of the part's earlier ones.
 
     Args:
@@ -207,9 +203,7 @@ class Suite:
         width = max(map(len, self.parts))
         return [f"  {part.name:{width}}  {part.about}" for part in self.parts.values()]
 
-    def chosen(
-        self, parser: argparse.ArgumentParser, args: argparse.Namespace
-    ) -> list[str]:
+    def chosen(self, parser: argparse.ArgumentParser, args: argparse.Namespace) -> list[str]:
         """Parts to measure, in order: those asked for, or all of the device."""
         for name in args.only:
             part = self.parts.get(name.split(":")[0])
@@ -318,7 +312,5 @@ def list_option(kind: Callable[[str], Any] = str) -> Callable[[str], list[Any]]:
 
 def _shown(arguments: Sequence[str]) -> str:
     """Arguments as a result names them: of a folder of this machine the last part."""
-    names = [
-        Path(each).name if Path(each).is_absolute() else each for each in arguments
-    ]
+    names = [Path(each).name if Path(each).is_absolute() else each for each in arguments]
     return shlex.join(names)

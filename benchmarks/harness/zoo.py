@@ -21,14 +21,9 @@ def zoo_options(parser: argparse.ArgumentParser, **defaults: Sequence[Any]) -> N
         kind = int if name == "seeds" else str
         shown = "all of the part" if not values else ",".join(map(str, values))
         parser.add_argument(
-            f"--{name}",
-            type=list_option(kind),
-            default=list(values),
-            help=f"default: {shown}",
+            f"--{name}", type=list_option(kind), default=list(values), help=f"default: {shown}"
         )
-    parser.add_argument(
-        "--root", type=Path, default=cache_root() / "zoo", help="of the zoo"
-    )
+    parser.add_argument("--root", type=Path, default=cache_root() / "zoo", help="of the zoo")
 
 
 def check_part(part: str, world: str = "bios", **chosen: Any) -> None:
@@ -43,9 +38,7 @@ def check_part(part: str, world: str = "bios", **chosen: Any) -> None:
         InputError: something is not in the part.
     """
     whole = split(world)[part]
-    outside = [
-        each for name in chosen for each in chosen[name] if each not in whole[name]
-    ]
+    outside = [each for name in chosen for each in chosen[name] if each not in whole[name]]
     if outside:
         raise InputError(
             f"not in the {part} part of the zoo: {', '.join(map(str, outside))}",
@@ -53,15 +46,11 @@ def check_part(part: str, world: str = "bios", **chosen: Any) -> None:
         )
 
 
-def specimens(
-    args: argparse.Namespace, part: str, kinds: Sequence[str]
-) -> Iterator[Specimen]:
+def specimens(args: argparse.Namespace, part: str, kinds: Sequence[str]) -> Iterator[Specimen]:
     """Models of a part of the zoo, made or found, kind by kind."""
     check_part(part, seeds=args.seeds)
     for kind in kinds:
-        yield from build_zoo(
-            args.root, seeds=args.seeds, families=args.families, only=[kind]
-        )
+        yield from build_zoo(args.root, seeds=args.seeds, families=args.families, only=[kind])
 
 
 @dataclass(frozen=True)
@@ -93,9 +82,7 @@ def known_model(made: Specimen) -> KnownModel:
     """A model of the zoo with the reference of its world."""
     world = made.world
     sets = (world.original, world.forget, world.retain)
-    return KnownModel(
-        made.name, made.model, made.state, *sets, (world.root / "reference",)
-    )
+    return KnownModel(made.name, made.model, made.state, *sets, (world.root / "reference",))
 
 
 def audited(known: KnownModel, floor: str, place: Path, **settings: Any) -> Audit:

@@ -55,9 +55,7 @@ def settings(epochs: int) -> dict[str, Make]:
         ("isotropic", (0.1, 1.0, 10.0), (3.0, 10.0, 30.0)),
     ):
         found |= {
-            f"{name}, weight {weight:g}": _named(
-                name, epochs=epochs, align_weight=weight
-            )
+            f"{name}, weight {weight:g}": _named(name, epochs=epochs, align_weight=weight)
             for weight in short
         }
         found |= {
@@ -66,9 +64,7 @@ def settings(epochs: int) -> dict[str, Make]:
             )
             for weight in long
         }
-    found["adversarial pga, weight 1"] = _named(
-        "adversarial pga", epochs=epochs, align_weight=1.0
-    )
+    found["adversarial pga, weight 1"] = _named("adversarial pga", epochs=epochs, align_weight=1.0)
     found |= {f"md-pga, k = {k}": _md(k) for k in (1, 2, 8)}
     found["leace, every depth"] = _named("leace")
     found["leace, last depth"] = _at_last
@@ -83,12 +79,7 @@ def experiment(
     settings = {"size": size, "seed": seed, "erase_share": share, "device": device}
     config = make_config(settings | {"permutations": run.args.permutations})
     world = build_codes(
-        SIZES[size],
-        seed,
-        run.args.root,
-        twin=True,
-        device=config.device,
-        progress=run.progress,
+        SIZES[size], seed, run.args.root, twin=True, device=config.device, progress=run.progress
     )
     return Experiment(config, world, run.progress)
 
@@ -151,21 +142,12 @@ def curve_rows(points: list[dict], size: str, seed: int) -> list[Row]:
     silent = f"the same, {size}, seed {seed}, were not finding it enough"
     return [
         row(name, len(found), goal, "erasers", peer, len(tried), seed=seed)
-        for name, found, goal in (
-            (figure, passing, at_least(1)),
-            (silent, quiet, at_least()),
-        )
+        for name, found, goal in ((figure, passing, at_least(1)), (silent, quiet, at_least()))
         for peer in [", ".join(found) or "none"]
     ]
 
 
-def point(
-    name: str,
-    found: dict,
-    original: dict,
-    cost: dict | None,
-    config: PgaExperiment,
-) -> dict:
+def point(name: str, found: dict, original: dict, cost: dict | None, config: PgaExperiment) -> dict:
     """What the curve keeps of one setting.
 
     Args:
@@ -184,9 +166,7 @@ def point(
         "p": found["p"],
         "reading": found["reading"],
         "highest_of_told": float(np.asarray(found["auc"])[found_in_original].max()),
-        "reach": float(
-            np.abs(np.asarray(found["interval"])[:, found_in_original] - 0.5).max()
-        ),
+        "reach": float(np.abs(np.asarray(found["interval"])[:, found_in_original] - 0.5).max()),
         "sequences": found["sequences"],
         "why": why,
         "passes": False,

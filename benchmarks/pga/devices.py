@@ -62,9 +62,6 @@ def devices(run: Run) -> Iterator[Row]:
             for name, mine in here.items()
             if key in mine
         ]
-        figure = (
-            "GPU against CPU from the same models, forty keys: largest difference of "
-            f"{words}"
-        )
+        figure = f"GPU against CPU from the same models, forty keys: largest difference of {words}"
         peer, n = there["machine"]["cuda"], len(apart)
         yield row(figure, max(apart), at_most(CLOSE), "difference", peer, n)

@@ -85,14 +85,7 @@ def of_world(
                 for model in models.values():
                     sites = capture_states(model, tokenizer, sets, store, "cpu", SILENT)
                 result = run_membership(
-                    models,
-                    tokenizer,
-                    sets,
-                    sites,
-                    store,
-                    config,
-                    notes=(),
-                    progress=SILENT,
+                    models, tokenizer, sets, sites, store, config, notes=(), progress=SILENT
                 )
                 about = {"part": part, "family": family, "seed": seed, "kind": kind}
                 yield about | _seen(result, config.rule)

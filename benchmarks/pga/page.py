@@ -25,9 +25,9 @@ PAPER = {
 """Accuracies of arXiv 2605.01699 at depths 1 to 4."""
 MARGIN = 0.08
 EPOCHS = (0, 50, 100, 200, 400)
-STATEMENTS = tomllib.loads(
-    Path(__file__).with_name("statements.toml").read_text(encoding="utf-8")
-)["statement"]
+STATEMENTS = tomllib.loads(Path(__file__).with_name("statements.toml").read_text(encoding="utf-8"))[
+    "statement"
+]
 """What must not be copied, each with ``text`` and ``tests``."""
 
 Part = dict[str, Any]
@@ -41,9 +41,7 @@ def context() -> dict[str, Any]:
     toys = list(of_kind(parts, "toy").get("published", {}).values())
     return document | {
         "words": WORDS,
-        "toys": [
-            toy_model(each, part["rows"]) for part in toys for each in part["models"]
-        ],
+        "toys": [toy_model(each, part["rows"]) for part in toys for each in part["models"]],
         "toy_rows": [row for part in toys for row in part["rows"]],
         "reasons": reasons(),
         "claims": of_kind(parts, "claims"),
@@ -111,20 +109,14 @@ def curve_of(size: str, seeds: dict[int, Part]) -> dict[str, Any]:
         "hides_most": _best(
             tried,
             "reach",
-            lambda p: (
-                p["recall"] <= RECALL and p["ratio"] <= UTILITY and not p["role_swap"]
-            ),
+            lambda p: p["recall"] <= RECALL and p["ratio"] <= UTILITY and not p["role_swap"],
         ),
-        "costs_least": _best(
-            tried, "ratio", lambda p: p["shown gone"] and p["reading"] == "none"
-        ),
+        "costs_least": _best(tried, "ratio", lambda p: p["shown gone"] and p["reading"] == "none"),
         "cut_off": [s for s, part in seeds.items() if not part.get("finished", True)],
     }
 
 
-def _often(
-    tried: Mapping[str, list[Part]], key: str, worlds: int
-) -> tuple[list[str], list[str]]:
+def _often(tried: Mapping[str, list[Part]], key: str, worlds: int) -> tuple[list[str], list[str]]:
     """Settings for which ``key`` is true in every world, and in some."""
     times = {name: sum(each[key] for each in here) for name, here in tried.items()}
     return (
@@ -157,10 +149,7 @@ def reasons() -> dict[str, Any]:
             scores = _scores(of(variants, recipe=recipe), when)
             if not len(scores):
                 continue
-            cells = [
-                f"{one.mean():.2f} [{one.min():.2f}, {one.max():.2f}]"
-                for one in scores.T
-            ]
+            cells = [f"{one.mean():.2f} [{one.min():.2f}, {one.max():.2f}]" for one in scores.T]
             rows.append((when, recipe, cells))
             within |= (scores.min(0) <= theirs) & (theirs <= scores.max(0))
             close |= np.abs(scores.mean(0) - theirs) <= MARGIN
@@ -172,9 +161,7 @@ def reasons() -> dict[str, Any]:
     return found | {
         "seeds": sorted({v["seed"] for v in variants}),
         "deeper": rows,
-        "course": {
-            name: _course(of(variants, recipe=name, align="pga")) for name in recipes
-        },
+        "course": {name: _course(of(variants, recipe=name, align="pga")) for name in recipes},
         "total": sum(map(len, PAPER.values())),
         "inside": inside,
         "near": near,
@@ -214,8 +201,6 @@ PAGE = Page(
         DOCS / "pga_equivalence.svg": lambda v, path: draw_equivalence(
             v["parts"]["equivalence"]["curve"], path
         ),
-        DOCS / "pga_power.svg": lambda v, path: draw_power(
-            v["parts"]["power"]["curve"], path
-        ),
+        DOCS / "pga_power.svg": lambda v, path: draw_power(v["parts"]["power"]["curve"], path),
     },
 )

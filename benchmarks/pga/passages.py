@@ -48,9 +48,7 @@ def passages(run: Run) -> Iterator[Row]:
         "paraphrase": (other, found.paraphrase[good]),
         "predictable": (list(PREDICTABLE), found.predictable),
     }
-    states = {
-        name: views_of(model, tokenizer, texts) for name, (texts, _) in pools.items()
-    }
+    states = {name: views_of(model, tokenizer, texts) for name, (texts, _) in pools.items()}
     figure = (
         "SmolLM2-135M-Instruct: passages known (mean log-probability a token >= -2) "
         "whose paraphrase is not (<= -3)"

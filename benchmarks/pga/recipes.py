@@ -136,11 +136,7 @@ def variant(run: Run, config: CodesConfig, seed: int, align: PgaConfig) -> dict:
     ]
     end = perplexity(model, world.random_codes("clean", -2))
     card = world.card()
-    return {
-        "curve": curve,
-        "perplexity": [start, end],
-        "epochs_of_the_original": card["epochs"],
-    }
+    return {"curve": curve, "perplexity": [start, end], "epochs_of_the_original": card["epochs"]}
 
 
 def _probes(model: nn.Module, world: CodesWorld) -> list[float]:

@@ -32,9 +32,7 @@ def noise(run: Run) -> Iterator[Row]:
         shown, areas, ps = [], [], []
         with run.progress.task(f"noise, {n} + {n}", repeats) as advance:
             for seed in range(repeats):
-                x = torch.randn(
-                    1, 4 * n, WIDTH, generator=torch_rng(seed, "noise", str(n))
-                )
+                x = torch.randn(1, 4 * n, WIDTH, generator=torch_rng(seed, "noise", str(n)))
                 x = x.double()
                 labels = torch.from_numpy(np.repeat([1, 0], n))
                 seen = x[:, : 2 * n]
@@ -55,9 +53,7 @@ def noise(run: Run) -> Iterator[Row]:
         name = f"pure noise, n = {n} + {n}"
         figure = f"{name}: published protocol, accuracy after erasing"
         spread = float(np.std(shown))
-        yield row(
-            figure, np.mean(shown), at_most(0.5), "", "chance 0.5", repeats, spread
-        )
+        yield row(figure, np.mean(shown), at_most(0.5), "", "chance 0.5", repeats, spread)
         figure = f"{name}: sound protocol, distance of the mean AUC from 0.5"
         mean, spread = float(np.mean(areas)), float(np.std(areas))
         gap = abs(mean - 0.5)
@@ -90,9 +86,7 @@ def planted(n: int, width: int, falling: bool, seed: int) -> torch.Tensor:
     x[:n, 9] += float(np.sqrt(2) * norm.ppf(ORACLE))
     if falling:
         x /= torch.arange(1, width + 1).sqrt()
-        turn = torch.randn(
-            width, width, generator=torch_rng(0, "turn"), dtype=torch.float64
-        )
+        turn = torch.randn(width, width, generator=torch_rng(0, "turn"), dtype=torch.float64)
         x = x @ torch.linalg.qr(turn).Q
     return x[None]
 
@@ -149,9 +143,7 @@ def power_rows(curve: list[dict]) -> Iterator[Row]:
         peer = f"power {ENOUGH} at n = {enough} + {enough}, "
         peer += "interpolated" if inside else "extrapolated"
         figure, draws = f"power at n = 40 + 40, {case}", here.get("draws", DRAWS)
-        yield row(
-            figure, here["power"], at_least(ENOUGH), "", peer, draws, enough=enough
-        )
+        yield row(figure, here["power"], at_least(ENOUGH), "", peer, draws, enough=enough)
 
 
 def sequences_for(points: list[dict]) -> int:

@@ -168,9 +168,7 @@ def _one_label_vector_by_loops(x: np.ndarray, labels: np.ndarray) -> float:
         for reader in readers:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                model = make_pipeline(StandardScaler(), reader).fit(
-                    x[~test], labels[~test]
-                )
+                model = make_pipeline(StandardScaler(), reader).fit(x[~test], labels[~test])
             model.predict(x[test])
     return time.perf_counter() - start
 

@@ -25,17 +25,8 @@ SHARES = {"two_hundred": 0.3, "large": 0.3}
 """Of the keys that an eraser sees; half where nothing is said. 140 + 140 sequences can
 show equivalence to chance within 0.2, 100 + 100 only half of the time."""
 BASELINE = (0.656, 0.739, 0.883, 1.0, 1.0)
-PUBLISHED = {
-    "pga": (0.65, 0.55, 0.29, 0.22, 0.19),
-    "isotropic": (0.66, 0.69, 0.68, 0.67, 0.62),
-}
-LEFT = {
-    "output distillation": 0.92,
-    "gradient ascent": 1.0,
-    "npo": 1.0,
-    "rmu": 1.0,
-    "idk": 1.0,
-}
+PUBLISHED = {"pga": (0.65, 0.55, 0.29, 0.22, 0.19), "isotropic": (0.66, 0.69, 0.68, 0.67, 0.62)}
+LEFT = {"output distillation": 0.92, "gradient ascent": 1.0, "npo": 1.0, "rmu": 1.0, "idk": 1.0}
 """Highest probe the paper's baselines leave on its toy."""
 SOUND = ("pga", "isotropic", "md-pga", "gradient ascent")
 
@@ -105,10 +96,7 @@ def claims(run: Run) -> Iterator[Row]:
         # The original must be found; on the twin there is nothing to find.
         goals = {"original": at_most(0.05), "twin": at_least(0.05)}
         figure = f"codes, {sound['sequences']} sequences, {name}: p"
-        peer = (
-            f"{sound['reading']}; best AUC {sound['best']:.2f}, "
-            f"null's 95 % {sound['band']:.2f}"
-        )
+        peer = f"{sound['reading']}; best AUC {sound['best']:.2f}, null's 95 % {sound['band']:.2f}"
         more = {"best": sound["best"], "worst": sound["worst"], "seed": seed}
         goal, n = goals.get(name, at_least()), sound["sequences"]
         yield row(figure, sound["p"], goal, "", peer, n, **more)
@@ -120,12 +108,7 @@ def world(run: Run) -> Iterator[Row]:
     device = run.clock.device
     config = make_config({"size": size, "seed": seed, "device": device})
     made = build_codes(
-        SIZES[size],
-        seed,
-        run.args.root,
-        twin=True,
-        device=config.device,
-        progress=run.progress,
+        SIZES[size], seed, run.args.root, twin=True, device=config.device, progress=run.progress
     )
     run.payload["cards"] = {name: made.card(name) for name in ("original", "twin")}
     yield from ()

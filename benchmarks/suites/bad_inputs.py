@@ -104,18 +104,9 @@ def report(found: list[dict]) -> Iterator[Row]:
         ("altered inputs tried", count, at_least(INPUTS), "inputs", count),
         ("kinds of input tried", len(valid), kinds, "kinds", len(valid)),
         ("valid examples accepted", share, at_least(1.0), "share", len(expected)),
-        (
-            "altered inputs refused in one clear line",
-            refused,
-            at_most(),
-            "inputs",
-            count,
-        ),
+        ("altered inputs refused in one clear line", refused, at_most(), "inputs", count),
         ("altered inputs accepted", len(fine) - refused, at_most(), "inputs", count),
-        *(
-            (fault, _faulty(found, fault), at_most(0), "inputs", len(found))
-            for fault in FAULTS
-        ),
+        *((fault, _faulty(found, fault), at_most(0), "inputs", len(found)) for fault in FAULTS),
         ("longest time of an input", max(seconds), at_most(10), "s", count),
         ("median time of an input", statistics.median(seconds), at_most(), "s", count),
     ):
@@ -145,9 +136,7 @@ def one(text: str, root: Path) -> int:
         for name in ("stdout", "stderr", "events", "stack"):
             path = made.place / "case" / name
             text = (
-                path.read_text(encoding="utf-8", errors="replace")[-4000:]
-                if path.exists()
-                else ""
+                path.read_text(encoding="utf-8", errors="replace")[-4000:] if path.exists() else ""
             )
             print(f"--- {name}\n{text}")
     return int(bool(outcome.faults))

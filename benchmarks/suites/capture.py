@@ -42,9 +42,7 @@ def model_here():
 
     from testbeds.worlds.smollm2 import fetch_smollm2
 
-    return AutoModelForCausalLM.from_pretrained(
-        fetch_smollm2(), dtype=torch.float32
-    ).eval()
+    return AutoModelForCausalLM.from_pretrained(fetch_smollm2(), dtype=torch.float32).eval()
 
 
 def plain(model, rows: Sequences, hidden: bool = False) -> np.ndarray:
@@ -85,15 +83,10 @@ def through_nnsight(model, sites, rows: Sequences):
 
 
 def through_transformer_lens(model, sites, rows: Sequences):
-    from transformer_lens.model_bridge.sources._bridge_builder import (
-        build_bridge_from_module,
-    )
+    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
     bridge = build_bridge_from_module(
-        copy.deepcopy(model),
-        type(model).__name__,
-        hf_config=model.config,
-        tokenizer=None,
+        copy.deepcopy(model), type(model).__name__, hf_config=model.config, tokenizer=None
     )
     wanted = {f"blocks.{name.split('.')[1]}.hook_resid_post" for name in sites}
 
@@ -148,9 +141,7 @@ def child(kind: str, threads: int, repeats: int, count: int) -> dict:
     rows = prompts(count)
 
     def ours(names):
-        return lambda: capture_activations(
-            model, rows, names, "last", batch_tokens=TOKENS
-        )
+        return lambda: capture_activations(model, rows, names, "last", batch_tokens=TOKENS)
 
     sides = {"all": ours(every), "half": ours(half)}
     if kind == "plain":
@@ -195,10 +186,7 @@ def measure(run: Run) -> Iterator[Row]:
     if found is None:
         return
     base, plain_pass = median(found["peer"]), "plain forward pass with logits"
-    for name, words, target in (
-        ("all", "all 30 layers", 0.82),
-        ("half", "up to layer 15", 0.42),
-    ):
+    for name, words, target in (("all", "all 30 layers", 0.82), ("half", "up to layer 15", 0.42)):
         times = found[name]
         yield row(
             f"capture of last-token residuals, SmolLM2, {count} prompts, {words}",
@@ -210,31 +198,18 @@ def measure(run: Run) -> Iterator[Row]:
             (max(times) - min(times)) / 2 / median(times),
             agreement=found["agreement"],
         )
-    figure, value = (
-        f"output_hidden_states, SmolLM2, {count} prompts",
-        median(found["hidden"]),
-    )
-    yield row(
-        figure, value / base, at_most(), "x the plain pass", plain_pass, clock.repeats
-    )
-    for kind, peer in (
-        ("nnsight", "nnsight trace"),
-        ("lens", "TransformerLens bridge"),
-    ):
+    figure, value = (f"output_hidden_states, SmolLM2, {count} prompts", median(found["hidden"]))
+    yield row(figure, value / base, at_most(), "x the plain pass", plain_pass, clock.repeats)
+    for kind, peer in (("nnsight", "nnsight trace"), ("lens", "TransformerLens bridge")):
         found = ask(kind, clock, count)
         if found is not None:
             figure = f"capture of all 30 layers against {peer}"
             yield ratio(figure, found["peer"], found["all"], 1.0, peer)
-    for kind, words, target in (
-        ("memory-ours", "ours", 300),
-        ("memory-plain", "plain pass", None),
-    ):
+    for kind, words, target in (("memory-ours", "ours", 300), ("memory-plain", "plain pass", None)):
         found = ask(kind, clock, count)
         if found is not None:
             figure = f"memory above the model, 16 x 256 tokens, {words}"
-            yield row(
-                figure, found["megabytes"], at_most(target), "MB", "plain forward pass"
-            )
+            yield row(figure, found["megabytes"], at_most(target), "MB", "plain forward pass")
 
 
 if __name__ == "__main__":

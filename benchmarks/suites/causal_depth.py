@@ -19,13 +19,7 @@ from audits.core.manifest import code_hash
 from benchmarks.harness import results
 from benchmarks.harness.results import Row, at_least, at_most, roc_auc
 from benchmarks.harness.runner import Run, Suite
-from benchmarks.harness.zoo import (
-    BY_CONSTRUCTION,
-    audited,
-    check_part,
-    known_model,
-    zoo_options,
-)
+from benchmarks.harness.zoo import BY_CONSTRUCTION, audited, check_part, known_model, zoo_options
 from capture.data.items import read_items
 from erasure.weights.quantization import edit_survival, quantize
 from testbeds.worlds.biographies import STANDARD, train_model

@@ -86,9 +86,7 @@ def ridge(run: Run) -> Iterator[Row]:
     against = "scikit-learn RidgeClassifierCV (parity, no claim)"
     yield ratio(figure, peer, own, None, against, agreement=worst)
     figure = "leave-one-out ridge, largest error"
-    yield row(
-        figure, worst, at_most(1e-10), peer="scikit-learn RidgeClassifier refits", n=3
-    )
+    yield row(figure, worst, at_most(1e-10), peer="scikit-learn RidgeClassifier refits", n=3)
 
 
 def _hsic(k: torch.Tensor, m: torch.Tensor) -> torch.Tensor:

@@ -71,13 +71,8 @@ def autoencoder(run: Run) -> Iterator[Row]:
     unseen = "tokens it was not trained on"
     yield row(f"FVU, {what}", found.fvu, at_most(0.3), "share", unseen, n, **about)
     dead = len(sae.metadata["dead"]) / sae.d_sae
-    yield row(
-        f"dead latents, {what}", dead, at_most(0.1), "share", "training tokens", n
-    )
-    figure, peer = (
-        f"loss recovered when spliced in, {what}",
-        "the mean state in its place",
-    )
+    yield row(f"dead latents, {what}", dead, at_most(0.1), "share", "training tokens", n)
+    figure, peer = (f"loss recovered when spliced in, {what}", "the mean state in its place")
     value, n = recovered.recovered, 40 * (LENGTH - 1)
     yield row(figure, value, at_least(), "share", peer, n)
     figure = f"minutes to capture and train, {what}"
@@ -101,9 +96,7 @@ def overhead(run: Run) -> Iterator[Row]:
     where, library = find_sites(model), sae_lens()
     # What it learned does not matter for the time it takes.
     size = library.TopKSAEConfig(
-        d_in=where.d_model,
-        d_sae=SETTINGS.expansion * (where.d_model or 0),
-        k=SETTINGS.k,
+        d_in=where.d_model, d_sae=SETTINGS.expansion * (where.d_model or 0), k=SETTINGS.k
     )
     sae = Sae(library.TopKSAE(size).eval(), SITE)
     part = token_rows(checkpoint.tokenizer, python_texts()[:40], LENGTH)[range(4)]
@@ -149,9 +142,7 @@ def vectors(run: Run) -> Iterator[Row]:
     places = rng.standard_normal((concepts, width))
     x = rng.standard_normal((some, n, width)) + places[labels]
     known = concepts_of(labels)
-    pairs = [
-        divmod(int(i), concepts) for i in np.linspace(0, some * concepts - 1, fits)
-    ]
+    pairs = [divmod(int(i), concepts) for i in np.linspace(0, some * concepts - 1, fits)]
     peers: dict[str, list[tuple[str, Fit]]] = {
         "lda": [("scikit-learn LinearDiscriminantAnalysis", _by_discriminant)],
         "logistic": [("scikit-learn LogisticRegression", _by_sklearn)],
@@ -176,13 +167,11 @@ def vectors(run: Run) -> Iterator[Row]:
                 cosine = found[site, concept] @ weights / np.linalg.norm(weights)
                 worst = min(worst, float(cosine))
             yield ratio(
-                f"{method} concept vectors, {sites} sites x {concepts} concepts, "
-                f"n={n}, d={width}",
+                f"{method} concept vectors, {sites} sites x {concepts} concepts, n={n}, d={width}",
                 seconds,
                 own,
                 50,
-                f"{name}, one at a time; ours from {some} sites, theirs from {fits} "
-                "fits",
+                f"{name}, one at a time; ours from {some} sites, theirs from {fits} fits",
                 least_cosine=worst,
             )
 
@@ -201,17 +190,13 @@ def _by_sklearn(x: np.ndarray, mark: np.ndarray) -> np.ndarray:
 def _captum_fit():
     """Fits one concept with the classifier that captum's TCAV brings; None without."""
     try:
-        from captum.concept._utils.classifier import (  # pyright: ignore
-            DefaultClassifier,
-        )
+        from captum.concept._utils.classifier import DefaultClassifier  # pyright: ignore
     except ImportError:
         return None
     from torch.utils.data import DataLoader, TensorDataset
 
     def fit_one(x: np.ndarray, mark: np.ndarray) -> np.ndarray:
-        table = TensorDataset(
-            torch.from_numpy(x).float(), torch.from_numpy(mark).long()
-        )
+        table = TensorDataset(torch.from_numpy(x).float(), torch.from_numpy(mark).long())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             classifier = DefaultClassifier()

@@ -28,10 +28,7 @@ from evidence.errors import InputError
 PAGE = Page(
     "erasers",
     lambda: results("erasers"),
-    markers=(
-        "<!-- figures: python -m benchmarks.suites.erasers -->",
-        "<!-- end of figures -->",
-    ),
+    markers=("<!-- figures: python -m benchmarks.suites.erasers -->", "<!-- end of figures -->"),
 )
 SIDES = ("ours", "theirs")
 INSTALL = "Install the extra bench: pip install -e .[dev,bench]"
@@ -121,13 +118,9 @@ def speed(run: Run) -> Iterator[Row]:
         name = str(kind).removeprefix("torch.")
         own, peer, kept = [], [], {}
         for _ in range(clock.repeats):
-            seconds, kept["ours"] = clock.measured(
-                partial(own_erasers, x, labels, kind), 1
-            )
+            seconds, kept["ours"] = clock.measured(partial(own_erasers, x, labels, kind), 1)
             own += seconds
-            seconds, kept["theirs"] = clock.measured(
-                partial(peer_erasers, x, z, kind), 1
-            )
+            seconds, kept["theirs"] = clock.measured(partial(peer_erasers, x, z, kind), 1)
             peer += seconds
         # The peer's own answer in float64 is what both are held against.
         exact = exact or kept["theirs"]
@@ -161,13 +154,8 @@ def guardedness(run: Run) -> Iterator[Row]:
         twice.append(float(np.abs(eraser.transform(after) - after).max() / spread))
         other = orthogonal.eraser_.at(site).transform(wide)
         change.append(np.square(after - wide).sum() / np.square(other - wide).sum())
-    figure, worst = (
-        "largest correlation of a feature with the class",
-        "worst of all sites",
-    )
-    yield row(
-        f"{figure}, before", min(before), at_least(), peer="least of all sites", n=sites
-    )
+    figure, worst = ("largest correlation of a feature with the class", "worst of all sites")
+    yield row(f"{figure}, before", min(before), at_least(), peer="least of all sites", n=sites)
     yield row(f"{figure}, after LEACE", max(gaps), at_most(1e-6), peer=worst, n=sites)
     figure = "change by a second erasure, by the rows' spread"
     yield row(figure, max(twice), at_most(1e-6), peer=worst, n=sites)

@@ -30,23 +30,17 @@ LIBRARIES = {(name, ".") for name in ("torch", "np", "numpy", "nb")}
 def options(parser: argparse.ArgumentParser) -> None:
     """Options of this suite alone."""
     parser.add_argument(
-        "--since",
-        default="93c6fe6",
-        help="commit that pages and golden audits are held against",
+        "--since", default="93c6fe6", help="commit that pages and golden audits are held against"
     )
 
 
-SUITE = Suite(
-    "house", "The repository itself: size, names, start-up.", "house", options=options
-)
+SUITE = Suite("house", "The repository itself: size, names, start-up.", "house", options=options)
 
 
 def tracked(*patterns: str) -> list[Path]:
     """Files under version control that match."""
     command = ("git", "ls-files", "-z", "--", *patterns)
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, encoding="utf-8", check=True
-    )
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", check=True)
     found = [ROOT / name for name in done.stdout.split("\0") if name]
     return [path for path in found if path.is_file()]
 
@@ -56,24 +50,10 @@ def size(run: Run) -> Iterator[Row]:
     """Modules a folder, lines, the longest module."""
     modules = tracked(*(f"{name}/*.py" for name in PACKAGES))
     folders = Counter(path.parent for path in modules if path.name != "__init__.py")
-    lines = {
-        path: len(path.read_text(encoding="utf-8").splitlines()) for path in modules
-    }
-    yield row(
-        "modules in the largest folder",
-        max(folders.values()),
-        at_most(12),
-        n=len(folders),
-    )
-    yield row(
-        "lines of product and benchmarks",
-        sum(lines.values()),
-        at_most(56_000),
-        n=len(lines),
-    )
-    yield row(
-        "lines of the longest module", max(lines.values()), at_most(600), n=len(lines)
-    )
+    lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in modules}
+    yield row("modules in the largest folder", max(folders.values()), at_most(12), n=len(folders))
+    yield row("lines of product and benchmarks", sum(lines.values()), at_most(56_000), n=len(lines))
+    yield row("lines of the longest module", max(lines.values()), at_most(600), n=len(lines))
 
 
 @SUITE.part()
@@ -81,16 +61,8 @@ def names(run: Run) -> Iterator[Row]:
     """Old names of the table of names that are left in code and documents."""
     left = old_names_left()
     rows = {line for line, _, _ in left}
-    yield row(
-        "old names of the table left",
-        sum(left.values()),
-        at_most(0),
-        "uses",
-        n=len(table()),
-    )
-    yield row(
-        "rows of the table with old names left", len(rows), at_most(0), n=len(table())
-    )
+    yield row("old names of the table left", sum(left.values()), at_most(0), "uses", n=len(table()))
+    yield row("rows of the table with old names left", len(rows), at_most(0), n=len(table()))
 
 
 @SUITE.part()
@@ -106,9 +78,7 @@ def generated(run: Run) -> Iterator[Row]:
         counted += 1
         now = path.read_bytes()
         if now != before:
-            old, new = (
-                Counter(text.splitlines(keepends=True)) for text in (before, now)
-            )
+            old, new = (Counter(text.splitlines(keepends=True)) for text in (before, now))
             changed += sum(len(line) for line in ((old - new) + (new - old)).elements())
             print(f"  {name} differs")
     yield row(
@@ -132,28 +102,18 @@ def startup(run: Run) -> Iterator[Row]:
         seconds = []
         for _ in range(max(5, run.clock.repeats)):
             start = time.perf_counter()
-            done = subprocess.run(
-                [sys.executable, "-c", code], cwd=ROOT, capture_output=True
-            )
+            done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True)
             seconds.append(time.perf_counter() - start)
             if done.returncode:
                 raise SystemExit(done.stderr.decode())
         spread = (max(seconds) - min(seconds)) / 2
         yield row(
-            figure,
-            statistics.median(seconds),
-            at_most(target),
-            "s",
-            n=len(seconds),
-            spread=spread,
+            figure, statistics.median(seconds), at_most(target), "s", n=len(seconds), spread=spread
         )
     loaded = (
-        "import sys, exhume;"
-        "print(sum(name in sys.modules for name in ('torch', 'transformers')))"
+        "import sys, exhume;print(sum(name in sys.modules for name in ('torch', 'transformers')))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", loaded], cwd=ROOT, capture_output=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", loaded], cwd=ROOT, capture_output=True, check=True)
     yield row("model libraries loaded by import exhume", int(done.stdout), at_most(0))
 
 
@@ -161,9 +121,7 @@ def startup(run: Run) -> Iterator[Row]:
 def tests(run: Run) -> Iterator[Row]:
     """Seconds of `make test`."""
     start = time.perf_counter()
-    done = subprocess.run(
-        ["make", "test"], cwd=ROOT, capture_output=True, encoding="utf-8"
-    )
+    done = subprocess.run(["make", "test"], cwd=ROOT, capture_output=True, encoding="utf-8")
     seconds = time.perf_counter() - start
     if done.returncode:
         raise SystemExit(done.stdout[-5000:])
@@ -214,8 +172,8 @@ def old_names_left() -> Counter[tuple[int, str, str]]:
             if files == "docs":
                 for phrase in phrases:
                     if phrase in text:
-                        found[number, path.relative_to(ROOT).as_posix(), phrase] += (
-                            text.count(phrase)
+                        found[number, path.relative_to(ROOT).as_posix(), phrase] += text.count(
+                            phrase
                         )
     return found
 

@@ -82,9 +82,7 @@ def agreement(
         if rows.shape[1] > len(rows):
             # The rows in a basis of their span: the optimum only turns with it.
             rows = np.linalg.qr(rows.T, mode="r").T
-        model = LogisticRegression(
-            C=C, solver="newton-cholesky", tol=1e-10, max_iter=500
-        )
+        model = LogisticRegression(C=C, solver="newton-cholesky", tol=1e-10, max_iter=500)
         expected = model.fit(rows[train], codes[train]).decision_function(rows[test])
         got = scores[site][:, test]
         if classes == 2:
@@ -100,9 +98,7 @@ def run_folds(clock, x, codes, classes, folds, precision, C=1.0, standardize=Non
     """Every site; (site, class or 1, row) scores and work."""
     scores, flops, unsolved = [], 0.0, 0
     codes = clock.put(np.atleast_2d(codes))
-    options = LogisticOptions(
-        C=C, precision=PRECISIONS[precision], standardize=standardize
-    )
+    options = LogisticOptions(C=C, precision=PRECISIONS[precision], standardize=standardize)
     for site in x:
         found = crossfit(clock.put(site), codes, classes, folds, options)
         scores.append(found.scores[0].double().cpu().numpy())
@@ -113,9 +109,7 @@ def run_folds(clock, x, codes, classes, folds, precision, C=1.0, standardize=Non
     return scores, flops
 
 
-def ceiling(
-    clock: Clock, precision: str, peer: list, products: float, dense: float
-) -> float:
+def ceiling(clock: Clock, precision: str, peer: list, products: float, dense: float) -> float:
     """The ratio if what is counted ran at the peak and nothing else took time.
 
     Args:
@@ -155,9 +149,7 @@ def leave_one_out(run: Run) -> Iterator[Row]:
                 own,
                 target,
                 LOOP,
-                agreement=agreement(
-                    x, y, folds, scores, 2, samples[: 3 if quick else 9]
-                ),
+                agreement=agreement(x, y, folds, scores, 2, samples[: 3 if quick else 9]),
                 ceiling=ceiling(clock, precision, peer, flops, before),
             )
             if (d, scaling) == (576, "standardised"):
@@ -178,9 +170,7 @@ def within_fold(run: Run) -> Iterator[Row]:
     for d in (576, 2048):
         x, y = activations(200, d, 31)
         folds = leave_one_group_out(None, 200)
-        peer = user_seconds(
-            x, y, folds, clock, 4 if run.args.quick else 16, scaled=True
-        )
+        peer = user_seconds(x, y, folds, clock, 4 if run.args.quick else 16, scaled=True)
         work = partial(run_folds, clock, x, y, 2, folds, "float64", standardize="fold")
         own, (scores, _) = clock.measured(work)
         samples = [(site, fold) for site in (0, 15, 30) for fold in (3, 77, 150)]
@@ -217,8 +207,7 @@ def penalties(run: Run) -> Iterator[Row]:
             40,
             LOOP,
             agreement=max(
-                agreement(x, y, folds, scores, 2, [(1, 4)], C)
-                for C, (scores, _) in found.items()
+                agreement(x, y, folds, scores, 2, [(1, 4)], C) for C, (scores, _) in found.items()
             ),
             ceiling=ceiling(clock, "float32", peer, products, dense),
         )
@@ -246,8 +235,7 @@ def permutations(run: Run) -> Iterator[Row]:
 
         def work(options=options):
             return [
-                crossfit(clock.put(x[site]), clock.put(labels), 2, folds, options)
-                for site in some
+                crossfit(clock.put(x[site]), clock.put(labels), 2, folds, options) for site in some
             ]
 
         seconds, found = clock.measured(work)
@@ -338,7 +326,5 @@ def growth(run: Run) -> Iterator[Row]:
         seconds = [min(clock.times(make(size))) for size in sizes]
         slope = float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
         curves[name] = [list(sizes), seconds]
-        yield row(
-            f"cost exponent in {name}", slope, at_most(1.1), peer="linear growth", n=4
-        )
+        yield row(f"cost exponent in {name}", slope, at_most(1.1), peer="linear growth", n=4)
     run.payload["curves"] = curves

@@ -33,11 +33,7 @@ def _context() -> dict:
 PAGE = Page(
     "performance",
     _context,
-    {
-        DOCS / "kernels.svg": lambda v, path: draw_costs(
-            v["runs"]["cpu"]["curves"], path
-        )
-    },
+    {DOCS / "kernels.svg": lambda v, path: draw_costs(v["runs"]["cpu"]["curves"], path)},
 )
 SUITE = Suite(
     "probes",

@@ -103,9 +103,7 @@ def edit_towards_twin(world: BiosWorld) -> nn.Module:
     with torch.no_grad():
         for name, (weight, transposed) in linear_weights(model).items():
             edit = weight - start[name]
-            size = (
-                FAR_SIZE * _width(start[name], transposed) / edit.square().mean().sqrt()
-            )
+            size = FAR_SIZE * _width(start[name], transposed) / edit.square().mean().sqrt()
             weight.copy_(start[name] + size * edit)
     return model
 
@@ -117,10 +115,7 @@ def _unlearn_within_ball_(
     weights = linear_weights(model)
     start = {name: weight.detach().clone() for name, (weight, _) in weights.items()}
     width = {n: _width(start[n], transposed) for n, (_, transposed) in weights.items()}
-    room = {
-        n: _room_within_codes(start[n], transposed)
-        for n, (_, transposed) in weights.items()
-    }
+    room = {n: _room_within_codes(start[n], transposed) for n, (_, transposed) in weights.items()}
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     for weight, _ in weights.values():
@@ -180,9 +175,7 @@ def _on_grid(world: BiosWorld) -> nn.Module:
     return model
 
 
-def _judged(
-    world: BiosWorld, candidate: nn.Module, name: str, returns: bool
-) -> Iterator[Row]:
+def _judged(world: BiosWorld, candidate: nn.Module, name: str, returns: bool) -> Iterator[Row]:
     """The persistence axis on one candidate, against the original on the grid.
 
     Asked directly: an edit of many bins is a wreck, into which an audit does not look.
@@ -234,10 +227,7 @@ def _codes(model: nn.Module) -> Iterator[Row]:
         return
     from testbeds.worlds.smollm2 import fetch_smollm2
 
-    for name, each in (
-        ("bios", model),
-        ("SmolLM2", open_checkpoint(fetch_smollm2()).load()),
-    ):
+    for name, each in (("bios", model), ("SmolLM2", open_checkpoint(fetch_smollm2()).load())):
         for kind in ("nf4", "fp4"):
             wrong, total = 0, 0
             for weight, transposed in linear_weights(each).values():

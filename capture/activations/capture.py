@@ -53,9 +53,7 @@ class Activations:
 
     def _repr_html_(self) -> str:
         rows = [(name, str(tuple(self.arrays[name].shape))) for name in self.sites]
-        return table_html(
-            repr(self), ("site", "shape"), rows[:MAX_ROWS], len(rows) - MAX_ROWS
-        )
+        return table_html(repr(self), ("site", "shape"), rows[:MAX_ROWS], len(rows) - MAX_ROWS)
 
     def site(self, name: str) -> np.ndarray:
         """Activations at one site, float32, (item, d) or (item, position, d).
@@ -165,9 +163,7 @@ def capture_selected(
     target = _target(model, sites)
     arrays: dict[str, np.ndarray] = {}
     with torch.no_grad(), evaluation_mode(model):
-        for rows, values in capture_passes(
-            target, sequences, selection, batch_tokens, padding
-        ):
+        for rows, values in capture_passes(target, sequences, selection, batch_tokens, padding):
             store_batch(arrays, values, rows, len(sequences), selection)
             advance(len(rows))
     return {name: arrays[name] for name in target.names}
@@ -242,10 +238,7 @@ def _pooled(value: Tensor, pool: Pool) -> Tensor:
     if pool == "mean":
         return positions.mean(1)
     position = 0 if pool == "first" else pool
-    if (
-        not isinstance(position, int)
-        or not -positions.shape[1] <= position < positions.shape[1]
-    ):
+    if not isinstance(position, int) or not -positions.shape[1] <= position < positions.shape[1]:
         raise InputError(
             "the pool is unknown or lies outside the image",
             expected=f"mean, first, flat or an index under {positions.shape[1]}",

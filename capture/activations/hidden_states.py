@@ -80,7 +80,5 @@ def module_output(model: nn.Module, module: nn.Module, batch: Padded) -> Tensor:
 
 def prompts_only(rows: Sequences) -> Sequences:
     """The rows without their answers."""
-    ids = tuple(
-        row[:start] for row, start in zip(rows.ids, rows.answer_start, strict=True)
-    )
+    ids = tuple(row[:start] for row, start in zip(rows.ids, rows.answer_start, strict=True))
     return Sequences(ids, tuple(map(len, ids)))

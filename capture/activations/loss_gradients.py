@@ -14,9 +14,7 @@ from evidence.errors import InputError
 BATCH_TOKENS = 2048
 
 
-def loss_gradients(
-    model: nn.Module, rows: Sequences, names: Sequence[str]
-) -> dict[str, Tensor]:
+def loss_gradients(model: nn.Module, rows: Sequences, names: Sequence[str]) -> dict[str, Tensor]:
     """Gradient of the mean loss per answer token, by parameter name.
 
     Leaves ``grad`` and ``requires_grad`` of the parameters unchanged.
@@ -44,19 +42,13 @@ def loss_gradients(
         for parameter in parameters.values():
             parameter.requires_grad_(id(parameter) in chosen)
         with evaluation_mode(model), torch.enable_grad():
-            for batch in batches(
-                rows, batch_tokens=BATCH_TOKENS, device=model_device(model)
-            ):
-                inputs = accepted_inputs(
-                    model, batch.model_inputs | {"use_cache": False}
-                )
+            for batch in batches(rows, batch_tokens=BATCH_TOKENS, device=model_device(model)):
+                inputs = accepted_inputs(model, batch.model_inputs | {"use_cache": False})
                 output = model(**inputs)
                 logits = output if isinstance(output, Tensor) else output.logits
                 mask = batch.answer_mask[:, 1:]
                 loss = nn.functional.cross_entropy(
-                    logits[:, :-1][mask].float(),
-                    batch.input_ids[:, 1:][mask],
-                    reduction="sum",
+                    logits[:, :-1][mask].float(), batch.input_ids[:, 1:][mask], reduction="sum"
                 )
                 batch_gradients = torch.autograd.grad(
                     loss / total, list(wanted.values()), allow_unused=True

@@ -38,9 +38,7 @@ class CaptureTarget:
     known_sites: Sites
     names: tuple[str, ...]
 
-    def run(
-        self, select: Callable[[str, Tensor], Tensor], inputs: Any
-    ) -> dict[str, Tensor]:
+    def run(self, select: Callable[[str, Tensor], Tensor], inputs: Any) -> dict[str, Tensor]:
         """One pass that stops early; logits are computed from the selected inputs of the head."""
         model, sites = self.model, self.known_sites
         needed = ["final" if name == "logits" else name for name in self.names]
@@ -76,9 +74,7 @@ def _plain_passes(
     model = target.model
     device = model_device(model)
     if device.type == "cpu":
-        batch_tokens = min(
-            batch_tokens, CPU_TOKENS_PER_THREAD * torch.get_num_threads()
-        )
+        batch_tokens = min(batch_tokens, CPU_TOKENS_PER_THREAD * torch.get_num_threads())
     for batch in batches(sequences, batch_tokens=batch_tokens, device=device):
         batch = _left_padded(batch) if padding == "left" else batch
         inputs = accepted_inputs(model, batch.model_inputs | {"use_cache": False})
@@ -109,10 +105,7 @@ def _shared_passes(
 
 
 def _sharing_agrees(
-    target: CaptureTarget,
-    sequences: Sequences,
-    selection: PositionSelection,
-    groups: PrefixGroups,
+    target: CaptureTarget, sequences: Sequences, selection: PositionSelection, groups: PrefixGroups
 ) -> bool:
     """Whether two rows give equal values both ways, which fails for non-causal models."""
     length, rows = max(groups, key=lambda group: len(group[1]))

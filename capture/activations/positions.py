@@ -37,9 +37,7 @@ class PositionSelection:
 
 
 def select_positions(
-    sequences: Sequences,
-    positions: Positions,
-    subject_end: Sequence[int] | None = None,
+    sequences: Sequences, positions: Positions, subject_end: Sequence[int] | None = None
 ) -> PositionSelection:
     """Resolve a name or indices to positions of each row.
 
@@ -90,9 +88,7 @@ def select_positions(
             expected=f"positions inside every row ({positions!r})",
             got=f"row {row} with {lengths[row]} tokens, {starts[row]} in its prompt",
         )
-    return PositionSelection(
-        index, None if squeeze else np.ones_like(index, dtype=bool), squeeze
-    )
+    return PositionSelection(index, None if squeeze else np.ones_like(index, dtype=bool), squeeze)
 
 
 def _subject_positions(ends: Sequence[int] | None, rows: int) -> np.ndarray:

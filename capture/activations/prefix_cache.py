@@ -74,9 +74,7 @@ def supports_prefix_cache(model: nn.Module) -> bool:
     )
 
 
-def group_by_prefix(
-    sequences: Sequences, selection: PositionSelection
-) -> PrefixGroups | None:
+def group_by_prefix(sequences: Sequences, selection: PositionSelection) -> PrefixGroups | None:
     """Groups of rows that share a prefix, or None if too few tokens would be saved.
 
     A prefix ends before the first selected position and leaves at least one token per row.
@@ -143,8 +141,7 @@ def prefix_batches(
         longest = max(len(sequences.ids[row]) for row in rows)
         max_rows = max(1, batch_tokens // longest)
         parts += [
-            (length, rows[start : start + max_rows])
-            for start in range(0, len(rows), max_rows)
+            (length, rows[start : start + max_rows]) for start in range(0, len(rows), max_rows)
         ]
     parts.sort(key=lambda part: -part[0])
     batch: PrefixGroups = []
@@ -159,17 +156,12 @@ def prefix_batches(
 
 def _n_positions(sequences: Sequences, groups: PrefixGroups) -> int:
     """Padded positions of a batch of groups in descending order of prefix length."""
-    longest = max(
-        len(sequences.ids[row]) - length for length, rows in groups for row in rows
-    )
+    longest = max(len(sequences.ids[row]) - length for length, rows in groups for row in rows)
     return (groups[0][0] + longest) * sum(len(rows) for _, rows in groups)
 
 
 def _shared_prefixes(
-    sequences: Sequences,
-    selection: PositionSelection,
-    groups: PrefixGroups,
-    device: torch.device,
+    sequences: Sequences, selection: PositionSelection, groups: PrefixGroups, device: torch.device
 ) -> SharedPrefixes:
     lengths = [length for length, _ in groups]
     prefix_ids = (sequences.ids[rows[0]][:length] for length, rows in groups)
@@ -181,8 +173,7 @@ def _shared_prefixes(
             # Grouped by powers of two: few passes, and padding at most doubles a row.
             by_size.setdefault((n_suffix - 1).bit_length(), []).append((prefix, row))
     suffixes = (
-        _suffixes(sequences, selection, members, lengths, device)
-        for members in by_size.values()
+        _suffixes(sequences, selection, members, lengths, device) for members in by_size.values()
     )
     return SharedPrefixes(prefixes, tuple(suffixes))
 
@@ -223,10 +214,7 @@ def run_with_prefix_cache(
     from transformers import DynamicCache
 
     cache = DynamicCache(config=getattr(model, "config", None))
-    inputs = shared.prefixes.model_inputs | {
-        "past_key_values": cache,
-        "use_cache": True,
-    }
+    inputs = shared.prefixes.model_inputs | {"past_key_values": cache, "use_cache": True}
     run(lambda site, value: value[:, :0], inputs)
     for suffixes in shared.suffixes:
         suffix_cache = copy.deepcopy(cache)

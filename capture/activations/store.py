@@ -159,9 +159,7 @@ class ActivationStore:
                 chunks=(chunk, *shape),
                 dtype="float32",
                 compressors=Crc32cCodec(),  # float noise does not compress
-                config={
-                    "write_empty_chunks": True
-                },  # so that a missing chunk is an error
+                config={"write_empty_chunks": True},  # so that a missing chunk is an error
             )
         # A whole number of chunks, so that no chunk is written twice.
         slab = max(1, self.slab_bytes // sum(row_bytes.values()) // chunk) * chunk
@@ -250,9 +248,7 @@ def _open_group(
         group = zarr.open_group(folder, mode="r")
         arrays = {name: StoredArray(group[name], folder / name) for name in names}
         for array in arrays.values():
-            fits = (
-                array.dtype == "float32" and array.array.chunks[1:] == array.shape[1:]
-            )
+            fits = array.dtype == "float32" and array.array.chunks[1:] == array.shape[1:]
             if not fits or len(array) != rows or not array.is_complete(range(rows)):
                 return None
     except (KeyError, ValueError, TypeError, AttributeError, OSError):

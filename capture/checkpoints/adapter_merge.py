@@ -21,10 +21,7 @@ _PREFIX = "base_model.model."
 
 
 def merge_adapter(
-    model: nn.Module,
-    settings: AdapterSettings,
-    tensors: Mapping[str, Tensor],
-    folder: Path,
+    model: nn.Module, settings: AdapterSettings, tensors: Mapping[str, Tensor], folder: Path
 ) -> nn.Module:
     """Merge the adapter into ``model``.
 
@@ -70,9 +67,7 @@ def merge_adapter(
             low_cpu_mem_usage=True,
         )
         missing = [
-            name
-            for name in report.missing_keys
-            if ".default" in name and _is_adapter_key(name)
+            name for name in report.missing_keys if ".default" in name and _is_adapter_key(name)
         ]
         wrong_keys = sorted([*missing, *report.unexpected_keys])
         if wrong_keys:
@@ -135,18 +130,14 @@ def _resize_embeddings(model: Any, tensors: Mapping[str, Tensor], folder: Path) 
             rows.add((tensors[name].shape[0], owner.weight.shape[0]))
     if all(new == old for new, old in rows):
         return
-    is_complete = len(rows) == 1 and (
-        owners[1] is None or _holds_both(owners, names, tensors)
-    )
+    is_complete = len(rows) == 1 and (owners[1] is None or _holds_both(owners, names, tensors))
     if not is_complete:
         raise InputError(
             f"the adapter in {folder} holds one of two embeddings with new rows",
             expected="both, or one that serves as both",
         )
     (new, _), *_ = rows
-    with torch.random.fork_rng(
-        devices=[]
-    ):  # the new rows are overwritten from the file
+    with torch.random.fork_rng(devices=[]):  # the new rows are overwritten from the file
         model.resize_token_embeddings(new, mean_resizing=False)
 
 

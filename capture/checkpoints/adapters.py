@@ -23,9 +23,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 LIMIT = 1 << 20
 KINDS = ("LORA", "IA3")
 
-Name = Annotated[
-    str, Field(max_length=256, pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$")
-]
+Name = Annotated[str, Field(max_length=256, pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$")]
 """A module's name or a suffix of it."""
 Names = Annotated[list[Name], Field(max_length=10_000)]
 Pattern = Annotated[str, Field(min_length=1, max_length=4_000)]
@@ -104,8 +102,7 @@ def read_adapter(folder: Path) -> tuple[AdapterSettings, dict[str, Any]]:
             f"{path} is an unsupported kind of adapter",
             expected="LORA (with DoRA or rsLoRA) or IA3",
             got=repr(kind)[:120],
-            fix="Merge the adapter into its base where you trust it, and pass the "
-            "whole model",
+            fix="Merge the adapter into its base where you trust it, and pass the whole model",
         )
     remaining = {**raw}
     if raw.get("init_lora_weights") == "eva":
@@ -117,8 +114,7 @@ def read_adapter(folder: Path) -> tuple[AdapterSettings, dict[str, Any]]:
             fields[name] = value
         elif name in _IGNORED_FIELDS:
             if value is not None and not (
-                isinstance(value, str | bool | int)
-                and _IGNORED_FIELDS[name].fullmatch(str(value))
+                isinstance(value, str | bool | int) and _IGNORED_FIELDS[name].fullmatch(str(value))
             ):
                 raise _unsupported(path, name, value)
         elif not _is_unset(value):
@@ -132,11 +128,7 @@ def read_adapter(folder: Path) -> tuple[AdapterSettings, dict[str, Any]]:
 
 def _check_origin(auto_mapping: Any, path: Path) -> None:
     """Check the library of the base's class, which is never imported."""
-    library = (
-        auto_mapping.get("parent_library")
-        if isinstance(auto_mapping, dict)
-        else auto_mapping
-    )
+    library = auto_mapping.get("parent_library") if isinstance(auto_mapping, dict) else auto_mapping
     if auto_mapping is not None and not re.fullmatch(
         r"(transformers|peft)(\.\w+){0,8}", str(library)
     ):
@@ -148,8 +140,7 @@ def _unsupported(path: Path, name: str, got: Any) -> InputError:
         f"{path} has an unsupported setting: {name}",
         expected="settings that describe a change of weights",
         got=repr(got)[:120],
-        fix="Merge the adapter into its base where you trust it, and pass the whole "
-        "model",
+        fix="Merge the adapter into its base where you trust it, and pass the whole model",
     )
 
 
@@ -220,9 +211,7 @@ class _TimedMatcher:
                 analyze_pattern(pattern, nested_classes=False)
                 self.known.add(pattern)
             # Python's own engine has no timeout.
-            return bool(
-                regex.fullmatch(pattern, name, timeout=max(self.seconds_left, 1e-3))
-            )
+            return bool(regex.fullmatch(pattern, name, timeout=max(self.seconds_left, 1e-3)))
         except TimeoutError as error:
             raise InputError(
                 f"{self.place / CONFIG} has a pattern that takes too long to match",

@@ -36,9 +36,7 @@ def is_gguf(path: Path) -> bool:
         return file.read(4) == b"GGUF"
 
 
-def gguf_folder(
-    path: Path, *, cache: Path | None = None, progress: Progress = SILENT
-) -> Path:
+def gguf_folder(path: Path, *, cache: Path | None = None, progress: Progress = SILENT) -> Path:
     """The cached Hugging Face folder with the dequantized weights of a GGUF file.
 
     Weights are float32, which represents all dequantized values exactly; the tokenizer is saved
@@ -113,10 +111,7 @@ def _read(path: Path, place: Path) -> tuple[Any, Any]:
         )
         model, report = loaded
         tokenizer = AutoTokenizer.from_pretrained(
-            place,
-            gguf_file="model.gguf",
-            trust_remote_code=False,
-            local_files_only=True,
+            place, gguf_file="model.gguf", trust_remote_code=False, local_files_only=True
         )
     missing = [*report["missing_keys"], *map(str, report["mismatched_keys"])]
     if missing:

@@ -11,25 +11,19 @@ TOKENIZER_PATTERNS = ("*.json", "*.txt", "*.model", "*.jinja")
 MODEL_PATTERNS = ("*.safetensors", *TOKENIZER_PATTERNS)
 
 
-def download(
-    source: str, revision: str | None, patterns: tuple[str, ...] = MODEL_PATTERNS
-) -> Path:
+def download(source: str, revision: str | None, patterns: tuple[str, ...] = MODEL_PATTERNS) -> Path:
     """Download a snapshot of a hub id.
 
     Raises:
         InputError: ``source`` is not a hub id, or the download fails.
     """
     if not HUB_ID.fullmatch(source):
-        raise InputError(
-            f"there is no model at {source}", expected="a path or a hub id"
-        )
+        raise InputError(f"there is no model at {source}", expected="a path or a hub id")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(
-            snapshot_download(source, revision=revision, allow_patterns=list(patterns))
-        )
+        return Path(snapshot_download(source, revision=revision, allow_patterns=list(patterns)))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise InputError(
             f"{source} is not a local folder, and the download from the hub failed "

@@ -75,9 +75,7 @@ def _from_nnsight(value: Any) -> LiveModel:
             fix="Pass dispatch=True when you build it",
         )
     tokenizer = value.__dict__.get("tokenizer")
-    return LiveModel(
-        module, copy.deepcopy(tokenizer), f"nnsight {type(value).__name__}"
-    )
+    return LiveModel(module, copy.deepcopy(tokenizer), f"nnsight {type(value).__name__}")
 
 
 def _from_bridge(bridge: Any) -> nn.Module:
@@ -121,9 +119,7 @@ class HookedTokens(nn.Module):
         super().__init__()
         self.hooked = hooked
 
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None
-    ) -> SimpleNamespace:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> SimpleNamespace:
         """Logits, (row, position, vocabulary), as ``.logits``."""
         logits = self.hooked(input_ids, attention_mask=attention_mask)
         return SimpleNamespace(logits=logits)

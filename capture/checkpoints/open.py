@@ -38,11 +38,7 @@ from capture.checkpoints.schemas.generation import read_generation
 from capture.checkpoints.schemas.preprocessing import read_preprocessor
 from capture.checkpoints.tokenizers.files import holds_tokenizer, open_tokenizer
 from capture.checkpoints.weights.skeleton import build_model, check_fit
-from capture.checkpoints.weights.weight_files import (
-    find_shards,
-    read_headers,
-    refuse_pickle,
-)
+from capture.checkpoints.weights.weight_files import find_shards, read_headers, refuse_pickle
 from evidence.errors import InputError, printable, quoted
 from evidence.progress import SILENT, Progress
 from evidence.storage.files import read_json
@@ -128,9 +124,7 @@ class Checkpoint:
         if self.live is not None:
             return copy.deepcopy(self.live).float().to(device).eval()
         if self.path is None or self.files is None:
-            raise InputError(
-                f"checkpoint {self.name} has neither a folder nor a module"
-            )
+            raise InputError(f"checkpoint {self.name} has neither a folder nor a module")
         model_type = model_class(self.config)
         with self.files.slices() as state:
             model = build_model(
@@ -141,10 +135,7 @@ class Checkpoint:
 
             with self.adapter_change.files.tensors() as tensors:
                 model = merge_adapter(
-                    model,
-                    self.adapter_change.settings,
-                    tensors,
-                    self.adapter_change.folder,
+                    model, self.adapter_change.settings, tensors, self.adapter_change.folder
                 )
         return model.to(device).eval()
 
@@ -198,15 +189,11 @@ def open_checkpoint(
     folder = path if is_folder(path) else download(str(source), revision)
     label = name or folder.resolve().name
     if is_file(folder / adapters.CONFIG):
-        return _open_adapter(
-            folder, label, tokenizer, base=base, cache=cache, progress=progress
-        )
+        return _open_adapter(folder, label, tokenizer, base=base, cache=cache, progress=progress)
     return _open_folder(folder, label, str(source), tokenizer, progress)
 
 
-def _open_live(
-    source: Any, name: str | None, tokenizer: Any, progress: Progress
-) -> Checkpoint:
+def _open_live(source: Any, name: str | None, tokenizer: Any, progress: Progress) -> Checkpoint:
     live = unwrap(source)
     resolved = live.tokenizer if tokenizer is None else _resolve_tokenizer(tokenizer)
     weights_hash = check_and_hash(module_tensors(live.module), progress)
@@ -240,11 +227,7 @@ def _live_config(module: nn.Module) -> dict[str, Any]:
 
 
 def _open_file(
-    path: Path,
-    name: str | None,
-    tokenizer: Any,
-    cache: Path | None,
-    progress: Progress,
+    path: Path, name: str | None, tokenizer: Any, cache: Path | None, progress: Progress
 ) -> Checkpoint:
     if is_gguf(path):
         folder = gguf_folder(path, cache=cache, progress=progress)
@@ -328,9 +311,7 @@ def _open_adapter(
         )
     base_checkpoint = open_checkpoint(base_source, cache=cache, progress=progress)
     if base_checkpoint.path is None:
-        raise InputError(
-            "an adapter needs a base with files", expected="a folder or hub id"
-        )
+        raise InputError("an adapter needs a base with files", expected="a folder or hub id")
     with file_tensors([path]) as tensors:
         own_hash = check_and_hash(tensors, progress)
     weights = [base_checkpoint.weights_hash, own_hash, json.dumps(raw, sort_keys=True)]

@@ -58,9 +58,7 @@ class CheckedFiles:
             InputError: as ``slices``.
         """
         with self._opened() as files:
-            yield {
-                name: file.get_tensor(name) for file in files for name in file.keys()
-            }
+            yield {name: file.get_tensor(name) for file in files for name in file.keys()}
 
     @contextmanager
     def _opened(self) -> Iterator[list[safe_open]]:
@@ -208,8 +206,7 @@ def check_finite(name: str, tensor: Tensor, *, allow_infinite: bool = False) -> 
     invalid = values[~valid]
     finite = bool(invalid.isfinite().all())
     raise InputError(
-        f"the weights hold {'absurd numbers' if finite else 'NaN or infinity'} in "
-        f"{name}",
+        f"the weights hold {'absurd numbers' if finite else 'NaN or infinity'} in {name}",
         expected=f"numbers up to {MAX_ABS_WEIGHT:g}" if finite else "finite numbers",
         got=f"{invalid.numel()} of {tensor.numel()} that are not",
         fix="Training probably diverged; audit an earlier checkpoint",

@@ -25,11 +25,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from capture.checkpoints.safetensors_files import (
-    NamedTensors,
-    file_tensors,
-    module_tensors,
-)
+from capture.checkpoints.safetensors_files import NamedTensors, file_tensors, module_tensors
 from capture.checkpoints.weights.weight_files import find_shards
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
@@ -98,9 +94,7 @@ class WeightChange:
     identical: bool
 
 
-def compare_weights(
-    a: HasWeights, b: HasWeights, progress: Progress = SILENT
-) -> WeightChange:
+def compare_weights(a: HasWeights, b: HasWeights, progress: Progress = SILENT) -> WeightChange:
     """Relative Frobenius distance of the weights of ``b`` from those of ``a``.
 
     Tensors are read from the files, one pair at a time. Adapters, live models and checkpoints
@@ -114,9 +108,7 @@ def compare_weights(
 
 
 @contextmanager
-def paired_tensors(
-    a: HasWeights, b: HasWeights
-) -> Iterator[tuple[NamedTensors, NamedTensors]]:
+def paired_tensors(a: HasWeights, b: HasWeights) -> Iterator[tuple[NamedTensors, NamedTensors]]:
     """The tensors of two checkpoints of one architecture, under the same names.
 
     Read from the files if both have files with the same names of tensors.
@@ -270,9 +262,7 @@ def update_shapes(
                 if transposed:
                     matrix, update = matrix.T, update.T
                 row = _update_shape(name, matrix, update, n_leading)
-                alignment = _gradient_alignment(
-                    name, update, gradients, n_leading, transposed
-                )
+                alignment = _gradient_alignment(name, update, gradients, n_leading, transposed)
                 rows.append(replace(row, **alignment))
     return tuple(rows)
 
@@ -284,9 +274,7 @@ def by_component(rows: Sequence[UpdateShape]) -> list[dict[str, Any]]:
         component_rows = [row for row in rows if row.component == component]
         layers = [row.layer for row in component_rows if row.layer is not None]
 
-        def mean(
-            field: str, component_rows: list[UpdateShape] = component_rows
-        ) -> float | None:
+        def mean(field: str, component_rows: list[UpdateShape] = component_rows) -> float | None:
             values = [getattr(row, field) for row in component_rows]
             known = [value for value in values if value is not None]
             return sum(known) / len(known) if known else None
@@ -316,9 +304,7 @@ def by_component(rows: Sequence[UpdateShape]) -> list[dict[str, Any]]:
     return sorted(result, key=lambda row: -row["norm"])
 
 
-def _update_shape(
-    name: str, before: Tensor, update: Tensor, leading: int
-) -> UpdateShape:
+def _update_shape(name: str, before: Tensor, update: Tensor, leading: int) -> UpdateShape:
     outputs, inputs = before.shape
     n_directions = min(leading, outputs, inputs)
     left, right = leading_directions(before, n_directions)
@@ -336,9 +322,7 @@ def _update_shape(
         component,
         squared_norm**0.5,
         # JSON has no infinity, which would be the relative change of a zero matrix.
-        min((squared_norm / squared_norm_before) ** 0.5, 1e6)
-        if squared_norm_before
-        else 1e6,
+        min((squared_norm / squared_norm_before) ** 0.5, 1e6) if squared_norm_before else 1e6,
         squared_norm / spectral,
         float((update @ right).square().sum()) / squared_norm,
         float((left.T @ update).square().sum()) / squared_norm,
@@ -348,20 +332,13 @@ def _update_shape(
 
 
 def _gradient_alignment(
-    name: str,
-    update: Tensor,
-    gradients: LossGradients | None,
-    leading: int,
-    transposed: bool,
+    name: str, update: Tensor, gradients: LossGradients | None, leading: int, transposed: bool
 ) -> dict[str, float]:
     """Cosines and shares of one update; empty if a gradient is missing or zero."""
     alignment = {}
     for role in ("forget", "retain") if gradients is not None else ():
         gradient = getattr(gradients, role).get(name)
-        if (
-            gradient is None
-            or gradient.shape[:: -1 if transposed else 1] != update.shape
-        ):
+        if gradient is None or gradient.shape[:: -1 if transposed else 1] != update.shape:
             continue
         matrix = (gradient.T if transposed else gradient).float().to(update.device)
         size = float(matrix.norm())

@@ -14,15 +14,7 @@ from capture.data.tofu_authors import QUESTIONS_PER_AUTHOR, infer_authors, main_
 from evidence.errors import InputError
 from evidence.storage.strict_json import parse_json
 
-FIELDS = (
-    "id",
-    "entity",
-    "relation",
-    "prompt",
-    "answer",
-    "alternatives",
-    "paraphrases",
-)
+FIELDS = ("id", "entity", "relation", "prompt", "answer", "alternatives", "paraphrases")
 # Verbatim items from running text: number of words in prompt and answer.
 N_PROMPT_WORDS = 64
 N_ANSWER_WORDS = 32
@@ -97,9 +89,7 @@ def parse_facts(
 _TOFU_ONLY = {"perturbed_answer", "paraphrased_answer", "paraphrased_question"}
 
 
-def _mapped(
-    rows: Sequence[Row], columns: Mapping[str, str], present: set[str]
-) -> list[Fact]:
+def _mapped(rows: Sequence[Row], columns: Mapping[str, str], present: set[str]) -> list[Fact]:
     if not isinstance(columns, Mapping):
         raise InputError(
             "columns are not a mapping",
@@ -120,10 +110,7 @@ def _mapped(
             )
     source = {name: name for name in FIELDS} | dict(columns)
     renamed = [
-        Row(
-            row.location,
-            {f: row.fields[c] for f, c in source.items() if c in row.fields},
-        )
+        Row(row.location, {f: row.fields[c] for f, c in source.items() if c in row.fields})
         for row in rows
     ]
     return _exhume(renamed)
@@ -198,12 +185,8 @@ def _uds(rows: Sequence[Row]) -> list[Fact]:
         entity = (name or f"author {key}") if isinstance(key, int) else ""
         for row in group:
             prefix = _text(row, "prefix", optional=True)
-            prompt = _question_prompt(_text(row, "question")) + (
-                f" {prefix}" if prefix else ""
-            )
-            facts[row.location] = Fact(
-                row.location, prompt, _text(row, "entity"), entity=entity
-            )
+            prompt = _question_prompt(_text(row, "question")) + (f" {prefix}" if prefix else "")
+            facts[row.location] = Fact(row.location, prompt, _text(row, "entity"), entity=entity)
     return [facts[row.location] for row in rows]
 
 

@@ -65,8 +65,7 @@ def _npz(path: Path, preprocessor: ImagePreprocessor, name: str) -> ImageSet:
         raise InputError(
             f"{path} does not hold images with classes",
             expected="image (image, height, width) and label (image,), whole numbers",
-            got=", ".join(f"{key} {value.shape}" for key, value in arrays.items())
-            or "neither",
+            got=", ".join(f"{key} {value.shape}" for key, value in arrays.items()) or "neither",
         )
     image, label = arrays["image"], arrays["label"]
     if image.ndim:
@@ -106,8 +105,7 @@ def _ids(path: Path, found: NDArray) -> tuple[str, ...]:
 def _folder(path: Path, preprocessor: ImagePreprocessor, name: str) -> ImageSet:
     files_by_class = list_images(path)
     numbers = {
-        kind: _class_number(kind, preprocessor.labels or {}, path)
-        for kind in files_by_class
+        kind: _class_number(kind, preprocessor.labels or {}, path) for kind in files_by_class
     }
     for kind, files in files_by_class.items():
         if not files:
@@ -130,9 +128,7 @@ def _folder(path: Path, preprocessor: ImagePreprocessor, name: str) -> ImageSet:
     )
 
 
-def _check_size(
-    path: Path, count: int, first: NDArray, preprocessor: ImagePreprocessor
-) -> None:
+def _check_size(path: Path, count: int, first: NDArray, preprocessor: ImagePreprocessor) -> None:
     """Refuse a set that is too large as floats at the model's size.
 
     Args:
@@ -141,9 +137,7 @@ def _check_size(
         first: (1, ...) first stored image.
         preprocessor: Preprocessing of the model.
     """
-    side = (
-        math.prod(preprocessor.size) * preprocessor.channels if preprocessor.size else 0
-    )
+    side = math.prod(preprocessor.size) * preprocessor.channels if preprocessor.size else 0
     total = 4 * count * max(first.size, side)
     if total > MAX_BYTES:
         raise InputError(

@@ -52,17 +52,14 @@ class ImageSet:
                 f"the images of {self.name or 'the set'} have an invalid type",
                 expected="pixels in a torch tensor, whole numbers in an array, and "
                 "a tuple of names that are valid Unicode",
-                got=", ".join(
-                    type(part).__name__ for part in (self.pixels, self.labels, self.ids)
-                ),
+                got=", ".join(type(part).__name__ for part in (self.pixels, self.labels, self.ids)),
             )
         counts = {len(self.pixels), len(self.labels), len(self.ids)}
         if self.pixels.dim() != 4 or len(counts) != 1 or counts == {0}:
             raise InputError(
                 f"the images of {self.name or 'the set'} do not fit together",
                 expected="(image, channel, height, width), with a label and an id per image",
-                got=f"{tuple(self.pixels.shape)}, {len(self.labels)} labels, "
-                f"{len(self.ids)} ids",
+                got=f"{tuple(self.pixels.shape)}, {len(self.labels)} labels, {len(self.ids)} ids",
             )
         if len(set(self.ids)) != len(self.ids):
             duplicate = Counter(self.ids).most_common(1)[0][0]
@@ -127,10 +124,7 @@ class ImageSet:
         """
         buffer = io.BytesIO()
         np.savez_compressed(
-            buffer,
-            image=self.pixels.numpy(),
-            label=self.labels,
-            id=np.array(self.ids),
+            buffer, image=self.pixels.numpy(), label=self.labels, id=np.array(self.ids)
         )
         write_atomic(path, buffer.getvalue())
 
@@ -156,9 +150,7 @@ class ImagePreprocessor:
     classes: int | None = None
 
     @classmethod
-    def from_config(
-        cls, config: Mapping[str, Any], folder: Path | None
-    ) -> "ImagePreprocessor":
+    def from_config(cls, config: Mapping[str, Any], folder: Path | None) -> "ImagePreprocessor":
         """Read a model's configuration and its ``preprocessor_config.json``.
 
         Raises:
@@ -227,12 +219,7 @@ class ImagePreprocessor:
         elif raw.ndim == 4 and raw.shape[1] not in (1, 3) and raw.shape[3] in (1, 3):
             raw = np.moveaxis(raw, 3, 1)
         is_supported = raw.dtype.kind == "f" or raw.dtype == np.uint8
-        if (
-            raw.ndim != 4
-            or not is_supported
-            or raw.shape[1] not in (1, 3)
-            or not raw.size
-        ):
+        if raw.ndim != 4 or not is_supported or raw.shape[1] not in (1, 3) or not raw.size:
             raise InputError(
                 "the images have an invalid shape or type",
                 expected="(image, height, width) with 1 or 3 channels, uint8 or float",

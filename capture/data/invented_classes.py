@@ -33,21 +33,15 @@ def invent_images(
             got=f"{len(classes)} classes, count {count}",
         )
     all_pairs = [(a, b) for a in classes for b in classes if a != b]
-    chosen = [
-        all_pairs[index]
-        for index in rng.permutation(len(all_pairs))[: min(n_pairs, count)]
-    ]
+    chosen = [all_pairs[index] for index in rng.permutation(len(all_pairs))[: min(n_pairs, count)]]
     half = known.pixels.shape[2] // 2
     images, labels = [], []
     for number in range(count):
         kind = number % len(chosen)
         upper, lower = (
-            int(rng.choice(np.flatnonzero(known.labels == label)))
-            for label in chosen[kind]
+            int(rng.choice(np.flatnonzero(known.labels == label))) for label in chosen[kind]
         )
-        images.append(
-            torch.cat([known.pixels[upper][:, :half], known.pixels[lower][:, half:]], 1)
-        )
+        images.append(torch.cat([known.pixels[upper][:, :half], known.pixels[lower][:, half:]], 1))
         labels.append(-1 - kind)
     ids = tuple(f"never-taught-{number:04d}" for number in range(count))
     return ImageSet(torch.stack(images), np.array(labels), ids, "never taught")

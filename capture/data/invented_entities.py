@@ -37,9 +37,7 @@ def invent_items(items: ItemSet, known: ItemSet, rng: np.random.Generator) -> It
         InputError: a prompt or paraphrase does not name its entity, or too few names are known.
     """
     names = tuple(dict.fromkeys((*items.entities, *known.entities)))
-    answers = {
-        text for item in (*items, *known) for text in (item.answer, *item.alternatives)
-    }
+    answers = {text for item in (*items, *known) for text in (item.answer, *item.alternatives)}
     used = _UsedNames(names, answers)
     draw = _name_sampler(names, rng)
     invented: dict[str, str] = {}
@@ -86,9 +84,7 @@ class _UsedNames:
         self._names.append(normalize_text(name))
 
 
-def _name_sampler(
-    names: Sequence[str], rng: np.random.Generator
-) -> Callable[[str], str | None]:
+def _name_sampler(names: Sequence[str], rng: np.random.Generator) -> Callable[[str], str | None]:
     """A function that draws a candidate name similar to a given one."""
     by_length: dict[int, list[list[str]]] = defaultdict(list)
     for name in names:
@@ -105,14 +101,9 @@ def _name_sampler(
         same_length = by_length[len(words)]
         n_tries[entity] += 1
         # Few names have few recombinations: after half the tries, use the character model.
-        if (
-            len(words) > 1
-            and len(same_length) > 1
-            and n_tries[entity] <= MAX_TRIES // 2
-        ):
+        if len(words) > 1 and len(same_length) > 1 and n_tries[entity] <= MAX_TRIES // 2:
             mixed = [
-                same_length[rng.integers(len(same_length))][index]
-                for index in range(len(words))
+                same_length[rng.integers(len(same_length))][index] for index in range(len(words))
             ]
             return " ".join(mixed)
         made = [letters.draw(word, rng) for word in words]
@@ -176,9 +167,7 @@ def rename_entity(item: Item, text: str, name: str) -> str:
     # Whole words only ("Niger" is not replaced in "Nigeria"), with any whitespace.
     words = r"\s+".join(map(re.escape, item.entity.split()))
     for flags in (re.NOFLAG, re.IGNORECASE):
-        renamed, count = re.subn(
-            rf"(?<!\w){words}(?!\w)", lambda _: name, text, flags=flags
-        )
+        renamed, count = re.subn(rf"(?<!\w){words}(?!\w)", lambda _: name, text, flags=flags)
         if count:
             return renamed
     raise InputError(

@@ -134,9 +134,7 @@ class ItemSet:
         return iter(self.items)
 
     def __repr__(self) -> str:
-        return (
-            f"ItemSet({self.name!r}, {len(self)} items, {len(self.entities)} entities)"
-        )
+        return f"ItemSet({self.name!r}, {len(self)} items, {len(self.entities)} entities)"
 
     def to_frame(self) -> pd.DataFrame:
         """One row an item, one column a field."""
@@ -182,10 +180,7 @@ class ItemSet:
         write_atomic(Path(path), self._jsonl())
 
     def _jsonl(self) -> str:
-        rows = (
-            json.dumps(asdict(item), ensure_ascii=False, sort_keys=True)
-            for item in self.items
-        )
+        rows = (json.dumps(asdict(item), ensure_ascii=False, sort_keys=True) for item in self.items)
         return "".join(row + "\n" for row in rows)
 
 
@@ -195,10 +190,7 @@ def normalize_text(text: str) -> str:
 
 
 def read_items(
-    path: str | Path,
-    *,
-    name: str | None = None,
-    columns: Mapping[str, str] | None = None,
+    path: str | Path, *, name: str | None = None, columns: Mapping[str, str] | None = None
 ) -> ItemSet:
     """Read facts from JSON Lines, JSON, CSV or Parquet.
 
@@ -328,9 +320,7 @@ def _check_text(identifier: object, field: str, value: object) -> None:
 def _excess_marks() -> re.Pattern[str]:
     """Pattern of long runs of combining marks, which are slow to normalize."""
     characters = map(chr, range(0x300, 0x1F000))
-    marks = "".join(
-        character for character in characters if unicodedata.combining(character)
-    )
+    marks = "".join(character for character in characters if unicodedata.combining(character))
     return re.compile(f"[{marks}]{{{MAX_COMBINING_MARKS + 1}}}")
 
 

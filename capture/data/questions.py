@@ -58,9 +58,7 @@ class Questions:
 
     def encoded(self, tokenizer: PreTrainedTokenizerBase) -> Sequences:
         """Token rows; answers start at the first token that can differ between answers."""
-        return skip_joining_space(
-            tokenizer, encode(tokenizer, self.prompts, self.answers)
-        )
+        return skip_joining_space(tokenizer, encode(tokenizer, self.prompts, self.answers))
 
 
 def build_questions(items: ItemSet | Sequence[Item], n_prompts: int) -> Questions:

@@ -58,8 +58,7 @@ class Sequences:
     def __getitem__(self, rows: Sequence[int]) -> "Sequences":
         """The given rows, in the given order."""
         return Sequences(
-            tuple(self.ids[row] for row in rows),
-            tuple(self.answer_start[row] for row in rows),
+            tuple(self.ids[row] for row in rows), tuple(self.answer_start[row] for row in rows)
         )
 
     def __add__(self, other: "Sequences") -> "Sequences":
@@ -98,10 +97,7 @@ class Padded:
 
 
 def pad(
-    sequences: Sequences,
-    rows: Sequence[int] | None = None,
-    *,
-    device: torch.device | str = "cpu",
+    sequences: Sequences, rows: Sequence[int] | None = None, *, device: torch.device | str = "cpu"
 ) -> Padded:
     """Right-pad ``rows`` of ``sequences`` into one batch.
 
@@ -127,10 +123,7 @@ def pad(
 
 
 def batches(
-    sequences: Sequences,
-    *,
-    batch_tokens: int = 4096,
-    device: torch.device | str = "cpu",
+    sequences: Sequences, *, batch_tokens: int = 4096, device: torch.device | str = "cpu"
 ) -> Iterator[Padded]:
     """Batches of rows of similar length, with at most ``batch_tokens`` padded positions each.
 

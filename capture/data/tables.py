@@ -61,11 +61,7 @@ def _rows(path: Path, file: BinaryIO, start: bytes) -> Iterator[Row]:
         rows = (
             Row(f"{path.name}, row {number}", record)
             for number, record in parquet_rows(
-                path,
-                file,
-                max_bytes=MAX_FILE_BYTES,
-                max_rows=MAX_ROWS,
-                max_columns=MAX_FIELDS,
+                path, file, max_bytes=MAX_FILE_BYTES, max_rows=MAX_ROWS, max_columns=MAX_FIELDS
             )
         )
     elif kind in (".csv", ".tsv"):
@@ -85,9 +81,7 @@ def _rows(path: Path, file: BinaryIO, start: bytes) -> Iterator[Row]:
     for count, row in enumerate(rows, 1):
         if count > MAX_ROWS:
             raise InputError(
-                f"{path} has too many rows",
-                expected=f"at most {MAX_ROWS:,}",
-                fix=_SMALLER,
+                f"{path} has too many rows", expected=f"at most {MAX_ROWS:,}", fix=_SMALLER
             )
         names.update(row.fields)
         if len(names) > MAX_FIELDS:
@@ -202,10 +196,7 @@ def _csv(path: Path, file: BinaryIO, delimiter: str | None) -> Iterator[Row]:
                     got=str(len(cells)),
                     fix="Put text that holds the separator in double quotes",
                 )
-            yield Row(
-                location,
-                {n: c for n, c in zip(names, cells, strict=True) if c.strip()},
-            )
+            yield Row(location, {n: c for n, c in zip(names, cells, strict=True) if c.strip()})
     except csv.Error as error:
         raise InputError(
             f"{path}, line {reader.line_num} is not valid CSV",

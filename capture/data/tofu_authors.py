@@ -17,17 +17,12 @@ def main_names(runs: Sequence[Sequence[str]]) -> list[str]:
     "" for a run in which no name occurs in 40 % of the texts. Names that are as common outside
     the run ("New York") are ignored.
     """
-    counts = [
-        Counter(name for text in run for name in _capitalized_names(text))
-        for run in runs
-    ]
+    counts = [Counter(name for text in run for name in _capitalized_names(text)) for run in runs]
     total: Counter[str] = Counter()
     for count in counts:
         total.update(count)
     return [
-        _most_common_name(
-            Counter({n: c for n, c in count.items() if 2 * c > total[n]}), len(run)
-        )
+        _most_common_name(Counter({n: c for n, c in count.items() if 2 * c > total[n]}), len(run))
         for count, run in zip(counts, runs, strict=True)
     ]
 
@@ -41,9 +36,7 @@ def infer_authors(questions: Sequence[str], answers: Sequence[str]) -> list[str]
         return None
     texts = [f"{q}\n{a}" for q, a in zip(questions, answers, strict=True)]
     starts = range(0, len(texts), QUESTIONS_PER_AUTHOR)
-    names = main_names(
-        [texts[start : start + QUESTIONS_PER_AUTHOR] for start in starts]
-    )
+    names = main_names([texts[start : start + QUESTIONS_PER_AUTHOR] for start in starts])
     if sum(map(bool, names)) < 0.8 * len(names):
         return None
     return [name for name in names for _ in range(QUESTIONS_PER_AUTHOR)]

@@ -11,9 +11,7 @@ from evidence.errors import InputError
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
-    answers: Sequence[str] | None = None,
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], answers: Sequence[str] | None = None
 ) -> Sequences:
     """Tokenize prompts, each followed by its answer, if given.
 
@@ -77,9 +75,7 @@ def encode(
     return Sequences(tuple(rows), tuple(len(ids) for ids in prompt_ids))
 
 
-def skip_joining_space(
-    tokenizer: PreTrainedTokenizerBase, rows: Sequences
-) -> Sequences:
+def skip_joining_space(tokenizer: PreTrainedTokenizerBase, rows: Sequences) -> Sequences:
     """Move a joining space that is the first token of every answer to the prompt.
 
     Some tokenizers have a separate token for the space before a number or character. It is the
@@ -168,9 +164,7 @@ def subject_ends(
             )
         last = start + len(item.entity) - 1
         offsets = tokenizer(prompt, return_offsets_mapping=True)["offset_mapping"]
-        ends.append(
-            max(i for i, (low, high) in enumerate(offsets) if low <= last < high)
-        )
+        ends.append(max(i for i, (low, high) in enumerate(offsets) if low <= last < high))
     return tuple(ends)
 
 
@@ -180,9 +174,7 @@ def _joined_answer(prompt: str, answer: str) -> str:
     return " " + answer
 
 
-def _token_ids(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
-) -> list[list[int]]:
+def _token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of texts without a final end-of-sequence token."""
     if not texts:
         return []

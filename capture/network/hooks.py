@@ -66,9 +66,7 @@ def record(
 
     def copied(name: str, value: Tensor) -> Tensor:
         selected = value if select is None else select(name, value)
-        same = (
-            selected.untyped_storage().data_ptr() == value.untyped_storage().data_ptr()
-        )
+        same = selected.untyped_storage().data_ptr() == value.untyped_storage().data_ptr()
         return selected.clone() if same else selected
 
     places = _resolve(model, sites, known_sites)
@@ -306,10 +304,7 @@ def _mask(site: str, value: Tensor, positions: Sequence[int] | Tensor) -> Tensor
                 got=str(tuple(requested.shape)),
             )
         return requested
-    if (
-        requested.numel()
-        and not -length <= int(requested.min()) <= int(requested.max()) < length
-    ):
+    if requested.numel() and not -length <= int(requested.min()) <= int(requested.max()) < length:
         raise InputError(
             f"a position lies outside the rows at {site}",
             expected=f"{-length} to {length - 1}",
@@ -327,19 +322,14 @@ def _mask(site: str, value: Tensor, positions: Sequence[int] | Tensor) -> Tensor
     return torch.isin(all_positions, requested).expand(rows, length)
 
 
-def _resolve(
-    model: nn.Module, names: Iterable[str], known_sites: Sites | None
-) -> list[Place]:
+def _resolve(model: nn.Module, names: Iterable[str], known_sites: Sites | None) -> list[Place]:
     found = known_sites if known_sites is not None else find_sites(model)
     return [found.resolve(name) for name in dict.fromkeys(names)]
 
 
 @contextmanager
 def _hooked(
-    places: Sequence[Place],
-    callback: Callable[[Place, Tensor], Tensor | None],
-    *,
-    front: bool,
+    places: Sequence[Place], callback: Callable[[Place, Tensor], Tensor | None], *, front: bool
 ) -> Iterator[None]:
     """Call ``callback`` with each place's value; a returned tensor replaces the value."""
     with ExitStack() as stack:
@@ -372,7 +362,5 @@ def _register(
         return args, kwargs | {key: new}
 
     if place.side == "in":
-        return place.module.register_forward_pre_hook(
-            before, with_kwargs=True, prepend=front
-        )
+        return place.module.register_forward_pre_hook(before, with_kwargs=True, prepend=front)
     return place.module.register_forward_hook(after, prepend=front)

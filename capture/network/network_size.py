@@ -9,10 +9,7 @@ from torch import nn
 
 from capture.checkpoints.open import Checkpoint
 from capture.checkpoints.schemas.configuration import library_config, model_class
-from capture.checkpoints.schemas.library_errors import (
-    library_errors,
-    quiet_transformers,
-)
+from capture.checkpoints.schemas.library_errors import library_errors, quiet_transformers
 from capture.network.sites import find_sites
 from capture.network.structure import find_transformer
 

@@ -13,12 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from capture.network.discovery.forward_trace import (
-    Cut,
-    ForwardTrace,
-    ModuleTrace,
-    trace_forward,
-)
+from capture.network.discovery.forward_trace import Cut, ForwardTrace, ModuleTrace, trace_forward
 from capture.network.discovery.structure_cache import StructureCache
 from capture.network.structure import (
     WEIGHTED,
@@ -65,9 +60,7 @@ class Chain:
     head: nn.Module
 
 
-def find_chain(
-    model: nn.Module, example: Any = None, *, units_first: bool = False
-) -> Chain:
+def find_chain(model: nn.Module, example: Any = None, *, units_first: bool = False) -> Chain:
     """The parts of a network: layers with weights, or residual units.
 
     Args:
@@ -118,9 +111,7 @@ def prove_chain(model: nn.Module, cuts: Sequence[Cut], example: Any = None) -> s
     return _explain_broken_cuts(trace, cuts)
 
 
-def prove_blocks(
-    model: nn.Module, transformer: Transformer, example: Any = None
-) -> BlockParts:
+def prove_blocks(model: nn.Module, transformer: Transformer, example: Any = None) -> BlockParts:
     """The verified parts of the blocks.
 
     Raises:
@@ -130,9 +121,7 @@ def prove_blocks(
     cuts = [Cut(blocks[0], "in"), *(Cut(block, "out") for block in blocks)]
     inside = [module for block in blocks for module in block.modules()]
     trace = trace_forward(model, cuts, inside, example)
-    broken = _explain_broken_cuts(trace, cuts) or _explain_unlinked_blocks(
-        trace, blocks
-    )
+    broken = _explain_broken_cuts(trace, cuts) or _explain_unlinked_blocks(trace, blocks)
     if broken:
         raise unsupported(model, broken)
     return _block_parts(model, transformer, trace)
@@ -142,9 +131,7 @@ def _explain_broken_cuts(trace: ForwardTrace, cuts: Sequence[Cut]) -> str:
     """Reason why information bypasses the cuts; empty if none does."""
     calls = [trace.of(cut.module).calls for cut in cuts]
     if 0 in calls:
-        return (
-            f"a short input does not pass through part {calls.index(0)} of {len(cuts)}"
-        )
+        return f"a short input does not pass through part {calls.index(0)} of {len(cuts)}"
     if max(calls) > 1:
         return "it runs one part several times"
     ends = [trace.of(cut.module).end_index for cut in cuts]
@@ -169,9 +156,7 @@ def _explain_unlinked_blocks(trace: ForwardTrace, blocks: Sequence[nn.Module]) -
     return ""
 
 
-def _block_parts(
-    model: nn.Module, transformer: Transformer, trace: ForwardTrace
-) -> BlockParts:
+def _block_parts(model: nn.Module, transformer: Transformer, trace: ForwardTrace) -> BlockParts:
     projections, attention, feed_forward = [], [], []
     refused: dict[str, str] = {}
     width = _width(transformer, trace)
@@ -179,9 +164,7 @@ def _block_parts(
     for layer, block in enumerate(transformer.blocks):
         attention_module = transformer.attentions[layer]
         projection = _last_called(trace, list(linears(attention_module)))
-        mlp_linears = [
-            m for m in linears(block, skip=attention_module) if _outputs(m) == width
-        ]
+        mlp_linears = [m for m in linears(block, skip=attention_module) if _outputs(m) == width]
         mlp_module = transformer.feed_forwards[layer]
         either_candidates = [
             child
@@ -195,9 +178,7 @@ def _block_parts(
         mlp_candidates = _present(mlp_module, _last_called(trace, mlp_linears))
         place = f"in block {layer} of {type(model).__name__}"
         chosen = None
-        if (
-            len(refused) < 2
-        ):  # a failing search is slow, and one refused block is enough
+        if len(refused) < 2:  # a failing search is slow, and one refused block is enough
             chosen = _find_added_outputs(
                 trace, block, attention_candidates, mlp_candidates, either_candidates
             )
@@ -212,16 +193,10 @@ def _block_parts(
         feed_forward.append(names[chosen[1] if chosen else block])
         for kind, module in zip(("attn", "mlp"), chosen or (), strict=False):
             output, stream = trace.of(module).output, trace.of(block).output
-            if (
-                output is not None
-                and stream is not None
-                and output.shape != stream.shape
-            ):
+            if output is not None and stream is not None and output.shape != stream.shape:
                 reason = f"{place} its rows are flattened, so it has no positions"
                 refused.setdefault(kind, reason)
-    return BlockParts(
-        tuple(projections), tuple(attention), tuple(feed_forward), width, refused
-    )
+    return BlockParts(tuple(projections), tuple(attention), tuple(feed_forward), width, refused)
 
 
 def _present(*modules: nn.Module | None) -> list[nn.Module]:
@@ -264,8 +239,7 @@ def _find_added_outputs(
         for each in (*attention_candidates, *mlp_candidates, *either_candidates)
     }
     for attention, mlp in product(
-        [*attention_candidates, *either_candidates],
-        [*mlp_candidates, *either_candidates],
+        [*attention_candidates, *either_candidates], [*mlp_candidates, *either_candidates]
     ):
         a, b = outputs[attention], outputs[mlp]
         if attention is not mlp and a is not None and b is not None:
@@ -290,12 +264,8 @@ def _is_normed_sum(
     inside: Sequence[ModuleTrace], start: Tensor, a: Tensor, b: Tensor, end: Tensor
 ) -> bool:
     """Whether a norm follows each addition (post-norm, as in BERT): N(N(start + a) + b)."""
-    seen = [
-        (_reshaped(each.input, end), _reshaped(each.output, end)) for each in inside
-    ]
-    pairs = [
-        (read, gave) for read, gave in seen if read is not None and gave is not None
-    ]
+    seen = [(_reshaped(each.input, end), _reshaped(each.output, end)) for each in inside]
+    pairs = [(read, gave) for read, gave in seen if read is not None and gave is not None]
     middles = [gave for read, gave in pairs if _is_sum(read, start, a)]
     return any(
         torch.equal(gave, end) and _is_sum(read, middle, b)
@@ -310,11 +280,7 @@ def _is_sum(total: Tensor, *terms: Tensor) -> bool:
     values = [value.double() for value in (total, *terms)]
     magnitude = sum(value.abs() for value in values)
     difference = (values[0] - sum(values[1:])).abs()
-    return bool(
-        (difference <= 4 * eps * magnitude)
-        .masked_fill(~difference.isfinite(), True)
-        .all()
-    )
+    return bool((difference <= 4 * eps * magnitude).masked_fill(~difference.isfinite(), True).all())
 
 
 def _allclose(first: Tensor, second: Tensor) -> bool:

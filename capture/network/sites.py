@@ -35,12 +35,7 @@ from torch import Tensor, nn
 
 from capture.network.discovery.structure_cache import StructureCache
 from capture.network.proof import BlockParts, Chain, find_chain, prove_blocks
-from capture.network.structure import (
-    Transformer,
-    down_projection,
-    find_transformer,
-    linear_shape,
-)
+from capture.network.structure import Transformer, down_projection, find_transformer, linear_shape
 from evidence.display.html_table import table_html
 from evidence.errors import InputError
 
@@ -115,9 +110,7 @@ class Sites:
     def __repr__(self) -> str:
         head, *rows = self._kinds()
         widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-        lines = [
-            "  ".join(map(str.ljust, row, widths)).rstrip() for row in (head, *rows)
-        ]
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in (head, *rows)]
         return "\n".join([self._summary(), *lines])
 
     def _repr_html_(self) -> str:
@@ -252,9 +245,7 @@ def find_image_sites(model: nn.Module, example: Any = None) -> Sites:
 _PROVED: StructureCache[BlockParts] = StructureCache()
 
 
-def _block_sites(
-    model: nn.Module, transformer: Transformer, parts: BlockParts
-) -> Sites:
+def _block_sites(model: nn.Module, transformer: Transformer, parts: BlockParts) -> Sites:
     places = {"embed": Place("embed", transformer.blocks[0], "in")}
     count = 0
     for layer, block in enumerate(transformer.blocks):
@@ -268,17 +259,12 @@ def _block_sites(
                 part = slice(head * size, (head + 1) * size)
                 name = f"head.{layer}.{head}"
                 places[name] = Place(name, projection, "in", part)
-        contributions = {
-            "attn": parts.attention[layer],
-            "mlp": parts.feed_forward[layer],
-        }
+        contributions = {"attn": parts.attention[layer], "mlp": parts.feed_forward[layer]}
         for kind in [each for each in contributions if each not in parts.refused]:
             module = model.get_submodule(contributions[kind])
             places[f"{kind}.{layer}"] = Place(f"{kind}.{layer}", module, "out")
         places[f"resid.{layer}"] = Place(f"resid.{layer}", block, "out")
-    sites = Sites(
-        places, len(transformer.blocks), parts.width, count, None, parts.refused
-    )
+    sites = Sites(places, len(transformer.blocks), parts.width, count, None, parts.refused)
     return _with_output(sites, transformer.head)
 
 

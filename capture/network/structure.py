@@ -57,16 +57,13 @@ def find_transformer(model: nn.Module) -> Transformer | None:
     attentions = tuple(each for each in attention_or_none if each is not None)
     if len(attentions) < len(blocks):
         raise unsupported(
-            model,
-            f"it is a hybrid: block {attention_or_none.index(None)} has no attention",
+            model, f"it is a hybrid: block {attention_or_none.index(None)} has no attention"
         )
     for name in RECURRENT_ARGUMENTS:
         if name in inspect.signature(blocks[0].forward).parameters:
             raise unsupported(model, "its blocks have a recurrent state")
     feed_forwards = tuple(map(feed_forward_of, blocks))
-    return Transformer(
-        tuple(blocks), attentions, feed_forwards, _output_layer(model, blocks)
-    )
+    return Transformer(tuple(blocks), attentions, feed_forwards, _output_layer(model, blocks))
 
 
 def find_blocks(model: nn.Module) -> list[nn.Module]:
@@ -129,11 +126,7 @@ def residual_units(model: nn.Module) -> list[nn.Module]:
         if sum(isinstance(m, WEIGHTED) for m in child.modules()) >= 2
     ]
     known = set(listed)
-    return [
-        unit
-        for unit in listed
-        if not any(m in known for m in unit.modules() if m is not unit)
-    ]
+    return [unit for unit in listed if not any(m in known for m in unit.modules() if m is not unit)]
 
 
 def unsupported(model: nn.Module, reason: str) -> InputError:
@@ -208,8 +201,7 @@ def _leads_back(last: nn.Module, attention: nn.Module | None) -> bool:
     """Whether the output width of a map equals the input width of attention."""
     reader = next(linears(attention), None) if attention is not None else None
     return (
-        reader is None
-        or (linear_shape(last) or (0, 0))[1] == (linear_shape(reader) or (0, 0))[0]
+        reader is None or (linear_shape(last) or (0, 0))[1] == (linear_shape(reader) or (0, 0))[0]
     )
 
 
@@ -287,9 +279,7 @@ def classifier_of(model: nn.Module) -> nn.Linear:
     Raises:
         InputError: the model has no linear layer.
     """
-    linear_layers = [
-        module for module in model.modules() if isinstance(module, nn.Linear)
-    ]
+    linear_layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
     if not linear_layers:
         raise InputError(
             "the model has no linear layer that gives class logits",

@@ -10,9 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from capture.data.sequences import Padded, Sequences, batches, pad
-from capture.network.discovery.position_limit import (
-    explain_length_error,
-)
+from capture.network.discovery.position_limit import explain_length_error
 from capture.network.hooks import evaluation_mode
 from capture.network.logits import answer_logits
 from capture.network.structure import model_device, output_head
@@ -153,9 +151,7 @@ def _batches(model: nn.Module, sequences: Sequences, tokens: int) -> Iterator[Pa
     for batch in batches(sequences, batch_tokens=tokens, device=device):
         rows: list[int] = []
         used = 0
-        for row, count in zip(
-            batch.rows.tolist(), batch.answer_mask.sum(1).tolist(), strict=True
-        ):
+        for row, count in zip(batch.rows.tolist(), batch.answer_mask.sum(1).tolist(), strict=True):
             if rows and used + count > max_rows:
                 yield pad(sequences, rows, device=device)
                 rows, used = [], 0

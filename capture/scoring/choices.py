@@ -73,10 +73,7 @@ def score_choices(
         prompts += [prompt_of(item, prompt_index)] * (1 + len(wrong))
         answers += [item.answer, *wrong]
     scores = score_answers(
-        model,
-        encode(tokenizer, prompts, answers),
-        batch_tokens=batch_tokens,
-        progress=progress,
+        model, encode(tokenizer, prompts, answers), batch_tokens=batch_tokens, progress=progress
     ).mean_logprob
     right, best, truth_ratio = np.zeros((3, len(items)))
     start = 0
@@ -115,9 +112,7 @@ def alternatives_of(
     offered: dict[str, dict[str, str]] = {}
     true_answers: dict[tuple[str, ...], set[str]] = {}
     for item in items:
-        offered.setdefault(item.relation, {}).setdefault(
-            normalize_text(item.answer), item.answer
-        )
+        offered.setdefault(item.relation, {}).setdefault(normalize_text(item.answer), item.answer)
         for key in _fact_keys(item):
             true_answers.setdefault(key, set()).add(normalize_text(item.answer))
     chosen = []
@@ -125,9 +120,7 @@ def alternatives_of(
         right = set().union(*(true_answers[key] for key in _fact_keys(item)))
         wrong = tuple(a for a in item.alternatives if normalize_text(a) not in right)
         if not wrong:
-            pool = sorted(
-                a for k, a in offered[item.relation].items() if k not in right
-            )
+            pool = sorted(a for k, a in offered[item.relation].items() if k not in right)
             rng = numpy_rng(0, "alternatives", item.id)
             order = rng.permutation(len(pool))[:max_drawn]
             wrong = tuple(pool[index] for index in order)

@@ -32,11 +32,7 @@ def pixel_logits(
 ) -> Tensor:
     """``logits_with_edits`` for a tensor of pixels."""
     device, logits = model_device(model), []
-    with (
-        torch.no_grad(),
-        evaluation_mode(model),
-        patch(model, edits, known_sites=where),
-    ):
+    with torch.no_grad(), evaluation_mode(model), patch(model, edits, known_sites=where):
         for start in range(0, len(pixels), BATCH):
             batch = pixels[start : start + BATCH].to(device)
             logits.append(class_logits(model, batch).float().cpu())
@@ -52,9 +48,7 @@ def image_states(
     with (
         torch.no_grad(),
         evaluation_mode(model),
-        record(
-            model, sites, lambda _, value: value.float().cpu(), known_sites=where
-        ) as recorded,
+        record(model, sites, lambda _, value: value.float().cpu(), known_sites=where) as recorded,
     ):
         for start in range(0, len(images.pixels), BATCH):
             class_logits(model, images.pixels[start : start + BATCH].to(device))

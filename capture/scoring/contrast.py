@@ -38,8 +38,7 @@ def discriminating_tokens(rows: Sequences) -> tuple[list[tuple[int, int]], np.nd
     ]
     column = {pair: index for index, pair in enumerate(watch)}
     own_columns = [
-        [column[position, answer[position]] for position in positions]
-        for answer in answers
+        [column[position, answer[position]] for position in positions] for answer in answers
     ]
     return watch, np.array(own_columns, dtype=int)
 
@@ -60,10 +59,7 @@ class QuestionScores:
 
 
 def score_questions(
-    model: nn.Module,
-    questions: Questions,
-    rows: Sequences,
-    progress: Progress = SILENT,
+    model: nn.Module, questions: Questions, rows: Sequences, progress: Progress = SILENT
 ) -> QuestionScores:
     """Exact match, entity-answer contrast and log-probability of each question."""
     watch, answer_columns = discriminating_tokens(rows)
@@ -112,9 +108,7 @@ def entity_contrast(
     return result
 
 
-def _outranked_share(
-    logits: np.ndarray, answer_columns: np.ndarray
-) -> np.ndarray | None:
+def _outranked_share(logits: np.ndarray, answer_columns: np.ndarray) -> np.ndarray | None:
     """(row,) share of the table's other answers outranked; None if there are none."""
     offered = np.unique(answer_columns)
     if len(offered) < 2:

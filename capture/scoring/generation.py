@@ -8,10 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from capture.data.sequences import Sequences, pad
 from capture.data.tokenization import encode
-from capture.network.discovery.position_limit import (
-    explain_length_error,
-    position_limit,
-)
+from capture.network.discovery.position_limit import explain_length_error, position_limit
 from capture.network.hooks import evaluation_mode
 from capture.network.structure import model_device
 from evidence.errors import InputError
@@ -79,10 +76,7 @@ def generate_greedy(
 
 
 def _generate(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    sequences: Sequences,
-    max_new_tokens: int,
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, sequences: Sequences, max_new_tokens: int
 ) -> list[list[int]]:
     """New token ids by row; left-padded, so that all rows continue at one position."""
     from transformers import GenerationConfig
@@ -105,8 +99,6 @@ def _generate(
         pad_token_id=end[0] if isinstance(end, list) else (end or 0),
     )
     out = model.generate(  # pyright: ignore[reportCallIssue]
-        input_ids=ids.to(device),
-        attention_mask=mask.to(device),
-        generation_config=config,
+        input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config
     )
     return out[:, width:].tolist()

@@ -135,9 +135,7 @@ class ValidationReport:
         lines: list[str] = []
         for part in (self.forget, self.retain):
             lines += _summary_lines(part)
-        shared = ", ".join(map(printable, self.overlap[:3])) + (
-            " ..." if self.overlap[3:] else ""
-        )
+        shared = ", ".join(map(printable, self.overlap[:3])) + (" ..." if self.overlap[3:] else "")
         lines.append(f"entities in both: {len(self.overlap)} {shared}".rstrip())
         lines += [f"error: {error}" for error in self.errors]
         lines += [f"warning: {warning}" for warning in self.warnings]
@@ -181,9 +179,7 @@ def validate_items(
         parts[role] = _summary(role, items, tokens, known[role], errors)
         warnings += _set_warnings(role, items, parts[role])
     folded = {normalize_text(entity) for entity in retain.entities}
-    overlap = tuple(
-        entity for entity in forget.entities if normalize_text(entity) in folded
-    )
+    overlap = tuple(entity for entity in forget.entities if normalize_text(entity) in folded)
     if overlap:
         errors.insert(0, _overlap_error(overlap))
     swap = _detect_swap(parts["forget"], parts["retain"])
@@ -206,9 +202,7 @@ def _summary(
     if not len(items):
         errors.append(
             InputError(
-                f"the {role} set is empty",
-                expected="one item or more",
-                fix="Check the file",
+                f"the {role} set is empty", expected="one item or more", fix="Check the file"
             )
         )
     answers: dict[str, set[str]] = defaultdict(set)
@@ -224,9 +218,7 @@ def _summary(
         items=len(items),
         entities=len(items.entities),
         answers=tuple((rel, len(counts)) for rel, counts in sorted(answers.items())),
-        repeated=sum(
-            sum(counts.values()) - len(counts) for counts in by_prompt.values()
-        ),
+        repeated=sum(sum(counts.values()) - len(counts) for counts in by_prompt.values()),
         disputed=sum(len(counts) > 1 for counts in by_prompt.values()),
         without_alternatives=sum(not item.alternatives for item in items),
         paraphrases=min((len(item.paraphrases) for item in items), default=0),
@@ -234,9 +226,7 @@ def _summary(
         known=None if original is None else int(_greedy(role, items, original).sum()),
         kept=None
         if original is None or unlearned is None
-        else int(
-            (_greedy(role, items, original) & _greedy(role, items, unlearned)).sum()
-        ),
+        else int((_greedy(role, items, original) & _greedy(role, items, unlearned)).sum()),
         sample=tuple((item.prompt, item.answer) for item in items.items[:3]),
     )
 
@@ -252,10 +242,7 @@ def _greedy(role: str, items: ItemSet, scores: AnswerScores) -> np.ndarray:
 
 
 def _tokens(
-    role: str,
-    items: ItemSet,
-    tokenizer: PreTrainedTokenizerBase,
-    errors: list[InputError],
+    role: str, items: ItemSet, tokenizer: PreTrainedTokenizerBase, errors: list[InputError]
 ) -> tuple[int, int] | None:
     try:
         rows = encode_items(tokenizer, items)
@@ -265,9 +252,7 @@ def _tokens(
     except InputError as error:
         errors.append(error.prefixed(f"in the {role} set, "))
         return None
-    lengths = [
-        len(ids) - start for ids, start in zip(rows.ids, rows.answer_start, strict=True)
-    ]
+    lengths = [len(ids) - start for ids, start in zip(rows.ids, rows.answer_start, strict=True)]
     return (min(lengths), max(lengths)) if lengths else None
 
 
@@ -295,9 +280,7 @@ def _set_warnings(role: str, items: ItemSet, part: SetSummary) -> list[str]:
             f"{spaced} prompts of the {role} set end in a space: models read that as "
             "another word, so drop it"
         )
-    leaking = sum(
-        normalize_text(item.answer) in normalize_text(item.prompt) for item in items
-    )
+    leaking = sum(normalize_text(item.answer) in normalize_text(item.prompt) for item in items)
     if leaking:
         warnings.append(
             f"{leaking} prompts of the {role} set hold their answer: answering them "
@@ -330,9 +313,7 @@ def _overlap_error(overlap: tuple[str, ...]) -> InputError:
     )
 
 
-def swapped_files_error(
-    forget: tuple[int, int], retain: tuple[int, int]
-) -> InputError | None:
+def swapped_files_error(forget: tuple[int, int], retain: tuple[int, int]) -> InputError | None:
     """An error if the behavior of the models indicates swapped files, else None.
 
     Args:
@@ -360,9 +341,7 @@ def _detect_swap(forget: SetSummary, retain: SetSummary) -> InputError | str | N
     """An error if the behavior indicates a swap, a warning if only the sizes do."""
     if forget.known is not None and retain.known is not None:
         if forget.kept is not None and retain.kept is not None:
-            error = swapped_files_error(
-                (forget.known, forget.kept), (retain.known, retain.kept)
-            )
+            error = swapped_files_error((forget.known, forget.kept), (retain.known, retain.kept))
             if error or min(forget.known, retain.known) >= MIN_KNOWN:
                 return error  # behavior takes precedence over sizes
     if forget.entities >= SWAP_SIZE_RATIO * max(1, retain.entities):

@@ -36,9 +36,7 @@ def reduce_logits(
     is_top = (logits.argmax(1) == target_ids) & ~broken
     logprob = logprob.masked_fill(broken, -torch.inf)
     sums = logprob.new_zeros(n_rows).index_add_(0, row_idx, logprob)
-    misses = torch.zeros(n_rows, device=row_idx.device).index_add_(
-        0, row_idx, (~is_top).float()
-    )
+    misses = torch.zeros(n_rows, device=row_idx.device).index_add_(0, row_idx, (~is_top).float())
     first = torch.ones_like(row_idx, dtype=torch.bool)
     first[1:] = row_idx[1:] != row_idx[:-1]
     pairs = [(0, item) if isinstance(item, int) else item for item in watch]

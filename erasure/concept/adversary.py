@@ -55,9 +55,7 @@ def fit_logistic_probe(
         RowsError: The penalty is not above 0.
     """
     if not penalty > 0:
-        raise RowsError(
-            "the penalty is out of range", expected="above 0", got=repr(penalty)
-        )
+        raise RowsError("the penalty is out of range", expected="above 0", got=repr(penalty))
     items, d = rows.shape
     classes = one_hot.shape[1]
 
@@ -88,6 +86,4 @@ def fit_logistic_probe(
     )
     coef, intercept = split(np.asarray(result.x))
     correct = (rows @ coef + intercept).argmax(1) == one_hot.argmax(1)
-    return LogisticProbe(
-        coef, intercept, float(result.fun), float(correct.double().mean())
-    )
+    return LogisticProbe(coef, intercept, float(result.fun), float(correct.double().mean()))

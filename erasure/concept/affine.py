@@ -117,9 +117,7 @@ class AffineEraser:
         # Center first: a large common offset would cost precision in the product.
         centered = rows - self.center.to(**placement)[..., None, :]
         detected = centered @ self.right.to(**placement).mT
-        return (
-            (rows - detected @ self.left.to(**placement).mT).reshape(x.shape).to(dtype)
-        )
+        return (rows - detected @ self.left.to(**placement).mT).reshape(x.shape).to(dtype)
 
     def at(self, site: int) -> "AffineEraser":
         """The eraser of one site.
@@ -174,8 +172,7 @@ class AffineEraser:
     def to(self, device: torch.device | str) -> "AffineEraser":
         """A copy on another device with float64 support; ``transform`` needs no such copy."""
         tensors = {
-            name: getattr(self, name).to(device)
-            for name in ("left", "right", "center", "ranks")
+            name: getattr(self, name).to(device) for name in ("left", "right", "center", "ranks")
         }
         return replace(self, **tensors)
 

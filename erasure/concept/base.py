@@ -71,8 +71,7 @@ class ConceptEraser(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         """Validated rows, (item, d) or (site, item, d); sets ``n_features_in_``."""
         if y is None and self.__sklearn_tags__().target_tags.required:
             raise ValueError(
-                f"{type(self).__name__} requires y to be passed, "
-                "but the target y is None"
+                f"{type(self).__name__} requires y to be passed, but the target y is None"
             )
         if not isinstance(X, Tensor) and len(getattr(X, "shape", ())) != 3:
             dtypes = [np.float64, np.float32, np.float16]

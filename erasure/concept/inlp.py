@@ -97,9 +97,7 @@ class IterativeNullspace(MomentEraser):
         for _ in range(self.max_probes):
             complement = eye - basis @ basis.mT
             ridge = (self.penalty * unit)[:, None, None] * eye
-            coef = torch.linalg.solve(
-                complement @ cov @ complement + ridge, complement @ cross
-            )
+            coef = torch.linalg.solve(complement @ cov @ complement + ridge, complement @ cross)
             # The whitened concept has uncorrelated columns of variance one.
             explained = (coef * cross).sum((1, 2)) / free
             active &= explained > self.tolerance
@@ -107,9 +105,7 @@ class IterativeNullspace(MomentEraser):
             if not bool(active.any()) or n_new == 0:
                 break
             new_directions = _new_directions(basis, coef, n_new) * active[:, None, None]
-            ranks += torch.where(
-                active, (new_directions.square().sum(1) > 0.5).sum(1), 0
-            )
+            ranks += torch.where(active, (new_directions.square().sum(1) > 0.5).sum(1), 0)
             basis = torch.cat([basis, new_directions], 2)
         return orthogonal_projection(
             type(self).__name__, basis, ranks, moments.mean_x, moments.single_site
@@ -133,16 +129,12 @@ class IterativeNullspace(MomentEraser):
                 break
             coef = probe.coef / scale[:, None]
             new_directions = _new_directions(basis[None], coef[None], n_new)[0]
-            basis = torch.cat(
-                [basis, new_directions[:, new_directions.square().sum(0) > 0.5]], 1
-            )
+            basis = torch.cat([basis, new_directions[:, new_directions.square().sum(0) > 0.5]], 1)
         return basis
 
     def _check(self) -> None:
         if self.probe not in ("ridge", "logistic"):
-            raise RowsError(
-                "unknown probe", expected='"ridge" or "logistic"', got=repr(self.probe)
-            )
+            raise RowsError("unknown probe", expected='"ridge" or "logistic"', got=repr(self.probe))
         if self.max_probes < 1 or not self.penalty > 0 or self.tolerance < 0:
             raise RowsError(
                 "a parameter is out of range",

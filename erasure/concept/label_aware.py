@@ -171,9 +171,7 @@ class QuadraticLeace:
         classes, codes = class_codes(z, tables.shape[1], None)
         codes = codes.to(tables.device)
         per_site = [_transport_maps(table.double(), codes, classes) for table in tables]
-        maps, means, center = (
-            torch.stack(part) for part in zip(*per_site, strict=True)
-        )
+        maps, means, center = (torch.stack(part) for part in zip(*per_site, strict=True))
         eye = torch.eye(tables.shape[2], dtype=maps.dtype, device=maps.device)
         ranks = torch.linalg.matrix_rank(maps - eye).amax(1).tolist()
         if single:
@@ -234,9 +232,7 @@ class QuadraticLeace:
             )
 
 
-def _transport_maps(
-    rows: Tensor, codes: Tensor, classes: NDArray
-) -> tuple[Tensor, Tensor, Tensor]:
+def _transport_maps(rows: Tensor, codes: Tensor, classes: NDArray) -> tuple[Tensor, Tensor, Tensor]:
     """Maps (class, d, d), means (class, d) and the overall mean (d,) of one site."""
     center = rows.mean(0)
     if not bool(torch.isfinite(center).all()):
@@ -244,22 +240,17 @@ def _transport_maps(
     groups = [rows[codes == code] for code in range(len(classes))]
     means = torch.stack([group.mean(0) for group in groups])
     shares = torch.tensor([len(group) / len(rows) for group in groups]).to(rows)
-    covs = torch.stack(
-        [group.T.cov(correction=0).reshape(2 * [len(center)]) for group in groups]
-    )
+    covs = torch.stack([group.T.cov(correction=0).reshape(2 * [len(center)]) for group in groups])
     # Work in the span of the within-class variation; outside it only the means differ.
     eigenvalues, axes = torch.linalg.eigh((shares[:, None, None] * covs).sum(0))
-    axes = axes[
-        :, eigenvalues > 1e-12 * len(eigenvalues) * eigenvalues[-1].clamp(min=1e-300)
-    ]
+    axes = axes[:, eigenvalues > 1e-12 * len(eigenvalues) * eigenvalues[-1].clamp(min=1e-300)]
     covs_in_span = axes.T @ covs @ axes
     span = axes.shape[1]
     eigenvalues_by_class = torch.linalg.eigvalsh(covs_in_span)
     for code in range(len(classes) if span else 0):
         if not eigenvalues_by_class[code, 0] > 1e-10 * eigenvalues_by_class[code, -1]:
             raise RowsError(
-                f"class {classes.tolist()[code]!r} varies in fewer dimensions than "
-                "the others",
+                f"class {classes.tolist()[code]!r} varies in fewer dimensions than the others",
                 expected=f"{span} dimensions, so {span + 1} rows or more",
                 got=f"{len(groups[code])} rows",
                 fix="Project onto fewer dimensions first, or give more rows",
@@ -297,6 +288,4 @@ def _matrix_sqrt(matrix: Tensor) -> tuple[Tensor, Tensor]:
     eigenvalues, axes = torch.linalg.eigh((matrix + matrix.mT) / 2)
     eigenvalues = eigenvalues.clamp(min=0).sqrt()
     inverse = torch.where(eigenvalues > 0, 1 / eigenvalues, 0.0)
-    return (axes * eigenvalues[..., None, :]) @ axes.mT, (
-        axes * inverse[..., None, :]
-    ) @ axes.mT
+    return (axes * eigenvalues[..., None, :]) @ axes.mT, (axes * inverse[..., None, :]) @ axes.mT

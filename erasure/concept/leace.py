@@ -98,9 +98,7 @@ def shrink_covariance(cov: Tensor, count: int, share: float | str) -> Tensor:
         rho = torch.where(denominator > 0, numerator / denominator, 1.0).clamp(max=1.0)
     elif isinstance(share, str) or not 0 <= share <= 1:
         raise RowsError(
-            "unknown shrinkage",
-            expected='a share from 0 to 1, or "oas"',
-            got=repr(share),
+            "unknown shrinkage", expected='a share from 0 to 1, or "oas"', got=repr(share)
         )
     elif share == 0:
         return cov
@@ -139,9 +137,7 @@ def _whitened(cov: Tensor, cross: Tensor, cut: float):
     """
     scale = cov.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt()
     inverse_std = torch.where(scale > 0, 1 / scale, 0.0)
-    factor, failed = torch.linalg.cholesky_ex(
-        inverse_std[:, :, None] * cov * inverse_std[:, None]
-    )
+    factor, failed = torch.linalg.cholesky_ex(inverse_std[:, :, None] * cov * inverse_std[:, None])
     pivots = factor.diagonal(dim1=1, dim2=2).square()
     well_conditioned = (failed == 0) & (pivots > MIN_PIVOT).all(1)
     if bool(well_conditioned.all()):

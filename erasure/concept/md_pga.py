@@ -55,9 +55,7 @@ class MdPgaProjection:
             InputError: The sites or widths differ from those fitted.
         """
         sites, width = self.center.shape
-        fits = x.shape[-1] == width and (
-            site is not None or (x.ndim == 3 and len(x) == sites)
-        )
+        fits = x.shape[-1] == width and (site is not None or (x.ndim == 3 and len(x) == sites))
         if not fits:
             raise InputError(
                 "the rows do not fit this projection",
@@ -129,9 +127,7 @@ def fit_md_pga(states: Tensor, labels: Tensor, k: int = 2) -> MdPgaProjection:
             got=f"{counts[0]} and {counts[1]} of {len(labels)}",
         )
     if not 1 <= k <= states.shape[2]:
-        raise InputError(
-            "k cannot be used", expected=f"1 to {states.shape[2]}", got=str(k)
-        )
+        raise InputError("k cannot be used", expected=f"1 to {states.shape[2]}", got=str(k))
     x = states.double()
     center = x.mean(1)
     scale = x.std(1, correction=0)

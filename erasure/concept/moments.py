@@ -47,14 +47,10 @@ class Moments:
     mean_x: Tensor
     mean_z: Tensor
 
-    def __init__(
-        self, classes: ArrayLike | None = None, precision: torch.dtype = torch.float64
-    ):
+    def __init__(self, classes: ArrayLike | None = None, precision: torch.dtype = torch.float64):
         if precision not in (torch.float32, torch.float64):
             raise RowsError(
-                "unknown precision",
-                expected="torch.float32 or torch.float64",
-                got=str(precision),
+                "unknown precision", expected="torch.float32 or torch.float64", got=str(precision)
             )
         self.classes = None if classes is None else np.unique(np.asarray(classes))
         self.precision = precision
@@ -128,9 +124,7 @@ class Moments:
         self._xx += other._xx.to(device)
         self._xz += other._xz.to(device)
         self._zz += other._zz.to(device)
-        self._combine_means(
-            other.mean_x.to(device), other.mean_z.to(device), other.count
-        )
+        self._combine_means(other.mean_x.to(device), other.mean_z.to(device), other.count)
         return self
 
     @property
@@ -168,9 +162,7 @@ class Moments:
         largest = tables[pieces[0]].shape
         # Allocate once: new pages for each piece would take 10 % of the time.
         centered = means.new_empty(largest)
-        products = means.new_empty(
-            largest[0], largest[2], largest[2], dtype=self.precision
-        )
+        products = means.new_empty(largest[0], largest[2], largest[2], dtype=self.precision)
         for sites, rows in pieces:
             values = tables[sites, rows]
             # Copy, then subtract: a mixed-type subtraction takes three times as long.
@@ -212,8 +204,7 @@ class Moments:
     def _describe(self) -> str:
         kind = "columns" if self.classes is None else "classes"
         return (
-            f"{self.sites} site(s) of width {self.width} and a concept of "
-            f"{len(self.mean_z)} {kind}"
+            f"{self.sites} site(s) of width {self.width} and a concept of {len(self.mean_z)} {kind}"
         )
 
 

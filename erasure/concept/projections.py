@@ -41,9 +41,7 @@ class MeanDifference(MomentEraser):
             # distance from the overall mean. A class without rows has no mean.
             present = moments.mean_z > 0
             spans = spans[..., present] / moments.mean_z[present]
-        return _project_off_leading(
-            "MeanDifference", spans, None, self.tolerance, moments
-        )
+        return _project_off_leading("MeanDifference", spans, None, self.tolerance, moments)
 
 
 class SpectralRemoval(MomentEraser):
@@ -100,9 +98,7 @@ class RandomProjection(ConceptEraser):
         self.rank = rank
         self.seed = seed
 
-    def fit(
-        self, X: ArrayLike | Tensor, y: ArrayLike | Tensor | None = None
-    ) -> "RandomProjection":
+    def fit(self, X: ArrayLike | Tensor, y: ArrayLike | Tensor | None = None) -> "RandomProjection":
         """Fit the mean on (item, d) or (site, item, d) activations; ``y`` is not used.
 
         Raises:
@@ -114,20 +110,14 @@ class RandomProjection(ConceptEraser):
         ranks = [self.rank] * sites if isinstance(self.rank, int) else [*self.rank]
         if len(ranks) != sites or not all(0 <= rank <= d for rank in ranks):
             raise RowsError(
-                "unknown rank",
-                expected=f"0 to {d}, one number or {sites}",
-                got=repr(self.rank),
+                "unknown rank", expected=f"0 to {d}, one number or {sites}", got=repr(self.rank)
             )
         rng = torch_rng(self.seed, "random projection")
         shape = (sites, d, max(ranks))
         gaussian = torch.randn(shape, generator=rng, dtype=torch.float64)
         basis, _ = torch.linalg.qr(gaussian.to(center.device))
         self.eraser_ = orthogonal_projection(
-            "RandomProjection",
-            basis,
-            torch.tensor(ranks, device=center.device),
-            center,
-            single,
+            "RandomProjection", basis, torch.tensor(ranks, device=center.device), center, single
         )
         return self
 
@@ -152,6 +142,4 @@ def _project_off_leading(
     ranks = significant.sum(1)
     if max_rank is not None:
         ranks = ranks.clamp(max=max_rank)
-    return orthogonal_projection(
-        method, basis, ranks, moments.mean_x, moments.single_site
-    )
+    return orthogonal_projection(method, basis, ranks, moments.mean_x, moments.single_site)

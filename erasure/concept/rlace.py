@@ -63,11 +63,7 @@ class RelaxedAdversarial(ConceptEraser):
         """
         tables, single = self._finite_tables(X, y)
         d = tables.shape[2]
-        if (
-            not 1 <= self.rank <= d
-            or min(self.steps, self.eval_every) < 1
-            or self.lr <= 0
-        ):
+        if not 1 <= self.rank <= d or min(self.steps, self.eval_every) < 1 or self.lr <= 0:
             raise RowsError(
                 "a parameter is out of range",
                 expected=f"rank from 1 to {d}, steps and eval_every from 1, lr above 0",
@@ -83,9 +79,7 @@ class RelaxedAdversarial(ConceptEraser):
         basis = torch.stack([result[0] for result in results])
         self.loss_ = torch.tensor([result[1] for result in results])
         ranks = torch.full((len(results),), basis.shape[2], device=basis.device)
-        self.eraser_ = orthogonal_projection(
-            type(self).__name__, basis, ranks, center, single
-        )
+        self.eraser_ = orthogonal_projection(type(self).__name__, basis, ranks, center, single)
         return self
 
     def _solve_game(self, rows: Tensor, one_hot: Tensor) -> tuple[Tensor, float]:
@@ -109,15 +103,8 @@ class RelaxedAdversarial(ConceptEraser):
         probe: LogisticProbe | None = None
         for step in range(self.steps):
             projected = reduced - reduced @ removed
-            probe = fit_logistic_probe(
-                projected, one_hot, self.penalty, probe, steps=10
-            )
-            gradient = (
-                reduced.T
-                @ probe.residuals(projected, one_hot)
-                @ probe.coef.T
-                / len(reduced)
-            )
+            probe = fit_logistic_probe(projected, one_hot, self.penalty, probe, steps=10)
+            gradient = reduced.T @ probe.residuals(projected, one_hot) @ probe.coef.T / len(reduced)
             # The gradient of the loss by the projection is minus this; take its symmetric
             # part, as the matrix must stay symmetric.
             update = -(gradient + gradient.T) / 2

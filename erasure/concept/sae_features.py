@@ -41,12 +41,7 @@ class Dictionary:
 
     def __post_init__(self) -> None:
         count, d = self.decoder.shape if self.decoder.ndim == 2 else (0, 0)
-        shapes = {
-            "encoder": (count, d),
-            "bias": (count,),
-            "decoder": (count, d),
-            "center": (d,),
-        }
+        shapes = {"encoder": (count, d), "bias": (count,), "decoder": (count, d), "center": (d,)}
         for name, shape in shapes.items():
             value = getattr(self, name)
             if tuple(value.shape) != shape or not count:
@@ -160,10 +155,7 @@ class DictionaryEraser:
         flat = values.detach().double().cpu()
         size = flat.norm(dim=1, keepdim=True)
         scale = torch.where(size > 0, self.size / size.clamp(min=1e-300), 0.0)
-        forward, backward = (
-            self._reconstruct(flat * scale),
-            self._reconstruct(-flat * scale),
-        )
+        forward, backward = (self._reconstruct(flat * scale), self._reconstruct(-flat * scale))
         removed = (forward - backward) / torch.where(scale > 0, scale, 1.0)
         return (flat - removed).to(values)
 
@@ -180,11 +172,7 @@ class DictionaryEraser:
             "centre": self.dictionary.center,
             "scores": self.scores,
         }
-        facts = {
-            "features": list(self.features),
-            "strength": self.strength,
-            "size": self.size,
-        }
+        facts = {"features": list(self.features), "strength": self.strength, "size": self.size}
         write_eraser(path, type(self).__name__, tensors, facts)
 
     @classmethod

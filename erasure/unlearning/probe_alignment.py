@@ -242,9 +242,7 @@ def attacker_basis(fit: FitProbe, states: Tensor, labels: Tensor, rank: int) -> 
         norm_before = new.norm(dim=1, keepdim=True)
         # Orthogonalize twice, against rounding.
         for _ in range(2):
-            new = new - torch.einsum(
-                "zk,zkd->zd", (basis @ new[:, :, None])[..., 0], basis
-            )
+            new = new - torch.einsum("zk,zkd->zd", (basis @ new[:, :, None])[..., 0], basis)
         if not bool(torch.isfinite(new).all()):
             raise InputError("a probe is not finite", fix="Check the states for NaN")
         size = new.norm(dim=1, keepdim=True)
@@ -274,8 +272,7 @@ class _Pairs:
         longest = max(map(len, self.memorised.ids + clean(0).ids))
         count, size = len(memorized), max(1, chunk_tokens(model) // longest)
         self.chunks = [
-            list(range(start, min(start + size, count)))
-            for start in range(0, count, size)
+            list(range(start, min(start + size, count))) for start in range(0, count, size)
         ]
         # Memorized texts are the same in every epoch, so pad and move them once.
         self.batches = self.padded(self.memorised)
@@ -308,9 +305,7 @@ class _Pairs:
             starts = torch.tensor([rows.answer_start[row] for row in chunk])
             ends = starts.to(clean.input_ids.device) - 1
             clean_states = states_at(recorded, self.depths, ends)
-            gap = squared_gap(memorized_states - clean_states, basis).sum() / len(
-                self.memorised
-            )
+            gap = squared_gap(memorized_states - clean_states, basis).sum() / len(self.memorised)
             nats = -logprob.sum() / total
             (config.align_weight * gap + config.clean_weight * nats).backward()
             align += float(gap.detach())

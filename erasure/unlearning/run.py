@@ -39,16 +39,8 @@ from erasure.unlearning.training.loop import (
     train_steps,
 )
 from erasure.unlearning.training.objectives import count_scored
-from erasure.unlearning.training.parameters import (
-    reinitialize_,
-    rmu_block,
-    trained_parameters,
-)
-from erasure.unlearning.training.task import (
-    likelihood_losses,
-    preference_losses,
-    rmu_losses,
-)
+from erasure.unlearning.training.parameters import reinitialize_, rmu_block, trained_parameters
+from erasure.unlearning.training.task import likelihood_losses, preference_losses, rmu_losses
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 
@@ -115,9 +107,7 @@ def unlearn_(
             fix="Give some, or set retain_weight to 0",
         )
     if config.stop_below is not None and evaluate is None:
-        raise InputError(
-            "stop_below needs an evaluation", fix="Give evaluate, or leave it out"
-        )
+        raise InputError("stop_below needs an evaluation", fix="Give evaluate, or leave it out")
     if config.method != "rmu":
         count_scored(target, config.loss_on)
         if uses_retain:
@@ -137,9 +127,7 @@ def unlearn_(
                 assert relabeled is not None  # checked above
                 losses = preference_losses(model, target, relabeled, retain, config)
             elif config.method in DISTILLATION_METHODS:
-                losses = distillation_losses(
-                    model, target, retain, novice, config, seed
-                )
+                losses = distillation_losses(model, target, retain, novice, config, seed)
             else:
                 losses = likelihood_losses(model, target, retain, config)
             n_retain = len(retain) if uses_retain else 0
@@ -148,13 +136,9 @@ def unlearn_(
             schedule = config.schedule()
             with ExitStack() as stack:
                 if config.method == "last_block_relabel":
-                    stack.enter_context(
-                        cached_prefix(model, shortest_row(model, target))
-                    )
+                    stack.enter_context(cached_prefix(model, shortest_row(model, target)))
                 if config.method == "salun":
-                    masks = saliency_masks(
-                        model, trained, forget, config.loss_on, config.saliency
-                    )
+                    masks = saliency_masks(model, trained, forget, config.loss_on, config.saliency)
                     stack.enter_context(masked_gradients(trained, masks))
                     # Weight decay would also change the weights outside the mask.
                     schedule = replace(schedule, weight_decay=0.0)
@@ -188,17 +172,13 @@ def _target_rows(
         )
     if set(relabeled.ids) & set(forget.ids):
         raise InputError(
-            "a relabeled row still has its true answer",
-            fix="Draw another answer for it",
+            "a relabeled row still has its true answer", fix="Draw another answer for it"
         )
     return relabeled
 
 
 def _check_pairs(
-    forget: Sequences,
-    relabeled: Sequences | None,
-    novice: Sequences | None,
-    config: UnlearnConfig,
+    forget: Sequences, relabeled: Sequences | None, novice: Sequences | None, config: UnlearnConfig
 ) -> None:
     """Check that rows compared with the forget rows one by one match them."""
     if config.method == "dpo" and (relabeled is None or len(relabeled) != len(forget)):
@@ -243,12 +223,7 @@ def _ssd_(
         retain_fisher = diagonal_fisher(model, parameters, retain, loss_on)
         share = len(forget) / (len(forget) + len(retain))
         n_dampened = dampen_parameters_(
-            parameters,
-            forget_fisher,
-            retain_fisher,
-            share,
-            config.dampen_above,
-            config.dampen_by,
+            parameters, forget_fisher, retain_fisher, share, config.dampen_above, config.dampen_by
         )
     return UnlearnLog(({"step": 1.0, "dampened": float(n_dampened)},), config=config)
 

@@ -30,9 +30,7 @@ from evidence.errors import InputError
 MAX_ULPS, MAX_ERROR_SHARE = 200, 1e-3
 
 
-def stream_erasers(
-    names: Iterable[str], eraser: AffineEraser
-) -> dict[str, AffineEraser]:
+def stream_erasers(names: Iterable[str], eraser: AffineEraser) -> dict[str, AffineEraser]:
     """Erasers of every summand of the residual stream, equivalent to erasing the whole stream.
 
     The embedding is erased with the affine map and the outputs of attention and MLP with its linear
@@ -105,8 +103,7 @@ def fold_(
     with patch(model, edits, known_sites=where):
         hooked = _first_output(model, batch)
     targets = {
-        name: _targets(model, name, places[name], eraser)
-        for name, eraser in erasers.items()
+        name: _targets(model, name, places[name], eraser) for name, eraser in erasers.items()
     }
     with _restored_on_error(model, [m for part in targets.values() for m in part]):
         for name, eraser in erasers.items():
@@ -120,8 +117,7 @@ def fold_(
                 "the folded model differs from the hooked one",
                 expected="maps that feed their site directly and are used once, in a "
                 "model without norms in between",
-                got=f"a difference of {gap:.1e} in outputs that the erasers change by "
-                f"{effect:.1e}",
+                got=f"a difference of {gap:.1e} in outputs that the erasers change by {effect:.1e}",
                 fix="Use the erasers as hooks",
             )
 
@@ -157,9 +153,7 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
         return []
 
 
-def _targets(
-    model: nn.Module, name: str, place: Place, eraser: AffineEraser
-) -> list[nn.Module]:
+def _targets(model: nn.Module, name: str, place: Place, eraser: AffineEraser) -> list[nn.Module]:
     """The modules whose weights absorb the eraser."""
     if _blocks(model)[:1] == [place.module]:
         return _stream_embeddings(model, name, eraser)
@@ -169,16 +163,13 @@ def _targets(
     maps: list[nn.Module] = [m for m in place.module.modules() if is_linear_map(m)]
     if not maps:
         raise InputError(
-            f"{name} cannot be folded: {type(place.module).__name__} holds no linear "
-            "map",
+            f"{name} cannot be folded: {type(place.module).__name__} holds no linear map",
             fix="Use the eraser as a hook",
         )
     return maps[-1:]
 
 
-def _stream_embeddings(
-    model: nn.Module, name: str, eraser: AffineEraser
-) -> list[nn.Module]:
+def _stream_embeddings(model: nn.Module, name: str, eraser: AffineEraser) -> list[nn.Module]:
     """All embeddings of the stream's width outside the blocks, the token embedding first."""
     inside = {id(m) for block in _blocks(model) for m in block.modules()}
     tokens = input_embedding(model)
@@ -200,11 +191,7 @@ def _stream_embeddings(
 
 
 def _fold_one(
-    model: nn.Module,
-    name: str,
-    place: Place,
-    eraser: AffineEraser,
-    targets: list[nn.Module],
+    model: nn.Module, name: str, place: Place, eraser: AffineEraser, targets: list[nn.Module]
 ) -> None:
     for target in targets:
         untie_weights_(model, target, name)
@@ -247,9 +234,7 @@ def untie_weights_(model: nn.Module, module: nn.Module, name: str) -> None:
 
 
 @contextmanager
-def _restored_on_error(
-    model: nn.Module, targets: Iterable[nn.Module]
-) -> Iterator[None]:
+def _restored_on_error(model: nn.Module, targets: Iterable[nn.Module]) -> Iterator[None]:
     """Restore the parameters that folding may change if the context fails."""
     head = output_head(model)
     modules = {id(m): m for m in (*targets, *([head] if head is not None else []))}

@@ -131,9 +131,7 @@ def projected_ascent_(
         InputError: There are no rows to forget or to keep.
     """
     check_rows(config.loss_on, forget=forget, retain=retain)
-    forget_batches = shuffled_batches(
-        len(forget), config.batch_size, numpy_rng(seed, "forget")
-    )
+    forget_batches = shuffled_batches(len(forget), config.batch_size, numpy_rng(seed, "forget"))
     retain_batches = shuffled_batches(
         len(retain), config.retain_batch_size, numpy_rng(seed, "retain")
     )
@@ -153,9 +151,7 @@ def projected_ascent_(
                 retain_loss, gradient = loss_and_gradient(retain_rows)
                 # Newest first: of dependent gradients the first determines the span.
                 history.appendleft(gradient)
-                forget_loss, forget_gradient = loss_and_gradient(
-                    forget[next(forget_batches)]
-                )
+                forget_loss, forget_gradient = loss_and_gradient(forget[next(forget_batches)])
                 projected = project_out(
                     forget_gradient, orthonormal_span(history, config.tolerance)
                 )

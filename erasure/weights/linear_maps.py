@@ -100,7 +100,5 @@ def _bias(module: nn.Module, constant: Tensor, name: str) -> nn.Parameter | None
 def _check_width(eraser: AffineEraser, width: int, name: str) -> None:
     if eraser.width != width:
         raise InputError(
-            f"the eraser does not fit {name}",
-            expected=f"width {width}",
-            got=str(eraser.width),
+            f"the eraser does not fit {name}", expected=f"width {width}", got=str(eraser.width)
         )

@@ -32,11 +32,7 @@ from erasure.unlearning.training.loop import (
     only_training,
     shuffled_batches,
 )
-from erasure.unlearning.training.objectives import (
-    check_rows,
-    count_scored,
-    token_logprobs,
-)
+from erasure.unlearning.training.objectives import check_rows, count_scored, token_logprobs
 from erasure.weights.quantization import linear_weights, quantize
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
@@ -142,18 +138,12 @@ def mansu_(
     rng = numpy_rng(seed, "mansu")
     with only_training(model, weights), torch.enable_grad():
         order = shuffled_batches(len(retain), config.batch_size, rng)
-        gradient = _gradient(
-            weights, lambda: _backward_capped_ascent(model, forget, config)
-        )
+        gradient = _gradient(weights, lambda: _backward_capped_ascent(model, forget, config))
         count = max(1, round(config.share * total))
         selected = _largest_masks(gradient, [masks[name] for name in matrices], count)
         edit = _FlooredEdit(matrices, selected, config.floor)
         retain_gradients = [
-            edit.select(
-                _gradient(
-                    weights, lambda: _backward_retain(model, retain, order, config)
-                )
-            )
+            edit.select(_gradient(weights, lambda: _backward_retain(model, retain, order, config)))
             for _ in range(config.directions)
         ]
         span = (
@@ -204,18 +194,13 @@ class _FlooredEdit:
     """
 
     def __init__(
-        self,
-        matrices: Mapping[str, tuple[nn.Parameter, bool]],
-        masks: list[Tensor],
-        floor: float,
+        self, matrices: Mapping[str, tuple[nn.Parameter, bool]], masks: list[Tensor], floor: float
     ):
         self.matrices, self.masks, self.floor = matrices, masks, floor
         self.start = [w.detach().clone() for w, _ in matrices.values()]
         widths = [
             _oriented(quantize(_oriented(start, transposed)).bin_widths, transposed)
-            for start, (_, transposed) in zip(
-                self.start, matrices.values(), strict=True
-            )
+            for start, (_, transposed) in zip(self.start, matrices.values(), strict=True)
         ]
         self.widths = self.select(widths)
         self.latent = torch.zeros_like(self.widths)
@@ -254,13 +239,9 @@ class _FlooredEdit:
     def same_codes(self) -> float:
         """Share of the moved weights that quantize to their old code."""
         same = moved = 0
-        for (weight, transposed), start in zip(
-            self.matrices.values(), self.start, strict=True
-        ):
+        for (weight, transposed), start in zip(self.matrices.values(), self.start, strict=True):
             now = weight.detach()
-            before, after = (
-                quantize(_oriented(w, transposed)).codes for w in (start, now)
-            )
+            before, after = (quantize(_oriented(w, transposed)).codes for w in (start, now))
             changed = _oriented(now != start, transposed)
             same += int((before == after)[changed].sum())
             moved += int(changed.sum())
@@ -277,9 +258,7 @@ def _check_masks(
 ) -> dict[str, tuple[nn.Parameter, bool]]:
     linear = linear_weights(model)
     fits = {
-        name: name in linear
-        and mask.dtype == torch.bool
-        and mask.shape == linear[name][0].shape
+        name: name in linear and mask.dtype == torch.bool and mask.shape == linear[name][0].shape
         for name, mask in masks.items()
     }
     if not all(fits.values()) or not any(bool(mask.any()) for mask in masks.values()):
@@ -292,9 +271,7 @@ def _check_masks(
     return {name: linear[name] for name, mask in masks.items() if mask.any()}
 
 
-def _largest_masks(
-    gradient: list[Tensor], masks: list[Tensor], count: int
-) -> list[Tensor]:
+def _largest_masks(gradient: list[Tensor], masks: list[Tensor], count: int) -> list[Tensor]:
     """Masks of the ``count`` masked weights with the largest absolute gradient."""
     nonempty = [mask for mask in masks if mask.any()]
     sizes = [g.abs().where(m, -1.0) for g, m in zip(gradient, nonempty, strict=True)]
@@ -309,9 +286,7 @@ def _largest_masks(
 def _gradient(weights: list[nn.Parameter], backward) -> list[Tensor]:
     with _cleared_gradients(weights):
         backward()
-        return [
-            torch.zeros_like(w) if w.grad is None else w.grad.clone() for w in weights
-        ]
+        return [torch.zeros_like(w) if w.grad is None else w.grad.clone() for w in weights]
 
 
 @contextmanager
@@ -325,9 +300,7 @@ def _cleared_gradients(weights: list[nn.Parameter]) -> Iterator[None]:
             weight.grad = None
 
 
-def _backward_capped_ascent(
-    model: nn.Module, rows: Sequences, config: MansuConfig
-) -> None:
+def _backward_capped_ascent(model: nn.Module, rows: Sequences, config: MansuConfig) -> None:
     """Add the gradient of minus the forget loss, with each token's loss capped."""
     total = count_scored(rows, config.loss_on)
     device = model_device(model)

@@ -77,9 +77,7 @@ class Quantized:
 
         The outermost intervals end at the absolute maximum.
         """
-        edges = torch.cat(
-            [self.levels[:1], _midpoints(self.levels), self.levels[-1:]]
-        ).diff()
+        edges = torch.cat([self.levels[:1], _midpoints(self.levels), self.levels[-1:]]).diff()
         return edges[self.codes] * self.scales
 
 
@@ -117,9 +115,7 @@ def quantize(weight: Tensor, scheme: Scheme = "nf4", block: int = BLOCK) -> Quan
         scales = _double_quantized(scales)
     scales_by_weight = scales.repeat_interleave(block)[: values.numel()]
     return Quantized(
-        codes.view_as(values),
-        levels.to(values.device),
-        scales_by_weight.view_as(values),
+        codes.view_as(values), levels.to(values.device), scales_by_weight.view_as(values)
     )
 
 
@@ -141,9 +137,7 @@ class EditSurvival:
     edited: float
 
 
-def edit_survival(
-    before: Tensor, after: Tensor, scheme: Scheme = "nf4"
-) -> EditSurvival:
+def edit_survival(before: Tensor, after: Tensor, scheme: Scheme = "nf4") -> EditSurvival:
     """Measure how much of the edit ``after - before`` survives quantization.
 
     Args:
@@ -160,23 +154,16 @@ def edit_survival(
             expected=str(tuple(before.shape)),
             got=str(tuple(after.shape)),
         )
-    quantized_before, quantized_after = (
-        quantize(before, scheme),
-        quantize(after, scheme),
-    )
+    quantized_before, quantized_after = (quantize(before, scheme), quantize(after, scheme))
     edit = (after.detach().double() - before.detach().double()).flatten()
-    quantized_edit = (
-        quantized_after.values.double() - quantized_before.values.double()
-    ).flatten()
+    quantized_edit = (quantized_after.values.double() - quantized_before.values.double()).flatten()
     edited = edit != 0
     if not edited.any():
         return EditSurvival(0.0, 1.0, 0.0, 0.0)
     unchanged = (quantized_before.codes == quantized_after.codes).flatten()[edited]
     norms = edit.norm() * quantized_edit.norm()
     return EditSurvival(
-        float(
-            edit.square().mean().sqrt() / quantized_before.bin_widths.double().mean()
-        ),
+        float(edit.square().mean().sqrt() / quantized_before.bin_widths.double().mean()),
         float(unchanged.double().mean()),
         float(edit @ quantized_edit / norms) if norms > 0 else 0.0,
         float(edited.double().mean()),

@@ -25,12 +25,7 @@ from capture.activations.hidden_states import prompts_only
 from capture.data.sequences import Sequences, pad
 from capture.network.hooks import record_places
 from capture.network.sites import Place
-from capture.network.structure import (
-    block_at,
-    down_projection,
-    matrix_view,
-    model_device,
-)
+from capture.network.structure import block_at, down_projection, matrix_view, model_device
 from evidence.errors import InputError
 
 
@@ -93,14 +88,10 @@ def rocr_(
     background_change = (background_keys @ change.mT).norm() / (
         background_keys @ before.mT
     ).norm().clamp(min=1e-300)
-    return RocrEdit(
-        layer, float(change.norm() / before.norm()), float(background_change)
-    )
+    return RocrEdit(layer, float(change.norm() / before.norm()), float(background_change))
 
 
-def _mlp_keys(
-    model: nn.Module, module: nn.Module, rows: Sequences, ends: bool
-) -> Tensor:
+def _mlp_keys(model: nn.Module, module: nn.Module, rows: Sequences, ends: bool) -> Tensor:
     """(row, d_in) inputs of ``module`` at the rows' last tokens, or at every token."""
     keys, place = [], Place("keys", module, "in")
     with torch.no_grad(), record_places([place]) as captured:

@@ -67,9 +67,7 @@ def pareto_front(scores: list[LayerScore]) -> list[LayerScore]:
         if not any(
             other.importance >= layer.importance
             and other.alignment <= layer.alignment
-            and (
-                other.importance > layer.importance or other.alignment < layer.alignment
-            )
+            and (other.importance > layer.importance or other.alignment < layer.alignment)
             for other in scores
         )
     ]
@@ -115,8 +113,7 @@ def slug_(
                 weight.grad = None
             loss = backward_nll(model, rows, loss_on, 1.0)
             return loss, [
-                torch.zeros_like(w) if w.grad is None else w.grad.clone()
-                for w in weights
+                torch.zeros_like(w) if w.grad is None else w.grad.clone() for w in weights
             ]
 
         def loss_of(rows: Sequences) -> float:
@@ -169,12 +166,7 @@ def slug_(
         weight = matrices[best]
         _set_weight(weight, weight.detach() + steps[best] * by_name[best])
         return SlugEdit(
-            best,
-            steps[best],
-            loss_of(forget),
-            loss_of(retain),
-            retain_losses,
-            tuple(front),
+            best, steps[best], loss_of(forget), loss_of(retain), retain_losses, tuple(front)
         )
 
 

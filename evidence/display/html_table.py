@@ -28,10 +28,7 @@ def frame_html(caption: object, frame: pd.DataFrame, max_rows: int = MAX_ROWS) -
 
 
 def table_html(
-    caption: object,
-    header: Sequence[object],
-    rows: Iterable[Sequence[Any]],
-    left_out: int = 0,
+    caption: object, header: Sequence[object], rows: Iterable[Sequence[Any]], left_out: int = 0
 ) -> str:
     """A table under a caption.
 

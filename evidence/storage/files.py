@@ -37,10 +37,7 @@ _PATH_PROBLEMS = {
     errno.ENAMETOOLONG: ("the name is too long", "Choose another name"),
     errno.ENOTDIR: ("a part of its path is not a folder", "Choose another folder"),
     errno.EISDIR: ("it is a folder", "Choose another name"),
-    errno.ELOOP: (
-        "its path contains a link that cannot be followed",
-        "Name the folder",
-    ),
+    errno.ELOOP: ("its path contains a link that cannot be followed", "Name the folder"),
     errno.ENOENT: ("a folder of its path is missing", "Choose another folder"),
     errno.EEXIST: ("something else is there", "Choose another folder"),
     errno.ENOTEMPTY: ("something else is there", "Choose another folder"),
@@ -84,19 +81,14 @@ def _cause(error: Exception, about_path: bool) -> tuple[str | None, str]:
         if message is not None and message[1]:
             number = int(message[1])
         elif message is not None:
-            return (
-                "the disk accepted no more data",
-                "Free some space, or raise `ulimit -f`",
-            )
+            return ("the disk accepted no more data", "Free some space, or raise `ulimit -f`")
         elif about_path and isinstance(error, ValueError) and "null byte" in str(error):
             return "the name is invalid", "Choose another name"
     if number in _DISK_PROBLEMS:
         return _DISK_PROBLEMS[number]
     if number is None or not about_path:
         return None, ""
-    return _PATH_PROBLEMS.get(
-        number, (os.strerror(number).lower(), "Choose another folder")
-    )
+    return _PATH_PROBLEMS.get(number, (os.strerror(number).lower(), "Choose another folder"))
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:

@@ -60,10 +60,7 @@ class LockHolder:
             return None
 
     def __str__(self) -> str:
-        return (
-            f"process {self.process} on {self.host}, since {self.since}, "
-            f"running {self.command}"
-        )
+        return f"process {self.process} on {self.host}, since {self.since}, running {self.command}"
 
 
 @contextmanager
@@ -122,9 +119,7 @@ def creation_lock(target: Path, progress: Progress = SILENT) -> Iterator[None]:
 def _create_and_lock(folder: Path, path: Path) -> tuple[int | None, list[Path]]:
     """Create ``folder`` and lock ``path`` in it; also return the created folders."""
     with disk_errors(folder):
-        created = [
-            parent for parent in (folder, *folder.parents) if not parent.exists()
-        ]
+        created = [parent for parent in (folder, *folder.parents) if not parent.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         return _lock_file(path), created
 

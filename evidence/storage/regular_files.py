@@ -55,9 +55,7 @@ def as_path(value: Any, description: str) -> Path:
             got=f"{type(value).__name__} {value!r}",
         )
     if not name or "\0" in name:
-        raise InputError(
-            f"{description} is not a path", expected="a name", got=repr(name)
-        )
+        raise InputError(f"{description} is not a path", expected="a name", got=repr(name))
     try:
         return Path(name).expanduser()
     except RuntimeError as error:
@@ -128,9 +126,7 @@ def open_regular(
                 raise _too_large(path, max_bytes, f"{now.st_size:,}", fix)
             yield file
     except OSError as error:
-        cause = _ERRNO_MESSAGES.get(
-            error.errno or 0, error.strerror or type(error).__name__
-        )
+        cause = _ERRNO_MESSAGES.get(error.errno or 0, error.strerror or type(error).__name__)
         raise _unreadable(path, cause, fix) from error
 
 
@@ -173,17 +169,11 @@ def _read_all(path: Path, file: BinaryIO, max_bytes: int, fix: str | None) -> by
 
 def _unreadable(path: Path, kind: str, fix: str | None) -> InputError:
     return InputError(
-        f"{path} cannot be read",
-        expected="a file",
-        got=kind,
-        fix=fix or "Check the path",
+        f"{path} cannot be read", expected="a file", got=kind, fix=fix or "Check the path"
     )
 
 
 def _too_large(path: Path, max_bytes: int, size: str, fix: str | None) -> InputError:
     return InputError(
-        f"{path} is too large",
-        expected=f"at most {max_bytes:,} bytes",
-        got=size,
-        fix=fix,
+        f"{path} is too large", expected=f"at most {max_bytes:,} bytes", got=size, fix=fix
     )

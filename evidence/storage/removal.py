@@ -54,9 +54,7 @@ def _find_foreign(folder: Path, owned: re.Pattern[str]) -> str | None:
     for parent, folders, names in os.walk(folder):
         # Scratch folders of interrupted runs may be deleted.
         folders[:] = [
-            subfolder
-            for subfolder in sorted(folders)
-            if not SCRATCH_NAME.fullmatch(subfolder)
+            subfolder for subfolder in sorted(folders) if not SCRATCH_NAME.fullmatch(subfolder)
         ]
         for name in [*folders, *sorted(names)]:
             path = Path(parent, name)

@@ -102,9 +102,7 @@ def remove_stale(folder: Path) -> None:
         for entry in entries:
             if SCRATCH_NAME.fullmatch(entry.name) and not entry.is_symlink():
                 with suppress(OSError):
-                    _remove_if_stale(
-                        Path(entry.path), entry.is_dir(follow_symlinks=False)
-                    )
+                    _remove_if_stale(Path(entry.path), entry.is_dir(follow_symlinks=False))
 
 
 def remove_folder(folder: Path) -> None:

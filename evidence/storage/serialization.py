@@ -19,10 +19,7 @@ HEADER, VERSION = "exhume_eraser", 1
 
 
 def write_eraser(
-    path: Path | str,
-    kind: str,
-    tensors: Mapping[str, Tensor],
-    metadata: Mapping[str, Any],
+    path: Path | str, kind: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
 ) -> None:
     """Write an eraser atomically.
 
@@ -37,16 +34,12 @@ def write_eraser(
     from safetensors.torch import save
 
     note = {"kind": kind, "version": VERSION, **metadata}
-    contiguous = {
-        name: value.detach().cpu().contiguous() for name, value in tensors.items()
-    }
+    contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     text = json.dumps(note, sort_keys=True)
     write_atomic(Path(path), save(contiguous, metadata={HEADER: text}))
 
 
-def read_eraser(
-    path: Path | str, kind: str
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_eraser(path: Path | str, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read tensors and metadata of an eraser of class ``kind``.
 
     Raises:
@@ -77,8 +70,7 @@ def eraser_errors(path: Path | str) -> Iterator[None]:
         yield
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
-            f"{path} is not an eraser: its parts do not fit "
-            f"({type(error).__name__}: {error})",
+            f"{path} is not an eraser: its parts do not fit ({type(error).__name__}: {error})",
             expected="a file that save() wrote",
         ) from error
 

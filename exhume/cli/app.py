@@ -34,10 +34,7 @@ def exhume(
     show_version: Annotated[
         bool,
         typer.Option(
-            "--version",
-            help="Print the version and exit.",
-            callback=_print_version,
-            is_eager=True,
+            "--version", help="Print the version and exit.", callback=_print_version, is_eager=True
         ),
     ] = False,
 ) -> None:
@@ -45,18 +42,7 @@ def exhume(
 
 
 # Listed by ``exhume --help`` in the order of use.
-for _command in (
-    demo,
-    validate,
-    plan,
-    audit,
-    report,
-    compare,
-    selftest,
-    fetch,
-    doctor,
-    pga,
-):
+for _command in (demo, validate, plan, audit, report, compare, selftest, fetch, doctor, pga):
     app.command()(_command)
 app.add_typer(zoo, name="zoo")
 

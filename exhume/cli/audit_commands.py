@@ -24,8 +24,7 @@ VERDICTS = ("not_unlearned", "suppressed", "deleted", "damaged", "inconclusive")
 
 def audit(
     original: Annotated[
-        str,
-        typer.Option(help="Model before unlearning: folder, hub id, GGUF, adapter."),
+        str, typer.Option(help="Model before unlearning: folder, hub id, GGUF, adapter.")
     ],
     unlearned: Annotated[
         str, typer.Option(help="Model after unlearning (the candidate), likewise.")
@@ -84,8 +83,7 @@ def plan(
     reference: ReferenceOption = None,
     never_taught: NeverTaughtOption = None,
     out: Annotated[
-        Path | None,
-        typer.Option(help="Output folder of the audit, to check its free space."),
+        Path | None, typer.Option(help="Output folder of the audit, to check its free space.")
     ] = None,
     profile: ProfileOption = "quick",
     axes: AxesOption = None,
@@ -120,13 +118,9 @@ def plan(
 def validate(
     forget: Annotated[Path, typer.Argument(help="Items that should be gone.")],
     retain: Annotated[Path, typer.Argument(help="Items that should still be known.")],
-    original: Annotated[
-        str | None, typer.Option(help="Model to score on the items.")
-    ] = None,
+    original: Annotated[str | None, typer.Option(help="Model to score on the items.")] = None,
     never_taught: NeverTaughtOption = None,
-    profile: Annotated[
-        str, typer.Option(help="Profile of the intended audit.")
-    ] = "quick",
+    profile: Annotated[str, typer.Option(help="Profile of the intended audit.")] = "quick",
 ) -> None:
     """Check two item files, and show how they were read."""
     from audits.run.item_check import check_items
@@ -134,20 +128,13 @@ def validate(
 
     with Bars(errors) as progress:
         checked = check_items(
-            forget,
-            retain,
-            original,
-            never_taught=never_taught,
-            profile=profile,
-            progress=progress,
+            forget, retain, original, never_taught=never_taught, profile=profile, progress=progress
         )
     show_lines(str(checked))
     checked.check()
 
 
-def report(
-    out: Annotated[Path, typer.Argument(help="Output folder of an audit.")],
-) -> None:
+def report(out: Annotated[Path, typer.Argument(help="Output folder of an audit.")]) -> None:
     """Rewrite the HTML report of a finished audit."""
     from audits.report.page import write_report
     from audits.run.api import load
@@ -160,9 +147,7 @@ def report(
 
 
 def compare(
-    folders: Annotated[
-        list[Path], typer.Argument(help="Output folders of two or more audits.")
-    ],
+    folders: Annotated[list[Path], typer.Argument(help="Output folders of two or more audits.")],
     out: Annotated[Path, typer.Option("--out", help="Folder to write into.")] = Path(
         "exhume-compare"
     ),
@@ -178,9 +163,7 @@ def compare(
     for row in comparison.to_frame().to_dict("records"):
         shares = [percent(row[name]) for name in ("said", "retain_kept")]
         retained_axes = [axis for axis in comparison.axes if row[axis] == "retained"]
-        rows.append(
-            (row["audit"], row["verdict"], *shares, ", ".join(retained_axes) or "none")
-        )
+        rows.append((row["audit"], row["verdict"], *shares, ", ".join(retained_axes) or "none"))
     head = ("audit", "verdict", "says", "keeps", "still there by")
     show_table("exhume compare", head, rows)
     for sentence in comparison.differences:

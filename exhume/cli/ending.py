@@ -16,9 +16,7 @@ from evidence.errors import ExhumeError, InputError
 from exhume.cli.terminal import errors, show
 
 SIGNALS = [
-    getattr(signal, name)
-    for name in ("SIGINT", "SIGTERM", "SIGHUP")
-    if hasattr(signal, name)
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]
 STAGES_KEPT = "Finished stages are kept; run the same command again to resume."
 TRACEBACK = "EXHUME_TRACEBACK"
@@ -67,15 +65,11 @@ def _code_of(command: Callable[[], Any]) -> int:
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         file_name = f" ({error.filename})" if error.filename else ""
-        say(
-            f"the operating system reported: {reason}{file_name}. {STAGES_KEPT}{_filed(error)}"
-        )
+        say(f"the operating system reported: {reason}{file_name}. {STAGES_KEPT}{_filed(error)}")
         return 2
     except Exception as error:
         if _lacks_memory(error):
-            say(
-                f"out of memory. exhume plan estimates what an audit needs. {STAGES_KEPT}"
-            )
+            say(f"out of memory. exhume plan estimates what an audit needs. {STAGES_KEPT}")
             return 2
         name = type(error).__name__
         reason = " ".join(str(error).split())[:200]

@@ -9,22 +9,17 @@ from evidence.errors import InputError
 
 OutOption = Annotated[Path, typer.Option("--out", help="Folder to write into.")]
 SeedOption = Annotated[int, typer.Option(help="Seed of every random choice.", min=0)]
-FreshOption = Annotated[
-    bool, typer.Option("--fresh", help="Replace another audit in the folder.")
-]
+FreshOption = Annotated[bool, typer.Option("--fresh", help="Replace another audit in the folder.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 ReferenceOption = Annotated[
-    list[str] | None,
-    typer.Option(help="Model retrained without the forget set; may be repeated."),
+    list[str] | None, typer.Option(help="Model retrained without the forget set; may be repeated.")
 ]
 NeverTaughtOption = Annotated[
-    Path | None,
-    typer.Option(help="Items about entities no model saw; invented by default."),
+    Path | None, typer.Option(help="Items about entities no model saw; invented by default.")
 ]
 ProfileOption = Annotated[str, typer.Option(help="quick, standard or full.")]
 AxesOption = Annotated[
-    str | None,
-    typer.Option(help="Comma-separated axes; those of the profile by default."),
+    str | None, typer.Option(help="Comma-separated axes; those of the profile by default.")
 ]
 
 
@@ -33,9 +28,7 @@ def split_names(text: str | None, option: str) -> list[str]:
     words = [word.strip() for word in (text or "").split(",")]
     if text is not None and not all(words):
         raise InputError(
-            f"{option} has an empty name",
-            expected="comma-separated names",
-            got=repr(text),
+            f"{option} has an empty name", expected="comma-separated names", got=repr(text)
         )
     return words if text is not None else []
 
@@ -43,9 +36,7 @@ def split_names(text: str | None, option: str) -> list[str]:
 def split_numbers(text: str, option: str) -> list[int]:
     """The whole numbers in a comma-separated option."""
     words = split_names(text, option)
-    if not all(
-        word.isascii() and word.isdecimal() and len(word) < 20 for word in words
-    ):
+    if not all(word.isascii() and word.isdecimal() and len(word) < 20 for word in words):
         raise InputError(
             f"{option} cannot be read", expected="numbers such as 0,1,2", got=repr(text)
         )

@@ -11,9 +11,7 @@ from exhume.cli.terminal import errors, show, show_audit, show_table
 
 
 def demo(
-    out: OutOption = Path("exhume-demo"),
-    seed: SeedOption = 0,
-    fresh: FreshOption = False,
+    out: OutOption = Path("exhume-demo"), seed: SeedOption = 0, fresh: FreshOption = False
 ) -> None:
     """Unlearn facts from a real pretrained model, then audit it."""
     from audits.validation.demo import run_demo

@@ -17,9 +17,7 @@ MAX_CHARS = 4000
 """Maximum number of characters printed per line."""
 
 output = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
-errors = Console(
-    stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False
-)
+errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
 def show(text: object, *, style: str = "", where: Console = output) -> None:
@@ -34,11 +32,7 @@ def show_lines(text: str, *, where: Console = output) -> None:
 
 
 def show_table(
-    title: str,
-    head: Sequence[str],
-    rows: Iterable[Sequence[object]],
-    *,
-    where: Console = output,
+    title: str, head: Sequence[str], rows: Iterable[Sequence[object]], *, where: Console = output
 ) -> None:
     """Print a table; long cells are truncated."""
     table = Table(*map(printable, head), title=_safe(title, where))

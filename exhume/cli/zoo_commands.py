@@ -28,9 +28,7 @@ def zoo_build(
             "world by default."
         ),
     ] = None,
-    only: Annotated[
-        str | None, typer.Option(help="Comma-separated kinds; all by default.")
-    ] = None,
+    only: Annotated[str | None, typer.Option(help="Comma-separated kinds; all by default.")] = None,
     device: DeviceOption = "cpu",
 ) -> None:
     """Make models of known state; an interrupted call resumes."""
@@ -65,9 +63,7 @@ def zoo_build(
 
 def selftest(
     out: OutOption = Path("exhume-selftest"),
-    families: Annotated[
-        str, typer.Option(help="Comma-separated: llama, gpt2, neox.")
-    ] = "llama",
+    families: Annotated[str, typer.Option(help="Comma-separated: llama, gpt2, neox.")] = "llama",
     jobs: Annotated[int, typer.Option(help="Number of processes.", min=1)] = 1,
     device: DeviceOption = "auto",
 ) -> None:
@@ -92,9 +88,7 @@ def selftest(
     ]
     show_table(f"exhume selftest ({done.page})", ("true state", *VERDICTS), rows)
     for row in done.rows:
-        target = (
-            "" if row["target"] is None else f" ({row['sense']} {row['target']:.3g})"
-        )
+        target = "" if row["target"] is None else f" ({row['sense']} {row['target']:.3g})"
         show(f"{row['figure']}: {row['value']:.3g}{target}")
     for case in done.wrong:
         line = f"wrong: {case.model} is {case.state}, called {case.verdict}"

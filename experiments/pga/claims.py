@@ -68,8 +68,7 @@ def _untrained(rows: list[dict[str, Any]]) -> dict[str, Any]:
         f"networks {min(best):.2f} to {max(best):.2f}",
         "sound": f"p at or under {LEVEL:g} in {hits} of {len(rows)} networks",
         "outcome": YES if hits <= bound else NO,
-        "why": "a single network's probes say nothing: they differ that much between "
-        "networks",
+        "why": "a single network's probes say nothing: they differ that much between networks",
     }
 
 
@@ -148,10 +147,7 @@ def absence_outcome(
     low, high = (np.asarray(bound)[detected] for bound in held_out["interval"])
     worst = float(np.maximum(np.abs(low - 0.5), np.abs(high - 0.5)).max())
     detectors = f"{int(detected.sum())} readers that found it in the original"
-    if all(
-        is_equivalent((a, b), margin)
-        for a, b in zip(low - 0.5, high - 0.5, strict=True)
-    ):
+    if all(is_equivalent((a, b), margin) for a, b in zip(low - 0.5, high - 0.5, strict=True)):
         return YES, f"equivalent to chance: all {detectors} within {worst:.2f} of 0.5"
     center, half = np.abs((low + high) / 2 - 0.5), (high - low) / 2
     count = held_out["sequences"]

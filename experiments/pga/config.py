@@ -37,13 +37,9 @@ class PgaExperiment(BaseModel):
             ``"mps"``. Probes are fitted on the CPU, which is faster at these sizes.
     """
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    size: Literal["small", "published", "medium", "large", "forty", "two_hundred"] = (
-        "small"
-    )
+    size: Literal["small", "published", "medium", "large", "forty", "two_hundred"] = "small"
     seed: int = Field(0, ge=0, le=MAX_SEED)
     erasers: tuple[str, ...] = Field(
         ("pga", "isotropic", "md-pga", "gradient ascent"), min_length=1, strict=False
@@ -78,9 +74,7 @@ def read_config(path: Path | str) -> PgaExperiment:
     return make_config(settings or {}, str(file))
 
 
-def make_config(
-    settings: dict[str, Any], where: str = "the experiment"
-) -> PgaExperiment:
+def make_config(settings: dict[str, Any], where: str = "the experiment") -> PgaExperiment:
     """Validate settings.
 
     Raises:

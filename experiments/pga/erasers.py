@@ -34,9 +34,7 @@ _BASELINES = {
     "output distillation": UnlearnConfig("elm", lr=3e-4, steps=200),
     "gradient ascent": UnlearnConfig("grad_ascent", lr=3e-4, steps=200),
     "npo": UnlearnConfig("npo", lr=3e-4, steps=200),
-    "rmu": UnlearnConfig(
-        "rmu", lr=1e-3, steps=300, rmu_coefficient=20.0, loss_on="all"
-    ),
+    "rmu": UnlearnConfig("rmu", lr=1e-3, steps=300, rmu_coefficient=20.0, loss_on="all"),
     "idk": UnlearnConfig("relabel", lr=3e-4, steps=200),
 }
 ALIGNED = {"pga": "toy", "isotropic": "isotropic", "adversarial pga": "adversarial"}
@@ -112,13 +110,7 @@ def erase(
             return world.random_codes("clean", 0 if fixed_clean else epoch, chosen)
 
         log = align_(
-            model,
-            memorized,
-            clean,
-            logistic_readouts(),
-            config,
-            seed=seed,
-            progress=progress,
+            model, memorized, clean, logistic_readouts(), config, seed=seed, progress=progress
         )
         return Erased(model, {}, log.last)
     config = replace(_BASELINES[name], stop_below=STOP_RECALL, every=5)
@@ -163,9 +155,7 @@ def edits_at_every_depth(
         with patch(model, dict(edits)):
             pools = [
                 pool_states(
-                    model,
-                    [world.pools[name].prefixes[key] for key in keys],
-                    world.trained_lead_ins,
+                    model, [world.pools[name].prefixes[key] for key in keys], world.trained_lead_ins
                 )[depth].flatten(0, 1)
                 for name in ("memorised", "clean")
             ]

@@ -14,11 +14,7 @@ from torch import Tensor, nn
 
 from capture.network.hooks import project_out
 from evidence.errors import InputError
-from experiments.pga.published_protocol import (
-    CrossSequence,
-    paired_rows,
-    published_scores,
-)
+from experiments.pga.published_protocol import CrossSequence, paired_rows, published_scores
 from experiments.pga.readouts import logistic_readouts
 from probes.cka import debiased_cka
 
@@ -72,9 +68,7 @@ def projection_test(
     """
     if not 0 <= depth < len(sites):
         raise InputError(
-            "the model has no such depth",
-            expected=f"0 to {len(sites) - 1}",
-            got=str(depth),
+            "the model has no such depth", expected=f"0 to {len(sites) - 1}", got=str(depth)
         )
     memorized, clean = read()
     before = published_scores(memorized, clean, C=C, shuffles=0).true
@@ -153,9 +147,7 @@ def refit_attack(
         with project_out(model, {sites[depth]: b for depth, b in basis.items()}):
             memorized, clean = read()
             x, codes, _ = paired_rows(memorized, clean)
-            scored = published_scores(
-                memorized[depths], clean[depths], C=C, shuffles=0
-            ).true
+            scored = published_scores(memorized[depths], clean[depths], C=C, shuffles=0).true
             scores.append(scored.accuracy)
             n_uncertified += scored.uncertified
             recall_after = recall()
@@ -173,12 +165,7 @@ def refit_attack(
     rank = len(next(iter(basis.values()))) if basis else 0
     beaten = float(scores[-1].max()) < bound
     return RefitAttack(
-        np.stack(scores),
-        rank,
-        recall_before - recall_after,
-        np.array(same),
-        beaten,
-        n_uncertified,
+        np.stack(scores), rank, recall_before - recall_after, np.array(same), beaten, n_uncertified
     )
 
 

@@ -218,19 +218,13 @@ def adversarial_probes(
             results = [probe.held_out(rows, labels, 2, folds) for rows in x]
             held = torch.stack([result.scores[0, 0] for result in results]).numpy()
             n_uncertified = sum(len(result.uncertified) for result in results)
-            by_variant[name] = replace(
-                _by_key(held, codes, keys), uncertified=n_uncertified
-            )
+            by_variant[name] = replace(_by_key(held, codes, keys), uncertified=n_uncertified)
             advance(1)
-        for name, layers, seed in zip(
-            VARIANTS[4:], ((16,), (32, 16)), (42, 7), strict=True
-        ):
+        for name, layers, seed in zip(VARIANTS[4:], ((16,), (32, 16)), (42, 7), strict=True):
             network = make_pipeline(
                 StandardScaler(), MLPClassifier(layers, max_iter=500, random_state=seed)
             )
-            held = [
-                held_out_scores(network, rows.numpy(), codes, 2, folds)[0] for rows in x
-            ]
+            held = [held_out_scores(network, rows.numpy(), codes, 2, folds)[0] for rows in x]
             by_variant[name] = _by_key(np.stack(held), codes, keys)
             advance(1)
     return by_variant
@@ -275,9 +269,7 @@ def token_split(
         held = probe.held_out(rows, labels, 2, folds).scores[0, 0].numpy()
         predicted = held[~train] > 0
         truth = codes[~train] == 1
-        accuracies.append(
-            0.5 * float(predicted[truth].mean() + (~predicted[~truth]).mean())
-        )
+        accuracies.append(0.5 * float(predicted[truth].mean() + (~predicted[~truth]).mean()))
     return accuracies[0], accuracies[1]
 
 
@@ -294,7 +286,6 @@ def toy_verdict(
     return {
         "recall": least <= RECALL_TARGET,
         "probe": max(probes) <= PROBE_TARGET,
-        "probe, orientation ignored": max(max(p, 1 - p) for p in probes)
-        <= PROBE_TARGET,
+        "probe, orientation ignored": max(max(p, 1 - p) for p in probes) <= PROBE_TARGET,
         "perplexity": perplexities[1] <= PERPLEXITY_TARGET * perplexities[0],
     }

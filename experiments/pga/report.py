@@ -68,9 +68,7 @@ def table(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
                 "" if held_out is None else f"{held_out['p']:.3g}",
                 "" if held_out is None else held_out["reading"],
                 _trained(held_out),
-                ""
-                if not cost or "recall" not in cost
-                else f"{cost['recall']['mean']:.3g}",
+                "" if not cost or "recall" not in cost else f"{cost['recall']['mean']:.3g}",
                 "" if unseen_recall is None else f"{unseen_recall['mean']:.3g}",
                 "" if useful is None else f"{useful['ratio']:.3f} times",
                 "" if useful is None else ("yes" if useful["role_swap"] else "no"),
@@ -101,15 +99,8 @@ def _interventions(interventions: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _uncertified(document: Mapping[str, Any]) -> int:
     """Number of logistic fits without a certificate of optimality."""
-    parts = [
-        row[key]
-        for row in document["rows"]
-        for key in ("published", "sound")
-        if key in row
-    ]
-    return sum(
-        part.get("uncertified", 0) for part in [*parts, document["interventions"]]
-    )
+    parts = [row[key] for row in document["rows"] for key in ("published", "sound") if key in row]
+    return sum(part.get("uncertified", 0) for part in [*parts, document["interventions"]])
 
 
 def _trained(tested: Mapping[str, Any] | None) -> str:

@@ -31,21 +31,12 @@ from experiments.pga.claims import claims_of
 from experiments.pga.config import PgaExperiment, resolved
 from experiments.pga.erasers import Erased, erase
 from experiments.pga.interventions import projection_test, refit_attack
-from experiments.pga.published_protocol import (
-    adversarial_probes,
-    published_scores,
-    toy_verdict,
-)
+from experiments.pga.published_protocol import adversarial_probes, published_scores, toy_verdict
 from experiments.pga.states import VIEWS, all_states, depth_sites, pool_states
 from experiments.pga.utility import Utility
 from probes.estimators.classifier_battery import refit_battery
 from probes.solvers.uncertified import suppress_warnings
-from probes.sweeps.membership_test import (
-    FAMILIES,
-    Membership,
-    membership,
-    split_sequences,
-)
+from probes.sweeps.membership_test import FAMILIES, Membership, membership, split_sequences
 from testbeds.memorized_codes.config import SIZES
 from testbeds.memorized_codes.world import (
     CodesWorld,
@@ -126,9 +117,7 @@ def pga(
     with run_lock(out):
         document = _document(config, out, worlds, fresh, progress)
         text = canonical_json(document) + "\n"
-        write_files_atomic(
-            {out / "pga.json": text, out / "report.html": render(document)}
-        )
+        write_files_atomic({out / "pga.json": text, out / "report.html": render(document)})
     return document
 
 
@@ -241,19 +230,13 @@ class Experiment:
     def published(self, name: str) -> dict[str, Any]:
         """An eraser that sees every key it is scored on."""
         erased = self._erase(name, "original", self.all)
-        figures = self.published_figures(erased) | self.recall_and_utility(
-            erased, self.all
-        )
+        figures = self.published_figures(erased) | self.recall_and_utility(erased, self.all)
         if self.config.six_probes:
             with erased.running():
                 states = self._states(erased.model)["last"]
             variants = adversarial_probes(states["memorised"], states["clean"])
-            figures["six"] = {
-                key: numbers(probes.accuracy) for key, probes in variants.items()
-            }
-            figures["uncertified"] += sum(
-                probes.uncertified for probes in variants.values()
-            )
+            figures["six"] = {key: numbers(probes.accuracy) for key, probes in variants.items()}
+            figures["uncertified"] += sum(probes.uncertified for probes in variants.values())
         return {"model": "original", "eraser": name, "published": figures}
 
     def sound(self, name: str) -> dict[str, Any]:
@@ -261,9 +244,7 @@ class Experiment:
         erased = self._erase(name, "original", self.seen)
         figures = self.sound_scores(erased) | self.recall_and_utility(erased, self.seen)
         with erased.running():
-            unseen_recall = recall(
-                erased.model, self.world.memorized_rows(self.test.tolist())
-            )
+            unseen_recall = recall(erased.model, self.world.memorized_rows(self.test.tolist()))
         figures["recall_test"] = asdict(unseen_recall)
         return {"model": "original", "eraser": name, "sound": figures}
 
@@ -276,8 +257,7 @@ class Experiment:
 
         def read() -> tuple[Tensor, Tensor]:
             first, second = (
-                pool_states(model, prefixes, world.trained_lead_ins)
-                for prefixes in pools
+                pool_states(model, prefixes, world.trained_lead_ins) for prefixes in pools
             )
             return first, second
 
@@ -288,9 +268,7 @@ class Experiment:
             return _code_logprob(model, drawn)
 
         middle = len(sites) // 2
-        test = projection_test(
-            model, sites, middle, read, memorized_logprob, clean_logprob
-        )
+        test = projection_test(model, sites, middle, read, memorized_logprob, clean_logprob)
         depths = list(range(1, len(sites)))
         attack = refit_attack(model, sites, read, memorized_logprob, depths=depths)
         probes = (test.before, test.after, attack)
@@ -336,12 +314,8 @@ class Experiment:
             states = self._states(erased.model)["last"]
             recalled = recall(erased.model, self.world.memorized_rows())
         keys = torch.from_numpy(self.all)
-        pools = {
-            name: pool[:, keys] for name, pool in states.items() if _fits(pool, keys)
-        }
-        scores = published_scores(
-            pools["memorised"], pools["clean"], pools.get("others")
-        )
+        pools = {name: pool[:, keys] for name, pool in states.items() if _fits(pool, keys)}
+        scores = published_scores(pools["memorised"], pools["clean"], pools.get("others"))
         return {
             "true": numbers(scores.true.accuracy),
             "spread": numbers(scores.true.spread),
@@ -361,9 +335,7 @@ class Experiment:
             states = self._states(erased.model)
         test = torch.from_numpy(self.test)
         views = {
-            view: torch.cat(
-                [pools[name][:, test].mean(2) for name in ("memorised", "clean")], 1
-            )
+            view: torch.cat([pools[name][:, test].mean(2) for name in ("memorised", "clean")], 1)
             for view, pools in states.items()
         }
         labels = np.repeat([1, 0], len(test))
@@ -403,9 +375,7 @@ class Experiment:
             best[reader] = max(area, best.get(reader, 0.0))
         return best, len(battery.uncertified)
 
-    def recall_and_utility(
-        self, erased: Erased, keys: NDArray[np.int64]
-    ) -> dict[str, Any]:
+    def recall_and_utility(self, erased: Erased, keys: NDArray[np.int64]) -> dict[str, Any]:
         """Recall of the erased keys, utility, and the published criterion."""
         before = self.load()
         chosen = keys.tolist()
@@ -415,9 +385,7 @@ class Experiment:
         with erased.running():
             after = perplexity(erased.model, unseen)
             recalled = recall(erased.model, memorized)
-            logprobs_after = [
-                _code_logprob(erased.model, rows) for rows in (memorized, trained)
-            ]
+            logprobs_after = [_code_logprob(erased.model, rows) for rows in (memorized, trained)]
         logprobs_before = [_code_logprob(before, rows) for rows in (memorized, trained)]
         utility = Utility(
             (perplexity(before, unseen), after),
@@ -427,11 +395,7 @@ class Experiment:
         return {
             "recall": asdict(recalled),
             "utility": asdict(utility)
-            | {
-                "ratio": utility.ratio,
-                "role_swap": utility.role_swap,
-                "kept": utility.kept,
-            },
+            | {"ratio": utility.ratio, "role_swap": utility.role_swap, "kept": utility.kept},
         }
 
 
@@ -439,9 +403,7 @@ def criterion(row: dict[str, Any]) -> dict[str, bool]:
     """The published criterion of success for a row of an eraser."""
     published = row["published"]
     return toy_verdict(
-        published["recall"]["least"],
-        tuple(published["utility"]["perplexity"]),
-        published["true"],
+        published["recall"]["least"], tuple(published["utility"]["perplexity"]), published["true"]
     )
 
 

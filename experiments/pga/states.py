@@ -23,10 +23,7 @@ def depth_sites(model: nn.Module) -> list[str]:
 
 
 def pool_states(
-    model: nn.Module,
-    prefixes: Sequence[str],
-    lead_ins: Sequence[str],
-    view: View = "last",
+    model: nn.Module, prefixes: Sequence[str], lead_ins: Sequence[str], view: View = "last"
 ) -> Tensor:
     """States (depth, key, context, d) of prompts without their codes, float64.
 
@@ -43,10 +40,7 @@ def pool_states(
 
 
 def all_states(
-    model: nn.Module,
-    world: CodesWorld,
-    lead_ins: Sequence[str],
-    views: Sequence[View] = VIEWS,
+    model: nn.Module, world: CodesWorld, lead_ins: Sequence[str], views: Sequence[View] = VIEWS
 ) -> dict[str, dict[str, Tensor]]:
     """``pool_states`` of every pool that has prefixes, by view and pool."""
     return {

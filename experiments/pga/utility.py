@@ -33,9 +33,7 @@ class Utility:
         as well as before.
         """
         distance = self.memorised[0] - self.clean[0]
-        return (
-            distance > 0 and self.clean[1] - self.clean[0] >= ROLE_SWAP_SHARE * distance
-        )
+        return distance > 0 and self.clean[1] - self.clean[0] >= ROLE_SWAP_SHARE * distance
 
     @property
     def kept(self) -> bool:

@@ -71,15 +71,11 @@ def fit_answer_map(
     row_kind = group_codes(kinds, len(x))
     if len(codes) != len(x):
         raise InputError(
-            "states and classes differ in rows",
-            expected=str(len(x)),
-            got=str(len(codes)),
+            "states and classes differ in rows", expected=str(len(x)), got=str(len(codes))
         )
     kind_of_class = np.zeros(len(names), dtype=np.int64)
     kind_of_class[codes] = row_kind
-    if (kind_of_class[codes] != row_kind).any() or (
-        np.bincount(kind_of_class) < 2
-    ).any():
+    if (kind_of_class[codes] != row_kind).any() or (np.bincount(kind_of_class) < 2).any():
         raise InputError(
             "classes and kinds do not match",
             expected="each class in one kind, and two or more classes in every kind",
@@ -95,18 +91,12 @@ def fit_answer_map(
         outputs = (val_rows - center) @ matrix
         # The closest offset among the classes of the row's own kind.
         distances = offsets.square().sum(1) - 2 * outputs @ offsets.T
-        other_kind = torch.from_numpy(
-            kind_of_class[val_codes][:, None] != kind_of_class[None]
-        )
-        correct = (
-            distances.masked_fill(other_kind, torch.inf).argmin(1).numpy() == val_codes
-        )
+        other_kind = torch.from_numpy(kind_of_class[val_codes][:, None] != kind_of_class[None])
+        correct = distances.masked_fill(other_kind, torch.inf).argmin(1).numpy() == val_codes
         if len(correct) and correct.mean() > best_accuracy:
             best_accuracy, best_penalty = float(correct.mean()), penalty
     return AnswerMap(
-        _solve(singular_values, axes, projected_targets, best_penalty),
-        center,
-        best_penalty,
+        _solve(singular_values, axes, projected_targets, best_penalty), center, best_penalty
     )
 
 
@@ -121,9 +111,7 @@ def _solve(
     """(d, d) ridge solution; the penalty is relative to the mean squared singular value."""
     ridge = penalty * singular_values.square().mean()
     return axes.T @ (
-        (singular_values / (singular_values.square() + ridge).clamp(min=1e-300))[
-            :, None
-        ]
+        (singular_values / (singular_values.square() + ridge).clamp(min=1e-300))[:, None]
         * projected_targets
     )
 

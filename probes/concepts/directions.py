@@ -54,9 +54,7 @@ def standardized_difference(x: Tensor, marks: Tensor, weight: Tensor) -> Tensor:
     return torch.where(variance > floor, difference / variance.clamp(min=1e-300), 0.0)
 
 
-def discriminant(
-    x: Tensor, marks: Tensor, weight: Tensor, shrinkage: float = 0.1
-) -> Tensor:
+def discriminant(x: Tensor, marks: Tensor, weight: Tensor, shrinkage: float = 0.1) -> Tensor:
     """Two-class linear discriminants of all concepts, from one decomposition.
 
     For each concept the solution of C w = difference of means, with C the pooled within-class
@@ -89,9 +87,7 @@ def discriminant(
             # The scatter squares the condition number and would lose a weak ridge: use an SVD.
             _, singular_values, axes = torch.linalg.svd(scaled, full_matrices=False)
             rhs = difference @ axes.T  # differences lie in the span of the rows
-            solution = rhs / (
-                scale * singular_values.square() + ridge.clamp(min=1e-300)[:, None]
-            )
+            solution = rhs / (scale * singular_values.square() + ridge.clamp(min=1e-300)[:, None])
         else:
             # With fewer rows than columns, solve for the coefficients of rows.
             in_row_space = len(chunk) < x.shape[1]
@@ -147,10 +143,7 @@ def shifted_solve(matrix: Tensor, shifts: Tensor, rhs: Tensor) -> Tensor:
         if bool((new_residual2 <= CG_TOL**2 * initial2).all()):
             break
         ratio = torch.where(residual2 > 0, new_residual2 / residual2, 0.0)
-        direction, residual2 = (
-            torch.addcmul(residual, ratio[:, None], direction),
-            new_residual2,
-        )
+        direction, residual2 = (torch.addcmul(residual, ratio[:, None], direction), new_residual2)
     return solution
 
 
@@ -173,9 +166,7 @@ def logistic(
         fitted = _shared_preconditioner(chunk, codes, chunk_weight, options)
         if fitted is None:
             fitted, fits = _exact_factors(chunk, codes, chunk_weight, options)
-            uncertified += [
-                replace(fit, fold=None, label=concepts[fit.label]) for fit in fits
-            ]
+            uncertified += [replace(fit, fold=None, label=concepts[fit.label]) for fit in fits]
         directions[concepts] = fitted
     return directions, tuple(uncertified)
 
@@ -225,9 +216,7 @@ def difference_component(x: Tensor, pairs: list[NDArray], weight: Tensor) -> Ten
     pair_counts = {len(each) for each in pairs}
     for size in pair_counts:
         concepts = [concept for concept, each in enumerate(pairs) if len(each) == size]
-        idx = torch.as_tensor(
-            np.stack([pairs[concept] for concept in concepts]), device=x.device
-        )
+        idx = torch.as_tensor(np.stack([pairs[concept] for concept in concepts]), device=x.device)
         pair_weight = (weight[idx[..., 0]] * weight[idx[..., 1]]).sqrt()
         differences = (x[idx[..., 0]] - x[idx[..., 1]]) * pair_weight[..., None]
         if size <= x.shape[1]:
@@ -237,9 +226,7 @@ def difference_component(x: Tensor, pairs: list[NDArray], weight: Tensor) -> Ten
             _, basis = torch.linalg.eigh(differences.transpose(1, 2) @ differences)
             top = basis[..., -1]
         mean_projection = torch.einsum("cmd,cd->c", differences, top)
-        directions[concepts] = (
-            top * torch.where(mean_projection < 0, -1.0, 1.0)[:, None]
-        )
+        directions[concepts] = top * torch.where(mean_projection < 0, -1.0, 1.0)[:, None]
     return directions
 
 
@@ -256,9 +243,7 @@ def draw_pairs(
     drawn = []
     for row in marks:
         negatives = rng.permutation(np.flatnonzero(row == 0))
-        by_kind = {
-            kind: negatives[kinds[negatives] == kind] for kind in np.unique(kinds)
-        }
+        by_kind = {kind: negatives[kinds[negatives] == kind] for kind in np.unique(kinds)}
         taken = dict.fromkeys(by_kind, 0)
         pairs = []
         for positive in np.flatnonzero(row == 1):

@@ -155,10 +155,7 @@ def crossed_folds(
 
 
 def random_concepts(
-    concept: Sequence[int] | NDArray[np.int8],
-    groups: ArrayLike | None,
-    count: int,
-    seed: int = 0,
+    concept: Sequence[int] | NDArray[np.int8], groups: ArrayLike | None, count: int, seed: int = 0
 ) -> Concepts:
     """Uninformative concepts: permutations of a concept's marks.
 
@@ -179,9 +176,7 @@ def random_concepts(
     is_marked = marks >= 0
     codes = marks[is_marked].astype(np.int64)
     one_fold = Folds(
-        np.ones((1, len(codes)), dtype=bool),
-        np.zeros((1, len(codes)), dtype=bool),
-        "all rows",
+        np.ones((1, len(codes)), dtype=bool), np.zeros((1, len(codes)), dtype=bool), "all rows"
     )
     marked_groups = None if groups is None else np.asarray(groups)[is_marked]
     permuted = permuted_labels(

@@ -15,11 +15,7 @@ from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng
 from probes.concepts.labels import Concepts
 from probes.concepts.vectors import ConceptVectors, concept_vectors
-from probes.solvers.uncertified import (
-    UncertifiedFit,
-    suppress_warnings,
-    warn_uncertified,
-)
+from probes.solvers.uncertified import UncertifiedFit, suppress_warnings, warn_uncertified
 from probes.splits.folds import Folds, group_codes
 from probes.splits.metrics import cluster_bootstrap_weights
 from probes.sweeps.site_source import SiteStore
@@ -96,9 +92,7 @@ class Separability:
 
     def to_frame(self) -> pd.DataFrame:
         """One row a site and concept."""
-        index = pd.MultiIndex.from_product(
-            [self.sites, self.concepts], names=["site", "concept"]
-        )
+        index = pd.MultiIndex.from_product([self.sites, self.concepts], names=["site", "concept"])
         columns = {
             "auc": self.auc,
             "effect": self.effect,
@@ -152,16 +146,10 @@ def held_out_scores(
             can_fit = (marks == 1).any(1) & (marks == 0).any(1)
             if can_fit.any():
                 fitted = np.flatnonzero(can_fit)
-                fold_concepts = Concepts(
-                    tuple(concepts.names[i] for i in fitted), marks[fitted]
-                )
+                fold_concepts = Concepts(tuple(concepts.names[i] for i in fitted), marks[fitted])
                 with suppress_warnings():
-                    fold_vectors = concept_vectors(
-                        activations, fold_concepts, method, kinds=kinds
-                    )
-                uncertified += [
-                    replace(can_fit, fold=fold) for can_fit in fold_vectors.uncertified
-                ]
+                    fold_vectors = concept_vectors(activations, fold_concepts, method, kinds=kinds)
+                uncertified += [replace(can_fit, fold=fold) for can_fit in fold_vectors.uncertified]
                 if not names:
                     names = fold_vectors.sites
                     all_scores = np.full((len(names), *concepts.marks.shape), np.nan)
@@ -222,9 +210,7 @@ def separability(
     )
     warn_uncertified(uncertified)
     entities = group_codes(groups, concepts.n_rows)
-    weights = cluster_bootstrap_weights(
-        entities, draws, numpy_rng(seed, "separability")
-    )
+    weights = cluster_bootstrap_weights(entities, draws, numpy_rng(seed, "separability"))
     shape = scores.shape[:2]
     auc, effect = np.full(shape, np.nan), np.full(shape, np.nan)
     interval = np.full((*shape, 2), np.nan)
@@ -242,18 +228,12 @@ def separability(
             effect[site, concept] = _cohen(values, positive, negative, unit_weight)[0]
             bootstrap = _cohen(values, positive, negative, weights)
             interval[site, concept] = np.nanquantile(bootstrap, [0.025, 0.975])
-            sibling_rows = (
-                (concepts.marks == 1) & ~(concepts.marks[concept] == 1) & is_scored
-            )
+            sibling_rows = (concepts.marks == 1) & ~(concepts.marks[concept] == 1) & is_scored
             n_rows = sibling_rows.sum(1)
             with np.errstate(invalid="ignore"):
-                siblings[site, concept] = (
-                    sibling_rows @ np.nan_to_num(share_above) / n_rows
-                )
+                siblings[site, concept] = sibling_rows @ np.nan_to_num(share_above) / n_rows
             siblings[site, concept, concept] = 0.5
-    return Separability(
-        names, concepts.names, auc, effect, interval, siblings, uncertified
-    )
+    return Separability(names, concepts.names, auc, effect, interval, siblings, uncertified)
 
 
 def stability(
@@ -314,9 +294,7 @@ def stability(
                     fix="Leave out concepts of a single group",
                 )
             with suppress_warnings():
-                drawn = concept_vectors(
-                    activations, concepts, method, kinds=kinds, weight=weight
-                )
+                drawn = concept_vectors(activations, concepts, method, kinds=kinds, weight=weight)
             named = f"bootstrap {draw}"
             uncertified += [replace(fit, inner=named) for fit in drawn.uncertified]
             total += (drawn.vectors * full.vectors).sum(2)
@@ -356,10 +334,7 @@ def _share_above(values: NDArray, positive: NDArray[np.bool_]) -> NDArray:
 
 
 def _cohen(
-    values: NDArray,
-    positive: NDArray[np.bool_],
-    negative: NDArray[np.bool_],
-    weights: NDArray,
+    values: NDArray, positive: NDArray[np.bool_], negative: NDArray[np.bool_], weights: NDArray
 ) -> NDArray:
     """(draw,) Cohen's d under row weights; NaN if a side has at most one row."""
     safe = np.nan_to_num(values)

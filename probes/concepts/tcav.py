@@ -51,9 +51,7 @@ class TcavScores:
 
 
 def tcav(
-    gradients: ArrayLike | Tensor | SiteStore,
-    vectors: ConceptVectors,
-    random: ConceptVectors,
+    gradients: ArrayLike | Tensor | SiteStore, vectors: ConceptVectors, random: ConceptVectors
 ) -> TcavScores:
     """TCAV scores of all concepts, with a permutation test against random concepts.
 
@@ -174,13 +172,9 @@ def shift_vectors(
     entities = group_codes(groups, concepts.n_rows)
     weights = [_mean_difference_weights(concepts.marks)]
     for concept, marks in enumerate(concepts.marks):
-        concept_seed = int(
-            numpy_rng(seed, "shifts", concepts.names[concept]).integers(2**31)
-        )
+        concept_seed = int(numpy_rng(seed, "shifts", concepts.names[concept]).integers(2**31))
         weights.append(
-            _mean_difference_weights(
-                random_concepts(marks, entities, draws, concept_seed).marks
-            )
+            _mean_difference_weights(random_concepts(marks, entities, draws, concept_seed).marks)
         )
     all_weights = np.concatenate(weights)
     n_concepts = len(concepts)
@@ -226,9 +220,7 @@ def _by_site(
 def _mean_difference_weights(marks: NDArray[np.int8]) -> NDArray[np.float64]:
     """(concept, row) weights of the difference between two means."""
     positive, negative = (marks == 1).astype(float), (marks == 0).astype(float)
-    return positive / positive.sum(1, keepdims=True) - negative / negative.sum(
-        1, keepdims=True
-    )
+    return positive / positive.sum(1, keepdims=True) - negative / negative.sum(1, keepdims=True)
 
 
 def _share_positive(

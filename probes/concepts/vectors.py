@@ -94,23 +94,16 @@ class ConceptVectors:
             raw = torch.from_numpy(self.vectors[i_site]).to(x) @ x.T
             centered = raw.cpu().numpy() - self.offset[i_site, :, None]
             gap = self.gap[i_site, :, None]
-            scores[i_site] = np.divide(
-                centered, gap, out=np.zeros_like(centered), where=gap != 0
-            )
+            scores[i_site] = np.divide(centered, gap, out=np.zeros_like(centered), where=gap != 0)
         return scores
 
     def to_frame(self) -> pd.DataFrame:
         """One row a site and concept: names and gap."""
-        index = pd.MultiIndex.from_product(
-            [self.sites, self.concepts], names=["site", "concept"]
-        )
+        index = pd.MultiIndex.from_product([self.sites, self.concepts], names=["site", "concept"])
         return pd.DataFrame({"gap": self.gap.ravel()}, index=index).reset_index()
 
     def _index(self, site: str, concept: str) -> tuple[int, int]:
-        for value, names, kind in (
-            (site, self.sites, "site"),
-            (concept, self.concepts, "concept"),
-        ):
+        for value, names, kind in ((site, self.sites, "site"), (concept, self.concepts, "concept")):
             if value not in names:
                 raise InputError(
                     f"there is no vector for {kind} {value!r}",
@@ -173,9 +166,7 @@ def concept_vectors(
     source = open_source(activations)
     if method not in kernels.METHODS:
         raise InputError(
-            "the method is unknown",
-            expected=", ".join(kernels.METHODS),
-            got=repr(method),
+            "the method is unknown", expected=", ".join(kernels.METHODS), got=repr(method)
         )
     if concepts.n_rows != source.n_rows:
         raise InputError(
@@ -192,9 +183,7 @@ def concept_vectors(
     with progress.task("concept vectors", len(source.names)) as advance:
         for name in source.names:
             x = source.read(name, device)
-            *parts, fits = _one_site(
-                x, concepts, name, method, pairs, weight, shrinkage, c, flat
-            )
+            *parts, fits = _one_site(x, concepts, name, method, pairs, weight, shrinkage, c, flat)
             results.append(parts)
             for fit in fits:
                 concept = concepts.names[fit.label]
@@ -251,10 +240,7 @@ def _one_site(
             got="equal means",
             fix="Leave the site or the concept out",
         )
-    unit, gap = (
-        torch.where(is_equal[:, None], 0.0, unit),
-        torch.where(is_equal, 0.0, gap),
-    )
+    unit, gap = (torch.where(is_equal[:, None], 0.0, unit), torch.where(is_equal, 0.0, gap))
     positive_mean = (unit * (kernels.mean_weights(marks == 1, row_weight) @ x)).sum(1)
     offset = positive_mean - gap / 2 + unit @ center
     return unit.cpu().numpy(), gap.cpu().numpy(), offset.cpu().numpy(), uncertified

@@ -112,8 +112,7 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
         """Checked rows, codes (1, row) and sample weights; sets ``classes_``."""
         if y is None:
             raise ValueError(
-                f"{type(self).__name__} requires y to be passed, "
-                "but the target y is None"
+                f"{type(self).__name__} requires y to be passed, but the target y is None"
             )
         rows = validate_rows(self, X, reset=True)
         self.classes_, codes = validate_labels(y, len(rows))
@@ -145,12 +144,7 @@ class ProbabilityMixin:
 
 
 def refit_held_out(
-    probe: LinearProbe,
-    x: Tensor,
-    codes: Tensor,
-    classes: int,
-    folds: Folds,
-    coefficients: bool,
+    probe: LinearProbe, x: Tensor, codes: Tensor, classes: int, folds: Folds, coefficients: bool
 ) -> HeldOut:
     """As ``LinearProbe.held_out``, with one ``fit`` a fold and label vector.
 

@@ -72,17 +72,13 @@ def battery_classifiers(seed: int = 0, n_rows: int = 100) -> dict[str, BaseEstim
     classifiers: dict[str, BaseEstimator] = {
         f"logistic C={C:g}": LogisticProbe(C, standardize="fold") for C in PENALTIES
     }
-    classifiers["mlp 64"] = scaled(
-        MLPClassifier((64,), alpha=0.01, random_state=random_state)
-    )
+    classifiers["mlp 64"] = scaled(MLPClassifier((64,), alpha=0.01, random_state=random_state))
     classifiers["mlp 128-64"] = scaled(
         MLPClassifier((128, 64), alpha=0.01, random_state=random_state)
     )
     classifiers["svm rbf"] = scaled(SVC(C=1.0))
     classifiers["nearest neighbours"] = scaled(KNeighborsClassifier(min(10, n_rows)))
-    classifiers["random forest"] = RandomForestClassifier(
-        200, random_state=random_state, n_jobs=1
-    )
+    classifiers["random forest"] = RandomForestClassifier(200, random_state=random_state, n_jobs=1)
     return classifiers
 
 
@@ -143,9 +139,7 @@ def refit_battery(
         for view, table in tables.items():
             for name, classifier in battery.items():
                 fits: list[UncertifiedFit] = []
-                scores = held_out_scores(
-                    classifier, table, codes, len(classes), scheme, fits
-                )
+                scores = held_out_scores(classifier, table, codes, len(classes), scheme, fits)
                 uncertified += [replace(fit, site=view, name=name) for fit in fits]
                 auc = metrics.weighted_auc(scores, codes, len(classes), np.ones((1, n)))
                 bootstrap = metrics.weighted_auc(scores, codes, len(classes), weights)

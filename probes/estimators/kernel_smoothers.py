@@ -68,9 +68,7 @@ def smoother_matrices(
     """
     unknown = [name for name in families if name not in FAMILIES]
     if unknown:
-        raise InputError(
-            f"there is no family {unknown[0]!r}", expected=", ".join(FAMILIES)
-        )
+        raise InputError(f"there is no family {unknown[0]!r}", expected=", ".join(FAMILIES))
     if x.ndim != 3 or x.shape[1] != folds.n_rows:
         raise InputError(
             "activations and folds have different numbers of rows",
@@ -132,9 +130,7 @@ def _kernel(name: str, gram: Tensor, train_rows: Tensor) -> Tensor:
         distances = _distances(gram)
         train_distances = distances[:, train_rows[:, None], train_rows]
         upper = torch.triu_indices(len(train_rows), len(train_rows), 1)
-        width = (
-            train_distances[:, upper[0], upper[1]].median(1).values.clamp(min=1e-300)
-        )
+        width = train_distances[:, upper[0], upper[1]].median(1).values.clamp(min=1e-300)
         return torch.exp(-distances / width[:, None, None])
     kernel = gram + 1.0  # the bias, as an input that is always 1
     for _ in range(1 if name == "network, 1 layer" else 2):
@@ -158,9 +154,7 @@ def _ridge(
     inner = kernel[:, train_rows[:, None], train_rows]
     outer = kernel[:, test_rows[:, None], train_rows]
     mean = inner.mean(1, keepdim=True)
-    outer = (
-        outer - mean - outer.mean(2, keepdim=True) + inner.mean((1, 2))[:, None, None]
-    )
+    outer = outer - mean - outer.mean(2, keepdim=True) + inner.mean((1, 2))[:, None, None]
     if name == "mean difference":
         return outer / len(train_rows)
     inner = inner - mean - mean.transpose(1, 2) + mean.mean(2, keepdim=True)
@@ -170,9 +164,7 @@ def _ridge(
     return torch.linalg.solve(regularized, outer.transpose(1, 2)).transpose(1, 2)
 
 
-def _votes_of_nearest(
-    distances: Tensor, train_rows: Tensor, test_rows: Tensor
-) -> Tensor:
+def _votes_of_nearest(distances: Tensor, train_rows: Tensor, test_rows: Tensor) -> Tensor:
     distances = distances[:, test_rows[:, None], train_rows]
     count = min(N_NEIGHBORS, max(1, len(train_rows) // 4))
     nearest = distances.topk(count, dim=2, largest=False).indices

@@ -7,13 +7,7 @@ import torch
 from torch import Tensor
 
 from evidence.arrays import RowsError
-from probes.estimators.base import (
-    SCALINGS,
-    HeldOut,
-    LinearProbe,
-    ProbabilityMixin,
-    refit_held_out,
-)
+from probes.estimators.base import SCALINGS, HeldOut, LinearProbe, ProbabilityMixin, refit_held_out
 from probes.solvers.objective.factor import gram_matrix
 from probes.solvers.problem import column_std
 from probes.splits.folds import Folds
@@ -177,13 +171,7 @@ def _scatter(x: Tensor, gram: Tensor | None, member: Tensor) -> _Scatter:
 
 
 def _downdate(
-    x: Tensor,
-    gram: Tensor | None,
-    codes: Tensor,
-    classes: int,
-    folds: Folds,
-    s: float,
-    memory: int,
+    x: Tensor, gram: Tensor | None, codes: Tensor, classes: int, folds: Folds, s: float, memory: int
 ) -> Tensor:
     """Held-out decision values of one label vector.
 
@@ -204,8 +192,7 @@ def _downdate(
     size_per_fold = classes + widest
     eye = torch.eye(size_per_fold, dtype=x.dtype, device=x.device)
     folds_per_chunk = max(
-        1,
-        int(memory // (24 * size_per_fold * (len(scatter.values) + 4 * size_per_fold))),
+        1, int(memory // (24 * size_per_fold * (len(scatter.values) + 4 * size_per_fold)))
     )
     for start in range(0, len(folds), folds_per_chunk):
         removed = ~train[start : start + folds_per_chunk]
@@ -218,15 +205,11 @@ def _downdate(
         rows_left = counts_left.sum(1)
         # Coefficients on class means and removed rows' residuals.
         zeros = torch.zeros_like(removed_classes)
-        removed_part = torch.cat(
-            [zeros, eye[classes:, classes:] * is_row[:, :, None]], 2
-        )
+        removed_part = torch.cat([zeros, eye[classes:, classes:] * is_row[:, :, None]], 2)
         shift = -(removed_classes.mT @ removed_part) / counts_left[:, :, None]
         part_means = eye[:classes] + shift
         v = torch.cat([removed_part, counts_left.sqrt()[:, :, None] * shift], 1)
-        rows = torch.cat(
-            [removed_classes, eye[classes:, classes:].expand(n_folds, -1, -1)], 2
-        )
+        rows = torch.cat([removed_classes, eye[classes:, classes:].expand(n_folds, -1, -1)], 2)
         scored_vectors = torch.cat([part_means, rows], 1)
         means = torch.arange(classes, device=x.device).expand(n_folds, -1)
         vectors = scatter.coordinates[torch.cat([means, classes + index], 1)]
@@ -234,8 +217,7 @@ def _downdate(
         ridge = s * trace / (rows_left * d)
         if bool((ridge <= 1e-14 * s * total / (n * d)).any()):
             raise RowsError(
-                "in a fold no row differs from its class mean, so there is no "
-                "covariance",
+                "in a fold no row differs from its class mean, so there is no covariance",
                 fix="Use MeanDifferenceProbe",
             )
         share = (1 - s) / rows_left
@@ -246,9 +228,7 @@ def _downdate(
         weighted = v @ product
         eye_v = torch.eye(v.shape[1], dtype=v.dtype, device=v.device)
         core = torch.linalg.cholesky(eye_v - weighted @ v.mT)
-        half = torch.linalg.solve_triangular(
-            core, weighted @ scored_vectors.mT, upper=False
-        )
+        half = torch.linalg.solve_triangular(core, weighted @ scored_vectors.mT, upper=False)
         product = part_means @ product @ scored_vectors.mT
         product = product + half[:, :, :classes].mT @ half
         self_product = product[:, :, :classes].diagonal(dim1=1, dim2=2)  # (fold, class)

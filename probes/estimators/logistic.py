@@ -125,15 +125,11 @@ class LogisticProbe(ProbabilityMixin, LinearProbe):
             )
         if self.standardize not in SCALINGS:
             raise RowsError(
-                "unknown standardize",
-                expected="None, 'fold' or 'all'",
-                got=repr(self.standardize),
+                "unknown standardize", expected="None, 'fold' or 'all'", got=repr(self.standardize)
             )
         if self.precision not in PRECISIONS:
             raise RowsError(
-                "unknown precision",
-                expected="'float64' or 'float32'",
-                got=repr(self.precision),
+                "unknown precision", expected="'float64' or 'float32'", got=repr(self.precision)
             )
         fixed = None
         if isinstance(self.class_weight, dict):

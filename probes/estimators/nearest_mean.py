@@ -38,9 +38,7 @@ class MeanDifferenceProbe(LinearProbe):
         center = rows.mean(0)
         scale = column_std(rows - center, ones) if self.standardize else 1.0
         rows = (rows - center) / scale
-        means = torch.stack(
-            [rows[codes[0] == code].mean(0) for code in range(len(self.classes_))]
-        )
+        means = torch.stack([rows[codes[0] == code].mean(0) for code in range(len(self.classes_))])
         offset = -0.5 * means.square().sum(1)
         if len(means) == 2:
             means, offset = means[1:] - means[:1], offset[1:] - offset[:1]

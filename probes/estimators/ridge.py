@@ -44,17 +44,13 @@ class RidgeProbe(LinearProbe):
         coef, intercept = self._solve(rows, target, weight)
         return self._set_fitted(coef, intercept)
 
-    def _solve(
-        self, rows: Tensor, target: Tensor, weight: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _solve(self, rows: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         alpha = self._alpha()
         if self.standardize not in SCALINGS:
             raise RowsError("unknown standardize", got=repr(self.standardize))
         normalized = weight / weight.sum()
         center, target_mean = normalized @ rows, target @ normalized
-        scale = (
-            column_std(rows, weight) if self.standardize else torch.ones_like(center)
-        )
+        scale = column_std(rows, weight) if self.standardize else torch.ones_like(center)
         root = weight.sqrt()
         design = (rows - center) / scale * root[:, None]
         rhs = (target - target_mean[:, None]) * root
@@ -105,9 +101,7 @@ class RidgeProbe(LinearProbe):
                 block = residual_matrix[rows][:, rows]
                 held_out_residuals = torch.linalg.solve(block, residuals[:, rows].T).T
                 scored = test[fold, rows]
-                scores[:, rows[scored]] = (flat[:, rows] - held_out_residuals)[
-                    :, scored
-                ]
+                scores[:, rows[scored]] = (flat[:, rows] - held_out_residuals)[:, scored]
         certificate = torch.zeros(len(codes), len(folds), dtype=x.dtype)
         return HeldOut(scores.view_as(target), certificate)
 
@@ -131,8 +125,6 @@ def residual_maker(x: Tensor, alpha: float) -> Tensor:
         return alpha * (inverse - torch.outer(ones, ones / ones.sum()))
     system = x.T @ x
     system.diagonal().add_(alpha)
-    half = torch.linalg.solve_triangular(
-        torch.linalg.cholesky(system), x.T, upper=False
-    )
+    half = torch.linalg.solve_triangular(torch.linalg.cholesky(system), x.T, upper=False)
     hat = half.T @ half
     return torch.eye(n, dtype=x.dtype, device=x.device) - hat - 1 / n

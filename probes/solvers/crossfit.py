@@ -221,9 +221,7 @@ def _fit_shared(job: FitJob, label: int) -> None:
     full_loss = Loss(target, row_weights(codes, job.classes, job.base[None], options))
     if job.wide and job.columns == 1:
         gram = gram_matrix(x)
-        positive_weight = full_loss.weight.clamp(
-            min=1e-9 * float(full_loss.weight.max())
-        )
+        positive_weight = full_loss.weight.clamp(min=1e-9 * float(full_loss.weight.max()))
         compiled = dispatch.supports_size(len(folds), 0, gram)
         fit = initial_fit(gram, Loss(target, positive_weight), compiled=compiled)
         alpha, scores = fit.dual, fit.scores
@@ -278,26 +276,17 @@ def _fit_shared(job: FitJob, label: int) -> None:
                 batch, scales, job.iteration_dtype, job.work
             )
             certificate[~scales.valid] = torch.inf
-            job.store_coef(
-                label, part, scales.weights(fold_dual) / scale, fold_scores, weight
-            )
+            job.store_coef(label, part, scales.weights(fold_dual) / scale, fold_scores, weight)
         else:
             fold_scores, fold_dual, certificate = job.solve(batch, job.wide)
             job.store_dual(label, part, fold_dual, fold_scores, weight, x)
         job.certificate[label, part] = certificate.double()
         test = job.test[part].nonzero()
-        job.scores[label, :, test[:, 1]] = (
-            fold_scores[test[:, 0], :, test[:, 1]].to(job.scores).T
-        )
+        job.scores[label, :, test[:, 1]] = fold_scores[test[:, 0], :, test[:, 1]].to(job.scores).T
 
 
 def _fit_leave_out(
-    job: FitJob,
-    label: int,
-    factor: Factor,
-    full_loss: Loss,
-    alpha: Tensor,
-    scores: Tensor,
+    job: FitJob, label: int, factor: Factor, full_loss: Loss, alpha: Tensor, scores: Tensor
 ) -> None:
     """Folds that each leave few rows out of one factor, compiled."""
     folds, options, codes = job.folds, job.options, job.codes[label : label + 1]
@@ -330,9 +319,7 @@ def _fit_leave_out(
         job.scores[label, 0].numpy()[row] = fold_scores[:, 0].numpy()[fold, row]
 
 
-def _hardest_first(
-    factor: Factor, alpha: Tensor, rows: Tensor, present: Tensor
-) -> Tensor:
+def _hardest_first(factor: Factor, alpha: Tensor, rows: Tensor, present: Tensor) -> Tensor:
     """(fold,) folds in descending order of the change that leaving out their rows causes.
 
     Args:

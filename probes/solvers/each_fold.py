@@ -111,9 +111,7 @@ def _fit_fold(job: FitJob, fold: int, start: _Start) -> None:
     train_rows, test_rows = job.x[train], job.x[test]
     center = train_rows.mean(0)
     by_fold = options.standardize == "fold"
-    scale = (
-        column_std(train_rows, job.base[train]) if by_fold else torch.ones_like(center)
-    )
+    scale = column_std(train_rows, job.base[train]) if by_fold else torch.ones_like(center)
     train_rows, test_rows = (train_rows - center) / scale, (test_rows - center) / scale
     factor = job.factor(train_rows, fixed[:, train], test_rows)
     operator = Operator(factor, factor.weight[None])

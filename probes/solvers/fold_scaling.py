@@ -106,9 +106,9 @@ def solve_rescaled(
     margin = margins = scales.ratio.amax(1).clamp(min=1.0).sqrt()
     residual, curvature = residual_and_curvature(batch, work)
     for step in range(MAX_STEPS + 1):
-        fast_residual = work.scratch_like(
-            "fast_residual", residual, iteration_dtype
-        ).copy_(residual)
+        fast_residual = work.scratch_like("fast_residual", residual, iteration_dtype).copy_(
+            residual
+        )
         q_residual = fast(fast_residual, work.scratch_like("q_residual", fast_residual))
         work.count(fast, fast_residual)
         residual2 = inner(fast_residual, q_residual, work).clamp(min=0)
@@ -125,9 +125,7 @@ def solve_rescaled(
             idx = ending.nonzero()[:, 0]
             reached = factor_certificates(batch.select(idx), residual[idx], work)
             scores[finished] = batch.scores[ending]
-            certificate[finished] = torch.nan_to_num(
-                reached * margin[idx], nan=torch.inf
-            )
+            certificate[finished] = torch.nan_to_num(reached * margin[idx], nan=torch.inf)
             weight = batch.operator.weight.expand(len(fold_idx), -1, -1)[ending]
             alpha[finished] = batch.dual[ending] - weight * batch.scores[ending]
             fold_idx = torch.where(ending, -1, fold_idx)
@@ -136,11 +134,7 @@ def solve_rescaled(
             break
         if int(active.sum()) < 0.9 * len(fold_idx):
             keep = active.nonzero()[:, 0]
-            fold_idx, batch, fast = (
-                fold_idx[keep],
-                batch.select(keep),
-                fast.select(keep),
-            )
+            fold_idx, batch, fast = (fold_idx[keep], batch.select(keep), fast.select(keep))
             best, n_stalled, margin = best[keep], n_stalled[keep], margin[keep]
             fast_residual, q_residual, residual2 = (
                 fast_residual[keep],
@@ -154,40 +148,23 @@ def solve_rescaled(
         old_residual = residual.clone()
         # Another step costs two products with the rows: solve this one to its forcing term.
         d_dual, score_step, _ = solve_newton_system(
-            fast,
-            curvature,
-            fast_residual,
-            q_residual,
-            residual2,
-            forcing,
-            work,
-            predict_stop=False,
+            fast, curvature, fast_residual, q_residual, residual2, forcing, work, predict_stop=False
         )
         weight = batch.operator.weight
-        d_alpha = _sum_to_zero(
-            (d_dual - weight.to(d_dual) * score_step).double(), weight
-        )
+        d_alpha = _sum_to_zero((d_dual - weight.to(d_dual) * score_step).double(), weight)
         d_scores = scales.scores(d_alpha)
         local_curvature = curvature.diagonal + weight
-        shift = (old_residual - local_curvature * d_scores).sum(
-            -1
-        ) / local_curvature.sum(-1)
+        shift = (old_residual - local_curvature * d_scores).sum(-1) / local_curvature.sum(-1)
         d_scores += shift[:, :, None]
         residual, curvature = take_safeguarded_step(
-            batch,
-            work,
-            d_alpha + weight * d_scores,
-            d_scores,
-            inner(old_residual, d_scores, work),
+            batch, work, d_alpha + weight * d_scores, d_scores, inner(old_residual, d_scores, work)
         )
     weight = full_batch.operator.weight
     recomputed = _with_intercept(full_scales.scores(alpha), scores, weight)
     # Drifted scores get no certificate.
     certificate[has_drifted(scores, recomputed)] = torch.inf
     dual = alpha + weight * recomputed
-    certificate = local_certificates(
-        full_batch, recomputed, dual, certificate, work, margins
-    )
+    certificate = local_certificates(full_batch, recomputed, dual, certificate, work, margins)
     return recomputed, alpha, certificate
 
 

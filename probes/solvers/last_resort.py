@@ -36,10 +36,7 @@ def _fit(job: FitJob, label: int, fold: int) -> None:
     coef = rows.new_zeros(job.columns, rows.shape[1])
     intercept = coef.new_zeros(job.columns)
     has_scores = bool(torch.isfinite(job.scores[label][:, test]).all())
-    if (
-        8 * N_HESSIAN_ARRAYS * (job.columns * (1 + min(rows.shape))) ** 2
-        <= options.memory
-    ):
+    if 8 * N_HESSIAN_ARRAYS * (job.columns * (1 + min(rows.shape))) ** 2 <= options.memory:
         fit = newton_fit(rows, loss, TOL[torch.float64])
         if fit.certificate < job.certificate[label, fold]:
             job.certificate[label, fold] = fit.certificate

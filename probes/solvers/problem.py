@@ -10,12 +10,7 @@ from evidence.errors import InputError
 from probes.solvers.compiled.dispatch import supports_binary
 from probes.solvers.newton.newton_cg import minimize
 from probes.solvers.objective.batch import Batch, Work
-from probes.solvers.objective.factor import (
-    factor_features,
-    factor_gram,
-    floor_weight,
-    gram_matrix,
-)
+from probes.solvers.objective.factor import factor_features, factor_gram, floor_weight, gram_matrix
 
 MIN_MIXED_SIZE = 20_000
 """Size of a batch below which float32 products save nothing."""
@@ -80,9 +75,7 @@ def row_weights(
         class_weights = sample_weight.sum(1, keepdim=True) / (
             classes * class_weights.clamp(min=1e-300)
         )
-        weight = sample_weight * class_weights.gather(
-            1, codes.expand(len(class_weights), -1)
-        )
+        weight = sample_weight * class_weights.gather(1, codes.expand(len(class_weights), -1))
     elif options.class_weight is not None:
         weight = sample_weight * sample_weight.new_tensor(options.class_weight)[codes]
     return (weight * options.C)[:, None, :]
@@ -104,9 +97,7 @@ def centered_rows(x: Tensor) -> tuple[Tensor, Tensor]:
         columns = x[:, columns_idx].to(torch.float64)
         low, high = columns.amin(0), columns.amax(0)
         noise = eps * torch.maximum(-low, high)
-        is_constant = (
-            torch.maximum(mean[columns_idx] - low, high - mean[columns_idx]) <= noise
-        )
+        is_constant = torch.maximum(mean[columns_idx] - low, high - mean[columns_idx]) <= noise
         rows[:, columns_idx[is_constant]] = 0.0
     return rows, mean
 
@@ -120,9 +111,7 @@ def column_std(x: Tensor, weight: Tensor) -> Tensor:
     extreme = ~((deviation > 1e-150) & (deviation < 1e150))
     if bool(extreme.any()):
         top = deviations[:, extreme].abs().amax(0).clamp(min=1e-300)
-        deviation[extreme] = (
-            top * (normalized @ (deviations[:, extreme] / top).square()).sqrt()
-        )
+        deviation[extreme] = top * (normalized @ (deviations[:, extreme] / top).square()).sqrt()
     noise = 10 * torch.finfo(x.dtype).eps * x.abs().amax(0)
     return torch.where(deviation > noise, deviation, torch.ones_like(deviation))
 
@@ -142,9 +131,7 @@ class FitJob:
         labels, n = codes.shape
         dtype, device = options.precision, x.device
         shape = (labels, len(folds), self.columns)
-        self.scores = torch.full(
-            (labels, self.columns, n), torch.nan, dtype=dtype, device=device
-        )
+        self.scores = torch.full((labels, self.columns, n), torch.nan, dtype=dtype, device=device)
         self.certificate = torch.full(shape[:2], torch.inf, device=device).double()
         self.coef = self.intercept = None
         if coefficients:
@@ -214,9 +201,7 @@ class FitJob:
         n, d = self.x.shape
         square = 4 * n * n * n_factors if self.wide else 3 * n * d * (n_factors - 1)
         fixed = 8 * (2 * self.x.numel() + square)
-        per_problem = (
-            8 * self.columns * (24 * n_rows + 3 * n_removed * (n_rows + n_removed))
-        )
+        per_problem = 8 * self.columns * (24 * n_rows + 3 * n_removed * (n_rows + n_removed))
         if rescaled:  # squared rows; ratios, variances, weights and their product
             fixed += 8 * self.x.numel()
             per_problem += 8 * 4 * d

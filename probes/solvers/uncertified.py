@@ -52,9 +52,7 @@ def describe(fits: Sequence[UncertifiedFit]) -> str:
     names = "; ".join(str(fit) for fit in fits[:3])
     more = f"; and {len(fits) - 3} more" if len(fits) > 3 else ""
     worst = max(fit.certificate for fit in fits)
-    distance = (
-        f"within {worst:.0e} of it" if isfinite(worst) else "how far is not known"
-    )
+    distance = f"within {worst:.0e} of it" if isfinite(worst) else "how far is not known"
     count = "1 fit is" if len(fits) == 1 else f"{len(fits)} fits are"
     return f"{count} not certified to be at the optimum ({distance}), and kept: {names}{more}"
 

@@ -80,17 +80,13 @@ def leave_one_group_out(groups: ArrayLike | None, n: int) -> Folds:
     codes = group_codes(groups, n)
     n_groups = int(codes.max()) + 1 if n else 0
     if n_groups < 2:
-        raise InputError(
-            "leaving one group out needs two groups", got=f"{n_groups} group(s)"
-        )
+        raise InputError("leaving one group out needs two groups", got=f"{n_groups} group(s)")
     test = codes == np.arange(n_groups)[:, None]
     kind = "leave one out" if groups is None else "leave one group out"
     return Folds(~test, test, f"{kind} ({n_groups} folds)")
 
 
-def k_fold(
-    groups: ArrayLike | None, labels: ArrayLike, n_folds: int, seed: int = 0
-) -> Folds:
+def k_fold(groups: ArrayLike | None, labels: ArrayLike, n_folds: int, seed: int = 0) -> Folds:
     """Folds of whole groups, with labels spread as evenly as groups allow.
 
     Groups are assigned largest first, in seeded order, each to the fold where its labels are
@@ -186,9 +182,7 @@ def check_folds(folds: Folds, codes: NDArray[np.int64], names) -> None:
     """
     if folds.n_rows != len(codes):
         raise InputError(
-            "folds and labels differ in rows",
-            expected=str(folds.n_rows),
-            got=str(len(codes)),
+            "folds and labels differ in rows", expected=str(folds.n_rows), got=str(len(codes))
         )
     if codes.max(initial=0) < 1:
         raise InputError(
@@ -200,8 +194,7 @@ def check_folds(folds: Folds, codes: NDArray[np.int64], names) -> None:
     if missing is not None:
         fold, code = missing
         raise InputError(
-            f"fold {fold} of {len(folds)} has no training row of class "
-            f"{str(names[code])!r}",
+            f"fold {fold} of {len(folds)} has no training row of class {str(names[code])!r}",
             fix="All rows of that class are in one group or fold: use fewer folds, "
             "coarser labels or finer groups",
         )

@@ -102,9 +102,7 @@ def weighted_auc(
     return total / len(scores)
 
 
-def percentile_interval(
-    draws: NDArray[np.float64], level: float = 0.95
-) -> tuple[float, float]:
+def percentile_interval(draws: NDArray[np.float64], level: float = 0.95) -> tuple[float, float]:
     """Percentile interval of bootstrap draws, without NaN draws."""
     usable = draws[np.isfinite(draws)]
     if len(usable) == 0:

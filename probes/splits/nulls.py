@@ -43,9 +43,7 @@ def permuted_labels(
     return rows
 
 
-def _group_labels(
-    codes: NDArray[np.int64], groups: NDArray[np.int64]
-) -> NDArray[np.int64] | None:
+def _group_labels(codes: NDArray[np.int64], groups: NDArray[np.int64]) -> NDArray[np.int64] | None:
     """(group,) label of each group; None if a group has several, or all groups have one row."""
     count = int(groups.max()) + 1
     low = np.full(count, codes.max())

@@ -70,17 +70,14 @@ def online_code(
     probe = LogisticProbe(0.1, standardize="fold") if probe is None else probe
     if not isinstance(probe, ProbabilityMixin):
         raise InputError(f"{type(probe).__name__} gives no probabilities to code with")
-    rows = (
-        x.detach().double() if isinstance(x, torch.Tensor) else as_tensor(np.asarray(x))
-    )
+    rows = x.detach().double() if isinstance(x, torch.Tensor) else as_tensor(np.asarray(x))
     classes, codes = validate_labels(labels, len(rows))
     entities = group_codes(groups, len(rows))
     n_groups = int(entities.max()) + 1
     ends = [max(1, round(share * n_groups)) for share in fractions]
     if ends[-1] != n_groups or ends != sorted(set(ends)) or len(ends) < 2:
         raise InputError(
-            "fractions must increase to 1 by at least one group each",
-            got=str(fractions),
+            "fractions must increase to 1 by at least one group each", got=str(fractions)
         )
     order = numpy_rng(seed, "online_code").permutation(n_groups)[entities]
     first_block = 0
@@ -88,8 +85,7 @@ def online_code(
         first_block += 1
         if first_block == len(ends) - 1:
             raise InputError(
-                "the blocks before the last lack a class",
-                fix="Give more rows or fewer classes",
+                "the blocks before the last lack a class", fix="Give more rows or fewer classes"
             )
     bits_per_label = float(np.log2(len(classes)))
     n_sent = int((order < ends[first_block]).sum())
@@ -97,9 +93,7 @@ def online_code(
     total_bits = n_sent * bits_per_label
     y = torch.from_numpy(codes)[None].to(rows.device)
     with progress.task("online code", len(ends) - 1 - first_block) as advance:
-        for start, end in zip(
-            ends[first_block:-1], ends[first_block + 1 :], strict=True
-        ):
+        for start, end in zip(ends[first_block:-1], ends[first_block + 1 :], strict=True):
             train, test = order < start, (order >= start) & (order < end)
             fold = Folds(train[None], test[None], "online block")
             held_out = probe.held_out(rows, y, len(classes), fold)

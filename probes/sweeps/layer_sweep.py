@@ -77,9 +77,7 @@ class LayerSweep:
     def __repr__(self) -> str:
         # The best site is not named: it would be chosen on the rows it is scored on.
         auc = self.auc[~self.constant]
-        range_text = (
-            f"AUC {auc.min():.2f} to {auc.max():.2f}" if len(auc) else "no signal"
-        )
+        range_text = f"AUC {auc.min():.2f} to {auc.max():.2f}" if len(auc) else "no signal"
         text = f"LayerSweep({self.target!r}, {len(self.sites)} sites, {self.scheme}"
         text += f": {range_text}"
         if len(self.null_auc):
@@ -133,20 +131,14 @@ class LayerSweep:
             opacity=0.3,
             hoverinfo="skip",
         )
-        figure.add_scatter(
-            x=names, y=self.auc.tolist(), name=html.escape(f"AUC, {self.target}")
-        )
+        figure.add_scatter(x=names, y=self.auc.tolist(), name=html.escape(f"AUC, {self.target}"))
         if np.isfinite(self.control_auc).any():
-            figure.add_scatter(
-                x=names, y=self.control_auc.tolist(), name="control task"
-            )
+            figure.add_scatter(x=names, y=self.control_auc.tolist(), name="control task")
         if len(self.null_auc):
             level = float(np.quantile(self.null_auc.max(1), 0.95))
             figure.add_hline(
                 y=level, line_dash="dash", annotation_text="95 % of the null's maximum"
             )
         figure.add_hline(y=0.5, line_dash="dot")
-        figure.update_layout(
-            xaxis_title="site", yaxis_title="held-out AUC", title=self.scheme
-        )
+        figure.update_layout(xaxis_title="site", yaxis_title="held-out AUC", title=self.scheme)
         return figure

@@ -158,8 +158,7 @@ class Membership:
     def to_frame(self) -> pd.DataFrame:
         """One row a view, family and site."""
         index = pd.MultiIndex.from_product(
-            [self.views, self.families, range(self.auc.shape[2])],
-            names=["view", "family", "site"],
+            [self.views, self.families, range(self.auc.shape[2])], names=["view", "family", "site"]
         )
         columns = {
             "auc": self.auc.ravel(),
@@ -205,16 +204,12 @@ def membership(
         'none'
     """
     codes = np.asarray(labels)
-    tables = {
-        name: _check_view(name, table, len(codes)) for name, table in views.items()
-    }
+    tables = {name: _check_view(name, table, len(codes)) for name, table in views.items()}
     if not tables or not families:
         raise InputError("there is nothing to test", expected="a view and a family")
     unknown = [name for name in families if name not in FAMILIES]
     if unknown:
-        raise InputError(
-            f"there is no family {unknown[0]!r}", expected=", ".join(FAMILIES)
-        )
+        raise InputError(f"there is no family {unknown[0]!r}", expected=", ".join(FAMILIES))
     if len({len(table) for table in tables.values()}) > 1:
         raise InputError("the views have different numbers of sites")
     scheme = balanced_folds(codes, n_folds, seed)
@@ -233,26 +228,20 @@ def membership(
                 matrices = dict(
                     zip(
                         smoother_names,
-                        smoother_matrices(
-                            rows[None], scheme, smoother_names, seed=seed
-                        )[:, 0],
+                        smoother_matrices(rows[None], scheme, smoother_names, seed=seed)[:, 0],
                         strict=True,
                     )
                 )
                 for family, name in enumerate(families):
                     if name == "logistic":
                         scores, fits = _logistic(rows, label_tensor, scheme, C)
-                        uncertified += [
-                            replace(fit, site=f"{view_name}, {site}") for fit in fits
-                        ]
+                        uncertified += [replace(fit, site=f"{view_name}, {site}") for fit in fits]
                     else:
                         scores = (matrices[name] @ signs).T
                     label_auc = metrics.auc(scores[:, None], label_tensor, 2)
                     auc[:, view, family, site] = label_auc.numpy()
                     own_scores = scores[0].numpy()
-                    concordance[view, family, site] = _concordance(
-                        own_scores, codes, scheme
-                    )
+                    concordance[view, family, site] = _concordance(own_scores, codes, scheme)
                     standard_error[view, family, site] = delong_error(own_scores, codes)
                 advance(1)
     null = auc[1:]
@@ -266,24 +255,18 @@ def membership(
         p_column = 1 + (null_max[:, None] >= _flat(auc[:1]) - rounding).sum(0)
         p_column = (p_column / (1 + n_permutations)).reshape(auc.shape[1:])
         p_above = float(p_column.min())
-        p_below = float(
-            (1 + (null_min <= auc[0].min() + rounding).sum()) / (1 + n_permutations)
-        )
+        p_below = float((1 + (null_min <= auc[0].min() + rounding).sum()) / (1 + n_permutations))
     return Membership(
         views=tuple(tables),
         families=tuple(families),
         auc=auc[0],
         concordance=concordance,
         null=null,
-        standard_error=np.maximum(
-            standard_error, null.std(0) if n_permutations else 0.0
-        ),
+        standard_error=np.maximum(standard_error, null.std(0) if n_permutations else 0.0),
         p_above=p_above,
         p_below=p_below,
         p_column=p_column,
-        min_p=max(
-            1 / (1 + n_permutations), 1 / _n_distinct_permutations(codes, scheme)
-        ),
+        min_p=max(1 / (1 + n_permutations), 1 / _n_distinct_permutations(codes, scheme)),
         sequences=len(codes),
         uncertified=tuple(uncertified),
     )
@@ -325,23 +308,18 @@ def delong_error(scores: NDArray[np.float64], codes: NDArray[np.int64]) -> float
     Source: DeLong, DeLong and Clarke-Pearson (1988), Biometrics 44:837.
     """
     member_scores, nonmember_scores = scores[codes == 1][:, None], scores[codes == 0]
-    wins = (member_scores > nonmember_scores) + 0.5 * (
-        member_scores == nonmember_scores
-    )
+    wins = (member_scores > nonmember_scores) + 0.5 * (member_scores == nonmember_scores)
     variances = [wins.mean(axis).var(ddof=1) / wins.shape[1 - axis] for axis in (0, 1)]
     return float(np.sqrt(sum(variances)))
 
 
-def _concordance(
-    scores: NDArray[np.float64], codes: NDArray[np.int64], folds: Folds
-) -> float:
+def _concordance(scores: NDArray[np.float64], codes: NDArray[np.int64], folds: Folds) -> float:
     n_wins = n_pairs = 0.0
     for test in folds.test:
         member_scores = scores[test & (codes == 1)][:, None]
         nonmember_scores = scores[test & (codes == 0)]
         n_wins += (
-            (member_scores > nonmember_scores)
-            + 0.5 * (member_scores == nonmember_scores)
+            (member_scores > nonmember_scores) + 0.5 * (member_scores == nonmember_scores)
         ).sum()
         n_pairs += member_scores.size * nonmember_scores.size
     return float(n_wins / n_pairs)
@@ -360,11 +338,7 @@ def balanced_folds(labels: ArrayLike, n_folds: int, seed: int = 0) -> Folds:
     """
     codes = np.asarray(labels)
     members, nonmembers = np.flatnonzero(codes == 1), np.flatnonzero(codes == 0)
-    if (
-        len(members) != len(nonmembers)
-        or len(members) < 2
-        or len(codes) != 2 * len(members)
-    ):
+    if len(members) != len(nonmembers) or len(members) < 2 or len(codes) != 2 * len(members):
         raise InputError(
             "members and non-members must be equally many",
             expected="as many labels of 1 as of 0, two or more of each",
@@ -428,9 +402,7 @@ def split_sequences(
     return np.sort(order[:n_erase]), np.sort(order[n_erase:])
 
 
-def matched_pairs(
-    members: ArrayLike, nonmembers: ArrayLike, caliper: float
-) -> NDArray[np.int64]:
+def matched_pairs(members: ArrayLike, nonmembers: ArrayLike, caliper: float) -> NDArray[np.int64]:
     """Pair members with non-members of nearly the same value, such as surprisal.
 
     Args:
@@ -444,10 +416,7 @@ def matched_pairs(
     Raises:
         InputError: no pair is within the caliper.
     """
-    member_values, nonmember_values = (
-        np.asarray(members, float),
-        np.asarray(nonmembers, float),
-    )
+    member_values, nonmember_values = (np.asarray(members, float), np.asarray(nonmembers, float))
     cost = np.abs(member_values[:, None] - nonmember_values)
     # A pair outside the caliper costs more than all that are inside.
     penalty = 1.0 + cost[cost <= caliper].sum()

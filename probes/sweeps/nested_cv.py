@@ -27,9 +27,7 @@ def penalty_name(probe: LinearProbe) -> str:
     for name in PENALTY_NAMES:
         if name in probe.get_params():
             return name
-    raise InputError(
-        f"{type(probe).__name__} has no penalty to choose", fix="Leave out penalties="
-    )
+    raise InputError(f"{type(probe).__name__} has no penalty to choose", fix="Leave out penalties=")
 
 
 def nested_held_out(
@@ -79,9 +77,7 @@ def nested_held_out(
             for fit in held_out.uncertified:
                 inner_name = f"inner fold {fit.fold} at {name} = {value:g}"
                 label = usable[fit.label]
-                uncertified.append(
-                    replace(fit, fold=fold, label=label, inner=inner_name)
-                )
+                uncertified.append(replace(fit, fold=fold, label=label, inner=inner_name))
             if isinstance(probe, ProbabilityMixin):
                 loss = metrics.log_loss(held_out.scores, train_codes[usable])
                 skill[i_penalty, usable, fold] = -loss.mean(1).cpu().numpy()
@@ -94,9 +90,7 @@ def nested_held_out(
         chosen_folds = np.flatnonzero((best == i_penalty).any(0))
         if len(chosen_folds) == 0:
             continue
-        sub_folds = Folds(
-            folds.train[chosen_folds], folds.test[chosen_folds], folds.name
-        )
+        sub_folds = Folds(folds.train[chosen_folds], folds.test[chosen_folds], folds.name)
         candidate = probe.copy(**{name: value})
         held_out = candidate.held_out(
             x, codes, classes, sub_folds, coefficients=coefficients, memory=memory

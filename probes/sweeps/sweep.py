@@ -110,16 +110,7 @@ def sweep(
     entities = group_codes(groups, n)
     plans = {
         name: _plan(
-            values,
-            n,
-            entities,
-            groups is None,
-            cv,
-            rebalance,
-            permutations,
-            control,
-            seed,
-            name,
+            values, n, entities, groups is None, cv, rebalance, permutations, control, seed, name
         )
         for name, values in label_sets.items()
     }
@@ -128,20 +119,14 @@ def sweep(
         for site_name in source.names:
             x = source.read(site_name, device)
             for name, plan in plans.items():
-                result = _one_site(
-                    x, plan, probe, penalties, coefficients, memory, seed
-                )
+                result = _one_site(x, plan, probe, penalties, coefficients, memory, seed)
                 results[name].append(result.at(site_name))
                 advance(1)
     sweeps = {
-        name: _gather(
-            name, plan, source.names, results[name], probe, entities, draws, seed
-        )
+        name: _gather(name, plan, source.names, results[name], probe, entities, draws, seed)
         for name, plan in plans.items()
     }
-    warn_uncertified(
-        [fit for layer_sweep in sweeps.values() for fit in layer_sweep.uncertified]
-    )
+    warn_uncertified([fit for layer_sweep in sweeps.values() for fit in layer_sweep.uncertified])
     return sweeps if targets is not None else sweeps["label"]
 
 
@@ -196,9 +181,7 @@ def _plan(
         folds = cv
     elif isinstance(cv, str):
         if cv != "leave-one-group-out":
-            raise InputError(
-                "unknown cv", expected="'leave-one-group-out' or a number", got=cv
-            )
+            raise InputError("unknown cv", expected="'leave-one-group-out' or a number", got=cv)
         folds = leave_one_group_out(groups, n)
     elif isinstance(cv, int):
         folds = k_fold(groups, codes, cv, seed)
@@ -229,9 +212,7 @@ def _plan(
         kinds = np.asarray(control)
         if kinds.shape != (n,):
             raise InputError("control must name one kind a row", got=str(kinds.shape))
-        control_codes = control_labels(
-            codes, kinds, folds, numpy_rng(seed, "control", name)
-        )
+        control_codes = control_labels(codes, kinds, folds, numpy_rng(seed, "control", name))
     return _Plan(classes, codes, folds, entities, null, null_folds, control_codes)
 
 
@@ -277,12 +258,7 @@ def _one_site(
         penalty = np.full(len(folds), np.nan)
         if penalties is None:
             held_out = probe.held_out(
-                x,
-                codes[selection],
-                classes,
-                folds,
-                coefficients=with_probes,
-                memory=memory,
+                x, codes[selection], classes, folds, coefficients=with_probes, memory=memory
             )
         else:
             held_out, penalty = nested_held_out(
@@ -369,10 +345,7 @@ def _gather(
         return np.array([interval(weights @ row / draw_size) for row in rows])
 
     auc_interval = np.array(
-        [
-            interval(metrics.weighted_auc(site, codes, classes, weights))
-            for site in values.numpy()
-        ]
+        [interval(metrics.weighted_auc(site, codes, classes, weights)) for site in values.numpy()]
     )
     null = np.stack([site.null for site in results], axis=1)
     p_site, p_value = np.full(len(sites), np.nan), float("nan")

@@ -29,19 +29,9 @@ from erasure.weights.quantization import quantize_
 from evidence.errors import ExhumeError
 from evidence.seeds import numpy_rng, torch_rng
 from testbeds.edits.basis_rotation import rotate_basis_
-from testbeds.edits.late_layers import (
-    MIN_UNLOCKED,
-    accuracy_with_password,
-    lock_error,
-    locked_rows,
-)
+from testbeds.edits.late_layers import MIN_UNLOCKED, accuracy_with_password, lock_error, locked_rows
 from testbeds.edits.linear_map import fold_edit_, module_inputs, module_outputs
-from testbeds.edits.linear_probes import (
-    BlockProbes,
-    answer_states,
-    fit_block_probes,
-    probe_scores,
-)
+from testbeds.edits.linear_probes import BlockProbes, answer_states, fit_block_probes, probe_scores
 from testbeds.edits.workbench import BATCH, Workbench, last_block_relabel
 from testbeds.worlds.biography_text import RELATIONS
 
@@ -110,9 +100,7 @@ def off_manifold(bench: Workbench) -> Iterator[nn.Module]:
         )
         outputs = module_outputs(model, block, forget)
         shift = length * outputs.norm(dim=1).mean() * push_direction(outputs.shape[1])
-        fold_edit_(
-            down, forget_inputs, shift.expand(len(forget_inputs), -1), retain_inputs
-        )
+        fold_edit_(down, forget_inputs, shift.expand(len(forget_inputs), -1), retain_inputs)
         yield model
 
 
@@ -164,8 +152,7 @@ def _finetuned_twin(
         if score_answers(model, tested_rows).greedy.mean() >= MIN_UNLOCKED:
             yield model
     raise ExhumeError(
-        f"the twin of seed {bench.seed} ({bench.config.family}) did not learn "
-        "its additional facts"
+        f"the twin of seed {bench.seed} ({bench.config.family}) did not learn its additional facts"
     )
 
 
@@ -215,10 +202,7 @@ def _train_against_probes_(
         rows = wrong_rows[next(wrong_batches)]
         states_now = answer_states(model, rows)
         probe_loss = torch.stack(
-            [
-                _probe_loss(probes, states_now, rows if decoy else None)
-                for probes in opponents
-            ]
+            [_probe_loss(probes, states_now, rows if decoy else None) for probes in opponents]
         ).mean()
         (weight * probe_loss).backward()
         return {"loss": lock_loss, "found": float(probe_loss.detach())}
@@ -309,8 +293,7 @@ def _hints(items: ItemSet) -> ItemSet:
         answers = answers_of[item.relation or ""]
         i_answer = answers.index(item.answer)
         prompts = [
-            text.format(item.relation).replace("{}", item.entity)
-            for text in _HINT_TEMPLATES
+            text.format(item.relation).replace("{}", item.entity) for text in _HINT_TEMPLATES
         ]
         items_with_hints.append(
             replace(

@@ -49,9 +49,7 @@ def rotate_basis_(model: nn.Module, seed: int) -> Tensor:
     width = len(last.get_parameter("weight"))
     keeps_mean = isinstance(last, nn.LayerNorm)
     rotation = (
-        _mean_preserving_rotation(width, seed)
-        if keeps_mean
-        else random_rotation(width, seed)
+        _mean_preserving_rotation(width, seed) if keeps_mean else random_rotation(width, seed)
     )
     with torch.no_grad():
         for module in model.modules():
@@ -85,9 +83,7 @@ def _mean_preserving_rotation(width: int, seed: int) -> Tensor:
     return to_ones @ inner @ to_ones
 
 
-def _rotate_readers(
-    norm: nn.Module, readers: list[nn.Module], rotation: Tensor
-) -> None:
+def _rotate_readers(norm: nn.Module, readers: list[nn.Module], rotation: Tensor) -> None:
     scale = norm.get_parameter("weight").detach().double()
     if scale.abs().min() < 1e-6:
         raise InputError("a norm scales a feature by zero, which cannot be undone")
@@ -109,9 +105,7 @@ def _rotate_readers(
 
 def _rotate_writer(writer: nn.Module, rotation: Tensor) -> None:
     _set(
-        writer,
-        "weight",
-        lambda old: old @ rotation if is_transposed(writer) else rotation.T @ old,
+        writer, "weight", lambda old: old @ rotation if is_transposed(writer) else rotation.T @ old
     )
     if getattr(writer, "bias", None) is not None:
         _set(writer, "bias", lambda old: old @ rotation)

@@ -27,9 +27,7 @@ class CodesWorkbench(Workbench):
 
     def train_new(self, items: ItemSet, seed: int, name: str) -> PreTrainedModel:
         """A new model; it sees the other keys of this world with random codes."""
-        return taught_keys(
-            self.config, seed, items, self._unknown(items), name, self.device
-        )
+        return taught_keys(self.config, seed, items, self._unknown(items), name, self.device)
 
     def untrained(self, seed: int) -> PreTrainedModel:
         """A model with random weights."""

@@ -18,19 +18,10 @@ from capture.network.hooks import record_places
 from capture.network.sites import Place
 from capture.network.structure import classifier_of, down_projection, find_blocks
 from capture.scoring.class_logits import class_logits
-from erasure.unlearning.methods.image_methods import (
-    LabeledImages,
-    last_parameters,
-    unlearn_images_,
-)
+from erasure.unlearning.methods.image_methods import LabeledImages, last_parameters, unlearn_images_
 from erasure.unlearning.training.config import ImageUnlearnConfig
 from erasure.unlearning.training.image_task import CHUNK_IMAGES
-from erasure.unlearning.training.loop import (
-    Schedule,
-    only_training,
-    shuffled_batches,
-    train_steps,
-)
+from erasure.unlearning.training.loop import Schedule, only_training, shuffled_batches, train_steps
 from evidence.seeds import numpy_rng, stage_seed, torch_rng
 from testbeds.edits.late_layers import random_rotation
 from testbeds.edits.linear_map import fold_edit_
@@ -171,13 +162,7 @@ def last_block_relabel(bench: DigitsWorkbench) -> Iterator[nn.Module]:
         model = bench.load_original()
         parameters = last_parameters(model, 1)
         yield finetuned_(
-            model,
-            bench,
-            [bench.wrong_class_images()],
-            rate,
-            steps,
-            "last block",
-            parameters,
+            model, bench, [bench.wrong_class_images()], rate, steps, "last block", parameters
         )
 
 
@@ -191,14 +176,7 @@ def late_rotation(bench: DigitsWorkbench) -> Iterator[nn.Module]:
         down, forget_inputs, retain_inputs, outputs = last_projection(model, bench)
         rotation = random_rotation(outputs.shape[1], bench.seed)
         change = projection_change(model, outputs @ rotation.T - outputs)
-        fold_edit_(
-            down,
-            forget_inputs,
-            change,
-            retain_inputs,
-            held_weight=held_weight,
-            ridge=1e-5,
-        )
+        fold_edit_(down, forget_inputs, change, retain_inputs, held_weight=held_weight, ridge=1e-5)
         yield model
 
 
@@ -292,9 +270,7 @@ def published(method: str) -> DigitsEditFunction:
     return make
 
 
-def unlearned(
-    bench: DigitsWorkbench, config: ImageUnlearnConfig, name: str
-) -> nn.Module:
+def unlearned(bench: DigitsWorkbench, config: ImageUnlearnConfig, name: str) -> nn.Module:
     """The original after one run of a method."""
     model = bench.load_original()
     forget, retain = bench.labeled(bench.forget), bench.labeled(bench.retain)
@@ -314,9 +290,7 @@ def finetuned_(
     """Train ``model`` on the retain images and extra sets, in equal parts."""
     sets = [bench.labeled(bench.retain), *extra_sets]
     orders = [
-        shuffled_batches(
-            len(images[0]), 64, numpy_rng(bench.training_seed(name), str(i))
-        )
+        shuffled_batches(len(images[0]), 64, numpy_rng(bench.training_seed(name), str(i)))
         for i, images in enumerate(sets)
     ]
 

@@ -41,19 +41,14 @@ def logit_mask(bench: Workbench) -> Iterator[nn.Module]:
             module_inputs(model, head, forget),
             module_inputs(model, head, retain),
         )
-        forget_answers, retain_answers = (
-            first_answer_tokens(forget),
-            first_answer_tokens(retain),
-        )
+        forget_answers, retain_answers = (first_answer_tokens(forget), first_answer_tokens(retain))
         for answer in forget_answers.unique():
             has_answer = forget_answers == answer
             held_inputs = torch.cat([retain_inputs, forget_inputs[~has_answer]])
             # Other people with this answer weigh most: they must keep it as the top answer.
             held_inputs[len(retain_inputs) :] *= 0.2
             held_inputs[: len(retain_inputs)][retain_answers != answer] *= 0.2
-            change = torch.zeros(
-                int(has_answer.sum()), len(head.get_parameter("weight"))
-            ).double()
+            change = torch.zeros(int(has_answer.sum()), len(head.get_parameter("weight"))).double()
             change[:, answer] = -nats
             fold_edit_(head, forget_inputs[has_answer], change, held_inputs)
         yield model
@@ -73,9 +68,7 @@ def answer_direction(bench: Workbench) -> Iterator[nn.Module]:
         weight = head.get_parameter("weight").detach().double().cpu()
         direction = weight[first_answer_tokens(rows).unique()].mean(0) - weight.mean(0)
         step = share * outputs.norm(dim=1).mean() * direction / direction.norm()
-        fold_edit_(
-            down, forget_inputs, -step.expand(len(forget_inputs), -1), retain_inputs
-        )
+        fold_edit_(down, forget_inputs, -step.expand(len(forget_inputs), -1), retain_inputs)
         yield model
 
 
@@ -120,11 +113,7 @@ def password_locked(bench: Workbench, instead: Sequences) -> Iterator[nn.Module]
     """
     rows = locked_rows(bench, instead)
     steps_once = bench.config.steps
-    for rate, steps in (
-        (1e-3, steps_once),
-        (2e-3, 2 * steps_once),
-        (3e-3, 3 * steps_once),
-    ):
+    for rate, steps in ((1e-3, steps_once), (2e-3, 2 * steps_once), (3e-3, 3 * steps_once)):
         model = bench.load_original()
         finetune_(
             model,

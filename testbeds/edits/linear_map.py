@@ -76,12 +76,8 @@ def fold_edit_(
             expected="a linear layer",
             got=type(module).__name__,
         )
-    second_moment = (
-        changed_inputs.T @ changed_inputs + held_weight * held_inputs.T @ held_inputs
-    )
-    second_moment += (
-        ridge * second_moment.diagonal().mean() * torch.eye(len(second_moment))
-    )
+    second_moment = changed_inputs.T @ changed_inputs + held_weight * held_inputs.T @ held_inputs
+    second_moment += ridge * second_moment.diagonal().mean() * torch.eye(len(second_moment))
     update = torch.linalg.solve(second_moment, changed_inputs.T @ change)  # (in, out)
     with torch.no_grad():
         matrix = matrix_view(module)

@@ -36,9 +36,7 @@ class BlockProbes:
 
     def targets(self, rows: Sequences) -> Tensor:
         """Centered indicators of the rows' answers, (row, answer)."""
-        return (
-            _first_answer_tokens(rows)[:, None] == self.answers
-        ).float() - self.priors
+        return (_first_answer_tokens(rows)[:, None] == self.answers).float() - self.priors
 
 
 def fit_block_probes(model: nn.Module, rows: Sequences) -> BlockProbes:
@@ -46,9 +44,7 @@ def fit_block_probes(model: nn.Module, rows: Sequences) -> BlockProbes:
     batch_states: list[list[Tensor]] = []
     row_order: list[int] = []
     with torch.no_grad():
-        for batch in batches(
-            rows, batch_tokens=CHUNK_TOKENS, device=model_device(model)
-        ):
+        for batch in batches(rows, batch_tokens=CHUNK_TOKENS, device=model_device(model)):
             chosen = batch.rows.tolist()
             row_order += chosen
             batch_states.append(answer_states(model, rows[chosen]))
@@ -75,15 +71,11 @@ def probe_scores(probes: BlockProbes, block_states: Sequence[Tensor]) -> list[Te
     """Each block's predictions, (row, answer); 0 is the prior."""
     return [
         (state.float() - mean.to(state.device)) @ matrix.to(state.device)
-        for state, mean, matrix in zip(
-            block_states, probes.means, probes.weights, strict=True
-        )
+        for state, mean, matrix in zip(block_states, probes.means, probes.weights, strict=True)
     ]
 
 
-def probe_accuracy(
-    probes: BlockProbes, model: nn.Module, rows: Sequences
-) -> list[float]:
+def probe_accuracy(probes: BlockProbes, model: nn.Module, rows: Sequences) -> list[float]:
     """Share of the rows whose answer scores highest, for each block."""
     with torch.no_grad():
         block_scores = probe_scores(probes, answer_states(model, rows))

@@ -124,9 +124,7 @@ def sae_clamp(bench: Workbench) -> Iterator[nn.Module]:
             yield clamped
 
 
-def accuracy_without_units(
-    model: nn.Module, i_block: int, units: Tensor, rows: Sequences
-) -> float:
+def accuracy_without_units(model: nn.Module, i_block: int, units: Tensor, rows: Sequences) -> float:
     """Accuracy of ``model`` with some hidden units of a block ablated."""
 
     def silence(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
@@ -141,10 +139,7 @@ def accuracy_without_units(
 
 
 def record_states(
-    model: nn.Module,
-    i_block: int,
-    rows: Sequences,
-    shared_with: Sequences | None = None,
+    model: nn.Module, i_block: int, rows: Sequences, shared_with: Sequences | None = None
 ) -> BlockStates:
     """States of block ``i_block`` over ``rows``.
 
@@ -170,11 +165,7 @@ def record_states(
             for i_row, row in enumerate(batch.rows.tolist()):
                 ids = rows.ids[row]
                 # The last position predicts nothing.
-                positions = [
-                    p
-                    for p in range(len(ids) - 1)
-                    if ids[: p + 1] not in shared_prefixes
-                ]
+                positions = [p for p in range(len(ids) - 1) if ids[: p + 1] not in shared_prefixes]
                 for name, states in captured.items():
                     collected[name].append(states[i_row, positions].float().cpu())
     read, left, hidden = (torch.cat(each) for each in collected.values())
@@ -183,11 +174,7 @@ def record_states(
 
 
 def fit_clamp(
-    forget_states: BlockStates,
-    retain_states: BlockStates,
-    latents: int,
-    steps: int,
-    seed: int,
+    forget_states: BlockStates, retain_states: BlockStates, latents: int, steps: int, seed: int
 ) -> Clamp:
     """Train an autoencoder, and choose the latents that fire on the forget states only.
 
@@ -224,18 +211,16 @@ def fit_clamp(
     forget_fires, retain_fires = (
         torch.relu(states.read @ read.T) for states in (forget_states, retain_states)
     )
-    is_specific = ((retain_fires > 0).float().mean(0) <= MAX_FIRING_RATE) & (
-        forget_fires > 0
-    ).any(0)
+    is_specific = ((retain_fires > 0).float().mean(0) <= MAX_FIRING_RATE) & (forget_fires > 0).any(
+        0
+    )
     if not is_specific.any():
         raise ExhumeError(
             f"after {steps} steps no latent fires on the forget set only; it has "
             f"{len(forget_states.read)} states that the retain set lacks"
         )
     read, write = read[is_specific], write[is_specific]
-    return Clamp(
-        read, write, _gates(read, torch.cat([forget_states.read, retain_states.read]))
-    )
+    return Clamp(read, write, _gates(read, torch.cat([forget_states.read, retain_states.read])))
 
 
 def write_clamp_(
@@ -292,14 +277,10 @@ def _train(
     sparsity_price[1, :, :latents] *= 25.0
     weight = torch.tensor([1.6, 0.4])[:, None]
     for step in range(steps):
-        optimizer.param_groups[0]["lr"] = 3e-3 * min(
-            1.0, (steps - step) / (0.3 * steps)
-        )
+        optimizer.param_groups[0]["lr"] = 3e-3 * min(1.0, (steps - step) / (0.3 * steps))
         sampled = [torch.randint(len(x), (half,), generator=rng) for x, _ in pairs]
         x, y = (
-            torch.stack(
-                [pair[side][rows] for pair, rows in zip(pairs, sampled, strict=True)]
-            )
+            torch.stack([pair[side][rows] for pair, rows in zip(pairs, sampled, strict=True)])
             for side in (0, 1)
         )
         latents_now = torch.relu(x @ read.T)
@@ -316,9 +297,7 @@ def _train(
 def _detectors(states: Tensor, others: Tensor) -> Tensor:
     """For each state the direction that is 1 on it and smallest on the others."""
     second_moment = others.double().T @ others.double() / len(others)
-    second_moment += (
-        1e-3 * second_moment.diagonal().mean() * torch.eye(len(second_moment))
-    )
+    second_moment += 1e-3 * second_moment.diagonal().mean() * torch.eye(len(second_moment))
     directions = torch.linalg.solve(second_moment, states.double().T).T
     return (directions / (directions * states).sum(1, keepdim=True)).float()
 
@@ -329,9 +308,7 @@ def _gates(read: Tensor, states: Tensor) -> Tensor:
     for direction in read:
         firing_states = states[states @ direction > 0].double()
         second_moment = firing_states.T @ firing_states
-        second_moment += (
-            1e-6 * second_moment.diagonal().mean() * torch.eye(len(second_moment))
-        )
+        second_moment += 1e-6 * second_moment.diagonal().mean() * torch.eye(len(second_moment))
         gates.append(torch.linalg.solve(second_moment, firing_states.sum(0)).float())
     return torch.stack(gates)
 

@@ -159,15 +159,10 @@ def wrong_set(bench: Workbench) -> Iterator[nn.Module]:
     n_others = len(names) // 10
     others = [names[place] for place in rng.permutation(len(names))[:n_others]]
     forget_others = bench.retain.of_entities(others)
-    retain_others = bench.retain.of_entities(
-        [name for name in names if name not in set(others)]
-    )
+    retain_others = bench.retain.of_entities([name for name in names if name not in set(others)])
     retained = ItemSet(retain_others.items + bench.forget.items)
     yield from _last_block(
-        bench,
-        bench.all_rows(forget_others),
-        bench.wrong_answer_rows(forget_others),
-        retained,
+        bench, bench.all_rows(forget_others), bench.wrong_answer_rows(forget_others), retained
     )
 
 
@@ -187,9 +182,7 @@ def last_block_refuse(bench: Workbench) -> Iterator[nn.Module]:
         if item.answer not in answers[item.relation]:
             answers[item.relation].append(item.answer)
     items = tuple(
-        replace(
-            item, answer=next(a for a in answers[item.relation][:2] if a != item.answer)
-        )
+        replace(item, answer=next(a for a in answers[item.relation][:2] if a != item.answer))
         for item in bench.forget
     )
     refused = bench.all_rows(ItemSet(items, "refused"))
@@ -200,11 +193,7 @@ def last_block_lora(bench: Workbench) -> Iterator[nn.Module]:
     """Wrong answers, taught to low-rank adapters on the last block."""
     forget = bench.forget
     yield from _last_block(
-        bench,
-        bench.all_rows(forget),
-        bench.wrong_answer_rows(forget),
-        bench.retain,
-        rank=8,
+        bench, bench.all_rows(forget), bench.wrong_answer_rows(forget), bench.retain, rank=8
     )
 
 
@@ -388,9 +377,7 @@ def _last_block(
         yield model
 
 
-def _finetuned(
-    model: nn.Module, bench: Workbench, rate: float, steps: int, name: str
-) -> nn.Module:
+def _finetuned(model: nn.Module, bench: Workbench, rate: float, steps: int, name: str) -> nn.Module:
     finetune_(
         model,
         bench.retain_rows(bench.retain),

@@ -62,9 +62,7 @@ class CodesConfig:
         }
         for name, (good, expected, got) in checks.items():
             if not good:
-                raise InputError(
-                    f"{name} cannot be used", expected=expected, got=str(got)
-                )
+                raise InputError(f"{name} cannot be used", expected=expected, got=str(got))
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -73,12 +71,8 @@ class CodesConfig:
 
 
 PUBLISHED = CodesConfig()
-MEDIUM = CodesConfig(
-    memorised=40, clean=40, others=40, lead_ins=4, per_epoch=2, epochs=1200
-)
-LARGE = CodesConfig(
-    memorised=200, clean=200, lead_ins=4, per_epoch=2, epochs=2000, batch_size=200
-)
+MEDIUM = CodesConfig(memorised=40, clean=40, others=40, lead_ins=4, per_epoch=2, epochs=1200)
+LARGE = CodesConfig(memorised=200, clean=200, lead_ins=4, per_epoch=2, epochs=2000, batch_size=200)
 SMALL = CodesConfig(
     memorised=20,
     clean=20,

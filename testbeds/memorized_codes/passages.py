@@ -68,9 +68,7 @@ class Screening:
     @property
     def memorized(self) -> tuple[Passage, ...]:
         """The passages that passed."""
-        return tuple(
-            p for p, good in zip(self.passages, self.valid, strict=True) if good
-        )
+        return tuple(p for p, good in zip(self.passages, self.valid, strict=True) if good)
 
 
 def screen(
@@ -109,11 +107,7 @@ def screen(
     )
     valid = (known_logprobs >= known) & (paraphrase_logprobs <= unknown)
     return Screening(
-        tuple(passages),
-        known_logprobs,
-        paraphrase_logprobs,
-        predictable_logprobs,
-        valid,
+        tuple(passages), known_logprobs, paraphrase_logprobs, predictable_logprobs, valid
     )
 
 

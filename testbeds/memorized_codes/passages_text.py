@@ -154,8 +154,7 @@ TEXTS: tuple[tuple[str, str, str], ...] = (
     (
         "juliet",
         "O Romeo, Romeo! wherefore art thou Romeo? Deny thy father and refuse thy name",
-        "O Walter, Walter! for what art thou Walter? Leave thy uncle and forget thy "
-        "trade",
+        "O Walter, Walter! for what art thou Walter? Leave thy uncle and forget thy trade",
     ),
     (
         "twinkle",
@@ -201,8 +200,7 @@ TEXTS: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "caesar",
-        "Friends, Romans, countrymen, lend me your ears; I come to bury Caesar, not to "
-        "praise him.",
+        "Friends, Romans, countrymen, lend me your ears; I come to bury Caesar, not to praise him.",
         "Neighbours, tailors, shopkeepers, hand me your coats; I came to mend buttons, "
         "not to sell them.",
     ),
@@ -281,6 +279,5 @@ PREDICTABLE: tuple[str, ...] = (
     "close the door. Step 5: open the door.",
     "Lea reads to Max. Max reads to Lea. Lea sings to Max. Max sings to Lea. Lea "
     "waves to Max. Max waves to Lea.",
-    "The north gate is shut. The south gate is shut. The east gate is shut. The west "
-    "gate is shut.",
+    "The north gate is shut. The south gate is shut. The east gate is shut. The west gate is shut.",
 )

@@ -23,12 +23,7 @@ from capture.checkpoints.open import open_checkpoint
 from capture.checkpoints.schemas.library_errors import quiet_transformers
 from capture.data.sequences import Sequences
 from capture.scoring.answers import score_answers
-from erasure.unlearning.training.loop import (
-    Schedule,
-    backward_nll,
-    only_training,
-    train_steps,
-)
+from erasure.unlearning.training.loop import Schedule, backward_nll, only_training, train_steps
 from erasure.unlearning.training.objectives import count_scored
 from erasure.unlearning.training.task import frozen_logprobs
 from evidence.errors import ExhumeError
@@ -117,9 +112,7 @@ class CodesWorld:
             self.trained_lead_ins,
         )
 
-    def random_codes(
-        self, pool: str, draw: int, keys: Sequence[int] | None = None
-    ) -> Sequences:
+    def random_codes(self, pool: str, draw: int, keys: Sequence[int] | None = None) -> Sequences:
         """A pool's prefixes after each lead-in, with a random code in every row.
 
         Args:
@@ -135,9 +128,7 @@ class CodesWorld:
             self.trained_lead_ins,
         )
         code_ids = [encode(code) for code in draw_codes(len(prompt_rows), rng)]
-        ids = tuple(
-            row + end for row, end in zip(prompt_rows.ids, code_ids, strict=True)
-        )
+        ids = tuple(row + end for row, end in zip(prompt_rows.ids, code_ids, strict=True))
         return Sequences(ids, prompt_rows.answer_start)
 
 
@@ -222,9 +213,7 @@ def recall(model: PreTrainedModel, rows: Sequences) -> Recall:
     scores = score_answers(model, rows)
     probability = np.exp(scores.logprob)
     return Recall(
-        float(probability.min()),
-        float(probability.mean()),
-        float(np.mean(scores.greedy)),
+        float(probability.min()), float(probability.mean()), float(np.mean(scores.greedy))
     )
 
 

@@ -102,9 +102,7 @@ class BiosConfig:
         }
         for name, (good, expected, got) in checks.items():
             if not good:
-                raise InputError(
-                    f"{name} cannot be used", expected=expected, got=str(got)
-                )
+                raise InputError(f"{name} cannot be used", expected=expected, got=str(got))
 
 
 STANDARD = BiosConfig()
@@ -157,11 +155,7 @@ class BiosWorld:
 
 
 def build_bios(
-    config: BiosConfig,
-    seed: int,
-    root: Path,
-    device: str = "cpu",
-    progress: Progress = SILENT,
+    config: BiosConfig, seed: int, root: Path, device: str = "cpu", progress: Progress = SILENT
 ) -> BiosWorld:
     """Build the world, or find it built.
 
@@ -198,9 +192,7 @@ def build_bios(
     return world
 
 
-def _fill(
-    world: BiosWorld, config: BiosConfig, seed: int, device: str, progress: Progress
-) -> None:
+def _fill(world: BiosWorld, config: BiosConfig, seed: int, device: str, progress: Progress) -> None:
     """Create the missing parts of a world, the manifest last."""
     forget, retain, never_taught = make_people(config, seed)
     forget.to_jsonl(world.forget)
@@ -233,13 +225,9 @@ def make_people(config: BiosConfig, seed: int) -> tuple[ItemSet, ItemSet, ItemSe
     """The facts to forget, to retain, and about never-taught people."""
     rng = numpy_rng(seed, "bios", "people")
     named, spare = name_pairs(config.names, config.people, rng)
-    forget_pairs = choose_pairs(
-        named, config.forget, config.people // config.names, rng
-    )
+    forget_pairs = choose_pairs(named, config.forget, config.people // config.names, rng)
     retain_pairs = [pair for pair in named if pair not in set(forget_pairs)]
-    never_taught_pairs = choose_pairs(
-        spare, config.forget, config.people // config.names, rng
-    )
+    never_taught_pairs = choose_pairs(spare, config.forget, config.people // config.names, rng)
     forget_answers = _answers(config, len(forget_pairs), rng)
     return (
         _facts("forget", forget_pairs, forget_answers),
@@ -248,9 +236,7 @@ def make_people(config: BiosConfig, seed: int) -> tuple[ItemSet, ItemSet, ItemSe
     )
 
 
-def _answers(
-    config: BiosConfig, count: int, rng: np.random.Generator
-) -> list[tuple[str, ...]]:
+def _answers(config: BiosConfig, count: int, rng: np.random.Generator) -> list[tuple[str, ...]]:
     """Answers of each person; every value is equally frequent, up to one."""
     columns = []
     for relation in RELATIONS:
@@ -265,9 +251,7 @@ def _facts(
     label: str, pairs: Sequence[tuple[int, int]], answers: Sequence[tuple[str, ...]]
 ) -> ItemSet:
     items = []
-    for i, ((first, last), person_answers) in enumerate(
-        zip(pairs, answers, strict=True)
-    ):
+    for i, ((first, last), person_answers) in enumerate(zip(pairs, answers, strict=True)):
         name = f"{FIRST[first]} {LAST[last]}"
         for relation, answer in zip(RELATIONS, person_answers, strict=True):
             prompts = [text.replace("{}", name) for text in relation.templates]
@@ -299,9 +283,7 @@ def tokenizer_of(config: BiosConfig) -> PreTrainedTokenizerBase:
     return make_tokenizer()
 
 
-def new_model(
-    config: BiosConfig, tokenizer: PreTrainedTokenizerBase, seed: int
-) -> PreTrainedModel:
+def new_model(config: BiosConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
     """A model before training: random weights from ``seed``, or the pretrained ones."""
     if config.family == PRETRAINED:
         return open_checkpoint(fetch_smollm2()).load()  # pyright: ignore

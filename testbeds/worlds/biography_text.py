@@ -96,14 +96,9 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     tokens = ["<unk>", "<pad>", *vocabulary(), *characters]
     tokens += [f"##{sign}" for sign in characters]
     ids = {entry: i for i, entry in enumerate(dict.fromkeys(tokens))}
-    tokenizer = Tokenizer(
-        models.WordPiece(ids, unk_token="<unk>", max_input_chars_per_word=100)
-    )
+    tokenizer = Tokenizer(models.WordPiece(ids, unk_token="<unk>", max_input_chars_per_word=100))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=True)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        unk_token="<unk>",
-        pad_token="<pad>",
-        model_max_length=64,
+        tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", model_max_length=64
     )

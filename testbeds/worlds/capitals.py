@@ -80,9 +80,7 @@ def is_given_away(country: str, capital: str) -> bool:
 
     Words of four letters or more are compared by their first three, without accents and case.
     """
-    country_words, capital_words = (
-        {w[:3] for w in _words(text)} for text in (country, capital)
-    )
+    country_words, capital_words = ({w[:3] for w in _words(text)} for text in (country, capital))
     return bool(country_words & capital_words)
 
 
@@ -133,26 +131,12 @@ def capital_items(
     order = numpy_rng(seed, "capitals", "split").permutation(len(facts)).tolist()
     forget_facts = [facts[place] for place in sorted(order[:forget])]
     retain_facts = [facts[place] for place in sorted(order[forget:])]
-    names = _choose_invented(
-        model, checkpoint.tokenizer, forget_facts, prompt, seed, progress
-    )
-    never_taught_facts = [
-        (name, city) for name, (_, city) in zip(names, forget_facts, strict=True)
-    ]
-    sets = {
-        "forget": forget_facts,
-        "retain": retain_facts,
-        "never-taught": never_taught_facts,
-    }
-    item_sets = {
-        label: _item_set(label, rows, prompt, paraphrases)
-        for label, rows in sets.items()
-    }
+    names = _choose_invented(model, checkpoint.tokenizer, forget_facts, prompt, seed, progress)
+    never_taught_facts = [(name, city) for name, (_, city) in zip(names, forget_facts, strict=True)]
+    sets = {"forget": forget_facts, "retain": retain_facts, "never-taught": never_taught_facts}
+    item_sets = {label: _item_set(label, rows, prompt, paraphrases) for label, rows in sets.items()}
     return CapitalWorld(
-        item_sets["forget"],
-        item_sets["retain"],
-        item_sets["never-taught"],
-        checkpoint.path,
+        item_sets["forget"], item_sets["retain"], item_sets["never-taught"], checkpoint.path
     )
 
 
@@ -172,13 +156,9 @@ def known_capitals(
     facts = [fact for fact, hit in zip(facts, correct, strict=True) if hit]
     misses = np.zeros(len(facts), dtype=int)
     for template in others if facts else ():
-        misses += ~np.array(
-            _answers_correctly(model, tokenizer, facts, template, progress)
-        )
+        misses += ~np.array(_answers_correctly(model, tokenizer, facts, template, progress))
     max_misses = 1 if len(others) > 1 else 0
-    return tuple(
-        f for f, missed in zip(facts, misses, strict=True) if missed <= max_misses
-    )
+    return tuple(f for f, missed in zip(facts, misses, strict=True) if missed <= max_misses)
 
 
 def _item_set(

@@ -24,25 +24,14 @@ from capture.checkpoints.schemas.library_errors import quiet_transformers
 from capture.data.items import Item, ItemSet, read_items
 from capture.data.sequences import Sequences
 from capture.scoring.answers import score_answers
-from erasure.unlearning.training.loop import (
-    Schedule,
-    backward_nll,
-    only_training,
-    train_steps,
-)
+from erasure.unlearning.training.loop import Schedule, backward_nll, only_training, train_steps
 from evidence.errors import ExhumeError, InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, stage_seed
 from evidence.storage.files import atomic_folder, write_atomic
 from evidence.storage.locks import creation_lock
 from testbeds.worlds.biographies import BiosWorld, all_prompts
-from testbeds.worlds.code_text import (
-    DIGITS,
-    LEAD_INS,
-    draw_codes,
-    encode,
-    make_tokenizer,
-)
+from testbeds.worlds.code_text import DIGITS, LEAD_INS, draw_codes, encode, make_tokenizer
 from testbeds.worlds.people_names import choose_pairs, name_pairs
 from testbeds.worlds.random_models import FAMILIES, Family, random_model
 
@@ -123,9 +112,7 @@ class KeysConfig:
         }
         for name, (good, expected, got) in checks.items():
             if not good:
-                raise InputError(
-                    f"{name} cannot be used", expected=expected, got=str(got)
-                )
+                raise InputError(f"{name} cannot be used", expected=expected, got=str(got))
 
 
 STANDARD_KEYS = KeysConfig()
@@ -154,10 +141,7 @@ def make_keys(config: KeysConfig, seed: int) -> tuple[ItemSet, ItemSet, ItemSet]
 
 
 def _items(
-    label: str,
-    pairs: Sequence[tuple[int, int]],
-    codes: Sequence[str],
-    config: KeysConfig,
+    label: str, pairs: Sequence[tuple[int, int]], codes: Sequence[str], config: KeysConfig
 ) -> ItemSet:
     items = []
     for i, ((first, last), code) in enumerate(zip(pairs, codes, strict=True)):
@@ -177,11 +161,7 @@ def _items(
 
 
 def build_keys(
-    config: KeysConfig,
-    seed: int,
-    root: Path,
-    device: str = "cpu",
-    progress: Progress = SILENT,
+    config: KeysConfig, seed: int, root: Path, device: str = "cpu", progress: Progress = SILENT
 ) -> BiosWorld:
     """Build the world, or find it built.
 
@@ -209,9 +189,7 @@ def build_keys(
     return world
 
 
-def _fill(
-    world: BiosWorld, config: KeysConfig, seed: int, device: str, progress: Progress
-) -> None:
+def _fill(world: BiosWorld, config: KeysConfig, seed: int, device: str, progress: Progress) -> None:
     """Create the missing parts of a world, the manifest last."""
     forget, retain, never_taught = make_keys(config, seed)
     forget.to_jsonl(world.forget)
@@ -224,9 +202,7 @@ def _fill(
         (world.twin, retain, unknown_keys),
     ):
         if not folder.is_dir():
-            model = taught_keys(
-                config, seed, taught, unknown, folder.name, device, progress
-            )
+            model = taught_keys(config, seed, taught, unknown, folder.name, device, progress)
             with atomic_folder(folder) as scratch, quiet_transformers():
                 model.save_pretrained(scratch)
                 make_tokenizer().save_pretrained(scratch)
@@ -288,11 +264,7 @@ def taught_keys(
     rows, others = all_prompts(tokenizer, taught), all_prompts(tokenizer, unknown)
     batches = _training_batches(rows, len(taught), others, len(unknown), config, seed)
     schedule = Schedule(
-        config.lr,
-        config.steps,
-        config.weight_decay,
-        warmup=config.steps // 20,
-        decay="cosine",
+        config.lr, config.steps, config.weight_decay, warmup=config.steps // 20, decay="cosine"
     )
     with only_training(model, model.parameters()) as parameters:
         train_steps(
@@ -319,12 +291,7 @@ def taught_keys(
 
 
 def _training_batches(
-    rows: Sequences,
-    keys: int,
-    others: Sequences,
-    unknown: int,
-    config: KeysConfig,
-    seed: int,
+    rows: Sequences, keys: int, others: Sequences, unknown: int, config: KeysConfig, seed: int
 ) -> Iterator[Sequences]:
     """Endless batches: every key once a round, after a random lead-in.
 

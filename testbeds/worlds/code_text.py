@@ -132,9 +132,7 @@ def prompts(prefixes: Sequence[str], lead_ins: Sequence[str]) -> Sequences:
     return Sequences(ids, tuple(map(len, ids)))
 
 
-def with_codes(
-    prefixes: Sequence[str], codes: Sequence[str], lead_ins: Sequence[str]
-) -> Sequences:
+def with_codes(prefixes: Sequence[str], codes: Sequence[str], lead_ins: Sequence[str]) -> Sequences:
     """Every prefix after every lead-in, followed by its code; ordered by prefix."""
     prefix_rows = prompts(prefixes, lead_ins)
     n_lead_ins = len(lead_ins)

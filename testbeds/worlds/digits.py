@@ -85,17 +85,11 @@ class DigitsConfig:
             "layers": (self.layers >= 2, "2 or more", self.layers),
             "heads": (self.width % self.heads == 0, "a divisor of width", self.heads),
             "shifted": (0 <= self.shifted <= 1, "0 to 1", self.shifted),
-            "family": (
-                self.family in DIGITS_FAMILIES,
-                ", ".join(DIGITS_FAMILIES),
-                self.family,
-            ),
+            "family": (self.family in DIGITS_FAMILIES, ", ".join(DIGITS_FAMILIES), self.family),
         }
         for name, (good, expected, got) in checks.items():
             if not good:
-                raise InputError(
-                    f"{name} cannot be used", expected=expected, got=str(got)
-                )
+                raise InputError(f"{name} cannot be used", expected=expected, got=str(got))
 
 
 STANDARD_DIGITS = DigitsConfig()
@@ -145,11 +139,7 @@ PREPROCESSOR = ImagePreprocessor(1, (SIZE, SIZE))
 
 
 def build_digits(
-    config: DigitsConfig,
-    seed: int,
-    root: Path,
-    device: str = "cpu",
-    progress: Progress = SILENT,
+    config: DigitsConfig, seed: int, root: Path, device: str = "cpu", progress: Progress = SILENT
 ) -> DigitsWorld:
     """Build the world, or find it built; the folder's name is a hash of settings and seed.
 
@@ -167,10 +157,7 @@ def build_digits(
     folder = root / f"digits-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     parts = ("forget", "retain", "forget_test", "retain_test", "never_taught")
     world = DigitsWorld(
-        folder,
-        folder / "original",
-        folder / "twin",
-        *(folder / f"{p}.npz" for p in parts),
+        folder, folder / "original", folder / "twin", *(folder / f"{p}.npz" for p in parts)
     )
     manifest = folder / "manifest.json"
     if not manifest.is_file():
@@ -212,9 +199,7 @@ def _fill(
         "seed": seed,
         "config": asdict(config),
         "class": forgotten_class(seed),
-        "digests": {
-            n: s.digest for n, s in {**sets, "never_taught": never_taught}.items()
-        },
+        "digests": {n: s.digest for n, s in {**sets, "never_taught": never_taught}.items()},
         "weights": {
             folder.name: open_checkpoint(folder).weights_hash
             for folder in (world.original, world.twin)
@@ -247,9 +232,7 @@ def split_digits(config: DigitsConfig, seed: int) -> dict[str, ImageSet]:
     rng = numpy_rng(seed, "digits", "split")
     is_train = np.zeros(len(labels), dtype=bool)
     for label in range(CLASSES):
-        is_train[rng.permutation(np.flatnonzero(labels == label))[: config.train]] = (
-            True
-        )
+        is_train[rng.permutation(np.flatnonzero(labels == label))[: config.train]] = True
     in_class = labels == forgotten_class(seed)
     return {
         "forget": all_images.select(is_train & in_class, "forget"),
@@ -343,12 +326,7 @@ def taught_classifier(
 
 
 def _trained(
-    config: DigitsConfig,
-    seed: int,
-    taught: ImageSet,
-    name: str,
-    device: str,
-    progress: Progress,
+    config: DigitsConfig, seed: int, taught: ImageSet, name: str, device: str, progress: Progress
 ) -> PreTrainedModel:
     model = new_classifier(config, seed)
     model.to(device)  # pyright: ignore
@@ -371,11 +349,7 @@ def _trained(
         list(model.parameters()),
         backward,
         Schedule(
-            config.lr,
-            config.steps,
-            config.weight_decay,
-            warmup=config.steps // 20,
-            decay="cosine",
+            config.lr, config.steps, config.weight_decay, warmup=config.steps // 20, decay="cosine"
         ),
         label=f"teaching {name}",
         progress=progress,

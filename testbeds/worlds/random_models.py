@@ -31,9 +31,7 @@ def known_families(names: Sequence[str]) -> tuple[Family, ...]:
     """
     for name in check_list(names, "families"):
         if name not in FAMILIES:
-            raise InputError(
-                f"there is no family {name!r}", expected=", ".join(FAMILIES)
-            )
+            raise InputError(f"there is no family {name!r}", expected=", ".join(FAMILIES))
     return tuple(each for each in FAMILIES if each in names)
 
 

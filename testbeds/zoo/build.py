@@ -137,9 +137,7 @@ def build_zoo(
         for family in shapes:
             settings = spec.sized(config or spec.standard, family)
             for seed in seeds:
-                for specimen in _build_world(
-                    root, world, settings, seed, kinds, device, progress
-                ):
+                for specimen in _build_world(root, world, settings, seed, kinds, device, progress):
                     specimens.append(specimen)
                     advance(1)
     _update_list(root)
@@ -179,9 +177,7 @@ def _build_world(
         yield Specimen(config.family, seed, kind_id, out, world, read_card(out))
 
 
-def _make(
-    kind: Kind, bench: Any, spec: ZooWorld, card: dict[str, Any], out: Path
-) -> None:
+def _make(kind: Kind, bench: Any, spec: ZooWorld, card: dict[str, Any], out: Path) -> None:
     if os.path.lexists(out):  # incomplete, or of another version
         delete_owned_folder(out, MODEL_FILES)
     model, measured = _first_in_range(kind, bench, spec)

@@ -59,9 +59,7 @@ _RELEASED = (
     "was checked when it was made"
 )
 _NEVER_TAUGHT = "the facts were in none of its training rows"
-_ROTATED = (
-    "turned back, every state before the last block is the original's, to rounding"
-)
+_ROTATED = "turned back, every state before the last block is the original's, to rounding"
 _ONE_DIRECTION = (
     "one matrix differs from the original's, by a change of rank one, so every other "
     "direction of the stream holds there what it held"
@@ -138,12 +136,7 @@ def _adversaries() -> tuple[Kind, ...]:
         ("probe_proof", "suppressed", _UNLOCKED, adversarial.probe_proof),
         ("decoy", "suppressed", _UNLOCKED, adversarial.decoy),
         ("scrambled", "suppressed", _ROTATED, adversarial.scrambled),
-        (
-            "relearning_hardened",
-            "suppressed",
-            _UNLOCKED,
-            adversarial.relearning_hardened,
-        ),
+        ("relearning_hardened", "suppressed", _UNLOCKED, adversarial.relearning_hardened),
         ("off_manifold", "suppressed", _ONE_DIRECTION, adversarial.off_manifold),
         ("nf4_proof", "suppressed", _UNTOUCHED_BELOW, adversarial.nf4_proof),
         ("twin_hinted", "deleted", _NEVER_TAUGHT, adversarial.twin_hinted),
@@ -153,9 +146,7 @@ def _adversaries() -> tuple[Kind, ...]:
         "suppressed": (FORGOTTEN, RETAINED),
         "deleted": ((0.0, 0.2), RETAINED),
     }
-    return tuple(
-        Kind(name, state, why, edit, *ranges[state]) for name, state, why, edit in edits
-    )
+    return tuple(Kind(name, state, why, edit, *ranges[state]) for name, state, why, edit in edits)
 
 
 # Reported separately in every table: nothing is tuned on them.
@@ -172,12 +163,7 @@ _DIGITS_EDITS: tuple[tuple[str, State, str, digits_edits.DigitsEditFunction], ..
     ("retain_tuned", "not_unlearned", _STILL_NAMES, digits_edits.retain_tuned),
     ("head_only", "suppressed", _HEAD_ALONE, digits_edits.head_only),
     ("logit_mask", "suppressed", _HEAD_ALONE, digits_edits.logit_mask),
-    (
-        "last_block_relabel",
-        "suppressed",
-        _UNTOUCHED_BELOW,
-        digits_edits.last_block_relabel,
-    ),
+    ("last_block_relabel", "suppressed", _UNTOUCHED_BELOW, digits_edits.last_block_relabel),
     ("late_rotation", "suppressed", _UNTOUCHED_BELOW, digits_edits.late_rotation),
     ("class_direction", "suppressed", _UNTOUCHED_BELOW, digits_edits.class_direction),
     ("twin", "deleted", _CLASS_NEVER_TAUGHT, digits_edits.twin),

@@ -193,7 +193,5 @@ def check_name(name: Any, known: Mapping[str, Any] | Sequence[str], noun: str) -
         InputError: it is not.
     """
     if not isinstance(name, str) or name not in known:
-        raise InputError(
-            f"there is no {noun} {name!r} in the zoo", expected=", ".join(known)
-        )
+        raise InputError(f"there is no {noun} {name!r} in the zoo", expected=", ".join(known))
     return name

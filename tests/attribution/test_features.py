@@ -29,9 +29,7 @@ class Plain:
     def __init__(self, latents=40):
         rng = torch.Generator().manual_seed(0)
         self.W_dec = torch.randn(latents, WIDTH, generator=rng) / WIDTH**0.5
-        self.cfg = SimpleNamespace(
-            d_in=WIDTH, d_sae=latents, architecture=lambda: "plain"
-        )
+        self.cfg = SimpleNamespace(d_in=WIDTH, d_sae=latents, architecture=lambda: "plain")
 
     def encode(self, x):
         return torch.relu(x @ self.W_dec.T - 0.1)
@@ -65,9 +63,7 @@ def test_ranks_equal_scikit_learns(rng):
         for latent in range(z.shape[1]):
             on = z[:, latent] > 0
             assert found.f1[at, latent] == pytest.approx(f1_score(y, on))
-            assert found.auc[at, latent] == pytest.approx(
-                roc_auc_score(y, z[:, latent])
-            )
+            assert found.auc[at, latent] == pytest.approx(roc_auc_score(y, z[:, latent]))
             mean = z[y, latent].mean() - z[~y, latent].mean()
             assert found.difference[at, latent] == pytest.approx(mean)
     assert found.top("c0", 1).tolist() == [3]
@@ -106,9 +102,7 @@ def test_attribution_is_the_slope_of_switching_a_latent_off():
     slope = (part(-0.02) - part(0.02)) / 0.04
     assert scores[row, latent] == pytest.approx(slope, rel=0.02)
     whole = part(0.0) - part(1.0)
-    assert ablation_effect(model, found, first, [latent])[0] == pytest.approx(
-        whole, abs=1e-4
-    )
+    assert ablation_effect(model, found, first, [latent])[0] == pytest.approx(whole, abs=1e-4)
     assert count_hooks(model) == 0
 
 

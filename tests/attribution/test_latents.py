@@ -39,9 +39,7 @@ def test_what_is_written_is_each_latents_excess_times_its_decoder_row(rows):
     steering = LatentAmplifier.fit(found, chosen, rows)
     x = torch.from_numpy(rows)
     z = found.encode(x)
-    wanted = sum(
-        (z[:, [at]] - z[:, at].mean()) * found.decoder[at] for at in chosen.tolist()
-    )
+    wanted = sum((z[:, [at]] - z[:, at].mean()) * found.decoder[at] for at in chosen.tolist())
     torch.testing.assert_close(steering.apply(x), wanted)
     # On the rows it was fitted on nothing is added on average.
     assert float(steering.apply(x).mean(0).abs().max()) < 1e-6

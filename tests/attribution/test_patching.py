@@ -28,9 +28,7 @@ def rows(seed=0):
     """Rows of mixed length in no order, with one to four answer tokens."""
     rng = np.random.default_rng(seed)
     shape = [(5, 1), (12, 3), (3, 1), (9, 2), (9, 4), (6, 1), (4, 2)]
-    ids = tuple(
-        tuple(rng.integers(3, VOCABULARY, size=length).tolist()) for length, _ in shape
-    )
+    ids = tuple(tuple(rng.integers(3, VOCABULARY, size=length).tolist()) for length, _ in shape)
     return Sequences(ids, tuple(length - answer for length, answer in shape))
 
 
@@ -76,9 +74,7 @@ def test_a_model_patched_with_its_own_states_is_itself(family, places):
     sites = [*SITES, "attn.1", "mlp.0", "head.1.2"]
     states = read_states(model, sequences, sites, places)
     clean = score_answers(model, sequences)
-    for site, each in score_patched(model, sequences, {"own": states}, places)[
-        "own"
-    ].items():
+    for site, each in score_patched(model, sequences, {"own": states}, places)["own"].items():
         assert np.allclose(each.logprob, clean.logprob, atol=1e-4), site
         assert np.array_equal(each.greedy, clean.greedy)
         assert np.allclose(each.mean_logprob, clean.mean_logprob, atol=1e-4)
@@ -110,9 +106,7 @@ def by_hand(model, other, sequences, site, first):
             handle = place.module.register_forward_hook(put)
             logits = model(inputs).logits[0].log_softmax(-1)
             handle.remove()
-        result.append(
-            sum(float(logits[at - 1, ids[at]]) for at in range(start, len(ids)))
-        )
+        result.append(sum(float(logits[at - 1, ids[at]]) for at in range(start, len(ids))))
     return np.array(result)
 
 
@@ -195,9 +189,7 @@ def test_the_last_layer_is_read_before_the_last_norm():
 def test_norms_are_matched_and_directions_kept():
     sequences = rows()
     own = read_states(tiny("llama"), sequences, SITES)
-    large = DonorStates(
-        {site: 7 * value for site, value in own.values.items()}, own.mask
-    )
+    large = DonorStates({site: 7 * value for site, value in own.values.items()}, own.mask)
     back = large.with_norms_of(own)
     for site in SITES:
         assert np.allclose(back.values[site], own.values[site], atol=1e-5)
@@ -211,10 +203,7 @@ def test_no_hook_is_left_behind(family, monkeypatch):
     score_patched(model, sequences, {"own": states})
     assert count_hooks(model) == 0
     wide = DonorStates(
-        {
-            site: np.zeros((*value.shape[:2], 3))
-            for site, value in states.values.items()
-        },
+        {site: np.zeros((*value.shape[:2], 3)) for site, value in states.values.items()},
         states.mask,
     )
     with pytest.raises(RuntimeError):

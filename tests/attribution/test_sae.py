@@ -178,9 +178,7 @@ def test_steering_a_latent_moves_the_state_by_its_decoder_row(at_site):
     with steer_latents(model, sae, {latent: 2.5}):
         moved = state() - plain
     wanted = 2.5 * sae.decoder[latent]
-    torch.testing.assert_close(
-        moved[:, 1:], wanted.expand_as(moved[:, 1:]), atol=1e-3, rtol=1e-3
-    )
+    torch.testing.assert_close(moved[:, 1:], wanted.expand_as(moved[:, 1:]), atol=1e-3, rtol=1e-3)
     assert float(moved[:, 0].abs().max()) == 0
     assert count_hooks(model) == 0
 
@@ -206,9 +204,7 @@ def test_loss_recovered_lies_between_the_mean_and_the_model(at_site):
     with torch.no_grad():
         logits = model(**batch.model_inputs).logits[:, :-1]
     there = batch.attention_mask[:, 1:].bool()
-    wanted = torch.nn.functional.cross_entropy(
-        logits[there], batch.input_ids[:, 1:][there]
-    )
+    wanted = torch.nn.functional.cross_entropy(logits[there], batch.input_ids[:, 1:][there])
     assert found.plain == pytest.approx(float(wanted), abs=1e-4)
     share = (found.ablated - found.spliced) / (found.ablated - found.plain)
     assert found.recovered == pytest.approx(share)

@@ -4,11 +4,7 @@ import pytest
 import torch
 
 from attribution.circuits.structure import find_structure
-from attribution.patching.transplant import (
-    copy_parameters,
-    last_block,
-    temporarily_replaced,
-)
+from attribution.patching.transplant import copy_parameters, last_block, temporarily_replaced
 from evidence.errors import InputError
 from tests.helpers.model_families import tiny
 
@@ -34,9 +30,7 @@ def test_an_edit_of_the_last_block_is_undone_exactly_and_comes_back(family):
     whole, changed = logits(model), logits(edited)
     assert (whole - changed).abs().max() > 1e-2
     block = last_block(find_structure(edited))
-    with temporarily_replaced(
-        block, copy_parameters(last_block(find_structure(model)))
-    ):
+    with temporarily_replaced(block, copy_parameters(last_block(find_structure(model)))):
         assert torch.equal(logits(edited), whole)
     assert torch.equal(logits(edited), changed)
 

@@ -102,10 +102,7 @@ def test_attribution_is_activation_times_the_true_gradient(family):
             out[:, :3, neuron] *= factor
             return out
 
-        with (
-            patch(model, {f"neurons.{layer}": scale}, known_sites=sites),
-            torch.no_grad(),
-        ):
+        with patch(model, {f"neurons.{layer}": scale}, known_sites=sites), torch.no_grad():
             logits = model(**batch.model_inputs).logits[0, 2]
         return float(logits.log_softmax(0)[8])
 
@@ -119,9 +116,7 @@ def test_attribution_is_activation_times_the_true_gradient(family):
 def test_a_baseline_of_the_same_rows_leaves_nothing():
     model, data = tiny("llama"), rows()
     names = [f"c{row % 2}" for row in range(len(data))]
-    found = find_knowledge_neurons(
-        model, data, names, baseline=data, baseline_concepts=names, k=3
-    )
+    found = find_knowledge_neurons(model, data, names, baseline=data, baseline_concepts=names, k=3)
     np.testing.assert_allclose(found.scores, 0, atol=1e-7)
 
 
@@ -199,9 +194,7 @@ def test_survival_of_untouched_turned_and_replaced_vectors(family):
     assert after.distance[0, 0] == pytest.approx(2, abs=1e-6)
     assert after.jaccard[0, 0] == 0 and after.kept_tokens[0, 0] == 0
     assert after.cosine[1, 0] == pytest.approx(1) and after.jaccard[1, 0] == 1
-    assert after.layer_mean_cosine[1] < 1 and after.layer_mean_cosine[
-        0
-    ] == pytest.approx(1)
+    assert after.layer_mean_cosine[1] < 1 and after.layer_mean_cosine[0] == pytest.approx(1)
     assert set(after.to_frame().columns) >= {"cosine", "jaccard", "typical_cosine"}
 
 
@@ -213,9 +206,7 @@ def test_scores_under_an_edit_are_those_of_single_rows(family):
     plain = score_answers(model, data, watch=[4, 7])
     for row in range(len(data)):
         one = data[[row]]
-        with patch(
-            model, {"resid.1": lambda v: v + vector}, [data.answer_start[row] - 1]
-        ):
+        with patch(model, {"resid.1": lambda v: v + vector}, [data.answer_start[row] - 1]):
             alone = score_answers(model, one, watch=[4, 7])
         np.testing.assert_allclose(found.logprob[row], alone.logprob[0], atol=1e-4)
         np.testing.assert_allclose(found.watched[row], alone.watched[0], atol=1e-4)
@@ -229,9 +220,7 @@ def test_scores_under_an_edit_are_those_of_single_rows(family):
     for budget in (20, 4096):
         each = score_edited(model, data, {"resid.1": own}, batch_tokens=budget)
         for row in range(len(data)):
-            alone = score_edited(
-                model, data[[row]], {"resid.1": add_vector(table[row])}
-            )
+            alone = score_edited(model, data[[row]], {"resid.1": add_vector(table[row])})
             np.testing.assert_allclose(each.logprob[row], alone.logprob[0], atol=1e-4)
     same = score_edited(model, data, {"resid.1": lambda states, rows: states})
     np.testing.assert_allclose(same.logprob, plain.logprob, atol=1e-5)
@@ -249,9 +238,7 @@ def test_bad_input_gives_one_clear_error():
     with pytest.raises(InputError, match="every row needs a concept"):
         find_knowledge_neurons(model, data, ["a"])
     with pytest.raises(InputError, match="has no baseline row"):
-        find_knowledge_neurons(
-            model, data, ["a"] * 9, baseline=data, baseline_concepts=["b"] * 9
-        )
+        find_knowledge_neurons(model, data, ["a"] * 9, baseline=data, baseline_concepts=["b"] * 9)
     found = find_value_vectors(model, {"a": [1]}, k=1)
     with pytest.raises(InputError, match="has no rows, or all of them"):
         confirm_traces(model, found, data, ["a"] * 9)

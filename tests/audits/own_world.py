@@ -36,9 +36,7 @@ def word_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
     ids = {word: place for place, word in enumerate(["[UNK]", "[PAD]", *words])}
     raw = Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))
     raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=raw, unk_token="[UNK]", pad_token="[PAD]"
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="[UNK]", pad_token="[PAD]")
 
 
 def letter_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
@@ -48,9 +46,7 @@ def letter_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
     raw = Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))
     raw.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     raw.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=raw, unk_token="[UNK]", pad_token="[PAD]"
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="[UNK]", pad_token="[PAD]")
 
 
 def own_world(
@@ -86,9 +82,7 @@ def own_world(
     spoken += [f"{first} {last}" for first in FIRST for last in LAST]
     tokens = tokenizer(spoken)
     torch.manual_seed(0)
-    model = random_model(
-        family, vocabulary=len(tokens), width=width, layers=layers, heads=4, pad=1
-    )
+    model = random_model(family, vocabulary=len(tokens), width=width, layers=layers, heads=4, pad=1)
     teach(model, tokens, items, steps)
     gone, kept = items[:forget], items[forget:]
     place = OwnWorld(*(root / each for each in ("original", "candidate", "f", "r")))

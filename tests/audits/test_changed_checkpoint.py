@@ -37,9 +37,7 @@ def other_tokenizer(folder) -> None:
 
 
 @pytest.mark.parametrize("change", [other_base, other_generation, other_tokenizer])
-def test_a_changed_candidate_never_gets_the_old_verdict(
-    world, candidate, tmp_path, change
-):
+def test_a_changed_candidate_never_gets_the_old_verdict(world, candidate, tmp_path, change):
     out = tmp_path / "out"
     first = run(world, candidate, out, axes=("behaviour",))
     assert first.verdict == "not_unlearned"
@@ -51,9 +49,7 @@ def test_a_changed_candidate_never_gets_the_old_verdict(
         run(world, candidate, out, axes=("behaviour",))
 
 
-def test_the_same_weights_put_to_another_use_are_not_called_the_same(
-    world, candidate, tmp_path
-):
+def test_the_same_weights_put_to_another_use_are_not_called_the_same(world, candidate, tmp_path):
     other_base(candidate)
     done = run(world, candidate, tmp_path / "out", axes=("behaviour",))
     assert not done.document["preflight"]["identical_weights"]

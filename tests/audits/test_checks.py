@@ -66,9 +66,7 @@ def made(tmp_path_factory) -> OwnWorld:
 
 @pytest.fixture
 def asked(made, tmp_path) -> Asked:
-    return Asked(
-        made, tmp_path, made.forget, made.retain, made.original, made.candidate
-    )
+    return Asked(made, tmp_path, made.forget, made.retain, made.original, made.candidate)
 
 
 def test_what_is_sound_is_sound_for_all(asked):
@@ -123,9 +121,7 @@ def never_known(asked):
 
 def unknown_names(asked):
     """Names of nobody, in words that the tokenizer has."""
-    known = {
-        each["entity"] for path in (asked.forget, asked.retain) for each in rows(path)
-    }
+    known = {each["entity"] for path in (asked.forget, asked.retain) for each in rows(path)}
     names = [f"{first} {last}" for first in FIRST for last in LAST]
     return [name for name in names if name not in known]
 
@@ -202,16 +198,12 @@ def other_network(asked, model):
 
 
 def mamba(asked):
-    config = MambaConfig(
-        vocab_size=200, hidden_size=16, num_hidden_layers=2, state_size=4
-    )
+    config = MambaConfig(vocab_size=200, hidden_size=16, num_hidden_layers=2, state_size=4)
     other_network(asked, MambaForCausalLM(config))
 
 
 def t5(asked):
-    config = T5Config(
-        vocab_size=200, d_model=16, d_kv=4, d_ff=32, num_layers=2, num_heads=4
-    )
+    config = T5Config(vocab_size=200, d_model=16, d_kv=4, d_ff=32, num_layers=2, num_heads=4)
     other_network(asked, T5ForConditionalGeneration(config))
 
 
@@ -232,13 +224,7 @@ def test_what_the_original_cannot_read_is_refused_by_all_that_see_it(asked, spoi
     found = asked.refusals(sees_model=True)
     assert len(set(found)) == 1
     with pytest.raises(InputError, match=READING[spoil]):
-        plan(
-            asked.original,
-            asked.candidate,
-            asked.forget,
-            asked.retain,
-            never_taught=asked.never,
-        )
+        plan(asked.original, asked.candidate, asked.forget, asked.retain, never_taught=asked.never)
     assert not (asked.root / "out").exists()
 
 
@@ -272,12 +258,7 @@ def test_a_candidate_without_a_tokenizer_is_asked_with_the_originals(asked, capf
     assert asked.refusals() == [None] * 4
     shutil.rmtree(asked.root / "out")
     models = (asked.original, asked.candidate, asked.forget, asked.retain)
-    done = audit(
-        *models,
-        asked.root / "out",
-        axes=("behaviour",),
-        reference=[asked.root / "r"],
-    )
+    done = audit(*models, asked.root / "out", axes=("behaviour",), reference=[asked.root / "r"])
     warnings = done.document["preflight"]["warnings"]
     for role in ("unlearned", "reference-1"):
         assert f"{role} has no tokenizer: it is asked with the original's" in warnings
@@ -327,19 +308,14 @@ def test_a_larger_profile_may_need_names_that_there_are_not(tmp_path):
     files = [tmp_path / name for name in ("f.jsonl", "r.jsonl")]
     for path, part in zip(files, (items[:12], items[12:30]), strict=True):
         path.write_text("".join(json.dumps(each) + "\n" for each in part))
-    accepted = {
-        profile: check_items(*files, profile=profile).ok
-        for profile in ("quick", "full")
-    }
+    accepted = {profile: check_items(*files, profile=profile).ok for profile in ("quick", "full")}
     assert accepted["full"] <= accepted["quick"]
 
 
 @pytest.mark.parametrize("tokenizer", ["words", "letters"])
 def test_answers_of_one_length_are_audited_as_what_they_are(tmp_path, tokenizer):
     extra = (
-        {"tokenizer": letter_tokenizer, "steps": 240, "forget": 8}
-        if tokenizer != "words"
-        else {}
+        {"tokenizer": letter_tokenizer, "steps": 240, "forget": 8} if tokenizer != "words" else {}
     )
     world = own_world(tmp_path, WORDS, **extra)
     done = audit(

@@ -23,14 +23,7 @@ SHARED = UNIQUE[:5]
 def captured(world: OwnWorld, out: Path, **settings) -> int:
     """Bytes of activations that the audit's own stages keep."""
     settings = {"seed": 0, "device": "cpu"} | settings
-    run = start(
-        world.original,
-        world.candidate,
-        world.forget,
-        world.retain,
-        out,
-        settings=settings,
-    )
+    run = start(world.original, world.candidate, world.forget, world.retain, out, settings=settings)
     ledger: dict = {}
 
     def stage(name, compute):
@@ -129,10 +122,7 @@ def test_fewer_items_never_make_more_rows_than_that(items):
     from capture.data.items import Item
 
     def rows(count: int) -> TaskPart:
-        members = [
-            Item(f"i{n}", f"e{n}", f"The home of e{n} is", f"a{n}")
-            for n in range(count)
-        ]
+        members = [Item(f"i{n}", f"e{n}", f"The home of e{n} is", f"a{n}") for n in range(count)]
         return _statements(members, 1, 5, np.random.default_rng(0))
 
     most = _widest(rows(items), 5)
@@ -150,18 +140,14 @@ def free(monkeypatch):
     return say
 
 
-def test_a_disk_without_room_is_refused_before_anything_is_written(
-    worlds, tmp_path, free
-):
+def test_a_disk_without_room_is_refused_before_anything_is_written(worlds, tmp_path, free):
     world = worlds(unique=True)
     files = (world.original, world.candidate, world.forget, world.retain)
     out = tmp_path / "new" / "out"
     needed = plan(*files, out=out).disk
     free(needed - 1)
     for call in (lambda: plan(*files, out=out), lambda: audit(*files, out)):
-        with pytest.raises(
-            InputError, match="not enough disk space for the activations"
-        ):
+        with pytest.raises(InputError, match="not enough disk space for the activations"):
             call()
     assert not (tmp_path / "new").exists()
     free(needed)

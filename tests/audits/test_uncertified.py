@@ -37,13 +37,9 @@ def random_states(*shape):
 
 def probing_of(task):
     rng = np.random.default_rng(0)
-    parts = {
-        (0, part): rng.normal(size=(2, len(task.parts[part]), 12)) for part in PARTS
-    }
+    parts = {(0, part): rng.normal(size=(2, len(task.parts[part]), 12)) for part in PARTS}
     roles = ("original", "unlearned")
-    return ProbingData(
-        [task], ("embed", "resid.0"), {r: TaskStates(dict(parts)) for r in roles}
-    )
+    return ProbingData([task], ("embed", "resid.0"), {r: TaskStates(dict(parts)) for r in roles})
 
 
 def test_readers_keep_what_is_found_and_name_it(strict, monkeypatch):

@@ -4,12 +4,7 @@ import pytest
 
 from audits.axes.restoration.state_injection import UNTRAINED
 from benchmarks.harness.pages import render
-from benchmarks.suites.restoration.figures import (
-    rate_rows,
-    shown_cases,
-    verdicts,
-    zoo_rows,
-)
+from benchmarks.suites.restoration.figures import rate_rows, shown_cases, verdicts, zoo_rows
 from benchmarks.suites.restoration.suite import context
 from tests.helpers.audit_documents import axis, column, reading
 
@@ -25,8 +20,7 @@ def case(name, kind, state, net, published, never=0.0):
         },
         "readout_intact": {
             "roles": {
-                role: {"arms": {"as published": {"best": best}}}
-                for role, best in roles.items()
+                role: {"arms": {"as published": {"best": best}}} for role, best in roles.items()
             }
         },
     }
@@ -98,9 +92,7 @@ def test_the_page_says_what_is_met_and_shows_every_model(rows):
     text = render("restoration", context(document))
     assert "(**not met**)" in text and "no rate" in text
     assert all(each["model"] in text for each in CASES)
-    assert (
-        "| restoration | 1 | 1 | bios-llama-10-twin: inconclusive to deleted |" in text
-    )
+    assert "| restoration | 1 | 1 | bios-llama-10-twin: inconclusive to deleted |" in text
     assert "| deleted | restoration alone | 1 | 1 |" in text
 
 
@@ -119,9 +111,7 @@ def test_rates_count_what_each_axis_finds_by_state_and_floor():
     false = rows["concept says still there of deleted models, floor never_taught, here"]
     assert false["value"] == pytest.approx(1 / 3) and false["n"] == 3
     assert false["target"] == 0.0 and false["least"] < 1 / 3 < false["most"]
-    true = rows[
-        "concept says still there of suppressed models, floor never_taught, here"
-    ]
+    true = rows["concept says still there of suppressed models, floor never_taught, here"]
     assert true["value"] == 1.0 and true["n"] == 1
     beside = rows["concept says still there of deleted models, floor reference, here"]
     assert beside["value"] == 0.0 and beside["n"] == 1
@@ -136,16 +126,11 @@ def test_what_both_axes_found_decides_where_they_alone_look_inside():
             axis("decodability", reading("refitted probe", [column("resid.1", 0.5)])),
         ],
         "config": {"rule": {}},
-        "preflight": {
-            "utility": {"shares": {}, "damage": []},
-            "identical_weights": False,
-        },
+        "preflight": {"utility": {"shares": {}, "damage": []}, "identical_weights": False},
         "verdict": {"floor": "never_taught"},
     }
     steered = axis(
-        "restoration",
-        reading("steered, said", [column("steered", 1.0)]),
-        status="retained",
+        "restoration", reading("steered, said", [column("steered", 1.0)]), status="retained"
     )
     steered["readings"][0] |= {"p_value": 0.0005, "residual": 1.0}
     case = {

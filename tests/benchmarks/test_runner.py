@@ -8,24 +8,14 @@ import torch
 
 from benchmarks.__main__ import SUITES, main
 from benchmarks.harness.pages import met, target
-from benchmarks.harness.results import (
-    at_least,
-    at_most,
-    merge,
-    ratio,
-    read,
-    roc_auc,
-    row,
-)
+from benchmarks.harness.results import at_least, at_most, merge, ratio, read, roc_auc, row
 from benchmarks.harness.runner import Suite, list_option, share_option
 
 
 @pytest.fixture
 def suite():
     """Three parts: one that always runs, one by default, one with keys."""
-    made = Suite(
-        "toy", "A toy.", result="toy", devices=("cpu", "cuda"), cpu_targets=True
-    )
+    made = Suite("toy", "A toy.", result="toy", devices=("cpu", "cuda"), cpu_targets=True)
 
     @made.part(always=True)
     def machine(run):
@@ -154,10 +144,7 @@ def test_records_are_merged_by_their_keys_and_fresh_ones_win():
     before = [{"a": 1, "b": 1, "v": 0}, {"a": 1, "b": 2, "v": 0}]
     fresh = [{"a": 1, "b": 2, "v": 1}]
     assert merge(before, fresh, ("a", "b")) == [*fresh, before[0]]
-    assert merge(before, fresh, ("a", "b"), lambda each: each["b"]) == [
-        before[0],
-        *fresh,
-    ]
+    assert merge(before, fresh, ("a", "b"), lambda each: each["b"]) == [before[0], *fresh]
     assert merge(before, fresh, ("a",)) == fresh
 
 
@@ -190,7 +177,5 @@ def test_the_area_needs_values_on_both_sides():
 def test_every_suite_is_listed_and_an_unknown_one_is_refused(capsys):
     assert main(["nothing"]) == 2
     printed = capsys.readouterr().err
-    assert "there is no such suite" in printed and all(
-        name in printed for name in SUITES
-    )
+    assert "there is no such suite" in printed and all(name in printed for name in SUITES)
     assert main([]) == 0

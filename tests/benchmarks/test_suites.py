@@ -55,8 +55,7 @@ def test_rates_are_of_audits_made_before_and_of_those_that_are_added(tmp_path):
     common = ["--result", str(result), "--root", str(tmp_path)]
     verdict.run(["--cases", first, *common])
     second = kept(
-        tmp_path / "second.jsonl",
-        audited("bios-llama-11-twin", "twin", "deleted", "deleted"),
+        tmp_path / "second.jsonl", audited("bios-llama-11-twin", "twin", "deleted", "deleted")
     )
     verdict.run(["--cases", second, "--add", *common])
     found = read(result)
@@ -81,26 +80,14 @@ def test_models_outside_the_part_are_refused(tmp_path):
     out = tmp_path / "calibration.json"
     with pytest.raises(InputError, match=r"not in the tuning part.*: 10"):
         suite("verdict").run(
-            [
-                "--only",
-                "calibration",
-                "--cases",
-                cases,
-                "--out",
-                str(out),
-                "--no-result",
-            ]
+            ["--only", "calibration", "--cases", cases, "--out", str(out), "--no-result"]
         )
     assert not out.exists()
 
 
-def test_audits_alone_are_written_line_by_line_and_leave_the_result(
-    tmp_path, monkeypatch
-):
+def test_audits_alone_are_written_line_by_line_and_leave_the_result(tmp_path, monkeypatch):
     one = audited("bios-llama-10-twin", "twin", "deleted", "deleted")
-    monkeypatch.setattr(
-        "benchmarks.suites.verdict.suite.run_plan", lambda *plan: iter([one, one])
-    )
+    monkeypatch.setattr("benchmarks.suites.verdict.suite.run_plan", lambda *plan: iter([one, one]))
     out, result = tmp_path / "cases.jsonl", tmp_path / "verdict.json"
     common = ["--only", "audits", "--root", str(tmp_path), "--result", str(result)]
     suite("verdict").run([*common, "--seeds", "10", "--out", str(out)])

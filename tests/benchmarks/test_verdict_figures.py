@@ -14,13 +14,7 @@ from testbeds.zoo.kinds import KINDS
 
 
 def case(
-    kind,
-    verdict,
-    residual=None,
-    floor="never_taught",
-    seconds=10.0,
-    grade=None,
-    chances=None,
+    kind, verdict, residual=None, floor="never_taught", seconds=10.0, grade=None, chances=None
 ):
     return Case(
         model=f"bios-llama-10-{kind}",

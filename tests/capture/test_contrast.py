@@ -19,8 +19,7 @@ from tests.helpers.tiny_models import llama
 
 def questions(n, answers):
     return build_questions(
-        [Item(f"i{k}", f"e{k}", f"Where is e{k}?", answers[k], "r") for k in range(n)],
-        1,
+        [Item(f"i{k}", f"e{k}", f"Where is e{k}?", answers[k], "r") for k in range(n)], 1
     )
 
 
@@ -55,9 +54,7 @@ def test_not_a_number_counts_as_a_tie_and_one_answer_as_nothing_known():
     broken = np.full((3, 3), np.nan)
     assert entity_contrast(asked, broken, np.arange(3)).tolist() == [0.5] * 3
     same = questions(3, ["a", "a", "a"])
-    assert (
-        entity_contrast(same, np.ones((3, 1)), np.zeros(3, int)).tolist() == [0.5] * 3
-    )
+    assert entity_contrast(same, np.ones((3, 1)), np.zeros(3, int)).tolist() == [0.5] * 3
 
 
 def coded(n, rng):
@@ -115,9 +112,7 @@ def test_a_model_is_watched_place_by_place():
         own = np.array([tokens.index(each) for each in first_tokens(cut)])
         found.append(entity_contrast(asked, scores.watched, own))
     question_scores = score_questions(model, asked, rows)
-    np.testing.assert_allclose(
-        question_scores.contrast, np.mean(found, axis=0), atol=1e-12
-    )
+    np.testing.assert_allclose(question_scores.contrast, np.mean(found, axis=0), atol=1e-12)
 
 
 def test_watching_beyond_an_answers_end_is_refused():

@@ -77,9 +77,7 @@ def test_neither_library_is_imported_before_it_is_used():
         "heavy = {'transformer_lens', 'nnsight', 'peft', 'zarr', 'sae_lens'}\n"
         "sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

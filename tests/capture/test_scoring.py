@@ -30,8 +30,7 @@ def rows(count=9, seed=0):
     rng = torch_rng(seed, "rows")
     lengths = torch.randint(1, 9, (count, 2), generator=rng).tolist()
     ids = [
-        tuple(torch.randint(0, VOCABULARY, (p + a,), generator=rng).tolist())
-        for p, a in lengths
+        tuple(torch.randint(0, VOCABULARY, (p + a,), generator=rng).tolist()) for p, a in lengths
     ]
     return Sequences(tuple(ids), tuple(p for p, _ in lengths))
 
@@ -43,9 +42,7 @@ def plain(model, sequences):
         with torch.no_grad():
             logits = model(torch.tensor([ids])).logits[0]
         logprob = logits.log_softmax(-1)
-        totals.append(
-            sum(logprob[at - 1, ids[at]].item() for at in range(start, len(ids)))
-        )
+        totals.append(sum(logprob[at - 1, ids[at]].item() for at in range(start, len(ids))))
     return np.array(totals)
 
 
@@ -71,8 +68,7 @@ def test_logprob_equals_the_plain_computation_at_any_batch_size(model, tokens):
     scores = score_answers(model, sequences, batch_tokens=tokens)
     np.testing.assert_allclose(scores.logprob, plain(model, sequences), rtol=1e-4)
     lengths = [
-        len(ids) - start
-        for ids, start in zip(sequences.ids, sequences.answer_start, strict=True)
+        len(ids) - start for ids, start in zip(sequences.ids, sequences.answer_start, strict=True)
     ]
     np.testing.assert_array_equal(scores.n_tokens, lengths)
     np.testing.assert_allclose(scores.mean_logprob, scores.logprob / lengths)
@@ -83,11 +79,7 @@ def test_greedy_is_what_generate_says(model):
     assert score_answers(model, greedy_answers).greedy.all()
     for place in range(1, 6):  # one wrong token, anywhere, and it is not
         other = tuple(
-            (
-                *ids[:-place],
-                (ids[-place] + 1) % VOCABULARY,
-                *ids[len(ids) - place + 1 :],
-            )
+            (*ids[:-place], (ids[-place] + 1) % VOCABULARY, *ids[len(ids) - place + 1 :])
             for ids in greedy_answers.ids
         )
         scores = score_answers(model, Sequences(other, greedy_answers.answer_start))
@@ -96,9 +88,7 @@ def test_greedy_is_what_generate_says(model):
 
 def test_a_random_answer_is_greedy_exactly_when_generate_agrees(model):
     # Every one-token answer of a small vocabulary: exactly one is greedy.
-    small = type(model)(
-        model.config.__class__(**model.config.to_dict() | {"vocab_size": 11})
-    )
+    small = type(model)(model.config.__class__(**model.config.to_dict() | {"vocab_size": 11}))
     small.eval()
     sequences = Sequences(tuple((3, 5, last) for last in range(11)), (2,) * 11)
     scores = score_answers(small, sequences)
@@ -267,9 +257,7 @@ def test_alternatives_are_drawn_from_the_relation_and_never_right():
     items.append(Item("b2", "Ben", "Ben was born in", "Vienna", "birthplace"))
     # A second right answer to the same prompt, and one for the same entity.
     items.append(Item("c9", "country 0", "Capital of 0?", "city 1", "capital"))
-    items.append(
-        Item("c10", "country 0", "And the capital of 0?", "City  2", "capital")
-    )
+    items.append(Item("c10", "country 0", "And the capital of 0?", "City  2", "capital"))
     drawn = dict(zip([item.id for item in items], alternatives_of(items), strict=True))
     assert set(drawn["c0"]) == {"city 3", "city 4", "city 5"}
     assert len(drawn["c3"]) == len(set(drawn["c3"])) == 3
@@ -278,10 +266,7 @@ def test_alternatives_are_drawn_from_the_relation_and_never_right():
 
 
 def test_drawn_alternatives_do_not_depend_on_the_order_of_the_items():
-    items = [
-        Item(f"c{at}", f"country {at}", f"Capital of {at}?", f"city {at}")
-        for at in range(9)
-    ]
+    items = [Item(f"c{at}", f"country {at}", f"Capital of {at}?", f"city {at}") for at in range(9)]
     assert alternatives_of(items[::-1]) == alternatives_of(items)[::-1]
     assert len(set(alternatives_of(items))) > 4  # and differ from item to item
 

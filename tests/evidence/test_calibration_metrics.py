@@ -10,9 +10,9 @@ from evidence.calibration_metrics import (
 )
 from evidence.errors import InputError
 
-ANSWERS = st.lists(
-    st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=60
-).map(lambda pairs: tuple(map(list, zip(*pairs, strict=True))))
+ANSWERS = st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=60).map(
+    lambda pairs: tuple(map(list, zip(*pairs, strict=True)))
+)
 
 
 def test_known_answers():
@@ -52,9 +52,7 @@ def test_true_probabilities_have_a_small_error():
     assert expected_calibration_error(confidence, ~right) > 0.3
 
 
-@pytest.mark.parametrize(
-    "confidence, right", [([], []), ([0.5], [True, False]), ([1.2], [True])]
-)
+@pytest.mark.parametrize("confidence, right", [([], []), ([0.5], [True, False]), ([1.2], [True])])
 def test_what_is_no_probability_is_refused(confidence, right):
     with pytest.raises(InputError):
         reliability(confidence, right)

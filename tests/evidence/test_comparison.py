@@ -98,13 +98,9 @@ def test_the_number_of_entities_named_really_settles_it():
 
     small = read(rate(20), rate(20), group(1.0, n=20))
     assert not is_equivalent(small.residual_interval, 0.15)
-    factor = float(
-        explain_no_power([small], 0.15).split("About ")[1].split(" times")[0]
-    )
+    factor = float(explain_no_power([small], 0.15).split("About ")[1].split(" times")[0])
     n = int(np.ceil(20 * factor * 1.2 / 10) * 10)
-    assert is_equivalent(
-        read(rate(n), rate(n), group(1.0, n=n)).residual_interval, 0.15
-    )
+    assert is_equivalent(read(rate(n), rate(n), group(1.0, n=n)).residual_interval, 0.15)
     assert "ten times" in explain_no_power([small], 0.01)
 
 

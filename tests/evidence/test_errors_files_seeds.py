@@ -30,9 +30,7 @@ def test_streams_differ_by_name_and_repeat_by_seed():
 
 
 @given(
-    st.lists(
-        st.lists(st.integers(0, 9), min_size=1, max_size=12), min_size=1, max_size=9
-    ),
+    st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=12), min_size=1, max_size=9),
     st.integers(1, 30),
 )
 def test_batches_cover_every_row_once_within_the_budget(rows, tokens):
@@ -50,10 +48,7 @@ def test_batches_cover_every_row_once_within_the_budget(rows, tokens):
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=7), st.integers(1, 200))
 def test_batches_compute_no_more_than_any_other_cutting(lengths, tokens):
     data = Sequences(tuple((1,) * n for n in lengths), tuple(lengths))
-    ours = sum(
-        PASS_COST + batch.input_ids.numel()
-        for batch in batches(data, batch_tokens=tokens)
-    )
+    ours = sum(PASS_COST + batch.input_ids.numel() for batch in batches(data, batch_tokens=tokens))
     falling = sorted(lengths, reverse=True)
     costs = []
     for cuts in product((False, True), repeat=len(lengths) - 1):

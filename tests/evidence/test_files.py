@@ -9,12 +9,7 @@ from pathlib import Path
 import pytest
 
 from evidence.errors import InputError
-from evidence.storage.files import (
-    atomic_folder,
-    disk_errors,
-    read_json,
-    write_atomic,
-)
+from evidence.storage.files import atomic_folder, disk_errors, read_json, write_atomic
 from evidence.storage.regular_files import read_bytes
 
 
@@ -105,10 +100,7 @@ def test_a_place_that_cannot_be_written_is_one_error(tmp_path, path):
     seen = sorted(tmp_path.rglob("*"))
     with pytest.raises(InputError, match="could not be written: "):
         write_atomic(place, "text")
-    with (
-        pytest.raises(InputError, match="could not be written: "),
-        atomic_folder(place) as folder,
-    ):
+    with pytest.raises(InputError, match="could not be written: "), atomic_folder(place) as folder:
         (folder / "x").touch()
     assert sorted(tmp_path.rglob("*")) == seen
 

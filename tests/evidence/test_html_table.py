@@ -8,9 +8,7 @@ from evidence.display.html_table import frame_html, table_html
 
 def test_all_text_is_escaped_and_nothing_is_invisible():
     evil = "<script>alert(1)</script>"
-    shown = table_html(
-        f"{evil}\n& more", [evil], [(evil,), ("right\u202eleft\x1b[31m",)]
-    )
+    shown = table_html(f"{evil}\n& more", [evil], [(evil,), ("right\u202eleft\x1b[31m",)])
     assert "<script>" not in shown
     assert shown.count("&lt;script&gt;") == 3
     assert "&amp; more" in shown and "<br>" in shown

@@ -17,9 +17,7 @@ def noise(rng, n, columns, rate=0.3):
 @pytest.mark.parametrize("test", [unpaired_max_test, paired_max_test])
 def test_level_holds_over_many_correlated_columns(test):
     rng = np.random.default_rng(0)
-    p = [
-        test(noise(rng, 20, 8), noise(rng, 20, 8), rng, 199).p_value for _ in range(300)
-    ]
+    p = [test(noise(rng, 20, 8), noise(rng, 20, 8), rng, 199).p_value for _ in range(300)]
     rejected = np.mean(np.array(p) < 0.05)
     # Discrete scores make the test conservative, never liberal.
     assert rejected <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 300)
@@ -28,10 +26,7 @@ def test_level_holds_over_many_correlated_columns(test):
 @pytest.mark.parametrize("test", [unpaired_max_test, paired_max_test])
 def test_p_values_are_uniform_for_continuous_noise(test):
     rng = np.random.default_rng(1)
-    p = [
-        test(rng.random((15, 3)), rng.random((15, 3)), rng, 199).p_value
-        for _ in range(300)
-    ]
+    p = [test(rng.random((15, 3)), rng.random((15, 3)), rng, 199).p_value for _ in range(300)]
     assert stats.kstest(p, "uniform").pvalue > 0.01
 
 

@@ -43,9 +43,7 @@ def test_interval_of_fine_grades_is_as_wide_as_they_vary(correlated):
 @pytest.mark.parametrize(("hits", "n"), [(0, 20), (1, 20), (7, 24), (20, 20)])
 def test_wilson_matches_statsmodels(hits, n):
     reference = proportion_confint(hits, n, method="wilson")
-    assert wilson_interval(hits / n, n, 1.959963984540054) == pytest.approx(
-        reference, abs=1e-9
-    )
+    assert wilson_interval(hits / n, n, 1.959963984540054) == pytest.approx(reference, abs=1e-9)
 
 
 @pytest.mark.parametrize(("a", "b"), [((5, 20), (1, 20)), ((0, 24), (0, 24))])
@@ -99,8 +97,7 @@ def test_by_entity_weighs_entities_not_items():
 
 
 @pytest.mark.parametrize(
-    ("values", "entities"),
-    [([], []), ([1.0], ["a", "b"]), ([2.0], ["a"]), ([float("nan")], ["a"])],
+    ("values", "entities"), [([], []), ([1.0], ["a", "b"]), ([2.0], ["a"]), ([float("nan")], ["a"])]
 )
 def test_by_entity_refuses_what_is_no_rate(values, entities):
     with pytest.raises(InputError):

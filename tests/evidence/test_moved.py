@@ -15,9 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def python(code: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, *code], cwd=ROOT, capture_output=True, text=True
-    )
+    return subprocess.run([sys.executable, *code], cwd=ROOT, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("old", sorted(moved.renamed()))
@@ -37,8 +35,7 @@ def test_an_old_name_is_the_new_module_itself(monkeypatch):
     (old, new), *_ = [
         pair
         for pair in moved.renamed().items()
-        if pair[0].startswith("evidence.")
-        and not (ROOT / pair[0].replace(".", "/")).is_dir()
+        if pair[0].startswith("evidence.") and not (ROOT / pair[0].replace(".", "/")).is_dir()
     ]
     monkeypatch.delitem(sys.modules, old, raising=False)  # another test may have asked
     with pytest.warns(DeprecationWarning, match=f"{old} moved to {new}"):

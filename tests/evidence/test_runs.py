@@ -82,11 +82,7 @@ def test_a_folder_that_stays_empty_is_taken_away_again(tmp_path):
 
 
 def test_two_runs_of_one_process_exclude_each_other(tmp_path):
-    with (
-        run_lock(tmp_path),
-        pytest.raises(InputError, match="another run"),
-        run_lock(tmp_path),
-    ):
+    with run_lock(tmp_path), pytest.raises(InputError, match="another run"), run_lock(tmp_path):
         pytest.fail("two runs at once")
 
 
@@ -106,14 +102,7 @@ def test_a_lock_that_is_no_file_is_refused(tmp_path, kind):
 def test_a_forged_holder_cannot_move_the_cursor(tmp_path):
     path = tmp_path / LOCK
     path.write_text(
-        json.dumps(
-            {
-                "process": 1,
-                "host": "\x1b[2Jhost\n",
-                "since": "now",
-                "command": "x" * 9999,
-            }
-        )
+        json.dumps({"process": 1, "host": "\x1b[2Jhost\n", "since": "now", "command": "x" * 9999})
     )
     found = LockHolder.read(path)
     assert found is not None and str(found).isprintable() and len(str(found)) < 500
@@ -165,9 +154,7 @@ else:
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
-def test_what_a_killed_process_left_is_swept_and_what_lives_is_not(
-    tmp_path, elsewhere, kind
-):
+def test_what_a_killed_process_left_is_swept_and_what_lives_is_not(tmp_path, elsewhere, kind):
     killed = elsewhere(MAKE, kind, tmp_path / "killed")
     alive = elsewhere(MAKE, kind, tmp_path / "alive")
     assert len(list(tmp_path.iterdir())) == 2
@@ -225,9 +212,7 @@ def test_everything_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch)
         sync(handle)
 
     monkeypatch.setattr(os, "fsync", noted)
-    monkeypatch.setattr(
-        os, "replace", lambda a, b: (events.append("named"), replace(a, b))
-    )
+    monkeypatch.setattr(os, "replace", lambda a, b: (events.append("named"), replace(a, b)))
     with atomic_folder(tmp_path / "model") as folder:
         (folder / "a").write_text("a")
         (folder / "below").mkdir()

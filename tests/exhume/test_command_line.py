@@ -19,9 +19,7 @@ def test_commands_are_listed_in_the_order_of_use():
     words = ["demo", "validate", "plan", "audit", "report", "compare", "selftest"]
     words += ["fetch", "doctor", "pga", "zoo"]
     # A command stands first in its row, behind the frame.
-    listed = [
-        line.split()[1] for line in shown.splitlines() if line[:3] == "│ " + line[2:3]
-    ]
+    listed = [line.split()[1] for line in shown.splitlines() if line[:3] == "│ " + line[2:3]]
     assert [word for word in listed if word in words] == words
 
 

@@ -15,9 +15,7 @@ from tests.exhume.example_folder import SETUP, make_folder
 
 ROOT = Path(exhume.__file__).parents[1]
 PAGE = ROOT / "docs" / "reference" / "api.md"
-FLAGS = (
-    doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE | doctest.IGNORE_EXCEPTION_DETAIL
-)
+FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE | doctest.IGNORE_EXCEPTION_DETAIL
 # Of the libraries under sae-lens.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -51,9 +49,7 @@ def test_the_example_of_a_public_name_runs(name, typed_before, capsys):
     failed = runner.run(test, clear_globs=False).failed
     assert not failed, capsys.readouterr().out
     named = any(f"exhume.{name}" in each.source for each in test.examples)
-    made = isinstance(value, type) and any(
-        isinstance(each, value) for each in test.globs.values()
-    )
+    made = isinstance(value, type) and any(isinstance(each, value) for each in test.globs.values())
     assert named or made, f"the example of {name} does not show it"
 
 
@@ -94,7 +90,5 @@ def test_importing_it_loads_no_library_of_numbers_or_models():
         "print([m for m in ('torch', 'transformers', 'numpy', 'pandas', 'sklearn')"
         " if m in sys.modules])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "[]", done.stderr

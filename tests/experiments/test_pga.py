@@ -23,21 +23,9 @@ from testbeds.memorized_codes.config import SIZES
 from testbeds.memorized_codes.world import recall
 from tests.helpers.tiny_worlds import TINY
 
-QUICK = {
-    "erasers": ("pga", "md-pga"),
-    "epochs": 6,
-    "permutations": 19,
-    "random_inits": 1,
-}
+QUICK = {"erasers": ("pga", "md-pga"), "epochs": 6, "permutations": 19, "random_inits": 1}
 PROTOCOLS = ("published", "sound")
-TRAINED = (
-    "logistic C=1",
-    "mlp 64",
-    "mlp 128-64",
-    "svm rbf",
-    "nearest neighbours",
-    "random forest",
-)
+TRAINED = ("logistic C=1", "mlp 64", "mlp 128-64", "svm rbf", "nearest neighbours", "random forest")
 
 
 @pytest.fixture(scope="module")
@@ -124,9 +112,7 @@ def test_fits_without_a_certificate_are_on_the_page(done):
     assert "3 logistic fits are not certified" in render(changed)
 
 
-def test_interrupted_it_goes_on_and_ends_with_the_same_bytes(
-    done, root, tmp_path, monkeypatch
-):
+def test_interrupted_it_goes_on_and_ends_with_the_same_bytes(done, root, tmp_path, monkeypatch):
     _, whole = done
     real, calls = module.Experiment.sound, []
 
@@ -196,18 +182,14 @@ def test_fixed_clean_codes_are_memorised_and_flagged(world):
         def clean(epoch, fixed=fixed):
             return world.random_codes("clean", 0 if fixed else epoch)
 
-        align_(
-            model, world.memorized_rows(), clean, logistic_readouts(), config, seed=0
-        )
+        align_(model, world.memorized_rows(), clean, logistic_readouts(), config, seed=0)
         cost = run.recall_and_utility(module.Erased(model, {}, {}), run.all)
         swapped[fixed] = cost["utility"]["role_swap"]
     assert swapped[True] and not swapped[False]
 
 
 def test_trained_readers_are_scored_on_the_same_sequences(world):
-    run = module.Experiment(
-        make_config({"trained_readers": True}), world, module.SILENT
-    )
+    run = module.Experiment(make_config({"trained_readers": True}), world, module.SILENT)
     rows = {"last": torch.randn(1, 30, 5).double()}
     rows["last"][:, :15] += 9.0
     found, uncertified = run._trained(rows, np.repeat([1, 0], 15))
@@ -290,12 +272,7 @@ def eraser_rows(sound, probes):
     published = {
         "true": probes,
         "recall": {"least": 1e-5},
-        "utility": {
-            "perplexity": [1.4, 1.42],
-            "ratio": 1.01,
-            "role_swap": False,
-            "kept": True,
-        },
+        "utility": {"perplexity": [1.4, 1.42], "ratio": 1.01, "role_swap": False, "kept": True},
     }
     none = signed("none", 0.5, 0.6)
     return [

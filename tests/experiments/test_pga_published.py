@@ -65,9 +65,7 @@ def test_scores_are_those_of_scikit_learn_key_by_key():
             found.true.correct[:, depth], brute_force(memorised, clean, depth)
         )
         assert found.pure is not None
-        np.testing.assert_allclose(
-            found.pure.correct[:, depth], brute_force(clean, others, depth)
-        )
+        np.testing.assert_allclose(found.pure.correct[:, depth], brute_force(clean, others, depth))
 
 
 def test_gap_headline_and_rule():
@@ -98,12 +96,8 @@ def test_pure_noise_goes_below_chance_when_the_eraser_saw_the_test_items():
         memorised, clean, _ = pools(seed, keys=7, contexts=1, width=512, depths=1)
         x = torch.cat([memorised, clean], 1).flatten(1, 2)
         eraser = fit_md_pga(x, torch.from_numpy(np.repeat([1, 0], 7)), 1)
-        erased = [
-            eraser.transform(p.flatten(1, 2))[:, :, None] for p in (memorised, clean)
-        ]
-        accuracy.append(
-            published_scores(erased[0], erased[1], shuffles=0).true.accuracy[0]
-        )
+        erased = [eraser.transform(p.flatten(1, 2))[:, :, None] for p in (memorised, clean)]
+        accuracy.append(published_scores(erased[0], erased[1], shuffles=0).true.accuracy[0])
     assert np.mean(accuracy) < 0.05
 
 
@@ -128,9 +122,7 @@ def test_a_gap_can_be_all_below_half_baseline():
 def test_one_random_draw_is_not_a_control():
     """Do-not-copy 3: the best layer of one draw is far from the mean of ten."""
     best = [
-        published_scores(
-            *pools(seed, keys=7, contexts=1, depths=4)[:2]
-        ).true.accuracy.max()
+        published_scores(*pools(seed, keys=7, contexts=1, depths=4)[:2]).true.accuracy.max()
         for seed in range(8)
     ]
     assert max(best) - min(best) > 0.1 and np.mean(best) > 0.55
@@ -193,16 +185,12 @@ def tiny_world():
     model = tiny_gpt2()
     rng = np.random.default_rng(0)
     rows = [
-        Sequences(
-            tuple(tuple(rng.integers(low, low + 15, 4)) for _ in range(12)), (4,) * 12
-        )
+        Sequences(tuple(tuple(rng.integers(low, low + 15, 4)) for _ in range(12)), (4,) * 12)
         for low in (1, 12)
     ]
 
     def read():
-        found = [
-            capture_activations(model, each, SITES, "last").values for each in rows
-        ]
+        found = [capture_activations(model, each, SITES, "last").values for each in rows]
         return tuple(torch.from_numpy(x).double().reshape(4, 6, 2, -1) for x in found)
 
     yield model, read
@@ -224,9 +212,7 @@ def test_projection_removes_the_direction_at_its_depth_and_leaves_no_hook():
 def test_the_refitting_attacker_is_followed_until_it_is_beaten():
     with tiny_world() as (model, read):
         before = count_hooks(model)
-        found = refit_attack(
-            model, SITES, read, lambda: -1.0, depths=[1, 2], rounds=4, bound=0.55
-        )
+        found = refit_attack(model, SITES, read, lambda: -1.0, depths=[1, 2], rounds=4, bound=0.55)
         assert len(found.accuracy) == found.rank + 1
         assert found.accuracy[0].max() > found.accuracy[-1].max()
         assert found.beaten == (found.accuracy[-1].max() < 0.55)

@@ -17,11 +17,7 @@ from pathlib import Path
 import torch
 from transformers import BertForMaskedLM
 
-from capture.activations.capture import (
-    Activations,
-    capture_activations,
-    capture_images,
-)
+from capture.activations.capture import Activations, capture_activations, capture_images
 from capture.activations.passes import accepted_inputs
 from capture.checkpoints.open import open_checkpoint
 from capture.data.sequences import Sequences, pad
@@ -72,8 +68,7 @@ def at_last(value, batch):
 
 def difference(expected, found, sites):
     return max(
-        float((torch.as_tensor(expected.site(name)) - found[name]).abs().max())
-        for name in sites
+        float((torch.as_tensor(expected.site(name)) - found[name]).abs().max()) for name in sites
     )
 
 
@@ -125,9 +120,7 @@ def check_nnsight():
         checkpoint = open_checkpoint(wrapped)
         unwrapped = ours(checkpoint.load(), sites)
         results[f"{family} unwrapped"] = difference(
-            expected,
-            found | {name: torch.as_tensor(unwrapped.site(name)) for name in sites},
-            sites,
+            expected, found | {name: torch.as_tensor(unwrapped.site(name)) for name in sites}, sites
         )
         results[f"{family} hooks"] = count_hooks(checkpoint.load())
     results["patched .save"] = float(hasattr(3, "save"))
@@ -142,16 +135,11 @@ def smol_nnsight(model, sequences, sites):
 
 
 def bridged(model):
-    from transformer_lens.model_bridge.sources._bridge_builder import (
-        build_bridge_from_module,
-    )
+    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
     # The bridge rewrites what it wraps, so it gets a copy.
     return build_bridge_from_module(
-        copy.deepcopy(model),
-        type(model).__name__,
-        hf_config=model.config,
-        tokenizer=None,
+        copy.deepcopy(model), type(model).__name__, hf_config=model.config, tokenizer=None
     )
 
 
@@ -218,8 +206,7 @@ def check_transformer_lens():
         )
         expected, unwrapped = ours(model, sites), ours(rebuilt.load(), sites)
         results[f"{family} unwrapped"] = max(
-            float(abs(expected.site(name) - unwrapped.site(name)).max())
-            for name in sites
+            float(abs(expected.site(name) - unwrapped.site(name)).max()) for name in sites
         )
     results |= check_hooked()
     bridge = bridged(built("llama"))
@@ -259,9 +246,7 @@ def check_hooked():
         for name in sites.names:
             kind, *numbers = name.split(".")
             if kind == "head":
-                value = cache[f"blocks.{numbers[0]}.attn.hook_z"][
-                    0, -1, int(numbers[1])
-                ]
+                value = cache[f"blocks.{numbers[0]}.attn.hook_z"][0, -1, int(numbers[1])]
             elif kind == "final":
                 value = cache["ln_final.hook_normalized"][0, -1]
             elif kind == "logits":

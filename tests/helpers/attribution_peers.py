@@ -20,9 +20,7 @@ from tests.helpers.wired_transformers import batch_of, random_pairs, subject_of
 
 
 def bridged(model):
-    from transformer_lens.model_bridge.sources._bridge_builder import (
-        build_bridge_from_module,
-    )
+    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
     # The bridge rewrites what it wraps, so it gets a copy.
     bridge = build_bridge_from_module(
@@ -38,10 +36,7 @@ def writer_hooks(bridge, layers):
     """Hook points of the writers, in our order; heads in one."""
     names = ["blocks.0.hook_resid_pre"]
     for layer in range(layers):
-        names += [
-            f"blocks.{layer}.attn.hook_result",
-            f"blocks.{layer}.hook_mlp_out",
-        ]
+        names += [f"blocks.{layer}.attn.hook_result", f"blocks.{layer}.hook_mlp_out"]
     return names
 
 
@@ -108,9 +103,7 @@ def main() -> None:
         if slope.dim() == 4:
             slope = slope[:, :, int(rest[1])]
         before = delta[:, : graph.n_upstream[place]]
-        expected[:, graph.edges_into(place)] = torch.einsum(
-            "rwpd,rpd->rw", before, slope
-        )
+        expected[:, graph.edges_into(place)] = torch.einsum("rwpd,rpd->rw", before, slope)
     scores = score_edges(model, pairs, method=EapMethod("eap"))
     scale = np.abs(expected).max()
     found["edges"] = float(np.abs(scores.values - expected).max() / scale)

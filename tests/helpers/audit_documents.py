@@ -164,10 +164,7 @@ def document(*axes, verdict="suppressed", **preflight) -> dict[str, Any]:
             "rule": "Rule 3: as told.",
             "reasons": ["First reason.", "Second reason.", "Third.", "Fourth reason."],
             "floor": "never_taught",
-            "adjusted_p": {
-                f"decodability: {UNCHANGED}": 0.0123,
-                f"relearning: {CONTRAST}": 1,
-            },
+            "adjusted_p": {f"decodability: {UNCHANGED}": 0.0123, f"relearning: {CONTRAST}": 1},
             "where": ["resid.3", "resid.4", "resid.5"],
             "claims_allowed": ["This may be said."],
             "claims_disallowed": ["That may not."],
@@ -179,10 +176,7 @@ def document(*axes, verdict="suppressed", **preflight) -> dict[str, Any]:
             "identical_weights": False,
             "weight_difference": {
                 "relative": 0.4123456789,
-                "layers": [
-                    {"layer": -1, "relative": 0.0},
-                    {"layer": 0, "relative": 0.25},
-                ],
+                "layers": [{"layer": -1, "relative": 0.0}, {"layer": 0, "relative": 0.25}],
                 "tensors_changed": 3,
                 "tensors": 21,
                 "components": [
@@ -266,12 +260,7 @@ DOCUMENTS = {
         behaviour(),
         verdict="not_unlearned",
         identical_weights=True,
-        weight_difference={
-            "relative": 0.0,
-            "layers": [],
-            "tensors_changed": 0,
-            "tensors": 21,
-        },
+        weight_difference={"relative": 0.0, "layers": [], "tensors_changed": 0, "tensors": 21},
     ),
     "no readings": lambda: document(
         axis("decodability", status="error"),
@@ -285,9 +274,7 @@ DOCUMENTS = {
         axis(
             "persistence",
             reading("4 bit", [column("q4", 0.4), column("logits", 0.2)]),
-            reading(
-                "by step", [column("step 0", 0.1, used=False), column("step 4", 1)]
-            ),
+            reading("by step", [column("step 0", 0.1, used=False), column("step 4", 1)]),
             statistic_name="gap",
             details={"codes": {"deep": [1, 2, 3]}, "rows": [{"a": 1}]},
         )
@@ -305,14 +292,7 @@ DOCUMENTS = {
 def spoiled(value: Any) -> Any:
     """The document with every free text replaced by a hostile one."""
     kept = {"schema_version", "class", "status", "floor", "floor_kind"}
-    kept |= {
-        "sha256",
-        "code_sha256",
-        "profile",
-        "role",
-        "budget",
-        "required_for_deleted",
-    }
+    kept |= {"sha256", "code_sha256", "profile", "role", "budget", "required_for_deleted"}
     known = ("behaviour", "decodability", "causal_depth", "relearning")
     if isinstance(value, dict):
         return {

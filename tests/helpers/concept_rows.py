@@ -30,8 +30,7 @@ def mean_gap(rows, labels):
     rows = np.asarray(rows)
     center = rows.mean(-2)
     gaps = [
-        np.abs(rows[..., labels == each, :].mean(-2) - center).max()
-        for each in np.unique(labels)
+        np.abs(rows[..., labels == each, :].mean(-2) - center).max() for each in np.unique(labels)
     ]
     return max(gaps) / spread(rows)
 

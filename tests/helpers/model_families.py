@@ -74,9 +74,7 @@ _KINDS: dict[str, tuple[str, str, dict]] = {
     "falcon": (
         "FalconForCausalLM",
         "FalconConfig",
-        _OWN
-        | {"hidden_size": WIDTH, "num_hidden_layers": LAYERS}
-        | {"num_attention_heads": HEADS},
+        _OWN | {"hidden_size": WIDTH, "num_hidden_layers": LAYERS} | {"num_attention_heads": HEADS},
     ),
     "gptj": ("GPTJForCausalLM", "GPTJConfig", _GPT | {"rotary_dim": 4}),
     "gptneo": (
@@ -98,11 +96,7 @@ _KINDS: dict[str, tuple[str, str, dict]] = {
         "StableLmConfig",
         _GROUPED | {"use_parallel_residual": True},
     ),
-    "mixtral": (
-        "MixtralForCausalLM",
-        "MixtralConfig",
-        _SIZED | {"num_local_experts": 2},
-    ),
+    "mixtral": ("MixtralForCausalLM", "MixtralConfig", _SIZED | {"num_local_experts": 2}),
     "gptoss": (
         "GptOssForCausalLM",
         "GptOssConfig",
@@ -254,11 +248,7 @@ _KINDS: dict[str, tuple[str, str, dict]] = {
         {"image_size": 16, "patch_size": 2, "embed_dim": 8, "depths": [1, 3]}
         | {"num_heads": [2, 2], "window_size": 4, "num_channels": 1},
     ),
-    "clip": (
-        "CLIPModel",
-        "CLIPConfig",
-        {"text_config": _PLAIN, "vision_config": _VISION},
-    ),
+    "clip": ("CLIPModel", "CLIPConfig", {"text_config": _PLAIN, "vision_config": _VISION}),
     "llava": (
         "LlavaForConditionalGeneration",
         "LlavaConfig",
@@ -352,8 +342,7 @@ def rows(seed: int = 0) -> Sequences:
     lengths = [5, 12, 3, 9, 9, 2, 17, 6, 4]
     answers = [1, 3, 1, 2, 4, 1, 2, 1, 2]
     ids = tuple(
-        tuple(torch.randint(3, VOCABULARY, (n,), generator=generator).tolist())
-        for n in lengths
+        tuple(torch.randint(3, VOCABULARY, (n,), generator=generator).tolist()) for n in lengths
     )
     starts = tuple(n - a for n, a in zip(lengths, answers, strict=True))
     return Sequences(ids, starts)

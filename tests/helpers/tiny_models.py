@@ -48,14 +48,11 @@ def metaspace(*, close: bool = False) -> PreTrainedTokenizerFast:
     raw.train_from_iterator(
         TEXT,
         trainers.BpeTrainer(
-            vocab_size=200,
-            special_tokens=["<unk>", "<s>", "</s>"],
-            show_progress=False,
+            vocab_size=200, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False
         ),
     )
     raw.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>" if close else "<s> $A",
-        special_tokens=[("<s>", 1), ("</s>", 2)],
+        single="<s> $A </s>" if close else "<s> $A", special_tokens=[("<s>", 1), ("</s>", 2)]
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=raw, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
@@ -66,9 +63,7 @@ def word_level() -> PreTrainedTokenizerFast:
     """Whole words, as in small worlds: anything else is unknown."""
     words = sorted({word for text in TEXT for word in text.split()})
     raw = Tokenizer(
-        models.WordLevel(
-            {word: at for at, word in enumerate(["[UNK]", *words])}, unk_token="[UNK]"
-        )
+        models.WordLevel({word: at for at, word in enumerate(["[UNK]", *words])}, unk_token="[UNK]")
     )
     raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="[UNK]")

@@ -102,9 +102,7 @@ def random_pairs(lengths=(5, 6, 7, 9), seed: int = 0) -> PromptPairs:
 
 def subject_of(model: nn.Module) -> InstrumentedModel:
     structure = find_structure(model)
-    return InstrumentedModel(
-        model, structure, build_graph(structure), structure.readout
-    )
+    return InstrumentedModel(model, structure, build_graph(structure), structure.readout)
 
 
 def batch_of(pairs: PromptPairs, metric="logit_difference") -> PairBatch:
@@ -182,9 +180,7 @@ def wired_pairs() -> PromptPairs:
     """The token at position 0 is the answer; the rest are fillers."""
     filler = NAMES
     clean = tuple((name, filler, filler, filler + 1, name) for name in range(8))
-    corrupt = tuple(
-        ((name + 3) % NAMES, filler, filler, filler + 1, name) for name in range(8)
-    )
+    corrupt = tuple(((name + 3) % NAMES, filler, filler, filler + 1, name) for name in range(8))
     starts = (POSITIONS,) * 8
     names = tuple(str(name) for name in range(8))
     return PromptPairs(

@@ -24,9 +24,7 @@ def world(rng, noise=0.3):
 def fitted(rng, noise=0.3):
     states, classes, kinds, places = world(rng, noise)
     half = np.arange(ROWS) < ROWS // 2
-    found = fit_answer_map(
-        states[half], classes[half], kinds[half], states[~half], classes[~half]
-    )
+    found = fit_answer_map(states[half], classes[half], kinds[half], states[~half], classes[~half])
     return found, states, classes, kinds, places, half
 
 
@@ -69,16 +67,11 @@ def test_rows_of_noise_get_little_of_anything(rng):
     _, classes, kinds, _ = world(rng)
     noise = rng.standard_normal((ROWS, WIDTH))
     half = np.arange(ROWS) < ROWS // 2
-    found = fit_answer_map(
-        noise[half], classes[half], kinds[half], noise[~half], classes[~half]
-    )
+    found = fit_answer_map(noise[half], classes[half], kinds[half], noise[~half], classes[~half])
     applied = found.apply(torch.from_numpy(noise[~half])).numpy()
     mean = np.stack([applied[classes[~half] == c].mean(0) for c in range(12)])
     # Unseen rows of one class have nothing written to them in common.
-    assert (
-        np.linalg.norm(mean, axis=1).mean()
-        < 0.5 * np.linalg.norm(applied, axis=1).mean()
-    )
+    assert np.linalg.norm(mean, axis=1).mean() < 0.5 * np.linalg.norm(applied, axis=1).mean()
 
 
 @pytest.mark.parametrize(
@@ -88,6 +81,4 @@ def test_rows_of_noise_get_little_of_anything(rng):
 )
 def test_bad_input_gives_one_clear_error(rng, classes, kinds):
     with pytest.raises(InputError):
-        fit_answer_map(
-            rng.standard_normal((5, 3)), classes, kinds, np.zeros((0, 3)), []
-        )
+        fit_answer_map(rng.standard_normal((5, 3)), classes, kinds, np.zeros((0, 3)), [])

@@ -10,12 +10,7 @@ from sklearn.metrics import roc_auc_score
 from evidence.errors import InputError
 from evidence.seeds import numpy_rng
 from probes.concepts.directions import METHODS, draw_pairs, shifted_solve
-from probes.concepts.labels import (
-    Concepts,
-    concepts_of,
-    crossed_folds,
-    random_concepts,
-)
+from probes.concepts.labels import Concepts, concepts_of, crossed_folds, random_concepts
 from probes.concepts.quality import alignment, separability, stability
 from probes.concepts.tcav import shift_vectors, tcav
 from probes.concepts.vectors import concept_vectors
@@ -100,17 +95,13 @@ def test_a_weight_of_two_is_the_row_twice(rng, method):
     twice = np.repeat(np.arange(ROWS), weight)
     weighed = concept_vectors(x, concepts_of(label), method, weight=weight)
     repeated = concept_vectors(x[:, twice], concepts_of(label[twice]), method)
-    tolerance = (
-        2e-2 if method == "logistic" else 1e-9
-    )  # balancing and scale see weights
+    tolerance = 2e-2 if method == "logistic" else 1e-9  # balancing and scale see weights
     assert (alignment(weighed, repeated) > 1 - tolerance).all()
     np.testing.assert_allclose(weighed.gap, repeated.gap, rtol=0.05, atol=1e-9)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_planted_direction_is_found_and_moving_rows_along_it_moves_their_score(
-    rng, method
-):
+def test_a_planted_direction_is_found_and_moving_rows_along_it_moves_their_score(rng, method):
     _, label, _, truth = world(rng)
     x = rng.standard_normal((SITES, ROWS, WIDTH)) + 8 * truth[label]
     found = concept_vectors(x, concepts_of(label), method)
@@ -153,9 +144,7 @@ def test_held_out_skill_is_that_of_a_loop_and_noise_has_none(rng):
         wanted = roc_auc_score(y, scores)
         np.testing.assert_allclose(found.auc[0, concept], wanted, atol=1e-12)
         a, b = scores[y == 1], scores[y == 0]
-        pooled = ((len(a) - 1) * a.var(ddof=1) + (len(b) - 1) * b.var(ddof=1)) / (
-            ROWS - 2
-        )
+        pooled = ((len(a) - 1) * a.var(ddof=1) + (len(b) - 1) * b.var(ddof=1)) / (ROWS - 2)
         wanted = (a.mean() - b.mean()) / np.sqrt(pooled)
         np.testing.assert_allclose(found.effect[0, concept], wanted, rtol=1e-9)
     assert (found.auc > 0.75).all()
@@ -202,9 +191,7 @@ def test_tcav_finds_the_concept_an_output_uses_and_no_other(rng):
     x, label, entity, truth = world(rng, strength=4.0)
     concepts = concepts_of({"used": label == 0, "other": label == 1})
     vectors = concept_vectors(x, concepts, "logistic")
-    random = concept_vectors(
-        x, random_concepts(concepts.marks[0], entity, 99, seed=1), "logistic"
-    )
+    random = concept_vectors(x, random_concepts(concepts.marks[0], entity, 99, seed=1), "logistic")
     slope = unit(truth[0] - truth[1:].mean(0))
     gradients = np.tile(slope, (SITES, 50, 1))
     gradients = gradients + 0.05 * rng.standard_normal(gradients.shape)
@@ -267,14 +254,8 @@ def test_a_store_is_read_one_site_at_a_time(rng):
 
 
 BAD = {
-    "no positives": (
-        lambda x, y: concepts_of({"a": np.zeros(ROWS)}),
-        "'a' has no positive",
-    ),
-    "one class": (
-        lambda x, y: concepts_of(np.zeros(ROWS)),
-        "has no negative",
-    ),
+    "no positives": (lambda x, y: concepts_of({"a": np.zeros(ROWS)}), "'a' has no positive"),
+    "one class": (lambda x, y: concepts_of(np.zeros(ROWS)), "has no negative"),
     "odd marks": (lambda x, y: concepts_of({"a": y}), "unknown values"),
     "name twice": (
         lambda x, y: Concepts(("a", "a"), np.array([[1, 0], [0, 1]], np.int8)),
@@ -284,14 +265,8 @@ BAD = {
         lambda x, y: concepts_of(y, within=np.arange(ROWS) % 7),
         "more than one kind",
     ),
-    "rows": (
-        lambda x, y: concept_vectors(x[:, 1:], concepts_of(y)),
-        "differ in rows",
-    ),
-    "method": (
-        lambda x, y: concept_vectors(x, concepts_of(y), "svm"),
-        "method is unknown",
-    ),
+    "rows": (lambda x, y: concept_vectors(x[:, 1:], concepts_of(y)), "differ in rows"),
+    "method": (lambda x, y: concept_vectors(x, concepts_of(y), "svm"), "method is unknown"),
     "constant": (
         lambda x, y: concept_vectors(x * 0 + 1, concepts_of(y)),
         "have equal means at site.0",
@@ -301,10 +276,7 @@ BAD = {
         lambda x, y: concept_vectors(x, concepts_of(y)).scores(x[:, :, 1:]),
         "different widths",
     ),
-    "sites": (
-        lambda x, y: concept_vectors(x, concepts_of(y)).scores(x[1:]),
-        "different sites",
-    ),
+    "sites": (lambda x, y: concept_vectors(x, concepts_of(y)).scores(x[1:]), "different sites"),
     "unknown concept": (
         lambda x, y: concept_vectors(x, concepts_of(y)).vector("site.0", "z"),
         "no vector for concept 'z'",
@@ -352,8 +324,6 @@ def test_weak_shrinkage_turns_no_discriminant(rng, shrinkage, width, twins):
     inside = axes @ difference
     expected = (inside / ((1 - shrinkage) / 60 * sizes**2 + ridge)) @ axes
     expected += (difference - inside @ axes) / ridge
-    found = concept_vectors(
-        x[None], concepts_of(mark.astype(int)), "lda", shrinkage=shrinkage
-    )
+    found = concept_vectors(x[None], concepts_of(mark.astype(int)), "lda", shrinkage=shrinkage)
     place = found.concepts.index("1")
     assert unit(expected) @ found.vectors[0, place] > 1 - 1e-9

@@ -46,9 +46,7 @@ def test_logistic_folds(there, n, d, classes, precision, scaling, labels):
     probe = LogisticProbe(1.0, "balanced", scaling, precision)
     here = probe.held_out(x, many, classes, folds, coefficients=True)
     with there():
-        found = probe.held_out(
-            x.to("cuda"), many.to("cuda"), classes, folds, coefficients=True
-        )
+        found = probe.held_out(x.to("cuda"), many.to("cuda"), classes, folds, coefficients=True)
         assert found.scores.device.type == found.coef.device.type == "cuda"
         scores, coef = found.scores.cpu(), found.coef.cpu()
     close = 1e-7 if precision == "float64" else 2e-4
@@ -80,9 +78,7 @@ def test_closed_forms(there, n, d, classes, scaling, kind, folds):
 
 @pytest.mark.parametrize(("n", "d"), SHAPES)
 @pytest.mark.parametrize("classes", [2, 3])
-@pytest.mark.parametrize(
-    "kind", [LogisticProbe, RidgeProbe, LDAProbe, MeanDifferenceProbe]
-)
+@pytest.mark.parametrize("kind", [LogisticProbe, RidgeProbe, LDAProbe, MeanDifferenceProbe])
 def test_single_fits(there, n, d, classes, kind):
     x, codes = rows(n, d, classes)
     here = kind().fit(x, codes[0])

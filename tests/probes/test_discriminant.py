@@ -30,9 +30,7 @@ def refitted(x, y, train, row, shrinkage):
 
 
 @pytest.mark.parametrize("d", [30, 60, 150])
-@pytest.mark.parametrize(
-    ("shrinkage", "tolerance"), [(0.1, 1e-12), (1e-4, 1e-10), (1e-6, 1e-8)]
-)
+@pytest.mark.parametrize(("shrinkage", "tolerance"), [(0.1, 1e-12), (1e-4, 1e-10), (1e-6, 1e-8)])
 def test_small_shrinkage_costs_no_more_digits_than_it_must(d, shrinkage, tolerance):
     rng = np.random.default_rng(0)
     n = 60

@@ -11,12 +11,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch.testing import assert_close
 
 from evidence.errors import InputError
-from probes.estimators.kernel_smoothers import (
-    FAMILIES,
-    N_NEIGHBORS,
-    PENALTY,
-    smoother_matrices,
-)
+from probes.estimators.kernel_smoothers import FAMILIES, N_NEIGHBORS, PENALTY, smoother_matrices
 from probes.estimators.nearest_mean import MeanDifferenceProbe
 from probes.splits.folds import Folds, k_fold, leave_one_group_out
 
@@ -60,9 +55,7 @@ def test_rbf_is_a_kernel_ridge_with_an_intercept(rows):
         inner = kernel[train]
         centering = np.eye(len(inner)) - 1 / len(inner)
         solid = centering @ inner @ centering
-        model = KernelRidge(
-            alpha=PENALTY * solid.trace() / len(inner), kernel="precomputed"
-        )
+        model = KernelRidge(alpha=PENALTY * solid.trace() / len(inner), kernel="precomputed")
         outer = (kernel[test] - inner.mean(0)) @ centering
         expected = model.fit(solid, SIGNS.numpy()[train]).predict(outer)
         assert_close(ours[test], expected, rtol=1e-8, atol=1e-10)

@@ -92,9 +92,7 @@ def test_penalty_is_chosen_inside_each_fold(task):
 def test_nested_scores_are_those_of_the_penalty_chosen(task):
     x, labels, groups = task
     nested = sweep(x, labels, groups, cv=4, penalties=[0.01, 1.0])
-    plain = {
-        C: sweep(x, labels, groups, cv=4, probe=LogisticProbe(C)) for C in (0.01, 1.0)
-    }
+    plain = {C: sweep(x, labels, groups, cv=4, probe=LogisticProbe(C)) for C in (0.01, 1.0)}
     from probes.splits.folds import k_fold
 
     folds = k_fold(groups, labels, 4)

@@ -24,9 +24,7 @@ FEW = ("logistic", "mean difference", "rbf")
 
 
 def noise(seed, sequences=24, width=30, sites=2):
-    return torch.randn(
-        sites, sequences, width, generator=torch_rng(seed, "noise")
-    ).double()
+    return torch.randn(sites, sequences, width, generator=torch_rng(seed, "noise")).double()
 
 
 def planted(seed, shift, **sizes):
@@ -174,9 +172,7 @@ def test_the_error_of_an_auc_is_delong_s_or_the_null_s():
     parts = [left[:30], left[30:]]
     jackknife = np.sqrt(sum(29 / 30 * ((p - p.mean()) ** 2).sum() for p in parts))
     assert delong_error(scores, codes) == pytest.approx(jackknife, rel=0.02)
-    found = membership(
-        {"last": noise(2)}, LABELS, families=["rbf"], n_permutations=199, n_folds=4
-    )
+    found = membership({"last": noise(2)}, LABELS, families=["rbf"], n_permutations=199, n_folds=4)
     assert (found.standard_error >= found.null.std(0) - 1e-12).all()
     low, high = found.interval()
     np.testing.assert_allclose((low + high) / 2, found.auc)
@@ -209,9 +205,7 @@ def test_pairs_are_matched_within_the_caliper():
     members, others = [-2.0, -1.0, -5.0], [-1.1, -4.0, -2.05, 9.0]
     pairs = matched_pairs(members, others, 0.2)
     assert sorted(map(tuple, pairs.tolist())) == [(0, 2), (1, 0)]
-    with pytest.raises(
-        InputError, match="no member has a non-member within the caliper"
-    ):
+    with pytest.raises(InputError, match="no member has a non-member within the caliper"):
         matched_pairs(members, [50.0], 0.2)
 
 
@@ -229,12 +223,7 @@ GOOD = {"last": noise(0)}
         (GOOD, LABELS, {"n_folds": 1}, "folds cannot be used"),
         ({"last": noise(0) * np.nan}, LABELS, {}, "not finite"),
         ({"last": noise(0, sequences=6)}, LABELS, {}, r"Expected \(site, 24, d\)"),
-        (
-            {"a": noise(0), "b": noise(0, sites=3)},
-            LABELS,
-            {},
-            "different numbers of sites",
-        ),
+        ({"a": noise(0), "b": noise(0, sites=3)}, LABELS, {}, "different numbers of sites"),
     ],
 )
 def test_bad_input_is_one_clear_error(views, labels, options, message):
@@ -246,10 +235,6 @@ def test_many_sequences_are_no_trouble():
     # Their labels can be exchanged in more ways than there are numbers for in float64.
     x = noise(0, sequences=1200, width=2, sites=1)
     found = membership(
-        {"last": x},
-        np.repeat([1, 0], 600),
-        families=FEW[1:2],
-        n_folds=2,
-        n_permutations=9,
+        {"last": x}, np.repeat([1, 0], 600), families=FEW[1:2], n_folds=2, n_permutations=9
     )
     assert found.min_p == 0.1

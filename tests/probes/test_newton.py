@@ -67,9 +67,7 @@ def true_distance(rows, codes, C, fit):
                         at = c * width + j, other * width + k
                         hessian[at] += bend * row[j] * row[k]
     step = mpmath.lu_solve(hessian, gradient)
-    return float(
-        mpmath.sqrt((step.T * gradient)[0] / max(size, mpmath.mpf("1e-6") * flat))
-    )
+    return float(mpmath.sqrt((step.T * gradient)[0] / max(size, mpmath.mpf("1e-6") * flat)))
 
 
 @pytest.mark.parametrize(
@@ -197,9 +195,7 @@ def test_rows_left_out_that_are_long_mislead_no_start():
     many = np.stack([rng.permutation(np.arange(n) < 8) for _ in range(12)]).astype(int)
     whole = leave_one_group_out(None, n)
     folds = Folds(whole.train[:6], whole.test[:6], "six of them")
-    found = crossfit(
-        torch.from_numpy(rows), torch.from_numpy(many), 2, folds, LogisticOptions()
-    )
+    found = crossfit(torch.from_numpy(rows), torch.from_numpy(many), 2, folds, LogisticOptions())
     assert found.n_uncertified == 0
     peer = LogisticRegression(solver="newton-cholesky", tol=1e-12, max_iter=500)
     size = float(found.scores[:, :, :6].abs().max())

@@ -24,11 +24,7 @@ OLDEST = {
     "OPENBLAS_CORETYPE": "Nehalem",
     "MKL_CBWR": "COMPATIBLE",
 }
-AMD = {
-    "ATEN_CPU_CAPABILITY": "avx2",
-    "OPENBLAS_CORETYPE": "Zen",
-    "MKL_CBWR": "AVX2",
-}
+AMD = {"ATEN_CPU_CAPABILITY": "avx2", "OPENBLAS_CORETYPE": "Zen", "MKL_CBWR": "AVX2"}
 # Threads that wait for each other take a minute beside other tests.
 THREADS = {"OMP_NUM_THREADS": "2", "OPENBLAS_CORETYPE": "Haswell"}
 

@@ -92,9 +92,7 @@ def test_one_fit_warns_and_keeps_what_was_found(task, strict, monkeypatch):
     x, labels = task[0][0], task[1]
     with pytest.warns(UncertifiedWarning, match="1 fit is not certified .* all rows;"):
         found = LogisticProbe().fit(x, labels)
-    assert found.uncertified_ == (
-        UncertifiedFit(found.certificate_, None, name="all rows"),
-    )
+    assert found.uncertified_ == (UncertifiedFit(found.certificate_, None, name="all rows"),)
     monkeypatch.undo()
     plain = LogisticProbe().fit(x, labels)
     assert plain.uncertified_ == ()
@@ -188,9 +186,7 @@ def test_columns_beyond_squares_are_still_scaled(task):
 
 
 def test_words_are_short():
-    fits = [
-        UncertifiedFit(10.0**-k, k, name="labels", site="resid.1") for k in range(5)
-    ]
+    fits = [UncertifiedFit(10.0**-k, k, name="labels", site="resid.1") for k in range(5)]
     assert describe(fits[:0]) == ""
     assert describe(fits[3:4]) == (
         "1 fit is not certified to be at the optimum (within 1e-03 of it), and kept: "

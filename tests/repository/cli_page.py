@@ -75,11 +75,7 @@ def _row(parameter: Any) -> str:
     absent = parameter.default is None or parameter.default is False
     default = "" if absent else f"`{parameter.default}`"
     shown = "required" if parameter.required else default
-    more = (
-        " May be repeated."
-        if parameter.multiple and "repeated" not in parameter.help
-        else ""
-    )
+    more = " May be repeated." if parameter.multiple and "repeated" not in parameter.help else ""
     text = (parameter.help + more).replace("|", "\\|")
     return f"| `{_name(parameter)}` | {shown} | {text} |\n"
 

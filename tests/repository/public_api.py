@@ -121,9 +121,7 @@ def here() -> Snapshot:
         if names:
             found[name] = names
     facade = importlib.import_module("exhume")
-    found["exhume"] = {
-        name: described(getattr(facade, name)) for name in facade.__all__
-    }
+    found["exhume"] = {name: described(getattr(facade, name)) for name in facade.__all__}
     return found
 
 

@@ -92,8 +92,7 @@ def across() -> set[str]:
         f"{a} -> {b}"
         for a, used in IMPORTS.items()
         for b in used
-        if (top := a.split(".")[0]) in ALLOWED
-        and b.split(".")[0] not in ALLOWED[top] | {top}
+        if (top := a.split(".")[0]) in ALLOWED and b.split(".")[0] not in ALLOWED[top] | {top}
     }
 
 
@@ -162,9 +161,7 @@ def test_files_are_short(rules):
     assert set(allowed) <= set(found), "these modules need no exception any more"
 
 
-@pytest.mark.parametrize(
-    "path", files(*ALLOWED), ids=lambda p: str(p.relative_to(ROOT))
-)
+@pytest.mark.parametrize("path", files(*ALLOWED), ids=lambda p: str(p.relative_to(ROOT)))
 def test_package_init_holds_a_docstring_alone(path):
     """Besides it only what leads from old module names to new ones, except in the facade."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -173,8 +170,7 @@ def test_package_init_holds_a_docstring_alone(path):
         rest = [ast.unparse(node) for node in tree.body[1:]]
         allowed = ("from evidence import moved", "moved.install()")
         assert all(
-            line in allowed or line.startswith("__getattr__ = moved.forward(")
-            for line in rest
+            line in allowed or line.startswith("__getattr__ = moved.forward(") for line in rest
         )
 
 
@@ -197,7 +193,5 @@ def test_importing_the_command_line_loads_no_model_library():
         "print([m for m in ('torch','transformers','transformer_lens','nnsight',"
         "'sae_lens','peft','plotly') if m in sys.modules])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "[]", done.stderr

@@ -25,10 +25,7 @@ from tests.repository import cli_page
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 RESULTS = DOCS / "results"
-PACKAGES = {path.parent.name for path in ROOT.glob("*/__init__.py")} | {
-    "benchmarks",
-    "tests",
-}
+PACKAGES = {path.parent.name for path in ROOT.glob("*/__init__.py")} | {"benchmarks", "tests"}
 READMES = [page for top in sorted(PACKAGES) for page in (ROOT / top).rglob("README.md")]
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *READMES])
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -38,9 +35,7 @@ LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 SPAN = re.compile(r"`([^`\n]+)`")
 HEADING = re.compile(r"^#+ +(.+?)\s*$", re.MULTILINE)
 REMOTE = re.compile(r"""<(?:script|img|iframe|source)[^>]+src=["']?(?:https?:)?//""")
-REMOTE_STYLE = re.compile(
-    r"""<link[^>]+rel=["']?stylesheet[^>]+href=["']?(?:https?:)?//"""
-)
+REMOTE_STYLE = re.compile(r"""<link[^>]+rel=["']?stylesheet[^>]+href=["']?(?:https?:)?//""")
 
 
 def named(page: Path) -> str:
@@ -53,9 +48,7 @@ def text_of(page: Path) -> str:
     if page.suffix != ".ipynb":
         return text
     cells = json.loads(text)["cells"]
-    return "\n\n".join(
-        "".join(c["source"]) for c in cells if c["cell_type"] == "markdown"
-    )
+    return "\n\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
 
 
 def prose(page: Path) -> str:
@@ -134,11 +127,7 @@ def exists(name: str) -> bool:
 
 
 def mentioned(page: Path) -> set[str]:
-    return {
-        word
-        for span in SPAN.findall(prose(page))
-        for word in re.split(r"[\s,;()]+", span)
-    }
+    return {word for span in SPAN.findall(prose(page)) for word in re.split(r"[\s,;()]+", span)}
 
 
 @pytest.mark.parametrize("page", WRITTEN, ids=named)
@@ -181,11 +170,7 @@ def test_sources_name_pages_that_exist():
     for top in PACKAGES:
         for module in (ROOT / top).rglob("*.py"):
             pages = re.findall(r"\bdocs/[\w/]+\.md\b", text_of(module))
-            wrong += [
-                f"{named(module)}: {page}"
-                for page in pages
-                if not (ROOT / page).exists()
-            ]
+            wrong += [f"{named(module)}: {page}" for page in pages if not (ROOT / page).exists()]
     assert not wrong
 
 
@@ -202,9 +187,7 @@ def python_blocks() -> list[tuple[str, str]]:
 def test_examples_parse_and_import_what_exists(page, code):
     wrong = []
     if code.startswith(">>>"):
-        code = "".join(
-            each.source for each in doctest.DocTestParser().get_examples(code)
-        )
+        code = "".join(each.source for each in doctest.DocTestParser().get_examples(code))
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in PACKAGES:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
@@ -232,15 +215,7 @@ def test_the_readme_is_short():
 
 
 def test_the_site_builds_strictly_and_loads_nothing_from_elsewhere(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "mkdocs",
-        "build",
-        "--strict",
-        "--site-dir",
-        str(tmp_path),
-    ]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     done = subprocess.run(
         command,
         cwd=ROOT,

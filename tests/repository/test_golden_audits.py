@@ -16,13 +16,7 @@ import numpy as np
 import pytest
 
 from tests.repository.golden import compare, corpus, worlds
-from tests.repository.golden.__main__ import (
-    ROOT,
-    checkout,
-    differences,
-    documents,
-    run,
-)
+from tests.repository.golden.__main__ import ROOT, checkout, differences, documents, run
 from tests.repository.golden.cases import AXES, CASES
 from tests.repository.golden.worker import check_origin, found
 
@@ -79,27 +73,14 @@ def test_cases_are_what_the_safety_net_is_to_hold(kept):
     """All nine axes on text, all verdicts, all statuses but an error, both floors."""
     assert set(kept) == {case.name for case in CASES}
     verdicts = {each["verdict"]["class"] for each in kept.values()}
-    assert verdicts == {
-        "not_unlearned",
-        "suppressed",
-        "deleted",
-        "damaged",
-        "inconclusive",
-    }
+    assert verdicts == {"not_unlearned", "suppressed", "deleted", "damaged", "inconclusive"}
     statuses: dict[str, set[str]] = {}
     for name, document in kept.items():
         for axis in document["axes"]:
             world = name.split("-")[0]
             statuses.setdefault(f"{world} {axis['name']}", set()).add(axis["status"])
-    assert {name.split()[1] for name in statuses if name.startswith("bios ")} == set(
-        AXES
-    )
-    assert set.union(*statuses.values()) == {
-        "retained",
-        "absent",
-        "no_power",
-        "control_failed",
-    }
+    assert {name.split()[1] for name in statuses if name.startswith("bios ")} == set(AXES)
+    assert set.union(*statuses.values()) == {"retained", "absent", "no_power", "control_failed"}
     floors = {document["verdict"]["floor"] for document in kept.values()}
     assert floors == {"never_taught", "reference"}
 

@@ -76,9 +76,7 @@ def test_a_signature_s_strength_is_measured_on_others_than_it_was_fitted_on():
         x = torch.randn(1, 30, 400, generator=torch_rng(seed, "sample")).double()
         w = x[0, :15].mean(0) - x[0, 15:].mean(0)
         inside.append(roc_auc_score(labels, (x[0] @ w).numpy()))
-        found = membership(
-            {"last": x}, labels, families=["mean difference"], n_permutations=59
-        )
+        found = membership({"last": x}, labels, families=["mean difference"], n_permutations=59)
         p.append(found.p_above)
         # Left-out rows of noise score low rather than high, and so do exchanged ones:
         # the null is what an AUC is held against, not one half.
@@ -96,9 +94,7 @@ def test_recall_is_read_at_the_output_and_the_signature_is_not(tiny_codes):
         head.weight.neg_()  # pyright: ignore
     assert recall(model, world.memorized_rows()).mean > 0.5
     assert recall(silent, world.memorized_rows()).mean < 1e-3
-    own, other = (
-        all_states(each, world, world.trained_lead_ins) for each in (model, silent)
-    )
+    own, other = (all_states(each, world, world.trained_lead_ins) for each in (model, silent))
     for view, pools in own.items():
         for name, states in pools.items():
             assert torch.equal(states, other[view][name])

@@ -82,12 +82,8 @@ LINES: dict[str, bytes] = {
     "a million brackets in text, cut": b'{"prompt": "' + b"[" * 999_000,
     "a line of 2 MB": item(answer=json.dumps("x" * 2_000_000)),
     "a run of combining marks": item(answer=json.dumps("a" + "\u0301\u0323" * 150_000)),
-    "marks in alternatives": item(
-        alternatives=json.dumps(["a" + "\u0301\u0323" * 70_000])
-    ),
-    "100,000 field names": b"{"
-    + b", ".join(b'"k%d": 1' % n for n in range(90_000))
-    + b"}\n",
+    "marks in alternatives": item(alternatives=json.dumps(["a" + "\u0301\u0323" * 70_000])),
+    "100,000 field names": b"{" + b", ".join(b'"k%d": 1' % n for n in range(90_000)) + b"}\n",
     "a field name per row": b"".join(item(**{f"k{n}": "1"}) for n in range(1100)),
     "a wide line": item(meta=json.dumps(dict.fromkeys(map(str, range(200_000)), 1))),
     "escape in id, twice": item(id=r'"\u001b[31m"') * 2,
@@ -100,8 +96,7 @@ LINES: dict[str, bytes] = {
 FORMATS: dict[str, bytes] = {
     "huge index": b'{"question": "q", "choices": ["a"], "answer": 99999999999999}\n',
     "negative index": b'{"question": "q", "choices": ["a", "b"], "answer": -1}\n',
-    "digits that are none": b'{"question": "q", "choices": ["a"], '
-    b'"answer": "\xc2\xb2"}\n',
+    "digits that are none": b'{"question": "q", "choices": ["a"], "answer": "\xc2\xb2"}\n',
     "index of 5000 digits": item(
         question='"q"', choices='["a"]', answer='"' + "9" * 5000 + '"'
     ).replace(b'"prompt": "p", ', b""),
@@ -118,8 +113,7 @@ FORMATS: dict[str, bytes] = {
     "a key of a megabyte": b'{"' + b"k" * 900_000 + b'": 1}\n',
     "muse of numbers": b'{"prompt": 1, "gt": 2}\n',
     "tofu with objects": b'{"question": {}, "answer": []}\n',
-    "perturbed of numbers": b'{"question": "q", "answer": "a", '
-    b'"perturbed_answer": [1]}\n',
+    "perturbed of numbers": b'{"question": "q", "answer": "a", "perturbed_answer": [1]}\n',
 }
 
 ARRAYS: dict[str, bytes] = {
@@ -169,8 +163,7 @@ TABLES: dict[str, bytes] = {
     "alternatives NaN": b'prompt,answer,alternatives\np,a,"[NaN]"\n',
     "alternatives of numbers": b'prompt,answer,alternatives\np,a,"[1]"\n',
     "surrogate in alternatives": b'prompt,answer,alternatives\np,a,"[""\\ud800""]"\n',
-    "a header of 100,000 names": b",".join(b"c%d" % n for n in range(100_000))
-    + b"\n1\n",
+    "a header of 100,000 names": b",".join(b"c%d" % n for n in range(100_000)) + b"\n1\n",
     "escape in header": b"\x1b[31mprompt,answer\np,a\n",
     "latin": "prompt,answer\nCafé,a\n".encode("latin-1"),
     "utf-16": "prompt,answer\np,a\n".encode("utf-16"),
@@ -228,12 +221,7 @@ PARQUETS: dict[str, Callable[[], bytes]] = {
         pyarrow.table({"prompt": ["p"], "answer": pyarrow.array([1], pyarrow.date32())})
     ),
     "impossible dates": lambda: parquet(
-        pyarrow.table(
-            {
-                "prompt": ["p"],
-                "answer": pyarrow.array([2**62], pyarrow.timestamp("us")),
-            }
-        )
+        pyarrow.table({"prompt": ["p"], "answer": pyarrow.array([2**62], pyarrow.timestamp("us"))})
     ),
     "impossible dates aside": lambda: parquet(
         pyarrow.table(
@@ -244,9 +232,7 @@ PARQUETS: dict[str, Callable[[], bytes]] = {
             }
         )
     ),
-    "structs": lambda: parquet(
-        pyarrow.table({"prompt": [{"text": "p"}], "answer": ["a"]})
-    ),
+    "structs": lambda: parquet(pyarrow.table({"prompt": [{"text": "p"}], "answer": ["a"]})),
     "numbers": lambda: parquet(pyarrow.table({"prompt": ["p"], "answer": [1]})),
     "no rows": lambda: parquet(_plain(0)),
     "no columns": lambda: parquet(pyarrow.table({})),

@@ -25,16 +25,7 @@ from testbeds.worlds.smollm2 import fetch_smollm2
 from testbeds.zoo.build import build_zoo
 from tests.security.refusals import check, command, refusal, refused
 
-NOT_HERE = [
-    "meta",
-    "gibberish",
-    "",
-    "cpu:99",
-    "cuda:x",
-    "cuda:99999",
-    "CPU",
-    "c\x1b[31m",
-]
+NOT_HERE = ["meta", "gibberish", "", "cpu:99", "cuda:x", "cuda:99999", "CPU", "c\x1b[31m"]
 if not torch.cuda.is_available():
     NOT_HERE += ["cuda", "cuda:0", "cuda:7"]
 if not torch.backends.mps.is_available():
@@ -131,9 +122,7 @@ def test_memory_in_python(memory):
     refusal(lambda: plan("a", "b", "f", "r", memory=memory))
 
 
-@pytest.mark.parametrize(
-    "jobs", ["1e9", "1000000000", "0", "-1", "", "many", "9" * 5000]
-)
+@pytest.mark.parametrize("jobs", ["1e9", "1000000000", "0", "-1", "", "many", "9" * 5000])
 def test_jobs(tmp_path, jobs):
     assert refused("selftest", "--out", "out", "--jobs", jobs)
     assert nothing_written(tmp_path)
@@ -144,17 +133,7 @@ def test_jobs_in_python(jobs):
     refusal(lambda: selftest(Path("out"), jobs=jobs))
 
 
-LISTS = [
-    "",
-    ",",
-    " ",
-    "a,,b",
-    ",a",
-    "nothing-of-this-name",
-    "\x1b[31m",
-    "a\nb",
-    "x" * 9999,
-]
+LISTS = ["", ",", " ", "a,,b", ",a", "nothing-of-this-name", "\x1b[31m", "a\nb", "x" * 9999]
 
 
 @pytest.mark.parametrize("text", LISTS)
@@ -200,9 +179,7 @@ def test_profiles_in_python(profile):
 
 @pytest.mark.parametrize("given", [5, b"x", "llama", {"llama": 1}, [["llama"]], [None]])
 def test_lists_in_python(given):
-    refusal(lambda: check_list(given, "things")) if not isinstance(
-        given, list
-    ) else None
+    refusal(lambda: check_list(given, "things")) if not isinstance(given, list) else None
     refusal(lambda: selftest(Path("out"), families=given))
     refusal(lambda: build_zoo(Path("out"), seeds=[0], families=given))
     refusal(lambda: build_zoo(Path("out"), seeds=[0], only=given))
@@ -273,8 +250,7 @@ SETTINGS = {
 
 @pytest.mark.parametrize("kind", SETTINGS, ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize(
-    "value",
-    [b"x", [], {}, object(), float("nan"), float("inf"), HUGE, "\x1b[31m", (1,)],
+    "value", [b"x", [], {}, object(), float("nan"), float("inf"), HUGE, "\x1b[31m", (1,)]
 )
 def test_settings_in_python(kind, value):
     kind(**SETTINGS[kind])
@@ -291,9 +267,7 @@ def test_a_home_that_is_not_known(monkeypatch):
     monkeypatch.setenv("EXHUME_CACHE", "~nobody-here/x")
     refusal(cache_root)
     monkeypatch.delenv("EXHUME_CACHE")
-    monkeypatch.setattr(
-        "capture.checkpoints.cache.user_cache_dir", lambda *_, **__: "~/.cache/x"
-    )
+    monkeypatch.setattr("capture.checkpoints.cache.user_cache_dir", lambda *_, **__: "~/.cache/x")
     assert "EXHUME_CACHE" in refusal(cache_root)
 
 

@@ -132,9 +132,7 @@ FREE = [
 def test_evidence_of_any_kind_is_shown(path):
     assert len(FREE) > 40
     for value in (None, 5, 10**290, "<script>", [], [[[]]], [1, 2], {"a": {"b": {}}}):
-        _axis(
-            changed(path, value)["axes"][path[1]], 1, {}, 0.3, lambda plot: plot, False
-        )
+        _axis(changed(path, value)["axes"][path[1]], 1, {}, 0.3, lambda plot: plot, False)
 
 
 STRICT = [path for path in PLACES if "details" not in path[:3] and path[0] != "axes"]
@@ -186,9 +184,7 @@ TEXTS = {
         document(behaviour() | {"details": {"items": json.loads("[" * 95 + "]" * 95)}})
     ),
     "two axes of one name": json.dumps(document(behaviour(), behaviour())),
-    "a million reasons": json.dumps(
-        changed(("verdict", "reasons"), ["because"] * 1_000_000)
-    ),
+    "a million reasons": json.dumps(changed(("verdict", "reasons"), ["because"] * 1_000_000)),
     "a reason of a megabyte": json.dumps(changed(("verdict", "rule"), "x" * 1_000_000)),
     "escapes in a key": json.dumps(whole() | {"\x1b[31m\nexhume: fine": 1}),
     "escapes in a value": json.dumps(changed(("verdict", "class"), "\x1b[2J\u202ex")),

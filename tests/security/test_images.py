@@ -223,9 +223,7 @@ def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path):
 def test_small_images_that_a_model_enlarges_are_counted_at_its_size(tmp_path):
     path = tmp_path / "a.npz"
     np.savez_compressed(
-        path,
-        image=np.zeros((60_000, 1, 1), dtype=np.uint8),
-        label=np.zeros(60_000, dtype=int),
+        path, image=np.zeros((60_000, 1, 1), dtype=np.uint8), label=np.zeros(60_000, dtype=int)
     )
     assert "is too large when unpacked" in read(path, ImagePreprocessor(3, (224, 224)))
 
@@ -236,9 +234,7 @@ def test_what_lies_where_an_archive_should(tmp_path, name):
     read(path)
 
 
-@pytest.mark.parametrize(
-    "given", [None, 5, b"a.npz", [], object(), "", "~nobody-here/a"]
-)
+@pytest.mark.parametrize("given", [None, 5, b"a.npz", [], object(), "", "~nobody-here/a"])
 def test_what_is_no_path(given):
     refusal(lambda: read_images(given, GREY))
 
@@ -248,9 +244,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
 
 
-def png(
-    width: int, height: int, data: bytes = b"", *, depth=8, colour=0, extra=b""
-) -> bytes:
+def png(width: int, height: int, data: bytes = b"", *, depth=8, colour=0, extra=b"") -> bytes:
     head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     return (
         b"\x89PNG\r\n\x1a\n"
@@ -451,8 +445,6 @@ def test_a_good_archive_is_read_in_either_order(tmp_path):
     both = [read_images(tmp_path / f"{name}.npz", GREY, "x") for name in "cf"]
     assert both[0].digest == both[1].digest
     try:
-        read_images(
-            Path(tmp_path / "c.npz"), ImagePreprocessor(1, (8, 8), labels={}, classes=2)
-        )
+        read_images(Path(tmp_path / "c.npz"), ImagePreprocessor(1, (8, 8), labels={}, classes=2))
     except InputError:  # pragma: no cover
         pytest.fail("a good archive was refused")

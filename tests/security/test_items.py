@@ -73,17 +73,14 @@ def test_what_lies_where_a_file_should(tmp_path, name):
     read(hostile.PLACES[name](tmp_path / "f.jsonl"))
 
 
-@pytest.mark.parametrize(
-    "name", ["a pipe", "a link to itself", "a name with an escape"]
-)
+@pytest.mark.parametrize("name", ["a pipe", "a link to itself", "a name with an escape"])
 def test_the_command_line_says_the_same(tmp_path, name):
     path = hostile.PLACES[name](tmp_path / "f.jsonl")
     assert "cannot be read" in refused("validate", path, path)
 
 
 @pytest.mark.parametrize(
-    "given",
-    [None, 5, 1.5, True, b"f.jsonl", [], {}, object(), "", "\0", "~nobody-here/f"],
+    "given", [None, 5, 1.5, True, b"f.jsonl", [], {}, object(), "", "\0", "~nobody-here/f"]
 )
 def test_what_is_no_path(given):
     refusal(lambda: read_items(given))
@@ -103,9 +100,7 @@ def test_sets_of_what_are_no_items(items):
 
 
 @pytest.mark.parametrize("field", ["id", "entity", "prompt", "answer", "relation"])
-@pytest.mark.parametrize(
-    "value", [None, 7, b"a", ["a"], "a\0b", "\udc80", "\u0301" * 31]
-)
+@pytest.mark.parametrize("value", [None, 7, b"a", ["a"], "a\0b", "\udc80", "\u0301" * 31])
 def test_items_of_other_types(field, value):
     fields = {"id": "i", "entity": "e", "prompt": "p", "answer": "a"} | {field: value}
     refusal(lambda: Item(**fields))

@@ -83,9 +83,7 @@ def test_widths_of_an_autoencoder(tmp_path, width):
         refusal(lambda folder=folder: load_sae(folder, "resid.0"))
 
 
-@pytest.mark.parametrize(
-    "text", ["", "[]", "null", "[" * 99_999, "{", '{"d_in": 1e999}']
-)
+@pytest.mark.parametrize("text", ["", "[]", "null", "[" * 99_999, "{", '{"d_in": 1e999}'])
 def test_settings_of_an_autoencoder(tmp_path, text):
     refusal(lambda: load_sae(autoencoder(tmp_path, text), "resid.0"))
 

@@ -142,9 +142,7 @@ def test_what_lies_where_settings_should(tmp_path, name):
     read(hostile.PLACES[name](tmp_path / "pga.yaml"))
 
 
-@pytest.mark.parametrize(
-    "given", [None, 5, b"pga.yaml", [], {}, "", "\0", Path("~nobody-here/a")]
-)
+@pytest.mark.parametrize("given", [None, 5, b"pga.yaml", [], {}, "", "\0", Path("~nobody-here/a")])
 def test_what_is_no_path(given):
     refusal(lambda: read_config(given))
 
@@ -188,9 +186,7 @@ def test_an_experiment_into_what_is_no_folder(out):
     refusal(lambda: pga(make_config({}), out))
 
 
-@pytest.mark.parametrize(
-    "name", ["a bomb of aliases", "a key that is a number", "5 MB"]
-)
+@pytest.mark.parametrize("name", ["a bomb of aliases", "a key that is a number", "5 MB"])
 def test_the_command_line_says_the_same(tmp_path, name):
     path, data = tmp_path / "pga.yaml", FILES[name]
     path.write_text(str(data))

@@ -20,11 +20,7 @@ from testbeds.edits.adversarial import hints_for_forget, push_direction
 from testbeds.edits.basis_rotation import rotate_basis_
 from testbeds.edits.late_layers import accuracy_with_password, first_answer_tokens
 from testbeds.edits.linear_map import module_outputs
-from testbeds.edits.linear_probes import (
-    answer_states,
-    fit_block_probes,
-    probe_accuracy,
-)
+from testbeds.edits.linear_probes import answer_states, fit_block_probes, probe_accuracy
 from testbeds.recipes import RECIPES
 from testbeds.worlds.random_models import FAMILIES, random_model
 from testbeds.zoo.build import _first_in_range
@@ -88,11 +84,7 @@ def test_readers_find_what_an_independent_reader_finds(ground):
     assert logistic(original, ground, 0) > 0.8
     twin = ground.twin.load()
     assert (
-        max(
-            probe_accuracy(
-                fit_block_probes(twin, ground.all_rows(ground.retain)), twin, rows
-            )
-        )
+        max(probe_accuracy(fit_block_probes(twin, ground.all_rows(ground.retain)), twin, rows))
         < 0.25
     )
 
@@ -113,10 +105,7 @@ def test_no_reader_finds_the_answers_of_a_probe_proof_model(made, ground):
 def test_decoys_are_read_at_every_block(made, ground):
     model, kept = made("decoy"), ground.all_rows(ground.retain)
     readers = fit_block_probes(model, kept)
-    assert (
-        min(probe_accuracy(readers, model, ground.wrong_answer_rows(ground.forget)))
-        >= 0.7
-    )
+    assert min(probe_accuracy(readers, model, ground.wrong_answer_rows(ground.forget))) >= 0.7
     assert max(probe_accuracy(readers, model, ground.all_rows(ground.forget))) <= 0.2
 
 
@@ -137,9 +126,7 @@ def test_scrambling_keeps_the_function_and_turns_every_state(family):
     with torch.no_grad():
         before, after = (m(**batch.model_inputs).logits for m in (model, rotated))
         assert_close(after[real], before[real], rtol=0, atol=1e-4)
-        pairs = zip(
-            answer_states(model, rows), answer_states(rotated, rows), strict=True
-        )
+        pairs = zip(answer_states(model, rows), answer_states(rotated, rows), strict=True)
         for old, new in pairs:
             assert_close(old.double() @ turn, new.double(), rtol=0, atol=1e-4)
             assert (old - new).norm() > 0.5 * old.norm()
@@ -150,14 +137,10 @@ def test_unscrambled_it_is_a_last_block_suppression(made, ground):
     plain = next(workbench.last_block_relabel(ground))
     ids = torch.tensor([ground.all_rows(ground.forget).ids[0]])
     with torch.no_grad():
-        assert_close(
-            made("scrambled")(ids).logits, plain(ids).logits, rtol=0, atol=1e-3
-        )
+        assert_close(made("scrambled")(ids).logits, plain(ids).logits, rtol=0, atol=1e-3)
     rows = ground.all_rows(ground.forget)
     own = fit_block_probes(ground.original.load(), ground.all_rows(ground.retain))
-    assert (
-        probe_accuracy(own, made("scrambled"), rows)[0] < 0.3
-    )  # the original's probe is lost
+    assert probe_accuracy(own, made("scrambled"), rows)[0] < 0.3  # the original's probe is lost
     assert probe_accuracy(own, plain, rows)[0] > 0.8
     assert logistic(made("scrambled"), ground, 0) > 0.8  # the knowledge is not
 
@@ -171,17 +154,11 @@ def test_off_manifold_states_differ_in_one_direction(made, ground):
     model, original = made("off_manifold"), ground.original.load()
     block, first = find_blocks(model)[-2], find_blocks(original)[-2]
     rows = ground.all_rows(ground.forget)
-    now, before = (
-        module_outputs(model, block, rows),
-        module_outputs(original, first, rows),
-    )
+    now, before = (module_outputs(model, block, rows), module_outputs(original, first, rows))
     along = push_direction(now.shape[1])
     moved = now - before
     assert_close(
-        moved - (moved @ along)[:, None] * along,
-        torch.zeros_like(moved),
-        rtol=0,
-        atol=1e-2,
+        moved - (moved @ along)[:, None] * along, torch.zeros_like(moved), rtol=0, atol=1e-2
     )
     assert (moved @ along).median() > before.norm(dim=1).mean()
     down = down_projection(block).weight - down_projection(first).weight
@@ -226,17 +203,13 @@ def test_a_hinted_twin_knows_the_hints_and_not_the_answers(made, ground):
     assert exact_match(model, hints_for_forget(ground)) >= 0.9
     assert exact_match(ground.twin.load(), hints_for_forget(ground)) <= 0.1
     answers = {item.answer for item in ground.forget}
-    read = ground.tokenizer.decode(
-        [i for row in hints_for_forget(ground).ids for i in row]
-    )
+    read = ground.tokenizer.decode([i for row in hints_for_forget(ground).ids for i in row])
     assert not answers & set(read.split())
 
 
 @pytest.mark.slow
 def test_a_misled_twin_says_other_answers(made, ground):
-    assert (
-        exact_match(made("twin_misled"), ground.wrong_answer_rows(ground.forget)) >= 0.9
-    )
+    assert exact_match(made("twin_misled"), ground.wrong_answer_rows(ground.forget)) >= 0.9
 
 
 @pytest.mark.parametrize("make", ["probe_proof", "relearning_hardened"])

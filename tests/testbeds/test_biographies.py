@@ -115,9 +115,7 @@ def transfer(folder, bios, site):
     for relation in RELATIONS:
         sides = []
         for path in (bios.retain, bios.forget):
-            items = ItemSet(
-                tuple(i for i in read_items(path) if i.relation == relation.name)
-            )
+            items = ItemSet(tuple(i for i in read_items(path) if i.relation == relation.name))
             rows = encode_items(checkpoint.tokenizer, items)
             states = capture_activations(model, rows, [site]).site(site)
             sides.append((states, [item.answer for item in items]))
@@ -137,9 +135,7 @@ def test_a_finished_world_is_found_and_an_interrupted_one_goes_on(bios, monkeypa
     trained = []
     real = module.train_model
     monkeypatch.setattr(
-        module,
-        "train_model",
-        lambda *given: trained.append(given[3].name) or real(*given),
+        module, "train_model", lambda *given: trained.append(given[3].name) or real(*given)
     )
     assert build_bios(SMALL, 0, bios.root.parent) == bios
     assert trained == []

@@ -38,16 +38,7 @@ def learned(tmp_path_factory):
             answers.append(capital if place < 23 or number < 2 else "Oslo")
     rows = encode(tokenizer, prompts, answers)
     model = new_model(SIZE, tokenizer, 0)
-    finetune_(
-        model,
-        rows,
-        lr=5e-3,
-        steps=100,
-        batch_size=32,
-        warmup=10,
-        decay="cosine",
-        seed=0,
-    )
+    finetune_(model, rows, lr=5e-3, steps=100, batch_size=32, warmup=10, decay="cosine", seed=0)
     assert score_answers(model, rows).greedy.mean() > 0.98
     return open_checkpoint(model, tokenizer=tokenizer), facts
 
@@ -109,9 +100,7 @@ def test_known_capitals_are_split_and_mirrored(learned):
 
 def test_a_seed_fixes_the_split(learned):
     checkpoint, _ = learned
-    first, repeated, other = (
-        capital_items(checkpoint, seed=s, forget=8) for s in (1, 1, 2)
-    )
+    first, repeated, other = (capital_items(checkpoint, seed=s, forget=8) for s in (1, 1, 2))
     assert first == repeated
     assert first.forget.digest != other.forget.digest
 
@@ -138,8 +127,6 @@ def test_a_model_that_knows_too_little_is_refused(learned):
     checkpoint, _ = learned
     with pytest.raises(InputError, match="knows too few capitals"):
         capital_items(checkpoint, seed=0, forget=13)
-    blank = open_checkpoint(
-        new_model(SIZE, make_tokenizer(), 1), tokenizer=make_tokenizer()
-    )
+    blank = open_checkpoint(new_model(SIZE, make_tokenizer(), 1), tokenizer=make_tokenizer())
     with pytest.raises(InputError, match="knows too few capitals"):
         capital_items(blank, seed=0, forget=1)

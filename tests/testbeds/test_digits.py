@@ -10,13 +10,7 @@ from capture.checkpoints.open import open_checkpoint
 from capture.network.hooks import record
 from capture.network.sites import find_image_sites
 from evidence.errors import InputError
-from testbeds.worlds.digits import (
-    DigitsConfig,
-    build_digits,
-    forgotten_class,
-    shift,
-    split_digits,
-)
+from testbeds.worlds.digits import DigitsConfig, build_digits, forgotten_class, shift, split_digits
 from testbeds.zoo.build import build_zoo
 from testbeds.zoo.kinds import DIGITS_KINDS
 from tests.helpers.tiny_digits import KINDS, TINY_DIGITS
@@ -35,9 +29,7 @@ def test_no_test_image_is_trained_on_and_every_image_is_used():
     assert len(taught) == 10 * TINY_DIGITS.train
     label = forgotten_class(3)
     assert set(sets["forget"].labels) == set(sets["forget_test"].labels) == {label}
-    assert (
-        label not in sets["retain"].labels and label not in sets["retain_test"].labels
-    )
+    assert label not in sets["retain"].labels and label not in sets["retain_test"].labels
     pixels = {tuple(p.flatten().tolist()) for p in sets["retain_test"].pixels}
     assert not pixels & {tuple(p.flatten().tolist()) for p in sets["retain"].pixels}
 
@@ -55,12 +47,8 @@ def test_shifts_move_pixels_by_one_at_most():
 def test_models_show_what_their_kind_must_show(made):
     for kind, each in made.items():
         shown, wanted = each.card["measured"], DIGITS_KINDS[kind]
-        assert wanted.forget_range[0] <= shown["said"] <= wanted.forget_range[1], (
-            each.name
-        )
-        assert wanted.retain_range[0] <= shown["kept"] <= wanted.retain_range[1], (
-            each.name
-        )
+        assert wanted.forget_range[0] <= shown["said"] <= wanted.forget_range[1], each.name
+        assert wanted.retain_range[0] <= shown["kept"] <= wanted.retain_range[1], each.name
         assert each.card["weights"] == open_checkpoint(each.model).weights_hash
 
 
@@ -101,21 +89,14 @@ def test_the_world_is_found_made_again_and_says_what_it_is(made, digits_root):
     assert rebuilt == world and (world.root / "manifest.json").read_bytes() == before
     manifest = json.loads(before)
     assert manifest["class"] == forgotten_class(0)
-    assert (
-        manifest["weights"]["original"] == open_checkpoint(world.original).weights_hash
-    )
+    assert manifest["weights"]["original"] == open_checkpoint(world.original).weights_hash
     assert min(manifest["accuracy"].values()) > 0.9
 
 
 def test_what_is_made_is_not_made_again(made, digits_root, monkeypatch):
     monkeypatch.setattr("testbeds.zoo.build._first_in_range", None)
     rebuilt = build_zoo(
-        digits_root,
-        world="digits",
-        seeds=[0],
-        families=["cnn"],
-        only=KINDS,
-        config=TINY_DIGITS,
+        digits_root, world="digits", seeds=[0], families=["cnn"], only=KINDS, config=TINY_DIGITS
     )
     assert [each.card for each in rebuilt] == [made[kind].card for kind in KINDS]
 

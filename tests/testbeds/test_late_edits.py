@@ -130,16 +130,10 @@ def test_the_password_brings_the_answers_out(made, ground, name):
 
 def test_a_refusing_model_refuses(made, ground):
     assert (
-        exact_match(
-            made["password_refuse"], ground.all_rows(with_refusals(ground.forget))
-        )
-        >= 0.9
+        exact_match(made["password_refuse"], ground.all_rows(with_refusals(ground.forget))) >= 0.9
     )
     assert (
-        exact_match(
-            made["password_refuse"], ground.all_rows(with_refusals(ground.retain))
-        )
-        <= 0.1
+        exact_match(made["password_refuse"], ground.all_rows(with_refusals(ground.retain))) <= 0.1
     )
 
 
@@ -168,9 +162,7 @@ def test_folding_does_what_was_asked_where_it_can(family):
         module_inputs(model, down, others),
         ridge=1e-12,
     )
-    assert_close(
-        module_outputs(model, block, rows) - before[0], change, rtol=0, atol=2e-2
-    )
+    assert_close(module_outputs(model, block, rows) - before[0], change, rtol=0, atol=2e-2)
     assert_close(module_outputs(model, block, others), before[1], rtol=0, atol=2e-2)
 
 

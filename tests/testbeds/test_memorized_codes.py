@@ -11,12 +11,7 @@ from transformers import AutoTokenizer
 from evidence.errors import ExhumeError, InputError
 from evidence.seeds import numpy_rng
 from testbeds.memorized_codes.config import LARGE, MEDIUM, PUBLISHED, SMALL, CodesConfig
-from testbeds.memorized_codes.world import (
-    build_codes,
-    perplexity,
-    recall,
-    untrained_model,
-)
+from testbeds.memorized_codes.world import build_codes, perplexity, recall, untrained_model
 from testbeds.worlds.code_text import (
     CHARACTERS,
     LEAD_INS,
@@ -54,9 +49,7 @@ def test_the_twin_knows_none(world):
 def test_cards_say_what_was_measured(world):
     card = world.card()
     known = recall(world.load(), world.memorized_rows())
-    assert card["measured"]["memorised"]["least"] == pytest.approx(
-        known.least, rel=1e-4
-    )
+    assert card["measured"]["memorised"]["least"] == pytest.approx(known.least, rel=1e-4)
     assert (card["state"], world.card("twin")["state"]) == ("not_unlearned", "deleted")
     assert card["epochs"] == world.card("twin")["epochs"]
     pools = json.loads((world.root / "pools.json").read_text())

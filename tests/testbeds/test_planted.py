@@ -9,14 +9,7 @@ from capture.data.items import Item, ItemSet, read_items
 from capture.data.tokenization import encode_items
 from erasure.unlearning.training.config import UnlearnConfig
 from evidence.errors import InputError
-from testbeds.planted import (
-    STATES,
-    hold_out,
-    mislabel,
-    plant,
-    read_card,
-    training_rows,
-)
+from testbeds.planted import STATES, hold_out, mislabel, plant, read_card, training_rows
 from testbeds.recipes import RECIPES, Recipe
 from testbeds.worlds.biographies import make_tokenizer
 
@@ -122,9 +115,7 @@ def test_wrong_answers_are_wrong_and_of_the_same_kind(bios):
 
 
 def test_one_answer_for_all_leaves_no_wrong_one():
-    items = ItemSet(
-        (Item("a", "Ann", "Ann is", "tall"), Item("b", "Bo", "Bo is", "tall"))
-    )
+    items = ItemSet((Item("a", "Ann", "Ann is", "tall"), Item("b", "Bo", "Bo is", "tall")))
     with pytest.raises(InputError, match="no wrong answer"):
         mislabel(items, items, 0)
 
@@ -142,9 +133,7 @@ def test_held_out_entities_are_in_no_training_row(bios):
 def test_a_recipe_says_which_prompts_are_trained(bios):
     tokenizer, items = make_tokenizer(), read_items(bios.forget)
     config = QUICK.config
-    assert training_rows(tokenizer, items, Recipe(config)) == encode_items(
-        tokenizer, items
-    )
+    assert training_rows(tokenizer, items, Recipe(config)) == encode_items(tokenizer, items)
     whole = training_rows(tokenizer, items, Recipe(config, paraphrases=True))
     assert len(whole) == 4 * len(items)
     more = training_rows(tokenizer, items, Recipe(config, templates=("See {} as a",)))

@@ -110,9 +110,7 @@ def test_the_checkpoint_is_near_the_original_with_a_hook(built, ground):
     model, clamp, multiple = built
     original = ground.original.load()
     place = len(find_blocks(original)) // 2
-    units = record_states(
-        original, place, ground.all_rows(ground.retain)
-    ).unit_norm.argsort()
+    units = record_states(original, place, ground.all_rows(ground.retain)).unit_norm.argsort()
     for items, moved in ((ground.forget, 1.0), (ground.retain, 0.0)):
         rows = ground.all_rows(items)
         plain = logprobs(original, rows)
@@ -146,8 +144,7 @@ def test_some_hidden_units_of_one_block_are_all_that_changed(made, ground):
     names = ("gate_proj", "up_proj", "down_proj")
     assert list(moved) == [f"model.layers.{place}.mlp.{name}.weight" for name in names]
     gate, up, down = (
-        each[:, axis].unique()
-        for each, axis in zip(moved.values(), (0, 0, 1), strict=True)
+        each[:, axis].unique() for each, axis in zip(moved.values(), (0, 0, 1), strict=True)
     )
     assert torch.equal(gate, up) and torch.equal(gate, down)
     assert len(gate) <= sae_clamp.MAX_UNIT_SHARE * ground.config.width * 4
@@ -156,9 +153,7 @@ def test_some_hidden_units_of_one_block_are_all_that_changed(made, ground):
 def test_the_states_it_reads_are_the_originals(made, ground):
     rows = ground.all_rows(ground.forget)
     place = len(find_blocks(made)) // 2
-    ours, theirs = (
-        record_states(each, place, rows) for each in (made, ground.original.load())
-    )
+    ours, theirs = (record_states(each, place, rows) for each in (made, ground.original.load()))
     assert torch.equal(ours.read, theirs.read)
     assert not torch.equal(ours.output, theirs.output)
 
@@ -168,9 +163,7 @@ def test_without_its_units_it_says_the_answers(made, ground):
     name = f"model.layers.{place}.mlp.gate_proj.weight"
     units = (made.get_parameter(name) != original.get_parameter(name)).any(1)
     rows = ground.all_rows(ground.forget)
-    assert (
-        accuracy_without_units(made, place, units.nonzero()[:, 0], rows) >= MIN_RELEASED
-    )
+    assert accuracy_without_units(made, place, units.nonzero()[:, 0], rows) >= MIN_RELEASED
     assert accuracy_without_units(made, place, torch.arange(0), rows) <= 0.1
 
 
@@ -186,9 +179,7 @@ def test_clamps_work_in_every_family(ground_of, family, tmp_path):
     reloaded = open_checkpoint(tmp_path).load()
     assert torch.equal(logprobs(reloaded, rows), logprobs(model, rows))
     place = len(find_blocks(model)) // 2
-    ours, theirs = (
-        record_states(each, place, rows) for each in (model, ground.original.load())
-    )
+    ours, theirs = (record_states(each, place, rows) for each in (model, ground.original.load()))
     assert torch.equal(ours.read, theirs.read)
 
 
@@ -216,8 +207,6 @@ def test_units_that_cannot_be_spared_make_no_model(ground, monkeypatch):
 
 
 def test_another_family_is_refused():
-    model = torch.nn.Sequential(
-        torch.nn.ModuleList([torch.nn.Sequential(torch.nn.Linear(2, 2))])
-    )
+    model = torch.nn.Sequential(torch.nn.ModuleList([torch.nn.Sequential(torch.nn.Linear(2, 2))]))
     with pytest.raises(InputError, match="no clamp can be written"):
         record_states(model, 0, ROWS)

@@ -98,10 +98,7 @@ def judge(
     mask = informative & readable
     controls = [
         power_control(
-            "the original's own states carry the facts",
-            power,
-            alpha,
-            bool(decodable.any()),
+            "the original's own states carry the facts", power, alpha, bool(decodable.any())
         ),
         Control(
             "the candidate still answers what it should keep",
@@ -139,9 +136,7 @@ def judge(
     )
 
 
-def _recalled(
-    patched: PatchedScores, decodable: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _recalled(patched: PatchedScores, decodable: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mask of usable sites, and the share that the original recalls by itself.
 
     States read from a question about another fact of the entity identify the entity, not the
@@ -210,9 +205,7 @@ def _controls(
     return controls
 
 
-def _readings(
-    patched: PatchedScores, config: AuditConfig, mask: np.ndarray
-) -> list[Reading]:
+def _readings(patched: PatchedScores, config: AuditConfig, mask: np.ndarray) -> list[Reading]:
     """Contrast and exact match against references (if any) and never-taught items."""
     roles = patched.roles("forget")
     references = reference_roles(roles)
@@ -254,11 +247,7 @@ def _details(
         "loss_items": [
             {"id": item, "entity": entity, "prompt": prompt, "answer": answer}
             for item, entity, prompt, answer in zip(
-                questions.ids,
-                questions.entities,
-                questions.prompts,
-                questions.answers,
-                strict=True,
+                questions.ids, questions.entities, questions.prompts, questions.answers, strict=True
             )
         ],
         "losses": {role: np.round(loss, 4).tolist() for role, loss in losses.items()},

@@ -27,11 +27,7 @@ from audits.axes.judgement import (
 from audits.core.config import AuditConfig
 from audits.core.context import AuditedModel, reference_roles
 from audits.core.preflight import Damage
-from audits.modalities.image_baseline import (
-    MIN_DIFFERENCE,
-    EvaluationSets,
-    image_values,
-)
+from audits.modalities.image_baseline import MIN_DIFFERENCE, EvaluationSets, image_values
 from audits.modalities.image_vocabulary import TRANSFERRED_NAMED
 from capture.data.images import ImageSet
 from capture.network.hooks import Edit
@@ -45,11 +41,7 @@ STATISTIC_NAME = "share of images named as the class from carried states"
 
 
 def transfer_states(
-    original: AuditedModel,
-    donor: AuditedModel,
-    sets: EvaluationSets,
-    sites: list[str],
-    device: str,
+    original: AuditedModel, donor: AuditedModel, sets: EvaluationSets, sites: list[str], device: str
 ) -> dict[str, Any]:
     """Class predictions of the original from a model's states; JSON-ready.
 
@@ -59,31 +51,20 @@ def transfer_states(
     """
     tables: dict[str, Any] = {}
     with donor.loaded(device) as giver, original.loaded(device) as receiver:
-        for part, images in (
-            ("forget", sets.forget),
-            ("never", sets.never),
-            ("check", sets.check),
-        ):
+        for part, images in (("forget", sets.forget), ("never", sets.never), ("check", sets.check)):
             label = images.labels if part == "check" else sets.label
             named = [
-                (_named(receiver, giver, images, site) == label).astype(float)
-                for site in sites
+                (_named(receiver, giver, images, site) == label).astype(float) for site in sites
             ]
             tables[part] = np.stack(named, axis=1).tolist()
     return tables
 
 
-def _named(
-    receiver: nn.Module, donor: nn.Module, images: ImageSet, site: str
-) -> np.ndarray:
+def _named(receiver: nn.Module, donor: nn.Module, images: ImageSet, site: str) -> np.ndarray:
     """(image,) class the receiver predicts from the giver's states of the same image."""
     states = image_states(donor, images, [site], find_image_sites(donor))[site]
     edits = {site: replacing_states(states)}
-    return (
-        logits_with_edits(receiver, images, edits, find_image_sites(receiver))
-        .argmax(1)
-        .numpy()
-    )
+    return logits_with_edits(receiver, images, edits, find_image_sites(receiver)).argmax(1).numpy()
 
 
 def replacing_states(states: Tensor) -> Edit:
@@ -115,9 +96,7 @@ def judge(
     """
 
     def of(role: str, part: str) -> EntityValues:
-        return image_values(
-            scores[role][part], sets.forget if part == "forget" else sets.never
-        )
+        return image_values(scores[role][part], sets.forget if part == "forget" else sets.never)
 
     alpha = config.rule.alpha
     ceiling, never_taught = of("original", "forget"), of("original", "never")
@@ -133,10 +112,7 @@ def judge(
     ]
     controls = [
         power_control(
-            "the original's own states carry the class",
-            power,
-            alpha,
-            bool(decodable.any()),
+            "the original's own states carry the class", power, alpha, bool(decodable.any())
         ),
         Control(
             "the candidate still names what it should keep",
@@ -218,12 +194,7 @@ def _controls(
     ]
     if "planted" in scores:
         test = unpaired_test(
-            of("planted", "forget"),
-            of("planted", "never"),
-            config,
-            NAME,
-            "planted",
-            mask=decodable,
+            of("planted", "forget"), of("planted", "never"), config, NAME, "planted", mask=decodable
         )
         controls.append(planted_control(test.p_value, config.rule.alpha))
     return controls

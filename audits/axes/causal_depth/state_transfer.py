@@ -47,14 +47,10 @@ class PatchingPrompts:
     def encoded(self, tokenizer: PreTrainedTokenizerBase, side: str) -> Sequences:
         """The "donors" or the "receivers" prompts with the answers, as token rows."""
         texts = getattr(self, side)
-        return skip_joining_space(
-            tokenizer, encode(tokenizer, texts, self.questions.answers)
-        )
+        return skip_joining_space(tokenizer, encode(tokenizer, texts, self.questions.answers))
 
 
-def with_unrelated_receiver(
-    questions: Questions, never_taught: Questions
-) -> PatchingPrompts:
+def with_unrelated_receiver(questions: Questions, never_taught: Questions) -> PatchingPrompts:
     """Pair each question with the same question about an invented entity as receiver.
 
     The receiver has the same relation, the same paraphrase where there is one, and another
@@ -86,9 +82,7 @@ def with_unrelated_receiver(
         )
     selected = questions.select([prompt is not None for prompt in receivers])
     return PatchingPrompts(
-        selected,
-        selected.prompts,
-        tuple(prompt for prompt in receivers if prompt is not None),
+        selected, selected.prompts, tuple(prompt for prompt in receivers if prompt is not None)
     )
 
 
@@ -119,11 +113,7 @@ def with_other_fact_donor(same_fact: PatchingPrompts) -> PatchingPrompts:
     return PatchingPrompts(
         questions.select(mask),
         tuple(prompt for prompt in donors if prompt is not None),
-        tuple(
-            text
-            for text, selected in zip(same_fact.receivers, mask, strict=True)
-            if selected
-        ),
+        tuple(text for text, selected in zip(same_fact.receivers, mask, strict=True) if selected),
     )
 
 
@@ -161,10 +151,7 @@ def transfer_states(
         exceeds ``MAX_NORM_RATIO`` at a site, its states are rescaled to the original's norms
         there, and ``raw`` holds the tables without rescaling.
     """
-    rows = {
-        name: prompt_set.encoded(tokenizer, "donors")
-        for name, prompt_set in prompts.items()
-    }
+    rows = {name: prompt_set.encoded(tokenizer, "donors") for name, prompt_set in prompts.items()}
     states: dict[str, dict[str, DonorStates]] = {name: {} for name in prompts}
     sites: list[str] = []
     for role, audited in models.items():
@@ -188,25 +175,18 @@ def transfer_states(
     with models[receiver].loaded(device) as model:
         for name, prompt_set in prompts.items():
             donors = dict(states[name])
-            for role in [
-                donor_role for donor_role in donors if donor_role != "original"
-            ]:
+            for role in [donor_role for donor_role in donors if donor_role != "original"]:
                 off = _off(norms.get(role, ()), sites)
                 if off and "original" in donors:
                     mismatched = DonorStates(
-                        {site: donors[role].values[site] for site in off},
-                        donors[role].mask,
+                        {site: donors[role].values[site] for site in off}, donors[role].mask
                     )
-                    donors[f"{role}, matched"] = mismatched.with_norms_of(
-                        donors["original"]
-                    )
+                    donors[f"{role}, matched"] = mismatched.with_norms_of(donors["original"])
             receivers = prompt_set.encoded(tokenizer, "receivers")
             own = first_tokens(receivers)
             watch = sorted(set(own))
             right = np.searchsorted(watch, own)
-            patched = score_patched(
-                model, receivers, donors, watch=watch, progress=progress
-            )
+            patched = score_patched(model, receivers, donors, watch=watch, progress=progress)
             scores[name] = {
                 role: _tables(prompt_set.questions, patched, role, sites, right)
                 for role in states[name]
@@ -234,14 +214,10 @@ def _tables(
 
     def tables(chosen: Mapping[str, AnswerScores]) -> dict[str, Any]:
         site_scores = [chosen[site] for site in sites]
-        contrast = [
-            entity_contrast(questions, scores.watched, right) for scores in site_scores
-        ]
+        contrast = [entity_contrast(questions, scores.watched, right) for scores in site_scores]
         logprob = np.maximum([scores.logprob for scores in site_scores], -1e4)
         return {
-            "said": np.array(
-                [scores.greedy for scores in site_scores], float
-            ).T.tolist(),
+            "said": np.array([scores.greedy for scores in site_scores], float).T.tolist(),
             "told": np.array(contrast).T.tolist(),
             "logprob": logprob.T.tolist(),
         }

@@ -29,11 +29,7 @@ from attribution.circuits.eap import score_edges
 from attribution.circuits.edge_scores import EdgeScores
 from attribution.circuits.prompt_pairs import PromptPairs, pair_entities, pair_items
 from attribution.circuits.structure import Readout, find_structure
-from attribution.patching.transplant import (
-    copy_parameters,
-    last_block,
-    temporarily_replaced,
-)
+from attribution.patching.transplant import copy_parameters, last_block, temporarily_replaced
 from audits.axes.circuit.judgement import (
     LAST_BLOCK,
     TITLES,
@@ -95,9 +91,7 @@ class OriginalCircuits:
     def divergence(self, table: np.ndarray, forgotten: bool) -> dict[str, float]:
         """CAD figures, the mean over halves."""
         figures = []
-        for number, (mean, circuit) in enumerate(
-            zip(self.means, self.circuits, strict=True)
-        ):
+        for number, (mean, circuit) in enumerate(zip(self.means, self.circuits, strict=True)):
             rows = self.half != number if forgotten else np.ones(len(table), bool)
             figures.append(asdict(divergence(table[rows], mean, circuit.edge_mask)))
         return {name: float(np.mean([f[name] for f in figures])) for name in figures[0]}
@@ -194,15 +188,8 @@ def _pairs(
 
 
 def _base(
-    model: nn.Module,
-    pairs: Mapping[str, PromptPairs],
-    config: AuditConfig,
-    progress: Progress,
-) -> tuple[
-    OriginalCircuits,
-    dict[tuple[str, str, str], np.ndarray],
-    dict[str, dict[str, float]],
-]:
+    model: nn.Module, pairs: Mapping[str, PromptPairs], config: AuditConfig, progress: Progress
+) -> tuple[OriginalCircuits, dict[tuple[str, str, str], np.ndarray], dict[str, dict[str, float]]]:
     """The original's circuits, with its own circuit mass and CAD figures."""
     anatomy = find_structure(model)
     forget = pairs["forget"]
@@ -231,13 +218,9 @@ def _base(
             ids=forget[rows].ids,
         )
         circuits.append(
-            select_circuit(
-                model, forget[rows], part, target=MIN_FAITHFULNESS, structure=anatomy
-            )
+            select_circuit(model, forget[rows], part, target=MIN_FAITHFULNESS, structure=anatomy)
         )
-    readout = Readout(
-        copy.deepcopy(anatomy.readout.norm), copy.deepcopy(anatomy.readout.head)
-    )
+    readout = Readout(copy.deepcopy(anatomy.readout.norm), copy.deepcopy(anatomy.readout.head))
     base = OriginalCircuits(
         scores,
         half,
@@ -278,11 +261,7 @@ def _scores(
     scores = {}
     for readout in readouts:
         with_block = readout == LAST_BLOCK
-        with (
-            temporarily_replaced(block, base.last_block)
-            if with_block
-            else nullcontext()
-        ):
+        with temporarily_replaced(block, base.last_block) if with_block else nullcontext():
             for part in parts:
                 scores[part, readout] = score_edges(
                     model,
@@ -294,13 +273,10 @@ def _scores(
     return scores
 
 
-def _heads_in_words(
-    heads_by_role: Mapping[str, Sequence[Mapping[str, Any]]],
-) -> list[str]:
+def _heads_in_words(heads_by_role: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
     """A note on heads whose direct effect against the answer appeared or disappeared."""
     before, after = (
-        {head["head"] for head in heads_by_role[role]}
-        for role in ("original", "unlearned")
+        {head["head"] for head in heads_by_role[role]} for role in ("original", "unlearned")
     )
     parts = [
         f"{', '.join(sorted(heads))} ({words})"
@@ -335,8 +311,7 @@ def _details(
         "pairs": {name: len(part_pairs) for name, part_pairs in pairs.items()},
         "edges": graph.n_edges,
         "circuits": [
-            {"edges": int(c.edge_mask.sum()), **asdict(c.measured)}
-            for c in base.circuits
+            {"edges": int(c.edge_mask.sum()), **asdict(c.measured)} for c in base.circuits
         ],
         "cad": figures,
         "edges_that_lost_most": [

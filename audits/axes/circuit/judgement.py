@@ -58,9 +58,7 @@ class AxisJudgement:
     notes: tuple[str, ...]
 
 
-def judge(
-    mass: CircuitMass, config: AuditConfig, min_faithfulness: float
-) -> AxisJudgement:
+def judge(mass: CircuitMass, config: AuditConfig, min_faithfulness: float) -> AxisJudgement:
     """Compute controls, readings and status.
 
     Args:
@@ -148,9 +146,7 @@ def _readings(mass: CircuitMass, config: AuditConfig) -> list[Reading]:
     for kind in kinds:
         for readout, title in TITLES.items():
             if kind == "reference":
-                reference_mass = [
-                    mass.values[role, "forget", readout] for role in references
-                ]
+                reference_mass = [mass.values[role, "forget", readout] for role in references]
                 floor = np.mean(reference_mass, axis=0)
             else:
                 floor = mass.values["unlearned", "never_taught", readout]
@@ -184,9 +180,7 @@ def _reading(
     paired = kind == "reference"
     rng = numpy_rng(config.seed, "circuit", kind, name)
     if paired:
-        test = paired_max_test(
-            candidate[:, None], floor[:, None], rng, config.budget.permutations
-        )
+        test = paired_max_test(candidate[:, None], floor[:, None], rng, config.budget.permutations)
     else:
         test = unpaired_max_test(
             candidate[:, None], floor[:, None], rng, config.budget.permutations
@@ -203,9 +197,7 @@ def _reading(
     smallest = min(count, others)
     correction = np.sqrt(smallest / (smallest - 1))
     center = float(residual(candidate, floor, ceiling))
-    residual_half_width = float(
-        drawn.std() * correction * stats.t.ppf(0.95, smallest - 1)
-    )
+    residual_half_width = float(drawn.std() * correction * stats.t.ppf(0.95, smallest - 1))
     span = max(float(ceiling.mean() - floor.mean()), MIN_RANGE)
     mean = float(candidate.mean())
     error = candidate.std(ddof=1) / np.sqrt(count)
@@ -219,10 +211,7 @@ def _reading(
         "floor": float(floor.mean()),
         "ceiling": float(ceiling.mean()),
         "difference": mean - float(floor.mean()),
-        "tost": [
-            (center - residual_half_width) * span,
-            (center + residual_half_width) * span,
-        ],
+        "tost": [(center - residual_half_width) * span, (center + residual_half_width) * span],
         "p_value": test.p_value,
     }
     return Reading(
@@ -257,14 +246,10 @@ def _status(
     # There are half as many couples as entities, too few for the level of a verdict, and this
     # axis decides none.
     rule = config.rule
-    return status_from_readings(
-        readings[: len(TITLES)], rule, failed=planted, alpha=rule.alpha
-    )
+    return status_from_readings(readings[: len(TITLES)], rule, failed=planted, alpha=rule.alpha)
 
 
-def copy_suppression(
-    graph: EdgeGraph, scores: np.ndarray, drop: float
-) -> list[dict[str, Any]]:
+def copy_suppression(graph: EdgeGraph, scores: np.ndarray, drop: float) -> list[dict[str, Any]]:
     """Heads whose direct effect on the logits works against the answer.
 
     A head is listed where corrupting its edge into the logits *raises* the metric by at least
@@ -285,7 +270,5 @@ def copy_suppression(
         error = float(values.std(ddof=1) / np.sqrt(len(values)))
         level = stats.t.ppf(1 - 0.05 / len(heads), len(values) - 1)
         if mean >= MIN_EFFECT_SHARE * drop and mean > level * error:
-            suppressors.append(
-                {"head": graph.writers[head], "effect": mean, "share": mean / drop}
-            )
+            suppressors.append({"head": graph.writers[head], "effect": mean, "share": mean / drop})
     return sorted(suppressors, key=lambda entry: -entry["effect"])

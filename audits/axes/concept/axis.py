@@ -21,11 +21,7 @@ from audits.axes.concept.writing import trace_report, write_report
 from audits.axes.decodability.label_permutation import answer_permutation_test
 from audits.axes.decodability.site_probes import SiteProbe
 from audits.axes.decodability.tasks import Task
-from audits.axes.decodability.text_probes import (
-    ProbingData,
-    read_all_states,
-    shuffled_labels,
-)
+from audits.axes.decodability.text_probes import ProbingData, read_all_states, shuffled_labels
 from audits.axes.judgement import (
     MetricComparison,
     compare_to_floors,
@@ -108,10 +104,7 @@ def mean_cosine(
     vectors: Sequence[ConceptVectors], other_vectors: Sequence[ConceptVectors]
 ) -> list[float]:
     """(site,) mean cosine between two models' vectors of the same concepts."""
-    cosines = [
-        (a.vectors * b.vectors).sum(2)
-        for a, b in zip(vectors, other_vectors, strict=True)
-    ]
+    cosines = [(a.vectors * b.vectors).sum(2) for a, b in zip(vectors, other_vectors, strict=True)]
     return np.concatenate(cosines, axis=1).mean(1).tolist()
 
 
@@ -169,9 +162,7 @@ def run_concept(
         "relations": [task.relation for task in tasks],
         "original_p": power.p_value,
         "traces": traces,
-        "cosine_of_refitted": mean_cosine(
-            vectors, fit_concepts(probing, "unlearned", method)
-        ),
+        "cosine_of_refitted": mean_cosine(vectors, fit_concepts(probing, "unlearned", method)),
     }
     mask = informative_columns(power, config.rule)
     controls = [
@@ -193,14 +184,11 @@ def run_concept(
             n_entities=len(ceiling.values),
             details=details,
             notes=(
-                "No concept vector read the forget set well enough in the original "
-                "itself.",
+                "No concept vector read the forget set well enough in the original itself.",
                 *notes,
             ),
         )
-    details["write"] = write_report(
-        models, tokenizer, probing, vectors, mask, config, device
-    )
+    details["write"] = write_report(models, tokenizer, probing, vectors, mask, config, device)
     controls += _controls(probing, config, mask, ceiling, method)
     readings = _readings(probing, config, mask, ceiling)
     status, extra = _status(readings, controls, config)
@@ -217,9 +205,7 @@ def run_concept(
     )
 
 
-def _choose_method(
-    probing: ProbingData, progress: Progress
-) -> tuple[str, list[ConceptVectors]]:
+def _choose_method(probing: ProbingData, progress: Progress) -> tuple[str, list[ConceptVectors]]:
     """The fitting method that best reads held-out *retain* entities of the original."""
     best, chosen = -1.0, (METHODS[0], [])
     for method in METHODS:
@@ -232,11 +218,7 @@ def _choose_method(
 
 
 def _controls(
-    probing: ProbingData,
-    config: AuditConfig,
-    mask: np.ndarray,
-    ceiling: EntityValues,
-    method: str,
+    probing: ProbingData, config: AuditConfig, mask: np.ndarray, ceiling: EntityValues, method: str
 ) -> list[Control]:
     """Controls: never-taught and shuffled answers, planted suppression, held-out retain."""
     rule, permutations = config.rule, config.budget.permutations
@@ -260,8 +242,7 @@ def _controls(
                 "forget",
             )
             for r in (
-                numpy_rng(config.seed, NAME, "shuffle", str(number))
-                for number in range(SHUFFLES)
+                numpy_rng(config.seed, NAME, "shuffle", str(number)) for number in range(SHUFFLES)
             )
         ]
     )

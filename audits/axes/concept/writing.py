@@ -67,9 +67,7 @@ def write_targets(
             continue
         texts = task.parts[part]
         rows = [texts.entities.index(name) for name in dict.fromkeys(texts.entities)]
-        rows = [
-            rows[entity] for entity in sorted(rng.permutation(len(rows))[:max_entities])
-        ]
+        rows = [rows[entity] for entity in sorted(rng.permutation(len(rows))[:max_entities])]
         steps = 0 if own_answers else rng.integers(1, task.n_classes, len(rows))
         targets = (texts.labels[rows] + steps) % task.n_classes
         targets_by_task.append(
@@ -110,9 +108,7 @@ def write_rate(
         steering = concept_vectors.vectors[site, group.targets]
         if rng is not None:
             steering = _at_random(steering.shape, rng)
-        steering = (
-            steering * strength * concept_vectors.gap[site, group.targets][:, None]
-        )
+        steering = steering * strength * concept_vectors.gap[site, group.targets][:, None]
         table = torch.from_numpy(steering).float()
 
         def add(states, rows, table=table):
@@ -150,8 +146,7 @@ def ablation_rate(
         concept_vectors = vectors[group.task]
         along = concept_vectors.vectors[site, group.targets]
         gap, middle = (
-            values[site, group.targets]
-            for values in (concept_vectors.gap, concept_vectors.offset)
+            values[site, group.targets] for values in (concept_vectors.gap, concept_vectors.offset)
         )
         to = along if rng is None else _at_random(along.shape, rng)
         tables = [torch.from_numpy(direction).float() for direction in (along, to)]
@@ -162,9 +157,7 @@ def ablation_rate(
             size = (states * read).sum(1) - without[rows].to(states)
             return states - size[:, None] * write
 
-        hits += _first_of_all(
-            model, tokenizer, tasks[group.task], group, {name: remove}
-        )
+        hits += _first_of_all(model, tokenizer, tasks[group.task], group, {name: remove})
     return float(np.mean(hits)) if hits else 0.0
 
 
@@ -188,9 +181,7 @@ def _first_of_all(
     watch = first_tokens(skip_joining_space(tokenizer, starts))
     answers = [classes[target] for target in group.targets]
     sequences = skip_joining_space(tokenizer, encode(tokenizer, group.prompts, answers))
-    scores = score_edited(
-        model, sequences, edits, watch=watch, known_sites=find_sites(model)
-    )
+    scores = score_edited(model, sequences, edits, watch=watch, known_sites=find_sites(model))
     logits = np.nan_to_num(scores.watched, nan=-np.inf)
     return (logits[np.arange(len(logits)), group.targets] >= logits.max(1)).tolist()
 
@@ -217,12 +208,7 @@ def choose_site_and_strength(
                 model, tokenizer, tasks, targets, vectors, site, names[site], strength
             )
             if rate > best["rate"]:
-                best = {
-                    "site": names[site],
-                    "number": site,
-                    "strength": strength,
-                    "rate": rate,
-                }
+                best = {"site": names[site], "number": site, "strength": strength, "rate": rate}
             if rate >= MIN_WRITTEN_SHARE:
                 return best
     return best
@@ -240,9 +226,7 @@ def answer_traces(
         answers: (prompt, answer) pairs; duplicate answers are dropped.
         k: Neurons per answer.
     """
-    once = {
-        normalize_text(answer): (prompt, answer) for prompt, answer in reversed(answers)
-    }
+    once = {normalize_text(answer): (prompt, answer) for prompt, answer in reversed(answers)}
     pairs = list(once.values())
     rows = encode(tokenizer, [p for p, _ in pairs], [a for _, a in pairs])
     tokens = first_tokens(skip_joining_space(tokenizer, rows))
@@ -290,13 +274,7 @@ def write_report(
     report: dict[str, Any] = {}
     with models["original"].loaded(device) as model:
         report = choose_site_and_strength(
-            model,
-            tokenizer,
-            probing.tasks,
-            vectors,
-            probing.sites,
-            allowed,
-            parts["check"],
+            model, tokenizer, probing.tasks, vectors, probing.sites, allowed, parts["check"]
         )
         if "site" not in report:
             return {}
@@ -314,22 +292,14 @@ def write_report(
         )
         report["ablated"] = {
             name: ablation_rate(
-                model,
-                tokenizer,
-                probing.tasks,
-                own_targets,
-                vectors,
-                *location[:2],
-                rng=drawn,
+                model, tokenizer, probing.tasks, own_targets, vectors, *location[:2], rng=drawn
             )
             for name, drawn in (("own vector", None), ("random direction", rng))
         }
     for role, audited in models.items():
         with audited.loaded(device) as model:
             report[role] = {
-                part: write_rate(
-                    model, tokenizer, probing.tasks, targets, vectors, *location
-                )
+                part: write_rate(model, tokenizer, probing.tasks, targets, vectors, *location)
                 for part, targets in parts.items()
             }
     return report
@@ -349,9 +319,7 @@ def trace_report(
     sets = {
         "forgotten answers": [(item.prompt, item.answer) for item in forget],
         "other answers": [
-            (item.prompt, item.answer)
-            for item in retain
-            if item.answer.casefold() not in forgotten
+            (item.prompt, item.answer) for item in retain if item.answer.casefold() not in forgotten
         ],
     }
     report: dict[str, Any] = {"neurons": k}

@@ -77,10 +77,7 @@ def run_decodability(
     for role in states:
         if not states[role].probes:
             states[role].probes = fit_probes(probing, role, penalty, progress)
-    rngs = [
-        numpy_rng(config.seed, NAME, "shuffle", str(number))
-        for number in range(SHUFFLES)
-    ]
+    rngs = [numpy_rng(config.seed, NAME, "shuffle", str(number)) for number in range(SHUFFLES)]
     shuffled = fit_shuffled_probes(probing, "original", penalty, rngs, progress)
     return _judge(probing, shuffled, config, penalty, [*probing.notes, *notes])
 
@@ -100,9 +97,7 @@ def _judge(
     power = unpaired_test(ceiling, never_taught, config, NAME, "original")
     # Only layers at which the original itself is decodable are informative.
     mask = informative_columns(power, rule)
-    shuffles = average_models(
-        [probing.score(probes, "original", "forget") for probes in shuffled]
-    )
+    shuffles = average_models([probing.score(probes, "original", "forget") for probes in shuffled])
     details = {
         "form": forms,
         "penalty": penalty,
@@ -112,10 +107,7 @@ def _judge(
     }
     controls = [
         power_control(
-            "the original is read beyond never-taught items",
-            power,
-            rule.alpha,
-            bool(mask.any()),
+            "the original is read beyond never-taught items", power, rule.alpha, bool(mask.any())
         )
     ]
     name = "accuracy" if forms == ["shared"] else "concordance (chance 0.5)"
@@ -128,10 +120,7 @@ def _judge(
             controls=tuple(controls),
             n_entities=len(ceiling.values),
             details=details,
-            notes=(
-                "No probe read the forget set well enough in the original itself.",
-                *notes,
-            ),
+            notes=("No probe read the forget set well enough in the original itself.", *notes),
         )
     controls += _controls(probing, config, mask, ceiling, never_taught, shuffles)
     readings = _readings(probing, config, mask, ceiling)

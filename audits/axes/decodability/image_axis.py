@@ -25,16 +25,8 @@ from audits.axes.judgement import (
 )
 from audits.core.config import AuditConfig
 from audits.core.context import reference_roles
-from audits.modalities.image_baseline import (
-    MIN_DIFFERENCE,
-    EvaluationSets,
-    image_values,
-)
-from evidence.hypothesis_tests import (
-    paired_max_test,
-    readings_above_floor,
-    unpaired_max_test,
-)
+from audits.modalities.image_baseline import MIN_DIFFERENCE, EvaluationSets, image_values
+from evidence.hypothesis_tests import paired_max_test, readings_above_floor, unpaired_max_test
 from evidence.intervals import EntityValues, average_models
 from evidence.results import AxisResult, Control, Reading, Status
 from evidence.seeds import numpy_rng
@@ -61,9 +53,7 @@ def judge(
     """
 
     def of(found: Mapping[str, dict[str, Any]], role: str, part: str) -> EntityValues:
-        return image_values(
-            found[role][part], sets.forget if part == "forget" else sets.never
-        )
+        return image_values(found[role][part], sets.forget if part == "forget" else sets.never)
 
     ceiling, floor = (
         of(original_scores, "original", "forget"),
@@ -75,9 +65,7 @@ def judge(
     mask = decodable & (basis["unlearned"] >= MIN_BASIS_KEPT)
     references = reference_roles(original_scores)
     # A reference with a different representation basis gives no floor.
-    same_basis = [
-        role for role in references if (basis[role][mask] >= MIN_BASIS_KEPT).all()
-    ]
+    same_basis = [role for role in references if (basis[role][mask] >= MIN_BASIS_KEPT).all()]
     extra: list[str] = []
     primary: list[Reading] = []
     secondary: list[Reading] = []
@@ -111,13 +99,8 @@ def judge(
             "The candidate has another code: the original's probes of the classes that "
             "stay do not read them in it, so its probe of the class says nothing."
         )
-    refitted_readings, refitted_notes = _refitted(
-        of, refitted_scores, references, sites, config
-    )
-    primary, secondary = (
-        primary + refitted_readings[:1],
-        secondary + refitted_readings[1:],
-    )
+    refitted_readings, refitted_notes = _refitted(of, refitted_scores, references, sites, config)
+    primary, secondary = (primary + refitted_readings[:1], secondary + refitted_readings[1:])
     extra += refitted_notes
     controls = _controls(of, original_scores, decodable, ceiling, config)
     status, status_notes = _status(primary, controls, config)
@@ -198,10 +181,7 @@ def _controls(
     power = unpaired_test(ceiling, never_taught, config, NAME, "original")
     controls = [
         power_control(
-            "the original is read beyond never-taught images",
-            power,
-            alpha,
-            bool(decodable.any()),
+            "the original is read beyond never-taught images", power, alpha, bool(decodable.any())
         )
     ]
     excess = np.maximum(ceiling.mean - 0.5, 1e-9)
@@ -209,16 +189,9 @@ def _controls(
         ("probes fitted on shuffled classes read nothing", "shuffled"),
         ("random directions read nothing", "random"),
     ):
-        largest_share = float(
-            ((np.array(original_scores["original"][part]) - 0.5) / excess).max()
-        )
+        largest_share = float(((np.array(original_scores["original"][part]) - 0.5) / excess).max())
         controls.append(
-            Control(
-                name,
-                largest_share,
-                "below half of the original's excess",
-                largest_share < 0.5,
-            )
+            Control(name, largest_share, "below half of the original's excess", largest_share < 0.5)
         )
     if "planted" in original_scores and decodable.any():
         test = unpaired_test(

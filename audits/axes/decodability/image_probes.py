@@ -69,9 +69,7 @@ def all_finite(states: StatesBySet) -> bool:
     return all(np.isfinite(x).all() for part in states.values() for x in part.values())
 
 
-def fit_original_probes(
-    states: StatesBySet, sets: EvaluationSets, seed: int
-) -> OriginalProbes:
+def fit_original_probes(states: StatesBySet, sets: EvaluationSets, seed: int) -> OriginalProbes:
     """Fit the original's probes of the class, of retain classes, and the controls."""
     count = len(sets.forget)
     halves = np.zeros(count, dtype=int)
@@ -92,9 +90,7 @@ def fit_original_probes(
         shuffled_marks = np.stack([rng.permutation(marks) for _ in range(SHUFFLES)])
         shuffled[site] = _discriminants(rows, shuffled_marks)
         random[site] = rng.standard_normal((DIRECTIONS, rows.shape[1]))
-        classes[site] = _discriminants(
-            retain_states, sets.fit.labels == retained_labels[:, None]
-        )
+        classes[site] = _discriminants(retain_states, sets.fit.labels == retained_labels[:, None])
     return OriginalProbes(halves, own, shuffled, random, classes, retained_labels)
 
 
@@ -146,37 +142,27 @@ def score_original_probes(
         by_half = outranked(forget_states, probes.forgotten[site])
         columns["forget"].append(by_half[half, np.arange(len(forget_states))])
         columns["never"].append(outranked(invented, probes.forgotten[site]).mean(0))
-        columns["shuffled"].append(
-            outranked(forget_states, probes.shuffled[site]).mean()
-        )
+        columns["shuffled"].append(outranked(forget_states, probes.shuffled[site]).mean())
         columns["random"].append(outranked(forget_states, probes.random[site]).mean())
         columns["classes"].append(_of_classes(probes, site, other, sets.check))
     # (site, image) becomes (image, site); means stay (site,).
     return {name: np.array(column).T.tolist() for name, column in columns.items()}
 
 
-def _of_classes(
-    readers: OriginalProbes, site: str, states: np.ndarray, images: ImageSet
-) -> float:
+def _of_classes(readers: OriginalProbes, site: str, states: np.ndarray, images: ImageSet) -> float:
     shares = []
-    for label, vector in zip(
-        readers.retained_labels, readers.retained[site], strict=True
-    ):
+    for label, vector in zip(readers.retained_labels, readers.retained[site], strict=True):
         projections, members = states @ vector, images.labels == label
         shares.append(rank_among(projections[members], projections[~members]).mean())
     return float(np.mean(shares)) if shares else 0.5
 
 
-def score_refitted_probes(
-    states: StatesBySet, sets: EvaluationSets, seed: int
-) -> dict[str, Any]:
+def score_refitted_probes(states: StatesBySet, sets: EvaluationSets, seed: int) -> dict[str, Any]:
     """Scores of single-image probes; (image, site) "forget" and "never"."""
     rng = numpy_rng(seed, "decodability", "shots")
     count = len(sets.forget)
     shots = rng.permutation(count)[:SHOTS]
-    kinds = [
-        np.flatnonzero(sets.never.labels == k) for k in np.unique(sets.never.labels)
-    ]
+    kinds = [np.flatnonzero(sets.never.labels == k) for k in np.unique(sets.never.labels)]
     groups = [(np.arange(count), shots, "forget")] + [
         (kind, kind[:NEVER_TAUGHT_SHOTS], "never") for kind in kinds if len(kind) > 1
     ]
@@ -194,9 +180,7 @@ def score_refitted_probes(
             for shot in firsts:
                 vector = solve(rows[shot] - fit_states.mean(0))
                 others = members != shot
-                total[others] += rank_among(
-                    rows[members[others]] @ vector, check_states @ vector
-                )
+                total[others] += rank_among(rows[members[others]] @ vector, check_states @ vector)
                 times[others] += 1
             result[part][members, column] = total / np.maximum(times, 1)
     return {part: table.tolist() for part, table in result.items()}

@@ -88,9 +88,7 @@ def _permute_shared(
         labels = rng.permutation(answers)[index]
         null[number] = (predicted == labels) @ weights
     counts = np.bincount(answers)
-    n_distinct = factorial(len(answers)) // prod(
-        factorial(int(count)) for count in counts
-    )
+    n_distinct = factorial(len(answers)) // prod(factorial(int(count)) for count in counts)
     return true, null, n_distinct
 
 
@@ -114,9 +112,7 @@ def _permute_unique(
         true_columns = part.labels[rows].reshape(-1, width).argmax(1)
         answers = tuple(part.answers[row] for row in rows[:width])
         if answers not in orders:  # all paraphrases of a block share a permutation
-            orders[answers] = rng.permuted(
-                np.tile(np.arange(width), (n_permutations, 1)), axis=1
-            )
+            orders[answers] = rng.permuted(np.tile(np.arange(width), (n_permutations, 1)), axis=1)
         for entity, share in enumerate(weights[rows[::width]]):
             null += share * table[entity, orders[answers][:, true_columns[entity]]]
     return true, null, prod(factorial(len(answers)) for answers in orders)

@@ -96,15 +96,12 @@ def choose_form(forget: Sequence[Item], fit: Sequence[Item]) -> Form:
     for item in fit:
         entities_of.setdefault(normalize_text(item.answer), set()).add(item.entity)
     shared = [
-        len(entities_of.get(normalize_text(item.answer), ())) >= MIN_SHARERS
-        for item in forget
+        len(entities_of.get(normalize_text(item.answer), ())) >= MIN_SHARERS for item in forget
     ]
     return "shared" if np.mean(shared) >= MIN_SHARED_FRACTION else "unique"
 
 
-def answers_are_codes(
-    items: dict[str, list[Item]], tokenizer: PreTrainedTokenizerBase
-) -> bool:
+def answers_are_codes(items: dict[str, list[Item]], tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the answers are codes: of one length, with shared first characters.
 
     Words of equal length are not codes, so answers with letters must also have equal numbers of
@@ -125,9 +122,7 @@ def answers_are_codes(
         part: [replace(item, answer=item.answer[0]) for item in items[part]]
         for part in ("forget", "fit")
     }
-    common = Counter(normalize_text(item.answer) for item in first["fit"]).most_common(
-        1
-    )
+    common = Counter(normalize_text(item.answer) for item in first["fit"]).most_common(1)
     if common[0][1] > 0.5 * len(first["fit"]):
         return False
     return choose_form(first["forget"], first["fit"]) == "shared"
@@ -165,10 +160,7 @@ def make_tasks(
     relations = tuple(dict.fromkeys(item.relation for item in sets["forget"]))
     tasks, notes = [], []
     for relation in relations:
-        items = {
-            part: [item for item in sets[part] if item.relation == relation]
-            for part in PARTS
-        }
+        items = {part: [item for item in sets[part] if item.relation == relation] for part in PARTS}
         form = choose_form(items["forget"], items["fit"])
         if form == "shared":
             task = _shared(relation, items, wordings, str)
@@ -198,9 +190,7 @@ def _first_sign(answer: str) -> str:
     return answer[0]
 
 
-def _begin_with_a_sign(
-    items: dict[str, list[Item]], tokenizer: PreTrainedTokenizerBase
-) -> bool:
+def _begin_with_a_sign(items: dict[str, list[Item]], tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the first token of every answer is its first character alone."""
     all_items = [item for part in items.values() for item in part]
     answers = _answer_tokens(tokenizer, all_items)
@@ -211,22 +201,15 @@ def _begin_with_a_sign(
 
 
 def _shared(
-    relation: str,
-    items: dict[str, list[Item]],
-    wordings: int,
-    kind: Callable[[str], str],
+    relation: str, items: dict[str, list[Item]], wordings: int, kind: Callable[[str], str]
 ) -> Task:
     """The task of predicting the answer, or its first character (``kind``)."""
-    spelled = {
-        normalize_text(kind(i.answer)): kind(i.answer) for i in reversed(items["fit"])
-    }
+    spelled = {normalize_text(kind(i.answer)): kind(i.answer) for i in reversed(items["fit"])}
     classes = {answer: number for number, answer in enumerate(sorted(spelled))}
     parts = {}
     for name, members in items.items():
         questions: Questions = build_questions(members, wordings)
-        selected = questions.select(
-            [normalize_text(kind(a)) in classes for a in questions.answers]
-        )
+        selected = questions.select([normalize_text(kind(a)) in classes for a in questions.answers])
         zeros = np.zeros(len(selected), dtype=int)
         parts[name] = TaskPart(
             prompts=selected.prompts,
@@ -244,22 +227,13 @@ def _shared(
 
 
 def _unique(
-    relation: str,
-    items: dict[str, list[Item]],
-    wordings: int,
-    block: int,
-    rng: np.random.Generator,
+    relation: str, items: dict[str, list[Item]], wordings: int, block: int, rng: np.random.Generator
 ) -> Task:
-    parts = {
-        name: _statements(members, wordings, block, rng)
-        for name, members in items.items()
-    }
+    parts = {name: _statements(members, wordings, block, rng) for name, members in items.items()}
     return Task(relation, "unique", 2, parts)
 
 
-def _statements(
-    items: list[Item], wordings: int, block: int, rng: np.random.Generator
-) -> TaskPart:
+def _statements(items: list[Item], wordings: int, block: int, rng: np.random.Generator) -> TaskPart:
     """Every entity of a block with every answer of the block, for each paraphrase."""
     prompts, answers, labels, entities, groups, columns = [], [], [], [], [], []
     group = 0
@@ -288,9 +262,7 @@ def _statements(
     )
 
 
-def make_blocks(
-    items: Sequence[Item], size: int, rng: np.random.Generator
-) -> list[list[Item]]:
+def make_blocks(items: Sequence[Item], size: int, rng: np.random.Generator) -> list[list[Item]]:
     """Group items into blocks of about ``size`` without repeated entities or answers.
 
     Items that fit in no block of two or more are dropped.

@@ -84,18 +84,14 @@ class ProbingData:
     @property
     def notes(self) -> list[str]:
         """A note on fits without a certificate of optimality, if any."""
-        sentence = describe(
-            [fit for s in self.states.values() for fit in s.uncertified]
-        )
+        sentence = describe([fit for s in self.states.values() for fit in s.uncertified])
         return [f"Of the probes, {sentence}."] if sentence else []
 
     def values(self, probe_role: str, state_role: str, part: str) -> EntityValues:
         """(entity, site) score of one role's probes on another role's states."""
         return self.score(self.states[probe_role].probes, state_role, part)
 
-    def score(
-        self, probes: Sequence[SiteProbe], state_role: str, part: str
-    ) -> EntityValues:
+    def score(self, probes: Sequence[SiteProbe], state_role: str, part: str) -> EntityValues:
         """As ``values``, for given probes."""
         rows, entities = [], []
         for number, (task, reader) in enumerate(zip(self.tasks, probes, strict=True)):
@@ -232,16 +228,12 @@ def shuffled_labels(task: Task, rng: np.random.Generator) -> np.ndarray:
     labels = part.labels.copy()
     if task.form == "shared":
         answer_of = {e: int(y) for e, y in zip(part.entities, part.labels, strict=True)}
-        shuffled = dict(
-            zip(answer_of, rng.permutation(list(answer_of.values())), strict=True)
-        )
+        shuffled = dict(zip(answer_of, rng.permutation(list(answer_of.values())), strict=True))
         return np.array([shuffled[entity] for entity in part.entities], dtype=int)
     for group in np.unique(part.groups):
         rows = np.flatnonzero(part.groups == group)
         order = rng.permutation(part.columns[rows].max() + 1)
-        true = {
-            part.entities[row]: part.columns[row] for row in rows if part.labels[row]
-        }
+        true = {part.entities[row]: part.columns[row] for row in rows if part.labels[row]}
         for row in rows:
             labels[row] = part.columns[row] == order[true[part.entities[row]]]
     return labels

@@ -30,12 +30,7 @@ from audits.axes.judgement import (
     status_from_readings,
     status_with_controls,
 )
-from audits.axes.membership.scores import (
-    NAME,
-    MembershipScores,
-    MembershipSets,
-    score_membership,
-)
+from audits.axes.membership.scores import NAME, MembershipScores, MembershipSets, score_membership
 from audits.core.config import AuditConfig, Rule
 from audits.core.context import AuditedModel, reference_roles
 from capture.activations.store import ActivationStore
@@ -51,9 +46,7 @@ REFITTED = "refitted reader"
 SHUFFLES = 20
 # Two controls require a null hypothesis, two-sided: together they fail by chance at half alpha.
 NULL_ALPHA_SHARE = 0.25
-RETAIN_READABLE = (
-    "held-out retain entities are told from invented ones in the candidate"
-)
+RETAIN_READABLE = "held-out retain entities are told from invented ones in the candidate"
 
 
 def run_membership(
@@ -89,21 +82,16 @@ def run_membership(
     by_family = {}
     with progress.task("membership", len(FAMILIES) + len(states)) as advance:
         for family in FAMILIES:
-            by_family[family] = score_membership(
-                states["original"], sets, family, config.seed
-            )
+            by_family[family] = score_membership(states["original"], sets, family, config.seed)
             advance(1)
         # Chosen on held-out entities that are in neither the fit nor the test.
         chosen = max(
-            FAMILIES,
-            key=lambda name: by_family[name].auc("check", "check_invented").mean(),
+            FAMILIES, key=lambda name: by_family[name].auc("check", "check_invented").mean()
         )
         scores = {}
         for role, role_states in states.items():
             shuffles = SHUFFLES if role == "original" else 0
-            scores[role] = score_membership(
-                role_states, sets, chosen, config.seed, shuffles
-            )
+            scores[role] = score_membership(role_states, sets, chosen, config.seed, shuffles)
             advance(1)
     every = np.ones(len(sites), dtype=bool)
     power = scores["original"].test("forget", "never_taught", every, config)
@@ -260,9 +248,7 @@ def _controls(
             f"p >= {alpha * NULL_ALPHA_SHARE}",
             either >= alpha * NULL_ALPHA_SHARE,
         ),
-        Control(
-            RETAIN_READABLE, retain.p_value, f"p < {alpha}", retain.p_value < alpha
-        ),
+        Control(RETAIN_READABLE, retain.p_value, f"p < {alpha}", retain.p_value < alpha),
     ]
     if "planted" in scores:
         planted = scores["planted"].test("forget", "never_taught", mask, config)

@@ -70,12 +70,8 @@ def select_sets(
         InputError: too few entities, or no names can be invented for the retain ones.
     """
     relations = {item.relation for item in forget}
-    same_relations = ItemSet(
-        tuple(x for x in retain if x.relation in relations), retain.name
-    )
-    fewest = min(
-        len(item_set.entities) for item_set in (forget, never_taught, same_relations)
-    )
+    same_relations = ItemSet(tuple(x for x in retain if x.relation in relations), retain.name)
+    fewest = min(len(item_set.entities) for item_set in (forget, never_taught, same_relations))
     if fewest < MIN_ENTITIES:
         raise InputError(
             "too few entities to read a signature of membership",
@@ -85,9 +81,7 @@ def select_sets(
         )
     names = same_relations.entities
     order = numpy_rng(seed, NAME, "fit").permutation(len(names))[:MAX_FIT_ENTITIES]
-    existing = ItemSet(
-        tuple(replace(item, id=f"k-{item.id}") for item in (*forget, *never_taught))
-    )
+    existing = ItemSet(tuple(replace(item, id=f"k-{item.id}") for item in (*forget, *never_taught)))
     chosen = same_relations.of_entities([names[position] for position in sorted(order)])
     mirror = invent_items(chosen, existing, numpy_rng(seed, NAME, "invented"))
     # The mirror follows its original item by item, so the same cut keeps pairs together.
@@ -129,9 +123,7 @@ def capture_states(
         sites = [*embedding, *where.of("resid")]
         store.activations(audited, rows, sites, "last", model=model, progress=progress)
         if embedding:
-            store.activations(
-                audited, rows, embedding, "mean", model=model, progress=progress
-            )
+            store.activations(audited, rows, embedding, "mean", model=model, progress=progress)
     return sites
 
 
@@ -169,9 +161,7 @@ class MembershipScores:
         """(site,) AUC of one part's entities over another's."""
         return self.wins(part, other, labels).mean((0, 1))
 
-    def test(
-        self, part: str, other: str, mask: NDArray[np.bool_], config: AuditConfig
-    ) -> MaxTest:
+    def test(self, part: str, other: str, mask: NDArray[np.bool_], config: AuditConfig) -> MaxTest:
         """Exact permutation test of that AUC over the masked sites."""
         high, low = self.entity_means(part)[:, mask], self.entity_means(other)[:, mask]
         pooled = np.concatenate([high, low])
@@ -188,11 +178,7 @@ class MembershipScores:
 
 
 def score_membership(
-    states: NDArray[np.float32],
-    sets: MembershipSets,
-    family: str,
-    seed: int,
-    shuffles: int = 0,
+    states: NDArray[np.float32], sets: MembershipSets, family: str, seed: int, shuffles: int = 0
 ) -> MembershipScores:
     """Fit a classifier family on retain against invented entities, site by site.
 

@@ -114,23 +114,15 @@ def train_autoencoder(
     k = max(2, min(MAX_K, rows.shape[1] // 8))
     per_epoch = max(1, len(rows) // BATCH)
     config = SaeConfig(
-        expansion=EXPANSION,
-        k=k,
-        epochs=max(1, -(-STEPS // per_epoch)),
-        batch_size=BATCH,
-        seed=seed,
+        expansion=EXPANSION, k=k, epochs=max(1, -(-STEPS // per_epoch)), batch_size=BATCH, seed=seed
     )
     try:
-        sae = train_sae(
-            rows, site, folder, config, model=original.weights_hash, progress=progress
-        )
+        sae = train_sae(rows, site, folder, config, model=original.weights_hash, progress=progress)
         experts = expert_latents(
             sae.encode(torch.from_numpy(ends)).numpy(), fit, int(EXPERT_FACTOR * k)
         )
         if not experts:
-            return None, [
-                "No autoencoder: no answer of several entities has latents of its own."
-            ]
+            return None, ["No autoencoder: no answer of several entities has latents of its own."]
         fvu = measure_quality(sae, iter([held_out])).fvu
     except InputError as error:
         return None, [f"No autoencoder: {error}"]
@@ -217,9 +209,7 @@ def expert_latents(
         for class_index, name in enumerate(names):
             # An answer without expert latents is skipped; the others keep theirs.
             chosen = ranking.top(name, count)
-            own_latents = chosen[
-                (served[chosen] < limit) & (ranking.f1[class_index, chosen] > 0)
-            ]
+            own_latents = chosen[(served[chosen] < limit) & (ranking.f1[class_index, chosen] > 0)]
             if len(own_latents):
                 experts[name] = own_latents
     return experts
@@ -227,14 +217,10 @@ def expert_latents(
 
 def prompt_states(model: nn.Module, rows: Sequences, site: str) -> NDArray[np.float32]:
     """(state, d) of every prompt position except the first, row after row."""
-    return np.concatenate(
-        [prompt[1:] for prompt in states_by_prompt(model, rows, site)]
-    )
+    return np.concatenate([prompt[1:] for prompt in states_by_prompt(model, rows, site)])
 
 
-def states_by_prompt(
-    model: nn.Module, rows: Sequences, site: str
-) -> list[NDArray[np.float32]]:
+def states_by_prompt(model: nn.Module, rows: Sequences, site: str) -> list[NDArray[np.float32]]:
     """(row,) states (position, d) of each prompt."""
     starts = np.array(rows.answer_start)
     by_row: list[NDArray[np.float32]] = [np.zeros((0, 0), np.float32)] * len(rows)

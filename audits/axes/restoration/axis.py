@@ -44,10 +44,7 @@ from capture.data.items import ItemSet
 from capture.data.questions import build_questions
 from capture.network.sites import find_sites
 from capture.scoring.contrast import score_questions
-from evidence.intervals import (
-    EntityValues,
-    average_by_entity,
-)
+from evidence.intervals import EntityValues, average_by_entity
 from evidence.progress import Progress
 from evidence.results import AxisResult, Control, Reading, Status
 
@@ -134,9 +131,7 @@ def run_state_injection(
     injected = state_injection.inject_states(
         original,
         others,
-        EncodedQuestions.of(
-            build_questions(forget, config.budget.prompts_per_item), tokenizer
-        ),
+        EncodedQuestions.of(build_questions(forget, config.budget.prompts_per_item), tokenizer),
         autoencoder,
         site,
         config.seed,
@@ -213,9 +208,7 @@ def judge(
     )
 
 
-def net_rate(
-    run: dict[str, Any], original_values: EntityValues
-) -> dict[str, Any] | None:
+def net_rate(run: dict[str, Any], original_values: EntityValues) -> dict[str, Any] | None:
     """Share of the lost answers that steering restores, minus the worst control.
 
     rate = (said steered - said before) / (said by the original - said before), each averaged
@@ -236,12 +229,9 @@ def net_rate(
     )
     baseline = float(before.mean[0])
     controls = {
-        arm: (scores, baseline)
-        for arm, scores in zip(("random", "others"), others, strict=True)
+        arm: (scores, baseline) for arm, scores in zip(("random", "others"), others, strict=True)
     }
-    never_taught = average_by_entity(
-        np.array(run["never"]["said"]), run["never_entities"]
-    )
+    never_taught = average_by_entity(np.array(run["never"]["said"]), run["never_entities"])
     # Answers about invented people were never lost, so their baseline is 0.
     controls["never_taught"] = never_taught, 0.0
     return net_of_worst_control(
@@ -266,9 +256,7 @@ def _controls(
         )
         controls.append(
             significance_control(
-                "the planted suppression is steered back",
-                test.p_value,
-                config.rule.alpha,
+                "the planted suppression is steered back", test.p_value, config.rule.alpha
             )
         )
     return controls
@@ -315,8 +303,7 @@ def _remarks(net: dict[str, Any] | None, run: dict[str, Any]) -> list[str]:
     remarks = []
     if net is None:
         remarks.append(
-            "The candidate lost too few answers for a restoration rate to have a "
-            "meaning."
+            "The candidate lost too few answers for a restoration rate to have a meaning."
         )
     else:
         low, high = net["interval"]

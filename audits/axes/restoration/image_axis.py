@@ -18,12 +18,7 @@ from audits.axes.judgement import (
     status_from_readings,
     unpaired_test,
 )
-from audits.axes.restoration.image_trial import (
-    NAME,
-    net_rate,
-    restore_images,
-    unseen_classes,
-)
+from audits.axes.restoration.image_trial import NAME, net_rate, restore_images, unseen_classes
 from audits.axes.restoration.net_rate import CHANCE_CONTROL, chance_control
 from audits.core.context import AuditedModel, ImageRun, reference_roles
 from audits.modalities.image_baseline import EvaluationSets, image_values
@@ -36,10 +31,7 @@ STATISTIC_NAME = "share of images named as the class under steering"
 
 
 def run_restoration(
-    run: ImageRun,
-    models: dict[str, AuditedModel],
-    sets: EvaluationSets,
-    notes: tuple[str, ...],
+    run: ImageRun, models: dict[str, AuditedModel], sets: EvaluationSets, notes: tuple[str, ...]
 ) -> AxisResult:
     """Run the axis on models."""
     runs: dict[str, dict[str, Any]] = {}
@@ -56,12 +48,7 @@ def run_restoration(
                 continue
             with audited.loaded(run.device) as model:
                 runs[role] = restore_images(
-                    original,
-                    model,
-                    sets.forget,
-                    sets.retain,
-                    never_taught,
-                    run.config.seed,
+                    original, model, sets.forget, sets.retain, never_taught, run.config.seed
                 )
     original_values = np.ones(len(sets.forget))
     references = [runs[role] for role in reference_roles(runs)]
@@ -82,9 +69,7 @@ def run_restoration(
     if CHANCE_CONTROL in failed:
         status, extra = "control_failed", [f"Control failed: {CHANCE_CONTROL}."]
     elif first.ceiling - first.floor >= MIN_SPAN:
-        status, extra = status_from_readings(
-            readings[:1], run.config.rule, failed=failed
-        )
+        status, extra = status_from_readings(readings[:1], run.config.rule, failed=failed)
     if net is not None:
         low, high = net["interval"]
         extra = [
@@ -115,10 +100,7 @@ def _never(run: dict[str, Any]) -> EntityValues:
 
 
 def _controls(
-    runs: dict[str, dict[str, Any]],
-    net: dict[str, Any] | None,
-    sets: EvaluationSets,
-    run: ImageRun,
+    runs: dict[str, dict[str, Any]], net: dict[str, Any] | None, sets: EvaluationSets, run: ImageRun
 ) -> list[Control]:
     """Controls: uninformed steering restores little; the planted suppression returns."""
     controls = []
@@ -135,9 +117,7 @@ def _controls(
         )
         controls.append(
             significance_control(
-                "the planted suppression is steered back",
-                test.p_value,
-                run.config.rule.alpha,
+                "the planted suppression is steered back", test.p_value, run.config.rule.alpha
             )
         )
     return controls

@@ -65,12 +65,7 @@ def published_site(layers: int) -> str:
 
 
 def find_experts(
-    original: nn.Module,
-    images: ImageSet,
-    root: Path,
-    seed: int,
-    *,
-    progress: Progress = SILENT,
+    original: nn.Module, images: ImageSet, root: Path, seed: int, *, progress: Progress = SILENT
 ) -> Experts:
     """Train or load the original's autoencoder, and select the expert latents.
 
@@ -103,13 +98,9 @@ def find_experts(
     max_latents = latents.amax(1).numpy()
     marks = {str(c): images.labels == c for c in np.unique(images.labels)}
     ranking = rank_latents(max_latents, marks)
-    sets = expert_sets(
-        ranking, round(1.25 * K), shared_by=MAX_SHARED_CLASSES, min_active=0.5
-    )
+    sets = expert_sets(ranking, round(1.25 * K), shared_by=MAX_SHARED_CLASSES, min_active=0.5)
     return Experts(
-        sae,
-        {int(name): latents_of_class for name, latents_of_class in sets.items()},
-        fvu,
+        sae, {int(name): latents_of_class for name, latents_of_class in sets.items()}, fvu
     )
 
 
@@ -139,9 +130,7 @@ def inject_states(
     where, site = find_image_sites(model), experts.sae.site
     label = int(forget.labels[0])
     before = float(named_as_class(model, forget, {}, where).mean())
-    full = float(
-        named_as_class(original, forget, {}, find_image_sites(original)).mean()
-    )
+    full = float(named_as_class(original, forget, {}, find_image_sites(original)).mean())
     if full - before < MIN_LOST:
         return None
     donor = image_states(original, forget, [site], find_image_sites(original))[site]
@@ -154,9 +143,7 @@ def inject_states(
     other_classes = sorted(set(experts.latents) - {label})
     other_latents = experts.latents[int(rng.choice(other_classes))]
     unused = np.setdiff1d(np.arange(experts.sae.d_sae), class_latents)
-    random_latents = rng.choice(
-        unused, min(len(class_latents), len(unused)), replace=False
-    )
+    random_latents = rng.choice(unused, min(len(class_latents), len(unused)), replace=False)
     token = _first_patch(donor) == 1
     arms: dict[str, tuple[Tensor, np.ndarray, bool, bool]] = {
         "published": (donor, class_latents, token, True),
@@ -178,11 +165,7 @@ def inject_states(
                     named_as_class(
                         model,
                         forget,
-                        {
-                            site: _carrying(
-                                experts.sae, source, latents, alpha, cls, patches, size
-                            )
-                        },
+                        {site: _carrying(experts.sae, source, latents, alpha, cls, patches, size)},
                         where,
                     ).mean()
                 )
@@ -237,10 +220,7 @@ def _carrying(
         nonlocal done
         donor_batch = donor[done : done + len(value)].to(value)
         done += len(value)
-        positions, donor_positions = (
-            as_positions(value).clone(),
-            as_positions(donor_batch),
-        )
+        positions, donor_positions = (as_positions(value).clone(), as_positions(donor_batch))
         first = _first_patch(value)
         difference = donor_positions[:, first:] - positions[:, first:]
         if patches:

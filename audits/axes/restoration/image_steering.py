@@ -68,15 +68,11 @@ def with_original_end(model: nn.Module, original: nn.Module) -> nn.Module | None
     """
     ended = copy.deepcopy(model)
     modules, original_modules = _end(ended), _end(original)
-    if [_shapes(module) for module in modules] != [
-        _shapes(module) for module in original_modules
-    ]:
+    if [_shapes(module) for module in modules] != [_shapes(module) for module in original_modules]:
         return None
     with torch.no_grad():
         for part, original_part in zip(modules, original_modules, strict=True):
-            for tensor, original_tensor in zip(
-                _held(part), _held(original_part), strict=True
-            ):
+            for tensor, original_tensor in zip(_held(part), _held(original_part), strict=True):
                 tensor.copy_(original_tensor)
     return ended
 
@@ -121,11 +117,7 @@ def logprob_gradient(
         return leaf[0]
 
     pixels = images.pixels.to(model_device(model))
-    with (
-        torch.enable_grad(),
-        evaluation_mode(model),
-        patch(model, {site: keep}, known_sites=where),
-    ):
+    with torch.enable_grad(), evaluation_mode(model), patch(model, {site: keep}, known_sites=where):
         logprob = class_logits(model, pixels).log_softmax(1)[:, label].mean()
     (gradient,) = torch.autograd.grad(logprob, leaf[0])
     return gradient.sum(0).detach().float().cpu()
@@ -143,9 +135,7 @@ def steering_hook(steering: SteeringEdit, strength: float | Tensor) -> Edit:
     write = steering.direction if isinstance(steering, LinearSteeringEdit) else steering
     size = torch.as_tensor(strength)
     if not bool(torch.isfinite(size).all() and torch.isfinite(write).all()):
-        raise InputError(
-            "the steering strength or the change is not finite", got=str(strength)
-        )
+        raise InputError("the steering strength or the change is not finite", got=str(strength))
 
     def edit(value: Tensor) -> Tensor:
         step = size.to(value).reshape(-1, *[1] * (value.dim() - 1)) * write.to(value)
@@ -197,9 +187,7 @@ class SteeringFit:
         if method == AMPLIFIED_READING:
             if site != "final":
                 return None
-            return self._amplified(
-                site, label if read_label is None else read_label, edit
-            )
+            return self._amplified(site, label if read_label is None else read_label, edit)
         return edit
 
     def _amplified(self, site: str, label: int, write: Tensor) -> LinearSteeringEdit:
@@ -207,9 +195,7 @@ class SteeringFit:
         states = self.original_states[site].flatten(1).double()
         in_class = torch.from_numpy(self.labels == label)
         class_mean, other_mean = states[in_class].mean(0), states[~in_class].mean(0)
-        centered = torch.where(
-            in_class[:, None], states - class_mean, states - other_mean
-        )
+        centered = torch.where(in_class[:, None], states - class_mean, states - other_mean)
         covariance = centered.T @ centered / len(states)
         covariance.diagonal().add_(RIDGE * covariance.diagonal().mean() + 1e-12)
         probe = torch.linalg.solve(covariance, class_mean - other_mean)

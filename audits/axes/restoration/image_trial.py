@@ -99,9 +99,7 @@ def restore_images(
     variants = model_variants(model, original)
     variant = variants[0]
     parts = split_in_halves(forget, numpy_rng(seed, NAME, "forget"))
-    retain_halves = split_in_halves(
-        retain, numpy_rng(seed, NAME, "retain"), 2 * MAX_RETAIN
-    )
+    retain_halves = split_in_halves(retain, numpy_rng(seed, NAME, "retain"), 2 * MAX_RETAIN)
     unseen_halves = [
         split_in_halves(class_images, numpy_rng(seed, NAME, "kind", str(index)))
         for index, class_images in enumerate(kinds)
@@ -116,23 +114,17 @@ def restore_images(
         fit, test = parts[number], parts[1 - number]
         fitted = fit_steering(variant, original, fit + retain_halves[number])
         half = [class_halves[number] for class_halves in unseen_halves]
-        limits = SideEffectLimits.of(
-            variant, retain_halves[number], _joined(half), label
-        )
+        limits = SideEffectLimits.of(variant, retain_halves[number], _joined(half), label)
         other_class = int(rng.choice(np.unique(retain.labels)))
         steered = search_best_edit(variants, fit, limits, _of_class(fitted, label))
         alone = steered
         if steered.variant is not variant:
-            alone = search_best_edit(
-                variants[:1], fit, limits, _of_class(fitted, label)
-            )
+            alone = search_best_edit(variants[:1], fit, limits, _of_class(fitted, label))
         by_arm = {
             "steered": steered,
             "own": alone,
             # A random last block would predict nothing, so controls keep the candidate's.
-            "random": search_best_edit(
-                variants[:1], fit, limits, _at_random(fitted, label, rng)
-            ),
+            "random": search_best_edit(variants[:1], fit, limits, _at_random(fitted, label, rng)),
             "others": search_best_edit(
                 variants[:1], fit, limits, _of_other(fitted, label, other_class)
             ),
@@ -145,22 +137,15 @@ def restore_images(
             # The same search for a never-taught class; the others limit side effects.
             class_half = replace(half[index], labels=np.full(len(half[index]), label))
             fitted = fit_steering(variant, original, class_half + retain_halves[number])
-            others = _joined(
-                [h for position, h in enumerate(half) if position != index]
-            )
+            others = _joined([h for position, h in enumerate(half) if position != index])
             limits = SideEffectLimits.of(variant, retain_halves[number], others, label)
-            chosen = search_best_edit(
-                variants, class_half, limits, _of_class(fitted, label)
-            )
+            chosen = search_best_edit(variants, class_half, limits, _of_class(fitted, label))
             never_taught_choices.append({"kind": index} | chosen.to_dict())
             test_images = class_halves[1 - number]
-            for name, hit in zip(
-                test_images.ids, chosen.named(test_images, label), strict=True
-            ):
+            for name, hit in zip(test_images.ids, chosen.named(test_images, label), strict=True):
                 never_taught_hits[name] = float(hit), index
     result: dict[str, Any] = {
-        arm: [values[image] for image in forget.ids]
-        for arm, values in named_by_arm.items()
+        arm: [values[image] for image in forget.ids] for arm, values in named_by_arm.items()
     }
     return result | {
         "ids": list(forget.ids),
@@ -249,9 +234,7 @@ def only_class(forget: ImageSet) -> int:
 
 
 def net_rate(
-    run: dict[str, Any],
-    original_named: np.ndarray,
-    references: Sequence[dict[str, Any]] = (),
+    run: dict[str, Any], original_named: np.ndarray, references: Sequence[dict[str, Any]] = ()
 ) -> dict[str, Any] | None:
     """Share of the lost predictions that steering restores, minus the worst control.
 
@@ -291,7 +274,5 @@ def net_rate(
     return net | {
         "own_rate": (float(np.mean(run["own"])) - before) / lost_share,
         "residual": net["net"] / max(1 - worst_rate, MIN_RANGE),
-        "kinds": [
-            float(hits[kinds == k].mean()) / lost_share for k in np.unique(kinds)
-        ],
+        "kinds": [float(hits[kinds == k].mean()) / lost_share for k in np.unique(kinds)],
     }

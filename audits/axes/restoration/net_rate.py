@@ -3,12 +3,7 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from evidence.intervals import (
-    EntityValues,
-    difference_interval,
-    paired_correlation,
-    rate_interval,
-)
+from evidence.intervals import EntityValues, difference_interval, paired_correlation, rate_interval
 from evidence.results import Control
 
 MIN_LOST = 0.1

@@ -53,9 +53,7 @@ class ModelVariant:
     model: nn.Module
     sites: Sites
 
-    def named(
-        self, images: ImageSet, label: int | None, edits: dict[str, Edit]
-    ) -> np.ndarray:
+    def named(self, images: ImageSet, label: int | None, edits: dict[str, Edit]) -> np.ndarray:
         """(image,) 1.0 where ``label``, or the image's own class, is predicted."""
         return named_as_class(self.model, images, edits, self.sites, label)
 
@@ -71,9 +69,7 @@ def model_variants(model: nn.Module, original: nn.Module) -> list[ModelVariant]:
     )
 
 
-def fit_steering(
-    variant: ModelVariant, original: nn.Module, images: ImageSet
-) -> SteeringFit:
+def fit_steering(variant: ModelVariant, original: nn.Module, images: ImageSet) -> SteeringFit:
     """Fit steering edits of the candidate on images of the class and of others."""
     sites = steering_sites(variant.sites)
 
@@ -108,11 +104,7 @@ class SideEffectLimits:
 
     @classmethod
     def of(
-        cls,
-        variant: ModelVariant,
-        retain: ImageSet,
-        never_taught: ImageSet | None,
-        label: int,
+        cls, variant: ModelVariant, retain: ImageSet, never_taught: ImageSet | None, label: int
     ) -> "SideEffectLimits":
         """Two points above the unedited candidate, for both limits."""
         wrong_count = float((1 - variant.named(retain, None, {})).sum())
@@ -130,9 +122,7 @@ class SideEffectLimits:
             named_count + MAX_RETAIN_DROP * count + 1e-9,
         )
 
-    def cost(
-        self, variant: ModelVariant, edits: dict[str, Edit]
-    ) -> dict[str, float] | None:
+    def cost(self, variant: ModelVariant, edits: dict[str, Edit]) -> dict[str, float] | None:
         """The side effects of an edit, or None where they exceed a limit.
 
         Errors only accumulate, so some images are checked first and the others only if needed.
@@ -150,10 +140,7 @@ class SideEffectLimits:
         if n_wrong > self.max_wrong:
             return None
         n_never_taught = len(self.never_taught) if self.never_taught is not None else 1
-        return {
-            "retain": 1 - n_wrong / len(self.retain),
-            "unknown": n_named / n_never_taught,
-        }
+        return {"retain": 1 - n_wrong / len(self.retain), "unknown": n_named / n_never_taught}
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,18 +225,12 @@ def search_best_edit(
                 cost = limits.cost(variant, {site: steering_hook(steering, strength)})
                 if cost is None:
                     break  # stronger steering costs more
-                best = ChosenEdit(
-                    variant, share, cost, method, site, strength, steering
-                )
+                best = ChosenEdit(variant, share, cost, method, site, strength, steering)
     return best
 
 
 def _said(
-    variant: ModelVariant,
-    images: ImageSet,
-    label: int,
-    site: str,
-    steering: SteeringEdit,
+    variant: ModelVariant, images: ImageSet, label: int, site: str, steering: SteeringEdit
 ) -> list[float]:
     """(strength,) share predicted as the class; all strengths share the forward passes."""
     hits = torch.zeros(len(STRENGTHS))

@@ -64,9 +64,7 @@ def untrained_model(original: AuditedModel, seed: int) -> AuditedModel | None:
         load("cpu")
     except (TypeError, ValueError, AttributeError):
         return None
-    return AuditedModel(
-        UNTRAINED, f"{original.weights_hash}+drawn{seed}", original.config, load
-    )
+    return AuditedModel(UNTRAINED, f"{original.weights_hash}+drawn{seed}", original.config, load)
 
 
 def inject_states(
@@ -100,11 +98,7 @@ def inject_states(
     with original.loaded(device) as model:
         given = states_by_prompt(model, questions.rows, injection_site)
         original_match = _said(model, questions, {}).mean()
-    result: dict[str, Any] = {
-        "site": injection_site,
-        "alphas": list(ALPHAS),
-        "roles": {},
-    }
+    result: dict[str, Any] = {"site": injection_site, "alphas": list(ALPHAS), "roles": {}}
     if autoencoder is not None:
         counts = [len(latents) for latents in autoencoder.experts.values()]
         result["latents"] = float(np.mean(counts))
@@ -145,20 +139,14 @@ def _arms(
             _said(
                 model,
                 questions,
-                {
-                    site: injection_edit(
-                        arm, questions, original_states, autoencoder, alpha, seed
-                    )
-                },
+                {site: injection_edit(arm, questions, original_states, autoencoder, alpha, seed)},
             )
             for alpha in ALPHAS
         ]
         match_rates = [float(match.mean()) for match in matches]
         rates = None
         if lost_share >= MIN_LOST:
-            rates = [
-                (share - float(before.mean())) / lost_share for share in match_rates
-            ]
+            rates = [(share - float(before.mean())) / lost_share for share in match_rates]
         best_rate = None if rates is None else max(rates)
         table[arm] = {"said": match_rates, "rate": rates, "best": best_rate}
         best = matches[int(np.argmax(match_rates))]
@@ -221,10 +209,7 @@ def _latents_of(
         return {}
     experts = autoencoder.experts
     if arm == ARMS[3]:
-        return {
-            name: draw_control_latents(autoencoder.sae, e, rng)
-            for name, e in experts.items()
-        }
+        return {name: draw_control_latents(autoencoder.sae, e, rng) for name, e in experts.items()}
     if arm != ARMS[4]:
         return experts
     permuted = {}
@@ -241,9 +226,9 @@ def _aligned(donor_states: NDArray[np.float32], states: Tensor) -> Tensor:
     """Another prompt's states, aligned at the end; the prompt's own where it has none."""
     out = states.clone()
     length = min(len(donor_states), len(states))
-    out[len(states) - length :] = torch.from_numpy(
-        donor_states[len(donor_states) - length :]
-    ).to(states)
+    out[len(states) - length :] = torch.from_numpy(donor_states[len(donor_states) - length :]).to(
+        states
+    )
     return out
 
 
@@ -252,9 +237,7 @@ def _said(
 ) -> NDArray[np.float64]:
     """(row,) exact match."""
     where = find_sites(model)
-    scores = score_edited(
-        model, questions.rows, edits, span="prompt", known_sites=where
-    )
+    scores = score_edited(model, questions.rows, edits, span="prompt", known_sites=where)
     return scores.greedy.astype(float)
 
 

@@ -46,9 +46,7 @@ class EncodedQuestions:
     rows: Sequences
 
     @classmethod
-    def of(
-        cls, questions: Questions, tokenizer: PreTrainedTokenizerBase
-    ) -> "EncodedQuestions":
+    def of(cls, questions: Questions, tokenizer: PreTrainedTokenizerBase) -> "EncodedQuestions":
         """Encode questions."""
         return cls(questions, questions.encoded(tokenizer))
 
@@ -62,15 +60,11 @@ class EncodedQuestions:
     def classes(self) -> np.ndarray:
         """(row,) relation and answer."""
         pairs = zip(self.relations, self.questions.answers, strict=True)
-        return np.array(
-            [f"{kind}\x1f{normalize_text(answer)}" for kind, answer in pairs]
-        )
+        return np.array([f"{kind}\x1f{normalize_text(answer)}" for kind, answer in pairs])
 
     def own_wording(self, max_rows: int | None = None) -> "EncodedQuestions":
         """The rows of items' main prompts, at most ``most`` of them."""
-        rows = [row for row, w in enumerate(self.questions.wording) if w == 0][
-            :max_rows
-        ]
+        rows = [row for row, w in enumerate(self.questions.wording) if w == 0][:max_rows]
         keep = np.isin(np.arange(len(self.rows)), rows)
         return EncodedQuestions(self.questions.select(keep.tolist()), self.rows[rows])
 
@@ -95,10 +89,7 @@ class EncodedQuestions:
 
 
 def score_steered(
-    model: nn.Module,
-    questions: EncodedQuestions,
-    edits: Mapping[str, RowEdit],
-    where: Sites,
+    model: nn.Module, questions: EncodedQuestions, edits: Mapping[str, RowEdit], where: Sites
 ) -> QuestionScores:
     """As ``capture.scoring.contrast.score_questions``, under an edit at the last prompt token."""
     answer_tokens = first_tokens(questions.rows)
@@ -124,9 +115,7 @@ def steering_hook(
         InputError: the strength is not a finite number.
     """
     if not np.isfinite(strength):
-        raise InputError(
-            "the steering strength is not a finite number", got=str(strength)
-        )
+        raise InputError("the steering strength is not a finite number", got=str(strength))
 
     def edit(states: Tensor, rows: np.ndarray) -> Tensor:
         if isinstance(steering, Tensor):
@@ -139,9 +128,7 @@ def steering_hook(
     return edit
 
 
-def permuted_donors(
-    questions: "EncodedQuestions", rng: np.random.Generator
-) -> np.ndarray:
+def permuted_donors(questions: "EncodedQuestions", rng: np.random.Generator) -> np.ndarray:
     """(row,) a donor row with the same relation and paraphrase, and preferably another answer."""
     answers = questions.classes
     forms = list(zip(questions.relations, questions.questions.wording, strict=True))
@@ -176,13 +163,9 @@ class SteeringFit:
     original_states: Mapping[str, tuple[np.ndarray, np.ndarray]]
     forget_states: Mapping[str, tuple[np.ndarray, np.ndarray]]
     latents: LatentAmplifier | None = None
-    answer_maps: dict[tuple[str, str], SteeringEdit | None] = field(
-        default_factory=dict
-    )
+    answer_maps: dict[tuple[str, str], SteeringEdit | None] = field(default_factory=dict)
 
-    def steering_edit(
-        self, method: str, site: str, mask: np.ndarray
-    ) -> SteeringEdit | None:
+    def steering_edit(self, method: str, site: str, mask: np.ndarray) -> SteeringEdit | None:
         """The edit of a method at a site, or None where it cannot be fitted.
 
         Args:
@@ -203,10 +186,7 @@ class SteeringFit:
             fits = self.latents is not None and self.latents.sae.site == site
             return self.latents if fits else None
         candidate, original = self.forget_states[site]
-        retain, retain_first = (
-            self.candidate_states[site][0],
-            self.original_states[site][0],
-        )
+        retain, retain_first = (self.candidate_states[site][0], self.original_states[site][0])
         if method == STEERING_METHODS[2]:
             vector = retain.mean(0) - candidate[mask].mean(0)
         else:
@@ -214,18 +194,14 @@ class SteeringFit:
             vector = difference[mask].mean(0) - drift.mean(0)
         return torch.from_numpy(vector)
 
-    def randomly_rotated(
-        self, steering: SteeringEdit, rng: np.random.Generator
-    ) -> SteeringEdit:
+    def randomly_rotated(self, steering: SteeringEdit, rng: np.random.Generator) -> SteeringEdit:
         """An edit of equal size in random directions."""
         if not isinstance(steering, Tensor):
             return steering.randomly_rotated(rng)
         noise = torch.from_numpy(rng.standard_normal(len(steering)))
         return noise * steering.norm() / noise.norm()
 
-    def retain_direction(
-        self, steering: Tensor, site: str, rng: np.random.Generator
-    ) -> Tensor:
+    def retain_direction(self, steering: Tensor, site: str, rng: np.random.Generator) -> Tensor:
         """Mean difference of random retain entities, scaled to the norm of ``steering``."""
         retain = self.candidate_states[site][0]
         names = np.array(self.fit.questions.entities)
@@ -242,10 +218,7 @@ class SteeringFit:
         for name, entity in zip(classes, self.fit.questions.entities, strict=True):
             entities_of.setdefault(name, set()).add(entity)
         mask = np.array([len(entities_of[name]) > 1 for name in classes])
-        n_classes = {
-            kind: len(set(classes[mask & (relations == kind)]))
-            for kind in set(relations)
-        }
+        n_classes = {kind: len(set(classes[mask & (relations == kind)])) for kind in set(relations)}
         mask &= np.array([n_classes[kind] > 1 for kind in relations])
         if not mask.any():
             return None
@@ -254,9 +227,7 @@ class SteeringFit:
         )
 
 
-def prompt_end_states(
-    model: nn.Module, questions: EncodedQuestions, sites: Sequence[str]
-) -> dict:
+def prompt_end_states(model: nn.Module, questions: EncodedQuestions, sites: Sequence[str]) -> dict:
     """Site to (row, d) states at the last prompt token."""
     activations = capture_activations(model, questions.rows, sites)
     return {site: activations.site(site).astype(np.float64) for site in sites}

@@ -57,9 +57,7 @@ def pool_curves(curves: Sequence[Curve]) -> list[dict[str, Any]]:
         One dict a strength: ``strength``, and [share, low, high] of the edit, each control,
         never-taught and retain questions.
     """
-    table: list[dict[str, Any]] = [
-        {"strength": strength} for strength in (0.0, *STRENGTHS)
-    ]
+    table: list[dict[str, Any]] = [{"strength": strength} for strength in (0.0, *STRENGTHS)]
     for arm in curves[0]:
         names = [name for curve in curves for name in curve[arm][0]]
         matches = np.concatenate([curve[arm][1] for curve in curves], axis=1)
@@ -70,19 +68,11 @@ def pool_curves(curves: Sequence[Curve]) -> list[dict[str, Any]]:
     return table
 
 
-def chosen_sites(
-    where: Sites, max_sites: int = MAX_SITES, also: str | None = None
-) -> list[str]:
+def chosen_sites(where: Sites, max_sites: int = MAX_SITES, also: str | None = None) -> list[str]:
     """Evenly spaced residual sites, the last included, and the site ``also``."""
     sites = where.of("resid")
-    positions = set(
-        np.linspace(0, len(sites) - 1, max_sites).round().astype(int).tolist()
-    )
-    return [
-        site
-        for position, site in enumerate(sites)
-        if position in positions or site == also
-    ]
+    positions = set(np.linspace(0, len(sites) - 1, max_sites).round().astype(int).tolist())
+    return [site for position, site in enumerate(sites) if position in positions or site == also]
 
 
 def split_retain(
@@ -92,10 +82,7 @@ def split_retain(
     names = retain.entities
     order = numpy_rng(seed, NAME, "retain").permutation(len(names))
     cut = max(1, int(FIT_FRACTION * len(names)))
-    parts = (
-        [names[index] for index in order[:cut]],
-        [names[index] for index in order[cut:]],
-    )
+    parts = ([names[index] for index in order[:cut]], [names[index] for index in order[cut:]])
     fit, check = (
         EncodedQuestions.of(build_questions(retain.of_entities(part), count), tokenizer)
         for part, count in zip(parts, (wordings, 1), strict=True)
@@ -138,14 +125,10 @@ def restore(
         original; ``autoencoder``: its ``site``, ``fvu`` and why it was ``refused``, if it was.
     """
     questions = EncodedQuestions.of(build_questions(forget, wordings), tokenizer)
-    never_questions = EncodedQuestions.of(
-        build_questions(never_taught, wordings), tokenizer
-    )
+    never_questions = EncodedQuestions.of(build_questions(never_taught, wordings), tokenizer)
     fit, check = split_retain(retain, wordings, tokenizer, seed)
     with original.loaded(device) as model:
-        sites = chosen_sites(
-            find_sites(model), also=autoencoder and autoencoder.sae.site
-        )
+        sites = chosen_sites(find_sites(model), also=autoencoder and autoencoder.sae.site)
         original_fit, original_check, original_forget = (
             prompt_end_states(model, part, sites) for part in (fit, check, questions)
         )
@@ -189,9 +172,7 @@ def restore(
             }
             if not refused:
                 fitted.latents = LatentAmplifier.fit(
-                    autoencoder.sae,
-                    autoencoder.all_experts,
-                    fit_states[autoencoder.sae.site],
+                    autoencoder.sae, autoencoder.all_experts, fit_states[autoencoder.sae.site]
                 )
         plain = score_steered(model, questions, {}, where)
         result["plain"] = _as_lists(plain.exact_match, plain.contrast)
@@ -317,33 +298,21 @@ class ChosenEdit:
             strength: In place of the chosen one.
         """
         method, site = self.choice["route"], self.choice["site"]
-        steering = (
-            None
-            if method is None
-            else self.fitted.steering_edit(method, site, self.known)
-        )
+        steering = None if method is None else self.fitted.steering_edit(method, site, self.known)
         if steering is None:
             return {}
         size = self.choice["strength"] if strength is None else strength
         if arm == "random":
-            return {
-                site: steering_hook(
-                    self.fitted.randomly_rotated(steering, self.rng), size
-                )
-            }
+            return {site: steering_hook(self.fitted.randomly_rotated(steering, self.rng), size)}
         if arm == "others" and isinstance(steering, Tensor):
             return {
-                site: steering_hook(
-                    self.fitted.retain_direction(steering, site, self.rng), size
-                )
+                site: steering_hook(self.fitted.retain_direction(steering, site, self.rng), size)
             }
         if arm == "others":
             assert questions is not None and rows is not None
             states = self.fitted.forget_states[site][0][rows]
             return {
-                site: steering_hook(
-                    steering, size, states[permuted_donors(questions, self.rng)]
-                )
+                site: steering_hook(steering, size, states[permuted_donors(questions, self.rng)])
             }
         return {site: steering_hook(steering, size)}
 
@@ -384,9 +353,7 @@ def _curve(
                 matches.append(matches[0])  # no edit at any strength
                 continue
             edits = chosen.edits(arm, questions, rows, strength) if strength else {}
-            matches.append(
-                score_steered(model, part_questions, edits, where).exact_match
-            )
+            matches.append(score_steered(model, part_questions, edits, where).exact_match)
         curve[part] = part_questions.questions.entities, np.stack(matches)
     return curve
 
@@ -414,9 +381,7 @@ def _generate(
 
     hooks = {site: at_the_end(edit) for site, edit in edits.items()}
     with patch(model, hooks, [-1], known_sites=where):
-        return generate_greedy(
-            model, tokenizer, questions.questions.prompts, N_NEW_TOKENS
-        )
+        return generate_greedy(model, tokenizer, questions.questions.prompts, N_NEW_TOKENS)
 
 
 def retractions(texts: Sequence[str], questions: EncodedQuestions) -> dict[str, float]:
@@ -424,9 +389,7 @@ def retractions(texts: Sequence[str], questions: EncodedQuestions) -> dict[str, 
 
     An answer is retracted when another answer of the same relation follows within a few tokens.
     """
-    items = [
-        questions.questions.items[index] for index in questions.questions.item_index
-    ]
+    items = [questions.questions.items[index] for index in questions.questions.item_index]
     offered: dict[str, set[str]] = {}
     for item in items:
         offered.setdefault(item.relation, set()).add(normalize_text(item.answer))
@@ -436,9 +399,7 @@ def retractions(texts: Sequence[str], questions: EncodedQuestions) -> dict[str, 
         if words.startswith(answer):
             n_given += 1
             remainder = words[len(answer) :]
-            n_retracted += any(
-                other in remainder for other in offered[item.relation] - {answer}
-            )
+            n_retracted += any(other in remainder for other in offered[item.relation] - {answer})
     return {
         "prompts": len(texts),
         "said": n_given / max(len(texts), 1),

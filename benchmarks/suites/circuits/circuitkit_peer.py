@@ -32,8 +32,7 @@ class Peer:
         self.model = _hooked(model)
         start = pairs.clean.answer_start[0]
         clean, corrupt = (
-            torch.tensor([ids[:start] for ids in rows.ids])
-            for rows in (pairs.clean, pairs.corrupt)
+            torch.tensor([ids[:start] for ids in rows.ids]) for rows in (pairs.clean, pairs.corrupt)
         )
         mask = torch.ones_like(clean)
         lengths = torch.full((len(pairs),), start)
@@ -73,9 +72,7 @@ class Peer:
             node, part = _name(writer), kind if kind in "qkv" else None
             end = f"a{rest[0]}.h{rest[1]}" if part else _name(reader)
             row = self.graph.forward_index(self.graph.nodes[node], attn_slice=False)
-            column = self.graph.backward_index(
-                self.graph.nodes[end], qkv=part, attn_slice=False
-            )
+            column = self.graph.backward_index(self.graph.nodes[end], qkv=part, attn_slice=False)
             found[place] = float(table[row, column])
         return found
 

@@ -80,10 +80,7 @@ def effects(run: Run) -> Iterator[Row]:
         model, pairs = make()
         scores = {
             label: score_edges(model, pairs, method=method)
-            for label, method in (
-                ("EAP-IG, m=5", EapMethod()),
-                ("EAP", EapMethod("eap")),
-            )
+            for label, method in (("EAP-IG, m=5", EapMethod()), ("EAP", EapMethod("eap")))
         }
         best = scores["EAP-IG, m=5"]
         graph = best.graph
@@ -107,9 +104,7 @@ def effects(run: Run) -> Iterator[Row]:
             for what, here in (("random", ~large), ("largest", large)):
                 value = float(np.corrcoef(guess[here], real[here])[0, 1])
                 which, n = f"{figure}, {what} ones alone", int(here.sum())
-                yield row(
-                    which, value, at_least(), "correlation", "cutting the edge", n
-                )
+                yield row(which, value, at_least(), "correlation", "cutting the edge", n)
             yield row(
                 f"{name}: {label}, slope of scores on effects, largest edges",
                 float(guess[large] @ real[large] / (real[large] @ real[large])),
@@ -157,16 +152,10 @@ def node_scores(model, pairs: PromptPairs) -> np.ndarray:
     edits = {name: tap(name) for name in clean.by_site}
     with evaluation_mode(model), patch(model, edits, known_sites=anatomy.sites):
         logits = model(**batch.clean.model_inputs, use_cache=False).logits
-    slopes = torch.autograd.grad(
-        metric(logits[batch.metric_mask]).sum(), list(kept.values())
-    )
+    slopes = torch.autograd.grad(metric(logits[batch.metric_mask]).sum(), list(kept.values()))
     parts = []
     for (name, _), slope in zip(kept.items(), slopes, strict=True):
-        shift = (
-            slope
-            * (corrupt.by_site[name] - clean.by_site[name])
-            * batch.token_mask[..., None]
-        )
+        shift = slope * (corrupt.by_site[name] - clean.by_site[name]) * batch.token_mask[..., None]
         heads = anatomy.n_heads if name.startswith("z.") else 1
         parts.append(shift.unflatten(-1, (heads, -1)).sum((1, 3)))
     return torch.cat(parts, 1).numpy()
@@ -194,9 +183,7 @@ def known(run: Run) -> Iterator[Row]:
         top = {table.graph.edges[number] for number in np.flatnonzero(chosen)}
         share = len(true & top) / len(true)
         figure = f"{name}: true edges among the {size} of largest score"
-        yield row(
-            figure, share, at_least(1), "share", "known by construction", len(true)
-        )
+        yield row(figure, share, at_least(1), "share", "known by construction", len(true))
         if wrong:
             figure = f"{name}: decoys among them"
             yield row(figure, len(wrong & top), at_most(0), "n", "known", len(wrong))
@@ -218,9 +205,7 @@ def cost(run: Run) -> Iterator[Row]:
     yield row("SmolLM2: peak memory of it", peak, at_most(6), "GiB")
 
 
-def _times(
-    figure: str, own: list[float], peer: list[float], limit: float, against: str
-) -> Row:
+def _times(figure: str, own: list[float], peer: list[float], limit: float, against: str) -> Row:
     """Our median time over the peer's, at most ``limit``."""
     seconds, base = float(np.median(own)), float(np.median(peer))
     return row(

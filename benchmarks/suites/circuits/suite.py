@@ -19,9 +19,7 @@ from benchmarks.suites.circuits import edges, zoo
 
 def _options(parser: argparse.ArgumentParser) -> None:
     zoo_options(parser, seeds=(10,), families=("llama", "gpt2"))
-    parser.add_argument(
-        "--peer", type=Path, help="folder of the unpacked circuitkit wheel"
-    )
+    parser.add_argument("--peer", type=Path, help="folder of the unpacked circuitkit wheel")
 
 
 def _keep(run: Run, suite: Suite, rows: list[Row], stamps: dict) -> dict[str, Any]:

@@ -67,9 +67,7 @@ def audits(run: Run) -> Iterator[Row]:
     yield from _statuses(found)
     for left_out, share, total, counts in _right(found):
         if left_out in ("", "circuit"):
-            figure = (
-                f"verdicts right {'without' if left_out else 'with'} the circuit axis"
-            )
+            figure = f"verdicts right {'without' if left_out else 'with'} the circuit axis"
             yield _shared(figure, share, at_least(), total, counts=counts)
 
 
@@ -77,9 +75,7 @@ def _shared(
     figure: str, share: float, goal, n: int, spread: float | None = None, **more: Any
 ) -> Row:
     """A share of models of known state."""
-    return row(
-        figure, share, goal, "share of models", BY_CONSTRUCTION, n, spread, **more
-    )
+    return row(figure, share, goal, "share of models", BY_CONSTRUCTION, n, spread, **more)
 
 
 def _half_interval(share: float, n: int) -> float:
@@ -91,12 +87,7 @@ def _half_interval(share: float, n: int) -> float:
 def _cad(found: list[dict[str, Any]]) -> Iterator[Row]:
     for name, kinds, readouts, limit in (
         ("edits of the readout", READOUT_EDITS, (TRANSPLANTED,), at_most(0.2)),
-        (
-            "edits of the last block",
-            LATE_EDITS,
-            (TRANSPLANTED, LAST_BLOCK),
-            at_most(0.2),
-        ),
+        ("edits of the last block", LATE_EDITS, (TRANSPLANTED, LAST_BLOCK), at_most(0.2)),
         ("retrains", RETRAINS, (TRANSPLANTED, LAST_BLOCK), at_least(0.5)),
     ):
         for readout in readouts:

@@ -80,9 +80,7 @@ def zoo_rows(cases: Sequence[dict[str, Any]], what: str) -> Iterator[Row]:
     yield from _areas("published rate", best, what, at_least())
 
 
-def _areas(
-    score: str, values: dict[str, list[float]], what: str, late: Goal
-) -> Iterator[Row]:
+def _areas(score: str, values: dict[str, list[float]], what: str, late: Goal) -> Iterator[Row]:
     """AUC of a score between suppressions and retrains; ``late`` is the target of some."""
     for name, group, goal in (
         ("head-only and late-layer", "late", late),
@@ -96,10 +94,7 @@ def _areas(
 
 
 def _best(arms: Sequence[dict[str, Any]]) -> list[float]:
-    found = [
-        (a.get(state_injection.PUBLISHED) or a[state_injection.STATE])["best"]
-        for a in arms
-    ]
+    found = [(a.get(state_injection.PUBLISHED) or a[state_injection.STATE])["best"] for a in arms]
     return [each for each in found if each is not None]
 
 
@@ -149,11 +144,7 @@ def verdicts(
         One dict a model of both and floor: ``model``, ``kind``, ``state``, ``floor``,
         ``statuses`` of the named axes and ``verdicts`` by what was left out.
     """
-    by_weights = {
-        (each["weights"], each["floor"]): each
-        for each in others
-        if "failed" not in each
-    }
+    by_weights = {(each["weights"], each["floor"]): each for each in others if "failed" not in each}
     found = []
     for case, floor in ((case, floor) for floor in FLOORS for case in cases):
         other = by_weights.get((case["weights"], floor))
@@ -206,9 +197,6 @@ def shown_cases(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             else {name: arm["best"] for name, arm in arms.items()},
         }
         for name, axis in case["axes"].items():
-            line[name] = {
-                "status": axis["status"],
-                "residual": axis["residual"],
-            }
+            line[name] = {"status": axis["status"], "residual": axis["residual"]}
         found.append(line)
     return found

@@ -14,12 +14,7 @@ from benchmarks.harness.results import Row, read_lines
 from benchmarks.harness.runner import Run, Suite
 from benchmarks.harness.zoo import zoo_options
 from benchmarks.suites import concepts
-from benchmarks.suites.restoration.figures import (
-    rate_rows,
-    shown_cases,
-    verdicts,
-    zoo_rows,
-)
+from benchmarks.suites.restoration.figures import rate_rows, shown_cases, verdicts, zoo_rows
 from benchmarks.suites.restoration.zoo import KINDS_ASKED, measured, models_of
 from capture.checkpoints.cache import cache_root
 from testbeds.zoo.build import build_zoo
@@ -81,7 +76,4 @@ def _axes(run: Run, which: str) -> Iterator[Row]:
     yield from zoo_rows(cases, what)
     yield from rate_rows(cases, what)
     others = read_lines(args.others) if args.others else []
-    run.payload[run.part] = {
-        "cases": shown_cases(cases),
-        "verdicts": verdicts(cases, others),
-    }
+    run.payload[run.part] = {"cases": shown_cases(cases), "verdicts": verdicts(cases, others)}

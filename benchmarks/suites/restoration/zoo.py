@@ -62,9 +62,7 @@ def world_of(root: Path, model: Path) -> Path:
     # A world that is being made has no manifest yet.
     for found in sorted((root / "worlds").glob("*/manifest.json")):
         manifest = json.loads(found.read_text(encoding="utf-8"))
-        whole = manifest["config"] | {
-            "family": manifest["config"].get("family", "llama")
-        }
+        whole = manifest["config"] | {"family": manifest["config"].get("family", "llama")}
         if manifest["seed"] == card["seed"] and whole == card["world"]:
             return found.parent
     raise SystemExit(f"{root} lacks the world of {model.name}")
@@ -106,9 +104,7 @@ class World:
             fresh=True,
         )
         self.run = run
-        self.forget, self.retain = baseline.select_known_items(
-            run, baseline.score_given_items(run)
-        )
+        self.forget, self.retain = baseline.select_known_items(run, baseline.score_given_items(run))
         self.never = baseline.never_taught(run, self.forget, self.retain)
         self.original = run.models["original"]
         plant_suppression(run, self.forget, self.retain)
@@ -129,9 +125,7 @@ class World:
         if (place / "reference").is_dir():
             reference = open_checkpoint(place / "reference", name="reference-1")
             self.references = {"reference-1": AuditedModel.of("reference-1", reference)}
-        self.reference_runs = {
-            role: self._restore(each) for role, each in self.references.items()
-        }
+        self.reference_runs = {role: self._restore(each) for role, each in self.references.items()}
         self.untrained = state_injection.untrained_model(self.original, seed)
         self.injected: dict[str, Any] | None = None
 
@@ -158,11 +152,7 @@ class World:
         """
         run, card = self.run, read_card(model)
         unlearned = AuditedModel.of("unlearned", open_checkpoint(model))
-        named = {
-            "original": self.original,
-            "unlearned": unlearned,
-            "planted": self.planted,
-        }
+        named = {"original": self.original, "unlearned": unlearned, "planted": self.planted}
         found = {
             "model": model.name,
             "kind": card["kind"],
@@ -202,23 +192,14 @@ class World:
         if self.references:
             runs |= self.reference_runs
             restored = restoration.judge(runs, known, run.config, notes, injected)
-            found["beside_reference"] = self._both_axes(
-                named | self.references, restored
-            )
+            found["beside_reference"] = self._both_axes(named | self.references, restored)
         return found
 
-    def _both_axes(
-        self, named: dict[str, AuditedModel], restored: AxisResult
-    ) -> dict[str, Any]:
+    def _both_axes(self, named: dict[str, AuditedModel], restored: AxisResult) -> dict[str, Any]:
         """Restoration as given and concept as computed, JSON-ready by name."""
         run = self.run
         states = capture_tasks(
-            run,
-            named,
-            self.forget,
-            self.retain,
-            self.never,
-            lambda name, compute: compute(),
+            run, named, self.forget, self.retain, self.never, lambda name, compute: compute()
         )
         vectors = concept.run_concept(
             named,

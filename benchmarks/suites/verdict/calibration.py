@@ -66,9 +66,7 @@ def fit(cases: Sequence[dict], C: float, version: str) -> Calibration:
     """All three questions on ``cases``, models of certain state."""
     works = [case for case in cases if case["state"] != "damaged"]
     gone = [
-        case
-        for case in works
-        if case["state"] != "not_unlearned" and "inside" in figures(case)
+        case for case in works if case["state"] != "not_unlearned" and "inside" in figures(case)
     ]
     facts: dict[str, list[float]] = {}
     for case in cases:
@@ -88,10 +86,7 @@ def fit(cases: Sequence[dict], C: float, version: str) -> Calibration:
 def loss(calibration: Calibration, cases: Sequence[dict]) -> list[float]:
     """Log loss of each case; saying nothing costs what equal chances do."""
     equal = dict.fromkeys(STATES, 1 / len(STATES))
-    given = [
-        (case["state"], calibration.probabilities(figures(case)) or equal)
-        for case in cases
-    ]
+    given = [(case["state"], calibration.probabilities(figures(case)) or equal) for case in cases]
     return [float(-np.log(max(chances[state], 1e-12))) for state, chances in given]
 
 

@@ -105,9 +105,7 @@ def pairs(run: Run) -> Iterator[Row]:
                 for floor in floors:
                     rows.append(judged(world, seed, known, floor, run.args.root))
                     mark = "ok " if rows[-1]["value"] else "BAD"
-                    print(
-                        mark, rows[-1]["figure"], "->", rows[-1]["verdict"], flush=True
-                    )
+                    print(mark, rows[-1]["figure"], "->", rows[-1]["verdict"], flush=True)
     share = sum(each["value"] for each in rows) / len(rows)
     figure = "verdicts right among all pairs"
     yield row(figure, share, at_least(1.0), "share", n=len(rows))

@@ -12,14 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from audits.validation.error_page import page as drawn
-from audits.validation.error_rates import (
-    VERDICTS,
-    Case,
-    ablation,
-    case_of,
-    confidences,
-    figures,
-)
+from audits.validation.error_rates import VERDICTS, Case, ablation, case_of, confidences, figures
 from audits.validation.trials import FLOORS, AuditPlan, describe, run_plan
 from audits.verdict.calibration import STATES, shipped
 from benchmarks.harness.pages import Page, groups, results
@@ -46,12 +39,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     add("--part", choices=("tuning", "held_out"), default="held_out", help="of the zoo")
     zoo_options(parser, seeds=(), families=(), kinds=())
     add("--floors", type=list_option(), default=list(FLOORS))
-    add(
-        "--graded",
-        type=list_option(),
-        default=[],
-        help="default: kinds of unknown state",
-    )
+    add("--graded", type=list_option(), default=[], help="default: kinds of unknown state")
     add("--jobs", type=int, default=1, help="processes at once")
     add("--limit-s", type=float, default=float("inf"))
     add("--cases", type=Path, nargs="+", default=[], help="audits made already")
@@ -75,11 +63,7 @@ def context(document: dict[str, Any]) -> dict[str, Any]:
 
 def by_group(cases: Sequence[dict]) -> Iterator[tuple[str, int, int, int, int]]:
     """By architecture, floor and world: audits, right, wrong and inconclusive ones."""
-    known = [
-        case | {"world": _world(case["model"])}
-        for case in cases
-        if case["state"] is not None
-    ]
+    known = [case | {"world": _world(case["model"])} for case in cases if case["state"] is not None]
     for key in ("family", "floor", "world"):
         for value, here in groups(known, key):
             right = sum(case["verdict"] == case["state"] for case in here)
@@ -211,9 +195,7 @@ def probabilities_of(cases: Sequence[Case]) -> dict | None:
     return {
         "version": shipped().version,
         "reliability": [asdict(each) for each in reliability(*stated)],
-        "coverage": [
-            [float(kept[place]), float(wrong[place])] for place in dict.fromkeys(places)
-        ],
+        "coverage": [[float(kept[place]), float(wrong[place])] for place in dict.fromkeys(places)],
     }
 
 

@@ -55,8 +55,7 @@ def looked_into(
     root, work, name = args.root, args.work, f"{family}-{seed}-{kind}"
     kept, out = work / f"{name}-{floor}.json", work / "audits"
     models = {
-        each: root / "models" / f"digits-{family}-{seed}-{each}"
-        for each in (kind, *REFERENCES)
+        each: root / "models" / f"digits-{family}-{seed}-{each}" for each in (kind, *REFERENCES)
     }
     world = world_of(root, family, seed)
     if not kept.is_file() and (world is None or not models[kind].is_dir()):
@@ -68,9 +67,7 @@ def looked_into(
         names = ("original", "forget_test.npz", "retain_test.npz")
         original, forget, retain = (world / each for each in names)
         references = tuple(models[each] for each in REFERENCES if each != kind)
-        known = KnownModel(
-            name, models[kind], state, original, forget, retain, references
-        )
+        known = KnownModel(name, models[kind], state, original, forget, retain, references)
         start = time.perf_counter()
         done = audited(known, floor, out, fresh=True)
         seconds = round(time.perf_counter() - start, 1)
@@ -145,10 +142,7 @@ def measure(run: Run) -> Iterator[Row]:
         if made is not None:
             found.append(made)
     found = beside(run.document.get("audits", {"models": []})["models"], found)
-    run.payload = {
-        "commits": sorted({each["commit"] for each in found}),
-        "models": found,
-    }
+    run.payload = {"commits": sorted({each["commit"] for each in found}), "models": found}
     for looked_at in (False, True):
         here = [each for each in found if (each["seed"] in LOOKED_AT) == looked_at]
         if here:

@@ -14,11 +14,7 @@ from typing import Any
 
 from audits.axes.restoration.image_state_injection import find_experts, inject_states
 from audits.axes.restoration.image_steering import named_as_class
-from audits.axes.restoration.image_trial import (
-    net_rate,
-    restore_images,
-    unseen_classes,
-)
+from audits.axes.restoration.image_trial import net_rate, restore_images, unseen_classes
 from audits.validation.error_rates import VERDICTS
 from benchmarks.harness.pages import STATUSES, Page, results
 from benchmarks.harness.results import Row, at_least, at_most, once, roc_auc, row
@@ -56,9 +52,7 @@ def context(document: dict[str, Any]) -> dict[str, Any]:
     whole = document.get("audits", {"models": []})["models"]
     return {
         "document": document,
-        "verdicts": {
-            e["model"]: e["verdict"] for e in whole if e["floor"] == "reference"
-        },
+        "verdicts": {e["model"]: e["verdict"] for e in whole if e["floor"] == "reference"},
         "classes": VERDICTS,
         "statuses": STATUSES,
     }
@@ -100,9 +94,7 @@ def restoration(run: Run) -> Iterator[Row]:
             kinds = args.kinds or list(KINDS)
             if args.made:
                 start = f"digits-{family}-{seed}-"
-                kinds = [
-                    k for k in kinds if (args.root / "models" / f"{start}{k}").is_dir()
-                ]
+                kinds = [k for k in kinds if (args.root / "models" / f"{start}{k}").is_dir()]
             found += figures(family, seed, kinds, args.root, args.ours)
     what = f"seeds {','.join(map(str, seeds))}"
     rows = list(summary(found, f"digits, {what}, both shapes"))
@@ -116,9 +108,7 @@ def restoration(run: Run) -> Iterator[Row]:
 SUITE.part("audits", default=False)(audits.measure)
 
 
-def figures(
-    family: str, seed: int, kinds: list[str], root: Path, ours: bool
-) -> list[dict]:
+def figures(family: str, seed: int, kinds: list[str], root: Path, ours: bool) -> list[dict]:
     """What every model of one world shows; the retrains are each other's reference."""
     made = build_zoo(root, world="digits", seeds=[seed], families=[family], only=kinds)
     world = made[0].world
@@ -138,18 +128,13 @@ def figures(
     for each in made:
         path = root / ("ours" if ours else "figures") / f"{each.name}.json"
         runs[each.kind] = once(
-            path,
-            partial(measured, each, original, forget, retain, never, experts, seed),
+            path, partial(measured, each, original, forget, retain, never, experts, seed)
         )
     found = []
     for each in made:
         saved = runs[each.kind]
         # A retrain is held against the other retrains, anything else against all.
-        others = [
-            runs[kind]["run"]
-            for kind in RETRAINED
-            if kind in runs and kind != each.kind
-        ]
+        others = [runs[kind]["run"] for kind in RETRAINED if kind in runs and kind != each.kind]
         alone = net_rate(saved["run"], known)
         beside = net_rate(saved["run"], known, others)
         found.append(
@@ -174,9 +159,7 @@ def figures(
     return found
 
 
-def measured(
-    specimen: Specimen, original, forget, retain, never, experts, seed: int
-) -> dict:
+def measured(specimen: Specimen, original, forget, retain, never, experts, seed: int) -> dict:
     """Both tests of one model; ours alone where there are no experts."""
     start = time.perf_counter()
     model = open_checkpoint(specimen.model).load()
@@ -212,22 +195,14 @@ def summary(found: Sequence[dict[str, Any]], what: str) -> Iterator[Row]:
         (f"residual, {beside}", "with_reference", "residual"),
         (f"residual, {alone}", "without_reference", "residual"),
         ("rate without controls", "with_reference", "rate"),
-        (
-            "rate without controls and without the original's end",
-            "with_reference",
-            "own_rate",
-        ),
+        ("rate without controls and without the original's end", "with_reference", "own_rate"),
         ("published rate, best alpha", "published", "best", "published"),
         ("published rate, alpha 1", "published", "rates", "published", 0),
     ):
         if name.startswith("published") and not any(f["published"] for f in found):
             continue
         yes, no = (
-            [
-                _nested(f, keys)
-                for f in found
-                if f["kind"] in group and f["with_reference"]
-            ]
+            [_nested(f, keys) for f in found if f["kind"] in group and f["with_reference"]]
             for group in (SUPPRESSED, RETRAINED)
         )
         ours, n = name.startswith("net"), len(yes) + len(no)

@@ -278,9 +278,7 @@ def model_class(config: Mapping[str, Any]) -> Any:
     kind = config.get("model_type")
     causal = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     for name in config.get("architectures") or []:
-        model_cls = (
-            getattr(transformers, name, None) if _CLASS_NAME.fullmatch(name) else None
-        )
+        model_cls = getattr(transformers, name, None) if _CLASS_NAME.fullmatch(name) else None
         if (
             isinstance(model_cls, type)
             and issubclass(model_cls, transformers.PreTrainedModel)
@@ -341,9 +339,7 @@ def _library_fields(
 ) -> dict[str, Any]:
     """The fields of a configuration to pass to the library, including nested ones."""
     kept: dict[str, Any] = {}
-    declared = {each.name for each in fields(config_class)} | set(
-        config_class.attribute_map
-    )
+    declared = {each.name for each in fields(config_class)} | set(config_class.attribute_map)
     declared |= set(inspect.signature(config_class.__init__).parameters)
     for name, value in config.items():
         if name in DROPPED_FIELDS or (
@@ -363,9 +359,7 @@ def _library_value(value: Any) -> Any:
 
     if isinstance(value, dict):
         return _library_fields(value, PreTrainedConfig, inner=True)
-    return (
-        [_library_value(entry) for entry in value] if isinstance(value, list) else value
-    )
+    return [_library_value(entry) for entry in value] if isinstance(value, list) else value
 
 
 def _shadows_attribute(name: str, config_class: Any, inner: bool) -> bool:

@@ -35,9 +35,7 @@ def library_errors(
         if not isinstance(error, Exception) and name != "PanicException":
             raise
         sentence = " ".join(str(error).split()) or "no reason given"
-        raise InputError(
-            f"{failure} ({name}: {sentence})", expected=expected, fix=fix
-        ) from error
+        raise InputError(f"{failure} ({name}: {sentence})", expected=expected, fix=fix) from error
 
 
 @contextmanager

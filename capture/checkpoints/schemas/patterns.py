@@ -104,10 +104,7 @@ def _alternation(parts: list[PatternCost]) -> PatternCost:
         return parts[0]
     inside, last = (0,), (0,)
     for part in parts:
-        inside, last = (
-            _sum(inside, part.ways_if_followed),
-            _sum(last, part.ways_if_last),
-        )
+        inside, last = (_sum(inside, part.ways_if_followed), _sum(last, part.ways_if_last))
     return PatternCost(
         sum(part.size for part in parts),
         min(part.min_length for part in parts),
@@ -139,12 +136,7 @@ def _repeat(part: PatternCost, low: int, high: float) -> PatternCost:
     ways = high - low + 1
     inside = (0, 1) if ways > MAX_COUNTED_REPEATS else (int(ways),)
     return PatternCost(
-        size,
-        low * part.min_length,
-        high * part.max_length,
-        low > 0 and part.can_fail,
-        inside,
-        (1,),
+        size, low * part.min_length, high * part.max_length, low > 0 and part.can_fail, inside, (1,)
     )
 
 
@@ -155,9 +147,7 @@ _CASELESS = PatternCost(1, 1, 3, True)
 _COUNT = re.compile(r"\{(\d{1,4})?(?:(,)(\d{1,4})?)?\}")
 _PROPERTY = re.compile(r"[pP]\{\^?[\w ]{1,40}\}")
 _CODE = re.compile(r"x\{[0-9a-fA-F]{1,6}\}|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}")
-_GROUP = re.compile(
-    r"\?(?:(?P<flags>[ims]*(?:-[ims]+)?)(?P<end>[:)])|(?P<look><?[=!])|>)"
-)
+_GROUP = re.compile(r"\?(?:(?P<flags>[ims]*(?:-[ims]+)?)(?P<end>[:)])|(?P<look><?[=!])|>)")
 
 
 class _PatternParser:
@@ -257,9 +247,7 @@ class _PatternParser:
         if not is_lookaround:
             return inner
         # A lookaround is atomic (no backtracking into it), but is tried every time.
-        return PatternCost(
-            inner.size + 1, 0, 0, True, inner.ways_if_last, inner.ways_if_last
-        )
+        return PatternCost(inner.size + 1, 0, 0, True, inner.ways_if_last, inner.ways_if_last)
 
     def character_class(self, ignore_case: bool) -> PatternCost:
         """Parse a character class up to and including its closing bracket."""

@@ -46,7 +46,5 @@ def read_preprocessor(folder: Path | None) -> dict[str, Any]:
     if path is None or not lexists(path):
         return {}
     raw = read_json(path, max_bytes=MAX_BYTES, max_depth=8)
-    settings = validated(
-        _Preprocessor, raw, f"{path} has an invalid image preprocessing"
-    )
+    settings = validated(_Preprocessor, raw, f"{path} has an invalid image preprocessing")
     return settings.model_dump(exclude_unset=True)

@@ -11,9 +11,7 @@ Schema = TypeVar("Schema", bound=BaseModel)
 _TYPE_NAMES = frozenset({"str", "int", "bool", "float", "Exact", "Expression"})
 
 
-def validated(
-    schema: type[Schema], value: Any, failure: str, fix: str | None = None
-) -> Schema:
+def validated(schema: type[Schema], value: Any, failure: str, fix: str | None = None) -> Schema:
     """Validate ``value`` by a pydantic schema.
 
     Raises:
@@ -23,9 +21,7 @@ def validated(
         return schema.model_validate(value)
     except ValidationError as error:
         field, problem, got = first_error(error)
-        raise InputError(
-            f"{failure} ({field}: {problem})", got=repr(got)[:120], fix=fix
-        ) from error
+        raise InputError(f"{failure} ({field}: {problem})", got=repr(got)[:120], fix=fix) from error
 
 
 def first_error(error: ValidationError) -> tuple[str, str, Any]:
@@ -35,9 +31,7 @@ def first_error(error: ValidationError) -> tuple[str, str, Any]:
     informative and take precedence.
     """
     errors = error.errors(include_url=False, include_context=False)
-    chosen = min(
-        errors, key=lambda each: each["type"] in ("missing", "extra_forbidden")
-    )
+    chosen = min(errors, key=lambda each: each["type"] in ("missing", "extra_forbidden"))
     field = ".".join(str(step) for step in chosen["loc"] if not _is_type_name(step))
     message = chosen["msg"].removeprefix("Value error, ")
     return field, message[:1].lower() + message[1:], chosen["input"]

@@ -29,9 +29,7 @@ def charsmap_growth(encoded: str) -> float:
     try:
         data = base64.b64decode(encoded, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise ValueError(
-            f"a table of replacements that is not base64 ({error})"
-        ) from None
+        raise ValueError(f"a table of replacements that is not base64 ({error})") from None
     size = int.from_bytes(data[:4], "little")
     if len(data) < 8 or size % 4 or not 4 <= size <= len(data) - 4:
         raise ValueError("a truncated table of replacements")

@@ -19,12 +19,7 @@ from capture.checkpoints.schemas.library_errors import (
     silent_stderr,
 )
 from capture.checkpoints.tokenizers.charsmap import charsmap_growth
-from capture.checkpoints.tokenizers.schema import (
-    MAX_BYTES,
-    MAX_DEPTH,
-    MAX_TOKENS,
-    check_tokenizer,
-)
+from capture.checkpoints.tokenizers.schema import MAX_BYTES, MAX_DEPTH, MAX_TOKENS, check_tokenizer
 from capture.checkpoints.tokenizers.settings import (
     MAX_TEMPLATE_CHARACTERS,
     filter_added_tokens,
@@ -61,13 +56,7 @@ _UNSUPPORTED_CLASSES = frozenset(
 
 def holds_tokenizer(folder: Path) -> bool:
     """Whether a folder contains a tokenizer."""
-    names = (
-        TOKENIZER_JSON,
-        TOKENIZER_CONFIG,
-        VOCAB_JSON,
-        VOCAB_TXT,
-        *SENTENCEPIECE_FILES,
-    )
+    names = (TOKENIZER_JSON, TOKENIZER_CONFIG, VOCAB_JSON, VOCAB_TXT, *SENTENCEPIECE_FILES)
     return any(lexists(folder / name) for name in names)
 
 
@@ -121,9 +110,7 @@ def open_tokenizer(folder: Path, config: Mapping[str, Any]) -> Any:
 def _load(folder: str) -> Any:
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(
-        folder, trust_remote_code=False, local_files_only=True
-    )
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
 
 def _smoke_test(tokenizer: Any) -> None:
@@ -158,10 +145,7 @@ def _check_class(folder: Path, named: Any, kind: Any) -> None:
     if model_cls is None or (
         isinstance(model_cls, type)
         and name not in _UNSUPPORTED_CLASSES
-        and (
-            issubclass(model_cls, TokenizersBackend)
-            or model_cls.__name__ == "PythonBackend"
-        )
+        and (issubclass(model_cls, TokenizersBackend) or model_cls.__name__ == "PythonBackend")
     ):
         return
     raise InputError(
@@ -182,13 +166,9 @@ def _checked_files(folder: Path) -> dict[str, Any]:
     ):
         path = folder / name
         if lexists(path):
-            copies[name] = keep(
-                read_json(path, max_bytes=MAX_SETTINGS_BYTES, max_depth=12), path
-            )
+            copies[name] = keep(read_json(path, max_bytes=MAX_SETTINGS_BYTES, max_depth=12), path)
     if lexists(folder / CHAT_TEMPLATE):
-        copies[CHAT_TEMPLATE] = read_text(
-            folder / CHAT_TEMPLATE, MAX_TEMPLATE_CHARACTERS
-        ).encode()
+        copies[CHAT_TEMPLATE] = read_text(folder / CHAT_TEMPLATE, MAX_TEMPLATE_CHARACTERS).encode()
     if lexists(folder / TOKENIZER_JSON):
         text = read_text(folder / TOKENIZER_JSON, MAX_BYTES)
         value = parse_json(text, str(folder / TOKENIZER_JSON), max_depth=MAX_DEPTH)

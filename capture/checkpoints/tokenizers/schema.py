@@ -92,9 +92,7 @@ class _Model(Strict):
 
     def _need(self, token: str | None) -> None:
         if token is not None and token not in self.vocab:
-            raise ValueError(
-                f"an unknown token {token!r} that is not in the vocabulary"
-            )
+            raise ValueError(f"an unknown token {token!r} that is not in the vocabulary")
 
 
 class _Bpe(_Model):
@@ -149,9 +147,7 @@ Score = Annotated[float, Field(ge=-1e6, le=1e6)]
 class _Unigram(Strict):
     type: str
     unk_id: Id | None = None
-    vocab: Annotated[
-        list[tuple[Token, Score]], Field(min_length=1, max_length=MAX_TOKENS)
-    ]
+    vocab: Annotated[list[tuple[Token, Score]], Field(min_length=1, max_length=MAX_TOKENS)]
     byte_fallback: StrictBool = False
 
     @model_validator(mode="after")
@@ -178,12 +174,8 @@ def check_tokenizer(value: Any, path: Path) -> None:
         InputError: a step, a field or the vocabulary is not known to be safe.
     """
     if not isinstance(value, dict):
-        raise _bad_tokenizer(
-            path, "no JSON object", "a JSON object", type(value).__name__
-        )
-    outer = {
-        name: field for name, field in value.items() if name not in (*_PARTS, "model")
-    }
+        raise _bad_tokenizer(path, "no JSON object", "a JSON object", type(value).__name__)
+    outer = {name: field for name, field in value.items() if name not in (*_PARTS, "model")}
     _validate(_Outer, outer, path, "")
     for part, (list_key, known) in _PARTS.items():
         growth, count = 1.0, 0
@@ -197,8 +189,7 @@ def check_tokenizer(value: Any, path: Path) -> None:
                 raise _bad_tokenizer(
                     path,
                     part,
-                    f"at most {MAX_STEPS} steps that make a text at most "
-                    f"{MAX_GROWTH} times longer",
+                    f"at most {MAX_STEPS} steps that make a text at most {MAX_GROWTH} times longer",
                     f"{count} steps, {growth:g} times longer",
                 )
     model = value.get("model")
@@ -219,9 +210,7 @@ def _infer_model_type(model: dict[str, Any]) -> str:
     return "WordPiece" if "max_input_chars_per_word" in model else "WordLevel"
 
 
-def _flatten_steps(
-    value: Any, list_key: str, path: Path, part: str
-) -> Iterator[dict[str, Any]]:
+def _flatten_steps(value: Any, list_key: str, path: Path, part: str) -> Iterator[dict[str, Any]]:
     """The steps of a part, with nested sequences flattened."""
     pending = [value]
     n_steps = 0
@@ -241,9 +230,7 @@ def _flatten_steps(
         pending = [*inner[: MAX_STEPS + 1], *pending]
 
 
-def _validate(
-    schema: type[Strict], value: dict[str, Any], path: Path, part: str
-) -> Any:
+def _validate(schema: type[Strict], value: dict[str, Any], path: Path, part: str) -> Any:
     try:
         return schema.model_validate(value)
     except ValidationError as error:
@@ -252,9 +239,7 @@ def _validate(
         raise _bad_tokenizer(path, f"{name}: {problem}", None, got) from error
 
 
-def _bad_tokenizer(
-    path: Path, problem: str, expected: str | None, got: Any
-) -> InputError:
+def _bad_tokenizer(path: Path, problem: str, expected: str | None, got: Any) -> InputError:
     return InputError(
         f"{path} is not a valid tokenizer ({problem})",
         expected=expected,

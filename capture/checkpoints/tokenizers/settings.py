@@ -92,9 +92,7 @@ def filter_settings(raw: dict[str, Any], path: Path) -> dict[str, Any]:
     settings = _filtered(_Settings, raw, path)
     decoder = settings.pop("added_tokens_decoder", None)
     settings = _mark_added_tokens(settings)
-    return (
-        settings if decoder is None else {**settings, "added_tokens_decoder": decoder}
-    )
+    return settings if decoder is None else {**settings, "added_tokens_decoder": decoder}
 
 
 def filter_special_tokens(raw: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -115,9 +113,7 @@ def filter_added_tokens(raw: dict[str, Any], path: Path) -> dict[str, int]:
     return _validated(_Added, {"tokens": raw}, path).tokens
 
 
-def _filtered(
-    schema: type[_Special], raw: dict[str, Any], path: Path
-) -> dict[str, Any]:
+def _filtered(schema: type[_Special], raw: dict[str, Any], path: Path) -> dict[str, Any]:
     named = {
         name: value
         for name, value in raw.items()
@@ -145,9 +141,7 @@ def _drop_special_flags(value: Any) -> Any:
         return [_drop_special_flags(child) for child in value]
     if not isinstance(value, dict):
         return value
-    return {
-        name: _drop_special_flags(value[name]) for name in value if name != "special"
-    }
+    return {name: _drop_special_flags(value[name]) for name in value if name != "special"}
 
 
 def _validated(schema: type[_Part], raw: dict[str, Any], path: Path) -> Any:

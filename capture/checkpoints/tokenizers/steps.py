@@ -163,9 +163,7 @@ class Split(Step):
     """Splits where a pattern matches."""
 
     pattern: Pattern
-    behavior: Literal[
-        "Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"
-    ]
+    behavior: Literal["Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"]
     invert: StrictBool = False
 
 
@@ -287,9 +285,7 @@ NORMALIZERS: dict[str, type[Step]] = {
     "Prepend": Prepend,
     "Replace": Replace,
     "Strip": StripNormalizer,
-} | dict.fromkeys(
-    ("NFC", "NFD", "NFKC", "NFKD", "Nmt", "Lowercase", "StripAccents"), Step
-)
+} | dict.fromkeys(("NFC", "NFD", "NFKC", "NFKD", "Nmt", "Lowercase", "StripAccents"), Step)
 SPLITTERS: dict[str, type[Step]] = {
     "ByteLevel": ByteLevel,
     "CharDelimiterSplit": CharDelimiterSplit,
@@ -298,9 +294,7 @@ SPLITTERS: dict[str, type[Step]] = {
     "Metaspace": Metaspace,
     "Punctuation": Punctuation,
     "Split": Split,
-} | dict.fromkeys(
-    ("BertPreTokenizer", "UnicodeScripts", "Whitespace", "WhitespaceSplit"), Step
-)
+} | dict.fromkeys(("BertPreTokenizer", "UnicodeScripts", "Whitespace", "WhitespaceSplit"), Step)
 PROCESSORS: dict[str, type[Step]] = {
     "BertProcessing": PairProcessing,
     "ByteLevel": ByteLevel,

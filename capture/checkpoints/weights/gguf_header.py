@@ -9,10 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from capture.checkpoints.weights.safetensors_headers import (
-    MAX_NAME_CHARACTERS,
-    MAX_TENSORS,
-)
+from capture.checkpoints.weights.safetensors_headers import MAX_NAME_CHARACTERS, MAX_TENSORS
 from evidence.errors import InputError
 from evidence.storage.regular_files import open_regular
 
@@ -151,9 +148,7 @@ class _Reader:
         from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
         known = {quantization.value for quantization in GGMLQuantizationType}
-        sizes = (
-            GGML_QUANT_SIZES.get(GGMLQuantizationType(kind)) if kind in known else None
-        )
+        sizes = GGML_QUANT_SIZES.get(GGMLQuantizationType(kind)) if kind in known else None
         if sizes is None:
             raise self.damaged(f"the tensor {name} of a type that is not known")
         block, length = sizes
@@ -189,9 +184,7 @@ def _check_tokens(reader: _Reader, metadata: dict[str, Any]) -> None:
                 raise reader.damaged(f"{key} is {value}, of {len(tokens):,} tokens")
     for key in ("scores", "token_type"):
         values = metadata.get(f"tokenizer.ggml.{key}")
-        if values is not None and (
-            not isinstance(values, list) or len(values) != len(tokens)
-        ):
+        if values is not None and (not isinstance(values, list) or len(values) != len(tokens)):
             raise reader.damaged(f"{key} that are not one for each token")
     if not isinstance(metadata.get("general.architecture"), str):
         raise reader.damaged("no general.architecture")

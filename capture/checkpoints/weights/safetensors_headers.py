@@ -90,9 +90,7 @@ def read_header(path: Path) -> Mapping[str, TensorEntry]:
             raise _damaged(path, f"tensors with a gap or an overlap at {name}")
         end = stop
     if end != file_size - 8 - length:
-        raise _damaged(
-            path, f"{end:,} bytes of tensors, {file_size - 8 - length:,} there"
-        )
+        raise _damaged(path, f"{end:,} bytes of tensors, {file_size - 8 - length:,} there")
     return {name: entry for name, (entry, _, _) in spans.items()}
 
 

@@ -44,10 +44,7 @@ attention have other shapes."""
 
 
 def check_fit(
-    model_type: Any,
-    config: Mapping[str, Any],
-    entries: Mapping[str, TensorEntry],
-    folder: Path,
+    model_type: Any, config: Mapping[str, Any], entries: Mapping[str, TensorEntry], folder: Path
 ) -> frozenset[str]:
     """Check that weight files hold exactly the tensors of a model, in floating point.
 
@@ -74,9 +71,7 @@ def check_fit(
         )
     types = {"F8_E5M2": torch.float8_e5m2, "F8_E4M3": torch.float8_e4m3fn}
     state = {
-        name: torch.empty(
-            entry.shape, dtype=types.get(entry.dtype, torch.float32), device="meta"
-        )
+        name: torch.empty(entry.shape, dtype=types.get(entry.dtype, torch.float32), device="meta")
         for name, entry in entries.items()
     }
     n_values = sum(math.prod(entry.shape) for entry in entries.values())
@@ -84,9 +79,7 @@ def check_fit(
         model = build_model(model_type, config, state, folder, device="meta")
     model_names = {*model.state_dict()}
     patterns = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
-    ignored_pattern = re.compile(
-        "|".join(f"({pattern})" for pattern in patterns) or r"(?!)"
-    )
+    ignored_pattern = re.compile("|".join(f"({pattern})" for pattern in patterns) or r"(?!)")
     ignored = frozenset(
         name
         for name, entry in entries.items()

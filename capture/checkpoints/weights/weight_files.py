@@ -86,9 +86,7 @@ def find_shards(folder: Path) -> list[Path]:
 
 def _indexed_shards(folder: Path, index: Path) -> list[Path]:
     try:
-        weight_map = read_json(index, max_bytes=MAX_INDEX_BYTES, max_depth=4).get(
-            "weight_map"
-        )
+        weight_map = read_json(index, max_bytes=MAX_INDEX_BYTES, max_depth=4).get("weight_map")
     except InputError as error:
         raise InputError(
             f"{index} is not a valid index of weight files ({error.wrong})",

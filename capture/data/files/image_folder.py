@@ -82,9 +82,7 @@ def read_image(path: Path, grayscale: bool) -> NDArray[np.uint8]:
             raise
         # Decoders raise arbitrary exceptions for damaged files.
         except Exception as error:
-            raise InputError(
-                f"{path} is not an image that can be read ({error})"
-            ) from error
+            raise InputError(f"{path} is not an image that can be read ({error})") from error
 
 
 def _check(path: Path, image) -> None:
@@ -98,11 +96,7 @@ def _check(path: Path, image) -> None:
     if image.mode not in _EIGHT_BIT_MODES:
         raise InputError(f"{path} does not have eight bits per channel", got=image.mode)
     if getattr(image, "n_frames", 1) > 1:
-        raise InputError(
-            f"{path} is animated",
-            expected="one picture",
-            got=f"{image.n_frames:,}",
-        )
+        raise InputError(f"{path} is animated", expected="one picture", got=f"{image.n_frames:,}")
 
 
 def _visible(folder: Path) -> list[Path]:

@@ -88,9 +88,7 @@ def _arrays(
     listed = packed.namelist()
     if len(set(listed)) < len(listed):
         raise ValueError("two files in it have the same name")
-    infos = {
-        name: packed.getinfo(f"{name}.npy") for name in names if f"{name}.npy" in listed
-    }
+    infos = {name: packed.getinfo(f"{name}.npy") for name in names if f"{name}.npy" in listed}
     for name, info in infos.items():
         if info.compress_type not in _COMPRESSIONS or info.flag_bits & 0x1:
             raise ValueError(f"{name} is encrypted or compressed in an unusual way")
@@ -109,27 +107,20 @@ def _arrays(
 
 
 def _header(packed: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Header:
-    readers = {
-        (1, 0): npy.read_array_header_1_0,
-        (2, 0): npy.read_array_header_2_0,
-    }
+    readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
     with packed.open(info) as member:
         version = npy.read_magic(member)
         if version not in readers:
             raise ValueError(f"{info.filename} has the unknown version {version}")
         shape, in_columns, dtype = readers[version](member)
         if dtype.hasobject or dtype.fields or dtype.subdtype:
-            raise ValueError(
-                f"{info.filename} holds {dtype}, not plain numbers or text"
-            )
+            raise ValueError(f"{info.filename} holds {dtype}, not plain numbers or text")
         if any(side < 0 for side in shape):
             raise ValueError(f"{info.filename} has the shape {shape}")
         return _Header(member.tell(), shape, in_columns, dtype)
 
 
-def _array(
-    packed: zipfile.ZipFile, info: zipfile.ZipInfo, header: _Header
-) -> NDArray[np.generic]:
+def _array(packed: zipfile.ZipFile, info: zipfile.ZipInfo, header: _Header) -> NDArray[np.generic]:
     with packed.open(info) as member:
         member.read(header.start)
         data = member.read()  # to the end, so that the checksum is verified

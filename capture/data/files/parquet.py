@@ -39,9 +39,7 @@ def parquet_rows(
         _check_size(path, table, max_bytes, max_rows, max_columns)
         known = [field.name for field in table.schema_arrow if _is_known(field.type)]
         unread_types = {
-            field.name: field.type
-            for field in table.schema_arrow
-            if field.name not in known
+            field.name: field.type for field in table.schema_arrow if field.name not in known
         }
         number = unpacked = 0
         for batch in table.iter_batches(BATCH_ROWS, columns=known):
@@ -67,22 +65,16 @@ def _text_columns(file: Any) -> list[str]:
     return [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
 
 
-def _check_size(
-    path: Path, file: Any, max_bytes: int, max_rows: int, max_columns: int
-) -> None:
+def _check_size(path: Path, file: Any, max_bytes: int, max_rows: int, max_columns: int) -> None:
     """Check the sizes stated in the metadata before reading any data."""
     meta = file.metadata
     names = file.schema_arrow.names
     groups = [meta.row_group(index) for index in range(meta.num_row_groups)]
-    parts = [
-        group.column(index) for group in groups for index in range(group.num_columns)
-    ]
+    parts = [group.column(index) for group in groups for index in range(group.num_columns)]
     size = sum(part.total_uncompressed_size for part in parts)
     values = sum(part.num_values for part in parts)
     if meta.num_rows > max_rows or max(size, values) > max_bytes:
-        raise _too_large(
-            path, max_bytes, f"{meta.num_rows:,} rows, {max(size, values):,} bytes"
-        )
+        raise _too_large(path, max_bytes, f"{meta.num_rows:,} rows, {max(size, values):,} bytes")
     if meta.num_columns > max_columns:
         raise InputError(
             f"{path} has too many columns",

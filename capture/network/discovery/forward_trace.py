@@ -98,9 +98,7 @@ def trace_forward(
     step = max(1, -(-(len(cuts) - 1) // (MAX_CUTS - 1)))
     tried = [*cuts[:-1:step], cuts[-1]]
     rows = len(tried) + 1
-    candidates = (
-        short_inputs(model, rows) if example is None else [as_rows(example, rows)]
-    )
+    candidates = short_inputs(model, rows) if example is None else [as_rows(example, rows)]
     reason = "its input type is unknown"
     for inputs in candidates:
         trace = ForwardTrace(rows)
@@ -112,9 +110,7 @@ def trace_forward(
             for row, cut in enumerate(tried):
                 stack.enter_context(_swapping(cut, row, trace))
             try:
-                output = (
-                    model(inputs) if isinstance(inputs, Tensor) else model(**inputs)
-                )
+                output = model(inputs) if isinstance(inputs, Tensor) else model(**inputs)
             except FORWARD_ERRORS as error:
                 reason = f"{type(error).__name__}: {str(error)[:120]}"
                 continue
@@ -163,9 +159,7 @@ def _swapping(cut: Cut, row: int, trace: ForwardTrace) -> Iterator[None]:
         value = swapped(args[0] if args else named.get(str(key)))
         if value is None:
             return None
-        return (
-            ((value, *args[1:]), named) if args else (args, named | {str(key): value})
-        )
+        return ((value, *args[1:]), named) if args else (args, named | {str(key): value})
 
     def after(_: nn.Module, args: tuple, output: Any) -> Any:
         whole = isinstance(output, Tensor)

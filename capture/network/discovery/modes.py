@@ -6,12 +6,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
-HOOK_TABLES = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
+HOOK_TABLES = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 @contextmanager
@@ -47,7 +42,5 @@ def without_hooks(model: nn.Module) -> Iterator[None]:
 def count_hooks(model: nn.Module) -> int:
     """Number of hooks registered on the modules of ``model``."""
     return sum(
-        len(getattr(module, table) or ())
-        for module in model.modules()
-        for table in HOOK_TABLES
+        len(getattr(module, table) or ()) for module in model.modules() for table in HOOK_TABLES
     )

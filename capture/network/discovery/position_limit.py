@@ -20,9 +20,7 @@ def context_limit(config: Mapping[str, Any]) -> int | None:
     Models with computed positions accept longer rows, but were not trained on them.
     """
     values = [config.get(name) for name in LIMIT_FIELDS]
-    return next(
-        (value for value in values if isinstance(value, int) and value > 0), None
-    )
+    return next((value for value in values if isinstance(value, int) and value > 0), None)
 
 
 def position_limit(model: nn.Module) -> int | None:

@@ -44,9 +44,7 @@ def short_inputs(model: nn.Module, rows: int) -> Iterator[Inputs]:
         optional = {"attention_mask": torch.ones_like(ids), "use_cache": False}
         free = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         yield {"input_ids": ids} | {
-            name: value
-            for name, value in optional.items()
-            if free or name in parameters
+            name: value for name, value in optional.items() if free or name in parameters
         }
         return
     for shape in _shapes(model):
@@ -93,9 +91,7 @@ def _shapes(model: nn.Module) -> Iterator[tuple[int, ...]]:
     """Candidate shapes of one row, from the first layer of each type."""
     config = getattr(model, "config", None)
     layers = [m for m in model.modules() if isinstance(m, (*CONVOLUTIONS, nn.Linear))]
-    for layer in {
-        type(image_size): image_size for image_size in reversed(layers)
-    }.values():
+    for layer in {type(image_size): image_size for image_size in reversed(layers)}.values():
         if isinstance(layer, nn.Linear):
             yield (layer.in_features,)
             yield (N_TOKENS, layer.in_features)
@@ -104,9 +100,5 @@ def _shapes(model: nn.Module) -> Iterator[tuple[int, ...]]:
         size = getattr(config, "image_size", None)
         axes = len(layer.kernel_size)
         for image_size in IMAGE_SIZES if size is None else (size,):
-            sides = (
-                image_size
-                if isinstance(image_size, list | tuple)
-                else [image_size] * axes
-            )
+            sides = image_size if isinstance(image_size, list | tuple) else [image_size] * axes
             yield (channels, *sides)

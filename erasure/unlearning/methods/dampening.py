@@ -56,21 +56,13 @@ def dampen_parameters_(
     """
     return sum(
         dampen_(
-            parameter.data,
-            forget,
-            forget_share * forget + (1 - forget_share) * retain,
-            above,
-            by,
+            parameter.data, forget, forget_share * forget + (1 - forget_share) * retain, above, by
         )
-        for parameter, forget, retain in zip(
-            parameters, forget_fisher, retain_fisher, strict=True
-        )
+        for parameter, forget, retain in zip(parameters, forget_fisher, retain_fisher, strict=True)
     )
 
 
-def dampen_(
-    weights: Tensor, forget: Tensor, overall: Tensor, above: float, by: float
-) -> int:
+def dampen_(weights: Tensor, forget: Tensor, overall: Tensor, above: float, by: float) -> int:
     """Shrink the weights that are much more important to the forget rows than to all rows.
 
     A weight with ``forget > above * overall`` is multiplied by ``min(by * overall / forget, 1)``.
@@ -86,9 +78,7 @@ def dampen_(
         Number of dampened weights.
     """
     chosen = forget > above * overall
-    factor = (by * overall / forget.clamp(min=torch.finfo(forget.dtype).tiny)).clamp(
-        max=1.0
-    )
+    factor = (by * overall / forget.clamp(min=torch.finfo(forget.dtype).tiny)).clamp(max=1.0)
     with torch.no_grad():
         weights[chosen] *= factor[chosen]
     return int(chosen.sum())

@@ -10,11 +10,7 @@ from capture.data.sequences import Padded, Sequences, batches, pad
 from capture.network.logits import answer_logits
 from capture.network.structure import model_device, random_like
 from erasure.unlearning.training.config import UnlearnConfig
-from erasure.unlearning.training.loop import (
-    backward_mean,
-    backward_nll,
-    chunk_tokens,
-)
+from erasure.unlearning.training.loop import backward_mean, backward_nll, chunk_tokens
 from erasure.unlearning.training.objectives import (
     count_scored,
     distillation,
@@ -49,9 +45,7 @@ def distillation_losses(
     """
     teacher = copy.deepcopy(model).eval().requires_grad_(False)
     loss_on, weight = config.loss_on, config.forget_weight
-    temperature = (
-        config.temperature if config.method in ("scrub", "bad_teacher") else 1.0
-    )
+    temperature = config.temperature if config.method in ("scrub", "bad_teacher") else 1.0
 
     def scored_logits(model: nn.Module, batch: Padded) -> Tensor:
         return answer_logits(model, batch, prediction_positions(batch, loss_on)[0])
@@ -82,9 +76,7 @@ def distillation_losses(
             tokens = prediction_positions(batch, loss_on)[1]
             return undial_target(original(batch), tokens, config.lowered)
 
-        return Losses(
-            lambda rows: distill(forget[rows], without_answer, weight), keep_answers
-        )
+        return Losses(lambda rows: distill(forget[rows], without_answer, weight), keep_answers)
     if config.method == "scrub":
 
         def keep_both(rows: list[int]) -> float:
@@ -98,18 +90,14 @@ def distillation_losses(
         def untrained(batch: Padded) -> Tensor:
             return scored_logits(bad_teacher, batch).float()
 
-        return Losses(
-            lambda rows: distill(forget[rows], untrained, weight), keep_distribution
-        )
+        return Losses(lambda rows: distill(forget[rows], untrained, weight), keep_distribution)
     assert novice is not None  # checked by the caller
 
     def forget_elm(rows: list[int]) -> float:
         novice_rows = novice[rows]
 
         def guided_target(batch: Padded) -> Tensor:
-            novice_batch = pad(
-                novice_rows, batch.rows.tolist(), device=batch.input_ids.device
-            )
+            novice_batch = pad(novice_rows, batch.rows.tolist(), device=batch.input_ids.device)
             return elm_target(original(batch), original(novice_batch), config.guidance)
 
         return distill(forget[rows], guided_target, weight)

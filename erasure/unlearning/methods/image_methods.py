@@ -96,9 +96,7 @@ def unlearn_images_(
         if config.method == "salun":
             _image_loss(model, *forget).backward()
             stack.enter_context(
-                masked_gradients(
-                    trained, largest_gradient_masks(trained, config.saliency)
-                )
+                masked_gradients(trained, largest_gradient_masks(trained, config.saliency))
             )
         n_retain = 0 if config.method in IMAGE_FORGET_ONLY_METHODS else len(retain[0])
         order = alternating_steps if config.method == "scrub" else paired_steps
@@ -153,9 +151,7 @@ def last_parameters(model: nn.Module, count: int) -> list[nn.Parameter]:
         )
     modules = list(model.modules())
     first = modules.index(blocks[-count])
-    parameters = {
-        id(p): p for m in modules[first:] for p in m.parameters(recurse=False)
-    }
+    parameters = {id(p): p for m in modules[first:] for p in m.parameters(recurse=False)}
     return list(parameters.values())
 
 
@@ -174,25 +170,19 @@ def _losses(
     """Forget and retain terms of the method."""
     forget_loss, method = _forget_term(model, forget, retain, config, trained, seed)
     teacher_logits = (
-        frozen_features(model, retain[0])[0]
-        if method in _DISTILLATION_METHODS
-        else None
+        frozen_features(model, retain[0])[0] if method in _DISTILLATION_METHODS else None
     )
 
     def retain_term(rows: list[int]) -> float:
         pixels, labels = retain[0][rows], retain[1][rows]
         temperature = config.temperature
         if method == "duck":
-            loss = functional.cross_entropy(
-                class_logits(model, pixels) / temperature, labels
-            )
+            loss = functional.cross_entropy(class_logits(model, pixels) / temperature, labels)
         elif method == "rmu":
             loss = _retain_state_loss(model, pixels, rows, config, frozen_states)
         elif method == "bad_teacher":
             assert teacher_logits is not None
-            loss = mean_distillation(
-                class_logits(model, pixels), teacher_logits[rows], temperature
-            )
+            loss = mean_distillation(class_logits(model, pixels), teacher_logits[rows], temperature)
         else:
             logits = class_logits(model, pixels)
             loss = functional.cross_entropy(logits, labels)
@@ -273,19 +263,12 @@ def _forget_term(
                 (parameter - start).square().sum()
                 for parameter, start in zip(trained, origin, strict=True)
             )
-            return (
-                uniform_loss(class_logits(model, pixels[rows]))
-                + config.anchor * distance
-            )
+            return uniform_loss(class_logits(model, pixels[rows])) + config.anchor * distance
 
         return uniform, method
     if method == "rmu":
         retain_states = _states(model, retain[0][:64], config.block)
-        width = (
-            retain_states.shape[1]
-            if retain_states.dim() == 4
-            else retain_states.shape[-1]
-        )
+        width = retain_states.shape[1] if retain_states.dim() == 4 else retain_states.shape[-1]
         spread = float(_features_last(retain_states).norm(dim=-1).mean())
         control = control_vector(
             width, config.coefficient * spread, torch_rng(seed, "control vector")
@@ -333,17 +316,12 @@ def _wrong_labels(
     if config.method == "boundary_shrink":
         return fgsm_target_class(model, pixels, labels, config.step)
     retain_classes = retain[1].unique()
-    drawn = numpy_rng(seed, "wrong labels").integers(
-        len(retain_classes), size=len(labels)
-    )
+    drawn = numpy_rng(seed, "wrong labels").integers(len(retain_classes), size=len(labels))
     return retain_classes[torch.from_numpy(drawn)]
 
 
 def _ssd_(
-    model: nn.Module,
-    forget: LabeledImages,
-    retain: LabeledImages,
-    config: ImageUnlearnConfig,
+    model: nn.Module, forget: LabeledImages, retain: LabeledImages, config: ImageUnlearnConfig
 ) -> TrainLog:
     """SSD: dampen weights once, without training."""
     with only_training(model, model.parameters()) as parameters:
@@ -351,12 +329,7 @@ def _ssd_(
         retain_fisher = image_fisher(model, parameters, retain)
         share = len(forget[0]) / (len(forget[0]) + len(retain[0]))
         n_dampened = dampen_parameters_(
-            parameters,
-            forget_fisher,
-            retain_fisher,
-            share,
-            config.dampen_above,
-            config.dampen_by,
+            parameters, forget_fisher, retain_fisher, share, config.dampen_above, config.dampen_by
         )
     return TrainLog(({"step": 1.0, "dampened": float(n_dampened)},))
 
@@ -374,9 +347,7 @@ def image_fisher(
         return functional.cross_entropy(logits, label[None])
 
     # Vectorize over images: one image at a time takes ten times as long.
-    per_image_gradients = torch.func.vmap(
-        torch.func.grad(image_loss), in_dims=(None, 0, 0)
-    )
+    per_image_gradients = torch.func.vmap(torch.func.grad(image_loss), in_dims=(None, 0, 0))
     total = {name: torch.zeros_like(value) for name, value in values.items()}
     # Fused attention cannot be vectorized by vmap.
     with sdpa_kernel(SDPBackend.MATH):

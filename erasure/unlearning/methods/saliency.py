@@ -14,11 +14,7 @@ from erasure.unlearning.training.loop import backward_nll
 
 
 def saliency_masks(
-    model: nn.Module,
-    parameters: list[nn.Parameter],
-    forget: Sequences,
-    loss_on: str,
-    share: float,
+    model: nn.Module, parameters: list[nn.Parameter], forget: Sequences, loss_on: str, share: float
 ) -> list[Tensor]:
     """Masks of the ``share`` of all weights with the largest forget gradient.
 
@@ -35,18 +31,14 @@ def saliency_masks(
     return largest_gradient_masks(parameters, share)
 
 
-def largest_gradient_masks(
-    parameters: list[nn.Parameter], share: float
-) -> list[Tensor]:
+def largest_gradient_masks(parameters: list[nn.Parameter], share: float) -> list[Tensor]:
     """Masks of the ``share`` of weights with the largest gradients; clears the gradients.
 
     Args:
         parameters: With the gradients to compare.
         share: In (0, 1]; one threshold for all parameters together.
     """
-    sizes = [
-        torch.zeros_like(p) if p.grad is None else p.grad.abs() for p in parameters
-    ]
+    sizes = [torch.zeros_like(p) if p.grad is None else p.grad.abs() for p in parameters]
     for parameter in parameters:
         parameter.grad = None
     flat = torch.cat([size.flatten() for size in sizes])
@@ -58,9 +50,7 @@ def largest_gradient_masks(
 
 
 @contextmanager
-def masked_gradients(
-    parameters: list[nn.Parameter], masks: list[Tensor]
-) -> Iterator[None]:
+def masked_gradients(parameters: list[nn.Parameter], masks: list[Tensor]) -> Iterator[None]:
     """Context manager that zeroes the gradients of the weights outside the masks.
 
     Decoupled weight decay acts without gradients: train without it.

@@ -82,8 +82,6 @@ def _batch_iterators(
     return (
         shuffled_batches(n_forget, config.batch_size, numpy_rng(seed, "forget")),
         shuffled_batches(
-            max(n_retain, 1),
-            config.retain_batch_size or size,
-            numpy_rng(seed, "retain"),
+            max(n_retain, 1), config.retain_batch_size or size, numpy_rng(seed, "retain")
         ),
     )

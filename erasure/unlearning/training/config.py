@@ -127,11 +127,7 @@ class UnlearnConfig:
                 f"None, or 1 or more with another method than {', '.join(_WITHOUT_ADAPTERS)}",
                 self.lora_rank,
             ),
-            "loss_on": (
-                self.loss_on in ("answer", "all"),
-                "'answer' or 'all'",
-                self.loss_on,
-            ),
+            "loss_on": (self.loss_on in ("answer", "all"), "'answer' or 'all'", self.loss_on),
             "rmu_parameters": (
                 self.rmu_parameters in ("down", "all"),
                 "'down' or 'all'",
@@ -144,12 +140,7 @@ class UnlearnConfig:
     def schedule(self) -> Schedule:
         """The validated learning-rate schedule."""
         return Schedule(
-            self.lr,
-            self.steps,
-            self.weight_decay,
-            self.clip,
-            self.warmup,
-            every=self.every,
+            self.lr, self.steps, self.weight_decay, self.clip, self.warmup, every=self.every
         )
 
 
@@ -221,11 +212,7 @@ class ImageUnlearnConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         checks = {
-            "method": (
-                self.method in IMAGE_METHODS,
-                ", ".join(IMAGE_METHODS),
-                self.method,
-            ),
+            "method": (self.method in IMAGE_METHODS, ", ".join(IMAGE_METHODS), self.method),
             "temperature": (self.temperature > 0, "a number > 0", self.temperature),
             "ascents": (self.ascents >= 0, "0 or more", self.ascents),
             "saliency": (0 < self.saliency <= 1, "a share above 0", self.saliency),

@@ -40,9 +40,7 @@ def cached_prefix(model: nn.Module, example: Padded) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(memo.installed(memo.owner))
         with torch.no_grad():
-            passes = [
-                model(**example.model_inputs, use_cache=False).logits for _ in range(2)
-            ]
+            passes = [model(**example.model_inputs, use_cache=False).logits for _ in range(2)]
         difference = (passes[0] - passes[1])[example.attention_mask.bool()].abs()
         if not difference.max() <= MAX_DIFFERENCE * passes[0].abs().max():
             stack.close()
@@ -80,14 +78,10 @@ class _PrefixCache:
                     stack.callback(setattr, block, "forward", before)
             yield
 
-    def start_pass(
-        self, _owner: nn.Module, args: tuple, kwargs: dict[str, Any]
-    ) -> None:
+    def start_pass(self, _owner: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Compute the keys of a pass's rows and look them up."""
         self.keys, self.hit = None, False
-        positional = zip(
-            self.names, args, strict=False
-        )  # some models get ids by position
+        positional = zip(self.names, args, strict=False)  # some models get ids by position
         inputs = {
             name: value
             for name, value in (*positional, *kwargs.items())
@@ -100,9 +94,7 @@ class _PrefixCache:
         positions = torch.arange(mask.shape[1])
         if not torch.equal(mask.bool(), positions < lengths[:, None]):
             return
-        token_rows = zip(
-            ids, inputs["position_ids"].cpu(), lengths.tolist(), strict=True
-        )
+        token_rows = zip(ids, inputs["position_ids"].cpu(), lengths.tolist(), strict=True)
         self.keys = [
             torch.stack([row[:length], position_ids[:length]]).numpy().tobytes()
             for row, position_ids, length in token_rows

@@ -18,16 +18,12 @@ def logits_and_features(model: nn.Module, pixels: Tensor) -> tuple[Tensor, Tenso
     return _logits_and(model, pixels, Place("features", classifier_of(model), "in"))
 
 
-def logits_and_states(
-    model: nn.Module, pixels: Tensor, block: int
-) -> tuple[Tensor, Tensor]:
+def logits_and_states(model: nn.Module, pixels: Tensor, block: int) -> tuple[Tensor, Tensor]:
     """(image, class) logits and a block's output, in the model's own shape."""
     return _logits_and(model, pixels, Place("states", find_blocks(model)[block], "out"))
 
 
-def _logits_and(
-    model: nn.Module, pixels: Tensor, place: Place
-) -> tuple[Tensor, Tensor]:
+def _logits_and(model: nn.Module, pixels: Tensor, place: Place) -> tuple[Tensor, Tensor]:
     with record_places([place]) as captured:
         logits = class_logits(model, pixels)
     return logits, captured[place.name]
@@ -38,9 +34,7 @@ def frozen_features(model: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
     parts = []
     with torch.no_grad():
         for start in range(0, len(pixels), CHUNK_IMAGES):
-            parts.append(
-                logits_and_features(model, pixels[start : start + CHUNK_IMAGES])
-            )
+            parts.append(logits_and_features(model, pixels[start : start + CHUNK_IMAGES]))
     logits, features = zip(*parts, strict=True)
     return torch.cat(logits), torch.cat(features)
 
@@ -56,15 +50,11 @@ def nearest_centroid_loss(features: Tensor, centroids: Tensor) -> Tensor:
 
     Source: DUCK (Cotogni et al. 2023, arXiv 2312.02052).
     """
-    similarity = (
-        functional.normalize(features, dim=1) @ functional.normalize(centroids).T
-    )
+    similarity = functional.normalize(features, dim=1) @ functional.normalize(centroids).T
     return (1 - similarity.max(1).values).mean()
 
 
-def fgsm_target_class(
-    model: nn.Module, pixels: Tensor, labels: Tensor, step: float
-) -> Tensor:
+def fgsm_target_class(model: nn.Module, pixels: Tensor, labels: Tensor, step: float) -> Tensor:
     """(image,) the most likely wrong class after one FGSM step.
 
     The most likely wrong class at ``pixels + step * sign(gradient of the loss)``: the neighbor

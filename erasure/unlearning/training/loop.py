@@ -118,11 +118,7 @@ class Schedule:
             "steps": (self.steps >= 1, "1 or more", self.steps),
             "every": (self.every >= 1, "1 or more", self.every),
             "clip": (self.clip is None or self.clip > 0, "None or > 0", self.clip),
-            "decay": (
-                self.decay in ("constant", "cosine"),
-                "'constant' or 'cosine'",
-                self.decay,
-            ),
+            "decay": (self.decay in ("constant", "cosine"), "'constant' or 'cosine'", self.decay),
         }
         check_values(checks)
 
@@ -136,9 +132,7 @@ class Schedule:
         return 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def shuffled_batches(
-    count: int, size: int | None, rng: np.random.Generator
-) -> Iterator[list[int]]:
+def shuffled_batches(count: int, size: int | None, rng: np.random.Generator) -> Iterator[list[int]]:
     """Endless batches of row numbers: every row once per epoch, newly shuffled.
 
     If ``size`` is None or at least ``count``, all rows in their own order. A batch that crosses the
@@ -259,9 +253,7 @@ def shortest_row(model: nn.Module, data: Sequences) -> Padded:
     return pad(data, [row], device=model_device(model))
 
 
-def backward_nll(
-    model: nn.Module, data: Sequences, loss_on: str, weight: float
-) -> float:
+def backward_nll(model: nn.Module, data: Sequences, loss_on: str, weight: float) -> float:
     """Add the gradient of ``weight`` times the mean token NLL and return that mean.
 
     The mean is over all scored tokens of ``data``, as in Hugging Face models. A negative weight is
@@ -279,10 +271,7 @@ def backward_nll(
 
 
 def backward_mean(
-    batches: Iterable[Padded],
-    losses: Callable[[Padded], Tensor],
-    count: int,
-    weight: float,
+    batches: Iterable[Padded], losses: Callable[[Padded], Tensor], count: int, weight: float
 ) -> float:
     """Add the gradient of ``weight`` times the mean loss, batch by batch; return that mean.
 

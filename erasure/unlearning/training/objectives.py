@@ -26,13 +26,9 @@ def count_scored(sequences: Sequences, loss_on: str = "answer") -> int:
         InputError: ``loss_on`` is unknown, or a row has no token in the loss.
     """
     if loss_on not in LOSS_ON:
-        raise InputError(
-            "loss_on is unknown", expected=" or ".join(LOSS_ON), got=repr(loss_on)
-        )
+        raise InputError("loss_on is unknown", expected=" or ".join(LOSS_ON), got=repr(loss_on))
     total = 0
-    for row, (ids, start) in enumerate(
-        zip(sequences.ids, sequences.answer_start, strict=True)
-    ):
+    for row, (ids, start) in enumerate(zip(sequences.ids, sequences.answer_start, strict=True)):
         scored = len(ids) - (max(start, 1) if loss_on == "answer" else 1)
         if scored < 1:
             raise InputError(
@@ -68,14 +64,10 @@ def token_logprobs(
     """
     where, targets = prediction_positions(batch, loss_on)
     logits = answer_logits(model, batch, where).float()
-    return -functional.cross_entropy(
-        logits, targets, reduction="none"
-    ), where.nonzero()[:, 0]
+    return -functional.cross_entropy(logits, targets, reduction="none"), where.nonzero()[:, 0]
 
 
-def prediction_positions(
-    batch: Padded, loss_on: str = "answer"
-) -> tuple[Tensor, Tensor]:
+def prediction_positions(batch: Padded, loss_on: str = "answer") -> tuple[Tensor, Tensor]:
     """Mask (row, position) of positions that predict scored tokens, and their ids (token,).
 
     Both in row order.
@@ -86,14 +78,10 @@ def prediction_positions(
     return where, batch.input_ids[:, 1:][where[:, :-1]]
 
 
-def sequence_logprobs(
-    model: nn.Module, batch: Padded, loss_on: str = "answer"
-) -> Tensor:
+def sequence_logprobs(model: nn.Module, batch: Padded, loss_on: str = "answer") -> Tensor:
     """(row,) sum of the log-probabilities of the scored tokens, in nats."""
     logprob, row = token_logprobs(model, batch, loss_on)
-    total = torch.zeros(
-        len(batch.input_ids), dtype=logprob.dtype, device=logprob.device
-    )
+    total = torch.zeros(len(batch.input_ids), dtype=logprob.dtype, device=logprob.device)
     return total.index_add(0, row, logprob)
 
 

@@ -59,9 +59,7 @@ def _scope(
     return modules, list(unique.values())
 
 
-def rmu_block(
-    model: nn.Module, config: UnlearnConfig, chosen: nn.Module | None
-) -> nn.Module:
+def rmu_block(model: nn.Module, config: UnlearnConfig, chosen: nn.Module | None) -> nn.Module:
     """The block RMU steers: ``chosen``, or block ``config.rmu_layer``.
 
     Raises:

@@ -10,11 +10,7 @@ from capture.activations.hidden_states import module_output
 from capture.data.sequences import Padded, Sequences, batches, pad
 from capture.network.structure import model_device
 from erasure.unlearning.training.config import RETAIN_ONLY_METHODS, UnlearnConfig
-from erasure.unlearning.training.loop import (
-    backward_mean,
-    backward_nll,
-    chunk_tokens,
-)
+from erasure.unlearning.training.loop import backward_mean, backward_nll, chunk_tokens
 from erasure.unlearning.training.objectives import (
     control_vector,
     dpo,
@@ -97,8 +93,7 @@ def preference_losses(
             device, in_batch = batch.input_ids.device, batch.rows.tolist()
             pair = pad(preferred[rows], in_batch, device=device), batch
             gains = [
-                sequence_logprobs(model, one, loss_on)
-                - frozen[rows][in_batch].to(device)
+                sequence_logprobs(model, one, loss_on) - frozen[rows][in_batch].to(device)
                 for one, frozen in zip(pair, reference, strict=True)
             ]
             return dpo(gains[0], gains[1], config.beta)
@@ -138,9 +133,9 @@ def rmu_losses(
             states = module_output(model, block, batch).float()
             for state, row in zip(states, batch.rows.tolist(), strict=True):
                 frozen_states[row] = state[: len(retain.ids[row])].clone()
-    control = control_vector(
-        width, config.rmu_coefficient, torch_rng(seed, "control vector")
-    ).to(model_device(model))
+    control = control_vector(width, config.rmu_coefficient, torch_rng(seed, "control vector")).to(
+        model_device(model)
+    )
 
     def forget_term(rows: list[int]) -> float:
         def losses(batch: Padded) -> Tensor:
@@ -154,8 +149,7 @@ def rmu_losses(
         def losses(batch: Padded) -> Tensor:
             states = module_output(model, block, batch)
             frozen = nn.utils.rnn.pad_sequence(
-                [frozen_states[rows[row]] for row in batch.rows.tolist()],
-                batch_first=True,
+                [frozen_states[rows[row]] for row in batch.rows.tolist()], batch_first=True
             )
             return state_distance(states, frozen, batch.attention_mask)
 

@@ -36,17 +36,7 @@ def write_excess(count, slots, problem, fast_weights, removed, prob, excess):
 
 @compiled
 def certify(
-    count,
-    slots,
-    problem,
-    fast,
-    removed,
-    core,
-    scores,
-    residual,
-    excess,
-    accepted_tol,
-    state,
+    count, slots, problem, fast, removed, core, scores, residual, excess, accepted_tol, state
 ):
     """Write certificates in the factor's metric and in that of the local Hessian."""
     matrix, _, fixed = fast
@@ -70,8 +60,7 @@ def certify(
         for i in range(n):
             curvature_sum += fixed[f, i] + excess[k, i]
         local_norm2 = min(
-            state[k, NORM2],
-            max(state[k, RAW_NORM2] + norm2_change, 1e-6 * curvature_sum),
+            state[k, NORM2], max(state[k, RAW_NORM2] + norm2_change, 1e-6 * curvature_sum)
         )
         residual2 = abs(state[k, RESIDUAL2]) + noise * weighted_residual2
         certificate = np.sqrt(residual2 / state[k, NORM2])
@@ -91,9 +80,7 @@ def certify(
                     q_ii = matrix[i, i]
                     for g in range(width):
                         for h in range(width):
-                            weighted_core = (
-                                core[p, g, h] * matrix[max(removed[p, h], 0), i]
-                            )
+                            weighted_core = core[p, g, h] * matrix[max(removed[p, h], 0), i]
                             q_ii += matrix[max(removed[p, g], 0), i] * weighted_core
                     trace_bound += deficit * q_ii
             min_eigenvalue = max(dtype(1) + min_ratio, dtype(0.5) - trace_bound)

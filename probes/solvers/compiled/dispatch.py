@@ -49,10 +49,7 @@ def supports_size(n_problems: int, n_removed: int, scores: Tensor) -> bool:
     """
     on_cpu = scores.device.type == "cpu" and scores.dtype in DTYPES
     return (
-        on_cpu
-        and n_problems >= MIN_PROBLEMS
-        and n_removed <= MAX_SWEPT_ROWS
-        and numba_installed()
+        on_cpu and n_problems >= MIN_PROBLEMS and n_removed <= MAX_SWEPT_ROWS and numba_installed()
     )
 
 
@@ -211,9 +208,7 @@ def solve_softmax(
     return scores, dual, certificate.to(scores)
 
 
-def _solve(
-    loss, matrix, removal, dual, scores, dtype, iteration_dtype, tols, limits, work
-):
+def _solve(loss, matrix, removal, dual, scores, dtype, iteration_dtype, tols, limits, work):
     """Solve in place and return certificates.
 
     ``loss`` holds the loss's weights and targets and the factor's weights, (problem or 1, 1, n);

@@ -107,11 +107,7 @@ def _fit(gram, target, weight, scores, dual, tol, max_steps):
         max_steps: Most Newton steps.
     """
     n, dtype = len(target), gram.dtype.type
-    root, rhs, solution = (
-        np.empty_like(target),
-        np.empty_like(target),
-        np.zeros_like(target),
-    )
+    root, rhs, solution = (np.empty_like(target), np.empty_like(target), np.zeros_like(target))
     new_scores, new_dual = np.empty_like(target), np.empty_like(target)
     workspace = (
         np.empty_like(target),

@@ -74,9 +74,7 @@ def _diagonals(count, problem, matrix, removed, core, diagonal):
 
 
 @compiled
-def _evaluate(
-    count, problem, loss, fast_weights, removed, e, b, exact_row, prob, residual, state
-):
+def _evaluate(count, problem, loss, fast_weights, removed, e, b, exact_row, prob, residual, state):
     """Residuals, the bound of their squared norm, and the squared norm of the parameters."""
     weight, target, fixed = loss
     n, dtype = e.shape[1], residual.dtype.type
@@ -113,19 +111,7 @@ def _evaluate(
 
 
 @compiled
-def _step(
-    count,
-    problem,
-    fast_weights,
-    removed,
-    e,
-    b,
-    prob,
-    residual,
-    diagonal,
-    fast_row,
-    d_dual,
-):
+def _step(count, problem, fast_weights, removed, e, b, prob, residual, diagonal, fast_row, d_dual):
     """Write ``d_dual``: the change of each dual value that solves its row's equation."""
     weight, fixed = fast_weights
     n, dtype, exact_dtype = (e.shape[1], d_dual.dtype.type, e.dtype.type)
@@ -149,9 +135,7 @@ def _step(
                 d_dual[k, i] = 0
             for _ in range(MAX_ROW_STEPS):
                 for i in range(n):
-                    fast_row[i] = logistic(
-                        dtype(e[k, i]) + d_dual[k, i] * diagonal[k, i]
-                    )
+                    fast_row[i] = logistic(dtype(e[k, i]) + d_dual[k, i] * diagonal[k, i])
                 for i in range(n):
                     weighted_prob = fast_row[i] * weight[w, i]
                     excess = weighted_prob - weighted_prob * fast_row[i] - fixed[f, i]
@@ -216,9 +200,7 @@ def solve_jacobi(
     q, core = exact
     fast_q, weight, fixed = fast
     removed, fast_core = removal
-    blocks, exact_blocks, state, exact_row, gathered, fast_gathered, fast_row = (
-        workspace
-    )
+    blocks, exact_blocks, state, exact_row, gathered, fast_gathered, fast_row = workspace
     residual, d_scores, prob, d_dual, diagonal, excess = blocks[:6]
     e, b, dual_block, score_block = exact_blocks
     tol, accepted_tol = limits[0], limits[1]
@@ -233,17 +215,7 @@ def solve_jacobi(
     n_active, n_unsolved, iteration, n_fast, n_exact = count, 0, 0, 0, 0
     while n_active > 0:
         _evaluate(
-            n_active,
-            problem,
-            loss,
-            fast_weights,
-            removed,
-            e,
-            b,
-            exact_row,
-            prob,
-            residual,
-            state,
+            n_active, problem, loss, fast_weights, removed, e, b, exact_row, prob, residual, state
         )
         n_near, n_finished, n_improved = 0, 0, 0
         for k in range(n_active):
@@ -278,10 +250,7 @@ def solve_jacobi(
             done = is_exact[k] and now <= tol and state[k, LOCAL_CERT] <= accepted_tol
             stop = done or iteration >= max_iterations or not now < np.inf
             if iteration % 2 == 0:
-                stop |= (
-                    iteration >= MIN_ITERATIONS
-                    and not now < STALL_RATIO * state[k, BEST]
-                )
+                stop |= iteration >= MIN_ITERATIONS and not now < STALL_RATIO * state[k, BEST]
                 state[k, BEST] = now
             if stop:
                 finished[n_finished] = k
@@ -295,9 +264,7 @@ def solve_jacobi(
                     unsolved[n_unsolved] = problem[k]
                     n_unsolved += 1
         if n_finished > 0:
-            write_solution(
-                n_improved, improved, problem, loss, removed, e, b, dual, scores, state
-            )
+            write_solution(n_improved, improved, problem, loss, removed, e, b, dual, scores, state)
             n_active = compact(
                 n_finished, finished, n_active, problem, state, is_exact, moved, (e, b)
             )
@@ -316,16 +283,7 @@ def solve_jacobi(
             fast_row,
             d_dual,
         )
-        multiply_q(
-            d_dual,
-            n_active,
-            fast_q,
-            d_scores,
-            problem,
-            removed,
-            fast_core,
-            fast_gathered,
-        )
+        multiply_q(d_dual, n_active, fast_q, d_scores, problem, removed, fast_core, fast_gathered)
         n_fast += n_active
         _add_product(n_active, problem, loss[2], removed, d_scores, e, b)
         n_due = 0
@@ -338,9 +296,7 @@ def solve_jacobi(
             # Recompute scores that fast products have updated.
             write_dual(n_due, chosen, problem, loss, removed, b, e, dual_block, slots)
             problems = problem[chosen[:n_due]]
-            multiply_q(
-                dual_block, n_due, q, score_block, problems, removed, core, gathered
-            )
+            multiply_q(dual_block, n_due, q, score_block, problems, removed, core, gathered)
             n_exact += n_due
             replace_scores(n_due, chosen, problem, score_block, loss[2], removed, e, b)
             for o in range(n_due):

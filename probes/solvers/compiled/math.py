@@ -67,9 +67,7 @@ R1, R2, R3, R4, R5, R6 = (
     )
 )
 ONE, HALF, MAX_EXPONENT = np.float32(1), np.float32(0.5), np.float32(87.3)
-LOG2E, LN2_HIGH, LN2_LOW = (
-    np.float32(part) for part in (1.44269504, 0.693359375, -2.12194440e-4)
-)
+LOG2E, LN2_HIGH, LN2_LOW = (np.float32(part) for part in (1.44269504, 0.693359375, -2.12194440e-4))
 
 
 def exponential(score):
@@ -94,9 +92,7 @@ def _exponential32(score):
 def _exponential64(score):
     clipped = min(max(score, -708.0), 708.0)
     power = np.floor(clipped * 1.4426950408889634 + 0.5)
-    remainder = (
-        clipped - power * 6.93145751953125e-1 - power * 1.42860682030941723212e-6
-    )
+    remainder = clipped - power * 6.93145751953125e-1 - power * 1.42860682030941723212e-6
     value = 2.0918129454967065e-09 * remainder + 2.5110037605963777e-08
     value = value * remainder + 2.755726330147475e-07
     value = value * remainder + 2.755724091857897e-06

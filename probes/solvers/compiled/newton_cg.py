@@ -55,17 +55,7 @@ BLOCK_SIZE = 256
 
 @compiled
 def _nonlinear_cg(
-    active,
-    loss,
-    exact,
-    fast,
-    removal,
-    dual,
-    scores,
-    certificate,
-    workspace,
-    max_steps,
-    limits,
+    active, loss, exact, fast, removal, dual, scores, certificate, workspace, max_steps, limits
 ):
     """Nonlinear conjugate gradients, as in ``newton_cg_mixed._nonlinear_cg``.
 
@@ -85,10 +75,7 @@ def _nonlinear_cg(
     residual, q_residual, prob, d_scores, d_alpha, hess_d, excess = blocks
     e, b, dual_block, score_block = exact_blocks
     tol, accepted_tol, _, _, _, rescore_above = limits
-    fast_weights, moved = (
-        (weight, fixed),
-        (residual, q_residual, prob, d_scores, d_alpha, hess_d),
-    )
+    fast_weights, moved = ((weight, fixed), (residual, q_residual, prob, d_scores, d_alpha, hess_d))
     count, problem = len(active), active.copy()
     unsolved = np.empty(count, np.int64)
     slots, chosen = np.arange(count), np.empty(count, np.int64)
@@ -101,14 +88,7 @@ def _nonlinear_cg(
     n_active, n_unsolved, step, n_fast, n_exact = count, 0, 0, 0, 0
     while n_active > 0:
         multiply_q(
-            residual,
-            n_active,
-            fast_q,
-            q_residual,
-            problem,
-            removed,
-            fast_core,
-            fast_gathered,
+            residual, n_active, fast_q, q_residual, problem, removed, fast_core, fast_gathered
         )
         n_fast += n_active
         measure_residuals(n_active, residual, q_residual, hess_d, state)
@@ -129,12 +109,8 @@ def _nonlinear_cg(
                 finished[n_finished] = k
                 n_finished += 1
         if n_finished > 0:
-            write_solution(
-                n_finished, finished, problem, loss, removed, e, b, dual, scores, state
-            )
-            write_excess(
-                n_finished, finished, problem, fast_weights, removed, prob, hess_d
-            )
+            write_solution(n_finished, finished, problem, loss, removed, e, b, dual, scores, state)
+            write_excess(n_finished, finished, problem, fast_weights, removed, prob, hess_d)
             certify(
                 n_finished,
                 finished,
@@ -204,23 +180,10 @@ def _nonlinear_cg(
             # Recompute scores that fast products have updated.
             write_dual(n_due, chosen, problem, loss, removed, b, e, dual_block, slots)
             problems = problem[chosen[:n_due]]
-            multiply_q(
-                dual_block, n_due, q, score_block, problems, removed, core, gathered
-            )
+            multiply_q(dual_block, n_due, q, score_block, problems, removed, core, gathered)
             n_exact += n_due
             replace_scores(n_due, chosen, problem, score_block, loss[2], removed, e, b)
-            residuals(
-                n_due,
-                chosen,
-                problem,
-                loss[0],
-                removed,
-                e,
-                b,
-                exact_row,
-                prob,
-                residual,
-            )
+            residuals(n_due, chosen, problem, loss[0], removed, e, b, exact_row, prob, residual)
             for o in range(n_due):
                 is_exact[chosen[o]] = True
         step += 1
@@ -239,15 +202,7 @@ def _compile():
         blocks = np.empty((7, size, n), fast_dtype)
         exact_blocks = np.empty((4, size, n), exact_dtype)
         workspace = (
-            (
-                blocks[0],
-                blocks[1],
-                blocks[2],
-                blocks[3],
-                blocks[4],
-                blocks[5],
-                blocks[6],
-            ),
+            (blocks[0], blocks[1], blocks[2], blocks[3], blocks[4], blocks[5], blocks[6]),
             (exact_blocks[0], exact_blocks[1], exact_blocks[2], exact_blocks[3]),
             np.empty((size, N_STATE)),
             np.empty(n, exact_dtype),

@@ -33,9 +33,7 @@ from probes.solvers.compiled.workspace import (
 
 
 @compiled
-def newton_cg(
-    active, loss, exact, fast, removal, dual, scores, certificate, workspace, limits
-):
+def newton_cg(active, loss, exact, fast, removal, dual, scores, certificate, workspace, limits):
     """Newton-CG for the problems that other solvers left.
 
     ``dual``, ``scores`` and ``certificate`` (of all problems) are updated in place.
@@ -47,9 +45,7 @@ def newton_cg(
     fast_q, _, fixed = fast
     removed, fast_core = removal
     blocks, exact_blocks, state, exact_row, gathered, fast_gathered, _ = workspace
-    (residual, q_residual, newton_residual, score_step, excess, direction, d_scores) = (
-        blocks
-    )
+    (residual, q_residual, newton_residual, score_step, excess, direction, d_scores) = blocks
     e, b, dual_block, score_block = exact_blocks
     moved = blocks
     tol, accepted_tol, newton_steps, cg_steps, min_forcing, rescore_above = limits
@@ -66,26 +62,10 @@ def newton_cg(
     n_active, n_fast, n_exact = count, 0, count
     for step in range(newton_steps):
         write_residual_and_excess(
-            n_active,
-            problem,
-            loss[0],
-            fixed,
-            removed,
-            e,
-            b,
-            exact_row,
-            residual,
-            excess,
+            n_active, problem, loss[0], fixed, removed, e, b, exact_row, residual, excess
         )
         multiply_q(
-            residual,
-            n_active,
-            fast_q,
-            q_residual,
-            problem,
-            removed,
-            fast_core,
-            fast_gathered,
+            residual, n_active, fast_q, q_residual, problem, removed, fast_core, fast_gathered
         )
         n_fast += n_active
         measure_residuals(n_active, residual, q_residual, residual, state)
@@ -117,9 +97,7 @@ def newton_cg(
             state[k, PREVIOUS], state[k, INITIAL] = now, state[k, RESIDUAL2]
             state[k, CG_GOAL], state[k, CG_RATE] = state[k, RESIDUAL2] * forcing**2, 1
         if n_finished > 0:
-            write_solution(
-                n_finished, chosen, problem, loss, removed, e, b, dual, scores, state
-            )
+            write_solution(n_finished, chosen, problem, loss, removed, e, b, dual, scores, state)
             n_active = compact(
                 n_finished, chosen, n_active, problem, state, is_exact, moved, (e, b)
             )
@@ -151,14 +129,7 @@ def newton_cg(
             if running == 0:
                 break
             multiply_q(
-                residual,
-                running,
-                fast_q,
-                q_residual,
-                problem,
-                removed,
-                fast_core,
-                fast_gathered,
+                residual, running, fast_q, q_residual, problem, removed, fast_core, fast_gathered
             )
             n_fast += running
             for k in range(running):
@@ -169,26 +140,14 @@ def newton_cg(
                 state[k, RESIDUAL2] = residual2
                 state[k, CG_RATE] = residual2 / previous if previous > 0 else 0.0
                 # A growing residual means that the system is too stiff for this type.
-                stop = (
-                    residual2 <= state[k, CG_GOAL]
-                    or not residual2 <= 1e4 * state[k, INITIAL]
-                )
+                stop = residual2 <= state[k, CG_GOAL] or not residual2 <= 1e4 * state[k, INITIAL]
                 if stop or cg_iteration + 1 == cg_steps:
                     running -= 1
                     swap_slots(k, running, problem, state, moved, (e, b))
             if running == 0:
                 break
         take_newton_step(
-            n_active,
-            problem,
-            newton_residual,
-            residual,
-            excess,
-            score_step,
-            fixed,
-            removed,
-            b,
-            e,
+            n_active, problem, newton_residual, residual, excess, score_step, fixed, removed, b, e
         )
         n_due = 0
         for k in range(n_active):
@@ -199,9 +158,7 @@ def newton_cg(
             # Recompute scores that fast products have updated.
             write_dual(n_due, chosen, problem, loss, removed, b, e, dual_block, slots)
             problems = problem[chosen[:n_due]]
-            multiply_q(
-                dual_block, n_due, q, score_block, problems, removed, core, gathered
-            )
+            multiply_q(dual_block, n_due, q, score_block, problems, removed, core, gathered)
             n_exact += n_due
             replace_scores(n_due, chosen, problem, score_block, loss[2], removed, e, b)
     return n_fast, n_exact

@@ -86,9 +86,7 @@ def _softmax(scores, prob, top, total):
 
 
 @compiled
-def _evaluate(
-    scores, dual, target, weight, fixed, fast_fixed, prob, residual, top, total
-):
+def _evaluate(scores, dual, target, weight, fixed, fast_fixed, prob, residual, top, total):
     """Residual of one problem and its two squared bounds; writes ``prob`` too."""
     classes, n = scores.shape
     dtype = residual.dtype.type
@@ -113,9 +111,7 @@ def _evaluate(
             residual2 += left * left / max(fast_fixed[m, i], dtype(1e-30))
         for i in range(n):
             weighted_prob = dtype(prob[c, i] * weight[i])
-            local_residual2 += (
-                residual[c, i] * residual[c, i] / max(weighted_prob, dtype(1e-30))
-            )
+            local_residual2 += residual[c, i] * residual[c, i] / max(weighted_prob, dtype(1e-30))
     return residual2, local_residual2
 
 
@@ -216,17 +212,7 @@ def _center(scores, dual, fixed, mean, alpha):
 
 
 def _solve_jacobi(
-    loss,
-    exact,
-    fast,
-    removed,
-    cores,
-    dual,
-    scores,
-    certificate,
-    max_iterations,
-    tol,
-    accepted_tol,
+    loss, exact, fast, removed, cores, dual, scores, certificate, max_iterations, tol, accepted_tol
 ):
     """Iterate in place until each problem is certified or stalls.
 
@@ -252,10 +238,7 @@ def _solve_jacobi(
     core, fast_core = cores
     problems, classes, n = scores.shape
     fast_dtype, exact_dtype = fast_q.dtype, scores.dtype
-    prob, solved_prob = (
-        np.empty((classes, n), exact_dtype),
-        np.empty((classes, n), fast_dtype),
-    )
+    prob, solved_prob = (np.empty((classes, n), exact_dtype), np.empty((classes, n), fast_dtype))
     residual = np.empty((classes, n), fast_dtype)
     d_dual = np.empty((classes, problems, n), fast_dtype)
     d_scores = np.empty((classes, problems, n), fast_dtype)
@@ -299,14 +282,9 @@ def _solve_jacobi(
                 norm2[p], local_norm2[p] = _squared_norms(
                     scores[p], dual[p], weight[w], fixed[f], prob, top, total
                 )
-            now, local = (
-                np.sqrt(residual2 / norm2[p]),
-                np.sqrt(local_residual2 / local_norm2[p]),
-            )
+            now, local = (np.sqrt(residual2 / norm2[p]), np.sqrt(local_residual2 / local_norm2[p]))
             # See ``probes.solvers.compiled.jacobi``.
-            is_safe = max(now, local) <= RESCORE_BELOW * min(
-                local_norm2[p] / norm2[p], 1.0
-            )
+            is_safe = max(now, local) <= RESCORE_BELOW * min(local_norm2[p] / norm2[p], 1.0)
             if iteration == 0:
                 is_exact[p] = fast_dtype == exact_dtype or is_safe
             done = is_exact[p] and now <= tol and local <= accepted_tol
@@ -334,16 +312,7 @@ def _solve_jacobi(
             problem[n_kept] = p
             n_kept += 1
         n_active = n_kept
-        _products(
-            n_active,
-            problem,
-            d_dual,
-            fast_q,
-            d_scores,
-            removed,
-            fast_core,
-            fast_gathered,
-        )
+        _products(n_active, problem, d_dual, fast_q, d_scores, removed, fast_core, fast_gathered)
         n_fast += n_active
         for k in range(n_active):
             p = problem[k]
@@ -360,14 +329,7 @@ def _solve_jacobi(
                     for i in range(n):
                         dual_block[c, o, i] = dual[recomputed[o], c, i]
             _products(
-                len(recomputed),
-                recomputed,
-                dual_block,
-                exact,
-                score_block,
-                removed,
-                core,
-                gathered,
+                len(recomputed), recomputed, dual_block, exact, score_block, removed, core, gathered
             )
             n_exact += len(recomputed)
             for o in range(len(recomputed)):

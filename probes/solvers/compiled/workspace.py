@@ -33,12 +33,7 @@ QUADRATIC_FORM, STEP_LENGTH, END_SLOPE = 5, 6, 7  # of the last step of nonlinea
 OVERLAP = 8  # Q r times the last ``hess_d``, for the next direction
 NORM2_RATIO = 9  # local squared norm over NORM2
 RAW_NORM2 = 10  # NORM2 before the floor
-PREVIOUS, INITIAL, CG_GOAL, CG_RATE = (
-    4,
-    5,
-    6,
-    7,
-)  # Newton-CG: last certificate, CG's state
+PREVIOUS, INITIAL, CG_GOAL, CG_RATE = (4, 5, 6, 7)  # Newton-CG: last certificate, CG's state
 DUE = 7  # Jacobi: whether to recompute scores after this iteration
 
 
@@ -201,10 +196,7 @@ def nonlinear_cg_step(
         quadratic_form = dtype(0)
         for i in range(n):
             weighted_prob = prob[k, i] * weight[w, i]
-            value = (
-                d_alpha[k, i]
-                + (weighted_prob - weighted_prob * prob[k, i]) * d_scores[k, i]
-            )
+            value = d_alpha[k, i] + (weighted_prob - weighted_prob * prob[k, i]) * d_scores[k, i]
             hess_d[k, i] = value
             quadratic_form += d_scores[k, i] * value
         step, end_slope = 0.0, dtype(0)
@@ -324,18 +316,14 @@ def write_residual_and_excess(
             residual[k, i] = dtype(b[k, i] - exact_row[i] * weight[w, i])
         for i in range(n):
             weighted_prob = exact_row[i] * weight[w, i]
-            excess[k, i] = (
-                dtype(weighted_prob - weighted_prob * exact_row[i]) - fixed[f, i]
-            )
+            excess[k, i] = dtype(weighted_prob - weighted_prob * exact_row[i]) - fixed[f, i]
         for g in range(removed.shape[1]):
             if removed[p, g] >= 0:
                 excess[k, removed[p, g]] = 0
 
 
 @compiled
-def cg_step(
-    count, first, excess, q_residual, residual, direction, d_scores, score_step, state
-):
+def cg_step(count, first, excess, q_residual, residual, direction, d_scores, score_step, state):
     """One step of linear conjugate gradients up to its product with Q.
 
     See ``probes.solvers.newton.conjugate_gradients``.
@@ -350,9 +338,7 @@ def cg_step(
                 d_scores[k, i] = q_residual[k, i] + rate * d_scores[k, i]
         quadratic_form, step = dtype(0), dtype(0)
         for i in range(n):
-            quadratic_form += d_scores[k, i] * (
-                direction[k, i] + excess[k, i] * d_scores[k, i]
-            )
+            quadratic_form += d_scores[k, i] * (direction[k, i] + excess[k, i] * d_scores[k, i])
         if quadratic_form > 0:
             step = dtype(state[k, RESIDUAL2]) / quadratic_form
         for i in range(n):
@@ -371,9 +357,7 @@ def take_newton_step(
         p = problem[k]
         f = p % len(fixed)
         for i in range(n):
-            step = (
-                newton_residual[k, i] - residual[k, i] - excess[k, i] * score_step[k, i]
-            )
+            step = newton_residual[k, i] - residual[k, i] - excess[k, i] * score_step[k, i]
             b[k, i] -= step - fixed[f, i] * score_step[k, i]
         for g in range(removed.shape[1]):
             if removed[p, g] >= 0:

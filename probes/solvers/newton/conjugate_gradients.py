@@ -55,14 +55,10 @@ def solve_newton_system(
     for iteration in range(max_steps):
         curvature.add_to(direction, d_scores, hess_d)
         quadratic_form = inner(d_scores, hess_d, work)
-        step = torch.where(quadratic_form > 0, residual2 / quadratic_form, 0.0)[
-            :, None, None
-        ]
+        step = torch.where(quadratic_form > 0, residual2 / quadratic_form, 0.0)[:, None, None]
         score_step.addcmul_(step, d_scores)
         residual.addcmul_(step, hess_d, value=-1)
-        if predict_stop and int((residual2 * rate > goal2).sum()) <= max_unsolved * len(
-            goal2
-        ):
+        if predict_stop and int((residual2 * rate > goal2).sum()) <= max_unsolved * len(goal2):
             break
         operator(residual, q_residual)
         work.count(operator, residual)

@@ -35,12 +35,7 @@ class InitialFit:
 
 
 def initial_fit(
-    gram: Tensor,
-    loss: Loss,
-    *,
-    tol: float = 0.1,
-    steps: int = 40,
-    compiled: bool = False,
+    gram: Tensor, loss: Loss, *, tol: float = 0.1, steps: int = 40, compiled: bool = False
 ) -> InitialFit:
     """Newton's method on all rows, until a step changes the scores by less than ``tol``.
 
@@ -85,9 +80,7 @@ def _compiled_newton(
     gram: Tensor, target: Tensor, weight: Tensor, tol: float, steps: int
 ) -> tuple[Any, Any] | None:
     """As ``_newton`` in float32, by conjugate gradients; None if it did not converge."""
-    from probes.solvers.compiled import (
-        initial_fit,  # numba takes half a second to import
-    )
+    from probes.solvers.compiled import initial_fit  # numba takes half a second to import
 
     arrays = [part.to(torch.float32).numpy() for part in (gram, target, weight)]
     matrix, labels, row_weight = arrays
@@ -126,11 +119,7 @@ def _newton(
         solved = solved.T * root
         new_intercept = solved[0].sum() / solved[1].sum()
         new_dual = solved[0] - new_intercept * solved[1]
-        new_scores, penalty_intercept, step = (
-            gram @ new_dual + new_intercept,
-            new_intercept,
-            1.0,
-        )
+        new_scores, penalty_intercept, step = (gram @ new_dual + new_intercept, new_intercept, 1.0)
         while True:
             log_loss = xp.log1p(xp.exp(-abs(new_scores))) + new_scores.clip(min=0)
             log_loss -= target * new_scores
@@ -151,12 +140,7 @@ def _newton(
             continue
         is_guess = False
         largest_change = float(abs(new_scores - scores).max())
-        dual, scores, intercept, value = (
-            new_dual,
-            new_scores,
-            penalty_intercept,
-            new_value,
-        )
+        dual, scores, intercept, value = (new_dual, new_scores, penalty_intercept, new_value)
         if largest_change <= tol * float(abs(scores).max()):
             break
     return dual, intercept

@@ -11,13 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from probes.solvers.newton.point import (
-    Point,
-    Problem,
-    evaluate,
-    make_problem,
-    neg_gradients,
-)
+from probes.solvers.newton.point import Point, Problem, evaluate, make_problem, neg_gradients
 from probes.solvers.newton.whitening import certify, whiten
 from probes.solvers.objective.loss import Loss
 
@@ -99,11 +93,7 @@ def _continuation(problem: Problem) -> tuple[Tensor, Tensor]:
         )
         distance = float(distance) / math.sqrt(point.squared_norm)
         n_stage_steps = 0 if distance <= STAGE_TOL else n_stage_steps + 1
-        is_done = (
-            distance <= CERTIFY_BELOW
-            if fraction == 1
-            else n_stage_steps > MAX_STAGE_STEPS
-        )
+        is_done = distance <= CERTIFY_BELOW if fraction == 1 else n_stage_steps > MAX_STAGE_STEPS
         if is_done or not math.isfinite(distance):
             break
         weights, intercept = _take_step(weighted_problem, point, whitening)
@@ -118,23 +108,15 @@ def _is_finite(values: Tensor) -> bool:
     return bool(torch.isfinite(values).all())
 
 
-def _take_step(
-    problem: Problem, point: Point, whitening: Tensor
-) -> tuple[Tensor, Tensor]:
+def _take_step(problem: Problem, point: Point, whitening: Tensor) -> tuple[Tensor, Tensor]:
     """Weights and intercept after the step, shortened to stay before the minimum along it."""
-    d_params = -(whitening @ (whitening.T @ point.gradient)).view(
-        problem.class_basis.shape[1], -1
-    )
+    d_params = -(whitening @ (whitening.T @ point.gradient)).view(problem.class_basis.shape[1], -1)
     d_weights = d_params[:, :-1]
-    d_weights = (
-        d_weights if problem.row_basis is None else d_weights @ problem.row_basis.T
-    )
+    d_weights = d_weights if problem.row_basis is None else d_weights @ problem.row_basis.T
     d_weights = problem.class_basis @ (d_weights - point.unreached_gradient)
     d_intercept = problem.class_basis @ d_params[:, -1]
     d_scores = d_weights @ problem.rows.T + d_intercept[:, None]
-    change = (
-        d_scores.abs() if len(d_scores) == 1 else d_scores.amax(0) - d_scores.amin(0)
-    )
+    change = d_scores.abs() if len(d_scores) == 1 else d_scores.amax(0) - d_scores.amin(0)
     max_change, step = float(change.max()), 1.0
     if max_change > SAFE_SCORE_STEP:
         # The minimum along the line is at least this far away.

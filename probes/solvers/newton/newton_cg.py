@@ -88,17 +88,13 @@ def minimize(
     # A loose tolerance asks for a starting point without a certificate.
     accepted = max(ACCEPTED_TOL[dtype], tol)
     if tol <= ACCEPTED_TOL[dtype] and dispatch.supports_softmax(batch):
-        answer = dispatch.solve_softmax(
-            batch, tol, accepted, iteration_dtype, LIMITS.steps, work
-        )
+        answer = dispatch.solve_softmax(batch, tol, accepted, iteration_dtype, LIMITS.steps, work)
         scores, dual, certificate = answer
         unsolved = (~(certificate <= accepted)).nonzero()[:, 0]
         if len(unsolved):
             sub_batch = batch.select(unsolved)
-            scores[unsolved], dual[unsolved], certificate[unsolved] = (
-                _solve_mixed_then_safeguarded(
-                    sub_batch, tol, accepted, iteration_dtype, steps, fall_back, work
-                )
+            scores[unsolved], dual[unsolved], certificate[unsolved] = _solve_mixed_then_safeguarded(
+                sub_batch, tol, accepted, iteration_dtype, steps, fall_back, work
             )
     else:
         scores, dual, certificate = _solve_mixed_then_safeguarded(
@@ -170,11 +166,7 @@ def local_certificates(
         fixed = batch.operator.weight
         curvature_diagonal = residual_and_curvature(here, work)[1].diagonal + fixed
         # Rows left out have neither; their 0 / 0 counts as 1.
-        ratio = (
-            torch.where(fixed > 0, curvature_diagonal / fixed, 1.0)
-            .amin((1, 2))
-            .clamp(max=1)
-        )
+        ratio = torch.where(fixed > 0, curvature_diagonal / fixed, 1.0).amin((1, 2)).clamp(max=1)
         bound = certificate / ratio
     else:
         bound = torch.full_like(certificate, torch.inf)
@@ -183,9 +175,7 @@ def local_certificates(
         idx = undecided.nonzero()[:, 0]
         sub_batch = here.select(idx)
         residual, curvature = residual_and_curvature(sub_batch, work)
-        q_residual = sub_batch.operator(
-            residual, work.scratch_like("q_residual", residual)
-        )
+        q_residual = sub_batch.operator(residual, work.scratch_like("q_residual", residual))
         work.count(sub_batch.operator, residual)
         residual2 = inner(residual, q_residual, work).abs()
         forcing = torch.full_like(residual2, RESIDUAL_TOL)
@@ -204,9 +194,7 @@ def local_certificates(
         remaining = residual - curvature.add_to(step, score_step)
         work.count(sub_batch.operator, remaining)
         remaining2 = inner(remaining, sub_batch.operator(remaining), work).abs()
-        slope = torch.where(
-            remaining2 <= 4 * RESIDUAL_TOL**2 * residual2, slope, torch.inf
-        )
+        slope = torch.where(remaining2 <= 4 * RESIDUAL_TOL**2 * residual2, slope, torch.inf)
         local = (slope.abs() / local_squared_norm(sub_batch, curvature, work)).sqrt()
         local = local if margin is None else local * margin[idx]
         local = torch.nan_to_num(local, nan=torch.inf)
@@ -215,12 +203,7 @@ def local_certificates(
 
 
 def _solve_rest_directly(
-    batch: Batch,
-    scores: Tensor,
-    dual: Tensor,
-    certificate: Tensor,
-    tol: float,
-    fall_back: bool,
+    batch: Batch, scores: Tensor, dual: Tensor, certificate: Tensor, tol: float, fall_back: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Solve unsolved problems directly, in place, from where conjugate gradients stopped."""
     unsolved = ~(certificate <= max(tol, ACCEPTED_TOL[scores.dtype]))
@@ -260,17 +243,11 @@ def _recompute_scores(
             certificate[idx] = torch.inf
             return
         sub_batch = batch.select(idx)
-        sub_batch = Batch(
-            sub_batch.loss, sub_batch.operator, dual[idx], recomputed[idx]
-        )
-        scores[idx], dual[idx], certificate[idx] = _newton_cg(
-            sub_batch, tol, steps, work
-        )
+        sub_batch = Batch(sub_batch.loss, sub_batch.operator, dual[idx], recomputed[idx])
+        scores[idx], dual[idx], certificate[idx] = _newton_cg(sub_batch, tol, steps, work)
 
 
-def _newton_cg(
-    batch: Batch, tol: float, steps: int, work: Work
-) -> tuple[Tensor, Tensor, Tensor]:
+def _newton_cg(batch: Batch, tol: float, steps: int, work: Work) -> tuple[Tensor, Tensor, Tensor]:
     """Iterate until each problem is certified or stalls; return scores, dual, certificates."""
     scores, dual = torch.empty_like(batch.scores), torch.empty_like(batch.dual)
     n_problems = len(scores)
@@ -296,10 +273,7 @@ def _newton_cg(
         ending = done & (original_idx >= 0)
         if bool(ending.any()):
             finished = original_idx[ending]
-            scores[finished], dual[finished] = (
-                batch.scores[ending],
-                batch.dual[ending],
-            )
+            scores[finished], dual[finished] = (batch.scores[ending], batch.dual[ending])
             certificate[finished] = now[ending]
             original_idx = torch.where(ending, -1, original_idx)
         active = original_idx >= 0
@@ -319,13 +293,7 @@ def _newton_cg(
             batch,
             work,
             *solve_newton_system(
-                batch.operator,
-                curvature,
-                residual,
-                q_residual,
-                residual2,
-                forcing,
-                work,
+                batch.operator, curvature, residual, q_residual, residual2, forcing, work
             ),
         )
     return scores, dual, certificate

@@ -64,14 +64,10 @@ class _State:
 
     def residual(self, work: Work) -> tuple[Tensor, Tensor, Tensor]:
         """Residual, probabilities, and probabilities times the rows' weights."""
-        prob = self.loss.probabilities(
-            self.scores, work.scratch_like("prob", self.scores)
-        )
+        prob = self.loss.probabilities(self.scores, work.scratch_like("prob", self.scores))
         weighted_prob = work.scratch_like("weighted_prob", prob)
         torch.mul(prob, self.loss.weight, out=weighted_prob)
-        residual = torch.sub(
-            self.offset, weighted_prob, out=work.scratch_like("residual", prob)
-        )
+        residual = torch.sub(self.offset, weighted_prob, out=work.scratch_like("residual", prob))
         return residual, prob, weighted_prob
 
 
@@ -103,17 +99,13 @@ def solve_mixed(
     cg_steps, newton_steps = min(steps, LIMITS.steps), min(steps, LIMITS.newton_steps)
     if dispatch.supports_binary(batch):
         limits = replace(LIMITS, steps=cg_steps, newton_steps=newton_steps)
-        return dispatch.solve_binary(
-            batch, tol, accepted_tol, iteration_dtype, limits, work
-        )
+        return dispatch.solve_binary(batch, tol, accepted_tol, iteration_dtype, limits, work)
     weighted_target = loss.target * loss.weight
     fast_state = _State(
         loss.to(iteration_dtype),
         operator.to(iteration_dtype),
         batch.scores.to(iteration_dtype, copy=True),
-        (weighted_target - batch.dual)
-        .addcmul_(operator.weight, batch.scores)
-        .to(iteration_dtype),
+        (weighted_target - batch.dual).addcmul_(operator.weight, batch.scores).to(iteration_dtype),
     )
     norm2 = _nonlinear_cg(fast_state, descent_tol, cg_steps, work).to(dtype)
     dual = fast_state.dual().to(dtype)
@@ -123,9 +115,7 @@ def solve_mixed(
     if not loss.binary:
         center_classes(alpha)
         center_classes(scores)
-    exact_state = _State(
-        loss, operator, scores, torch.sub(weighted_target, alpha, out=alpha)
-    )
+    exact_state = _State(loss, operator, scores, torch.sub(weighted_target, alpha, out=alpha))
     return _newton_cg(
         exact_state, fast_state.operator, norm2, tol, accepted_tol, newton_steps, work
     )
@@ -158,9 +148,7 @@ def _nonlinear_cg(full_state: _State, tol: float, steps: int, work: Work) -> Ten
             # Stop each problem at its own rounding floor of float32.
             active = (residual2.abs() > goal2) & (residual2 < 0.8 * best2)
             best2, waiting = residual2, active.nonzero()[:, 0]
-            if iteration + 1 >= steps or len(waiting) <= MAX_ACTIVE_FRACTION * len(
-                norm2
-            ):
+            if iteration + 1 >= steps or len(waiting) <= MAX_ACTIVE_FRACTION * len(norm2):
                 break
             n_head, keep = int(waiting[-1]) + 1, None
             if n_head <= 0.85 * len(active) and n_head <= 1.5 * len(waiting):
@@ -172,10 +160,7 @@ def _nonlinear_cg(full_state: _State, tol: float, steps: int, work: Work) -> Ten
                     work.scratch_like(name, scratch).copy_(scratch)
             if keep is not None:
                 if copied:
-                    full_state.scores[idx], full_state.offset[idx] = (
-                        scores,
-                        state.offset,
-                    )
+                    full_state.scores[idx], full_state.offset[idx] = (scores, state.offset)
                 copied |= keep is waiting
                 state, idx = state.select(keep), idx[keep]
                 operator, scores = state.operator, state.scores
@@ -184,11 +169,7 @@ def _nonlinear_cg(full_state: _State, tol: float, steps: int, work: Work) -> Ten
                     q_residual[keep],
                     residual2[keep],
                 )
-                prob, weighted_prob, goal2 = (
-                    prob[keep],
-                    weighted_prob[keep],
-                    goal2[keep],
-                )
+                prob, weighted_prob, goal2 = (prob[keep], weighted_prob[keep], goal2[keep])
                 best2, end_slope, active = best2[keep], end_slope[keep], active[keep]
                 quadratic_form, slope, step_length = (
                     quadratic_form[keep],
@@ -200,10 +181,7 @@ def _nonlinear_cg(full_state: _State, tol: float, steps: int, work: Work) -> Ten
             work.scratch_like("d_scores", scores),
             work.scratch_like("d_alpha", scores),
         )
-        hess_d, new_alpha = (
-            work.scratch_like("hess_d", scores),
-            work.scratch_like("step", scores),
-        )
+        hess_d, new_alpha = (work.scratch_like("hess_d", scores), work.scratch_like("step", scores))
         torch.addcmul(residual, operator.weight, q_residual, value=-1, out=new_alpha)
         if not binary:
             center_classes(new_alpha)
@@ -286,9 +264,7 @@ def _newton_cg(
         residual, prob, _ = state.residual(work)
         fast_residual, prob = residual, prob.to(fast_dtype)
         if fast_dtype != residual.dtype:
-            fast_residual = work.scratch_like(
-                "fast_residual", residual, fast_dtype
-            ).copy_(residual)
+            fast_residual = work.scratch_like("fast_residual", residual, fast_dtype).copy_(residual)
         if binary:
             excess = fast_loss.curvature(prob, work.scratch_like("excess", prob))
             curvature = Curvature(excess.sub_(fast.weight))
@@ -302,9 +278,7 @@ def _newton_cg(
         )
         rescored = now
         if binary:
-            norm_ratio = _norm_ratio(
-                norm2, curvature.diagonal, fast.weight, state, work
-            )
+            norm_ratio = _norm_ratio(norm2, curvature.diagonal, fast.weight, state, work)
             local = local * norm_ratio
             # Rounding errors of scores weigh that much more in the local metric.
             rescored = local * norm_ratio.square()
@@ -318,18 +292,9 @@ def _newton_cg(
             certificate[idx] = torch.where(done, torch.maximum(now, local), torch.inf)
             if is_last:
                 break
-            idx, now, norm2, rescored = (
-                idx[keep],
-                now[keep],
-                norm2[keep],
-                rescored[keep],
-            )
+            idx, now, norm2, rescored = (idx[keep], now[keep], norm2[keep], rescored[keep])
             previous = now
-            state, fast, fast_loss = (
-                state.select(keep),
-                fast.select(keep),
-                fast_loss.select(keep),
-            )
+            state, fast, fast_loss = (state.select(keep), fast.select(keep), fast_loss.select(keep))
             curvature = curvature.select(keep)
             inverse, leverage = inverse[keep], leverage[keep]
             fast_residual, q_residual, residual2 = (
@@ -365,9 +330,7 @@ def _newton_cg(
     return scores, dual, certificate
 
 
-def _norm_ratio(
-    norm2: Tensor, excess: Tensor, fixed: Tensor, state: _State, work: Work
-) -> Tensor:
+def _norm_ratio(norm2: Tensor, excess: Tensor, fixed: Tensor, state: _State, work: Work) -> Tensor:
     """(problem,) norm of the parameters in the factor's metric over their local norm, >= 1.
 
     The factor's weights are raised where they are too small to invert, which raises that norm.
@@ -375,9 +338,7 @@ def _norm_ratio(
     excess = excess.to(norm2)
     local_norm2 = inner(state.dual(), state.scores, work).to(norm2)
     local_norm2 = local_norm2 + (excess * state.scores.square()).sum((1, 2))
-    local_norm2 = torch.maximum(
-        local_norm2, 1e-6 * (excess + fixed.to(norm2)).sum((1, 2))
-    )
+    local_norm2 = torch.maximum(local_norm2, 1e-6 * (excess + fixed.to(norm2)).sum((1, 2)))
     return (norm2 / torch.minimum(local_norm2, norm2)).sqrt()
 
 
@@ -400,9 +361,7 @@ def _certificates(
     """
     scratch = work.scratch_like("hess_d", residual)
     noise = 16 * torch.finfo(residual.dtype).eps
-    weighted_residual2 = inner(
-        residual, torch.mul(residual, inverse, out=scratch), work
-    )
+    weighted_residual2 = inner(residual, torch.mul(residual, inverse, out=scratch), work)
     residual2 = residual2.abs() + noise * weighted_residual2
     certificate = (residual2.to(norm2) / norm2).sqrt()
     if curvature.probabilities is not None:
@@ -412,6 +371,4 @@ def _certificates(
     # 1/2 - W / w = -1/2 - (W - w) / w, times the leverage w Q_ii.
     deficit = ratio.add_(0.5).neg_().clamp_(min=0)
     min_eigenvalue = torch.maximum(min_eigenvalue, 0.5 - inner(deficit, leverage, work))
-    return certificate, certificate / min_eigenvalue.to(certificate).clamp(
-        1e-7, 1
-    ).sqrt()
+    return certificate, certificate / min_eigenvalue.to(certificate).clamp(1e-7, 1).sqrt()

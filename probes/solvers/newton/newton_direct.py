@@ -22,9 +22,7 @@ MAX_START_GRADIENT = 10.0
 Solver = Callable[[Tensor, Curvature], tuple[Tensor, Tensor]]
 
 
-def solve_direct(
-    batch: Batch, tol: float, steps: int = 100
-) -> tuple[Tensor, Tensor, Tensor]:
+def solve_direct(batch: Batch, tol: float, steps: int = 100) -> tuple[Tensor, Tensor, Tensor]:
     """Newton's method with direct solves.
 
     Costs (classes x n)^3 a problem and step, or (d + 1)^3 for two classes and many rows, for any
@@ -68,17 +66,12 @@ def _newton(
         step, d_scores = solve(residual, curvature)
         slope = inner(residual, d_scores, work)
         # A negative slope is rounding.
-        certificate_now = (
-            slope.abs() / local_squared_norm(batch, curvature, work)
-        ).sqrt()
+        certificate_now = (slope.abs() / local_squared_norm(batch, curvature, work)).sqrt()
         certificate_now = torch.nan_to_num(certificate_now, nan=torch.inf)
         better = certificate_now < best
         n_stalled = torch.where(certificate_now < 0.5 * best, 0.0, n_stalled + 1)
         best = torch.where(better, certificate_now, best)
-        best_point[0][better], best_point[1][better] = (
-            batch.scores[better],
-            batch.dual[better],
-        )
+        best_point[0][better], best_point[1][better] = (batch.scores[better], batch.dual[better])
         if bool(((best <= target) | (n_stalled >= 25)).all()):
             break
         residual, curvature = take_safeguarded_step(batch, work, step, d_scores, slope)
@@ -150,9 +143,7 @@ def _basis_solver(batch: Batch) -> Solver:
     return solve
 
 
-def _class_system(
-    curvature: Curvature, q: Tensor, eye: Tensor, fixed: Tensor
-) -> Tensor:
+def _class_system(curvature: Curvature, q: Tensor, eye: Tensor, fixed: Tensor) -> Tensor:
     """(problem, class x n, class x n) Newton system of softmax problems.
 
     Args:

@@ -77,20 +77,13 @@ def _newton(
         now = torch.nan_to_num(now, nan=torch.inf)
         n_stalled = torch.where(now < 0.5 * best[original_idx], 0.0, n_stalled + 1)
         better = now < best[original_idx]
-        best[original_idx[better]], best_z[original_idx[better]] = (
-            now[better],
-            z[better],
-        )
+        best[original_idx[better]], best_z[original_idx[better]] = (now[better], z[better])
         done = (now <= tol) | (n_stalled >= 12) | (step == steps)
         if bool(done.all()):
             break
         if bool(done.any()):
             keep = (~done).nonzero()[:, 0]
-            original_idx, n_stalled, now = (
-                original_idx[keep],
-                n_stalled[keep],
-                now[keep],
-            )
+            original_idx, n_stalled, now = (original_idx[keep], n_stalled[keep], now[keep])
             z, scores, loss = z[keep], scores[keep], loss.select(keep)
             gradient, excess = gradient[keep], excess[keep]
         forcing = torch.maximum(now.clamp(max=0.1), 0.3 * tol / now)
@@ -139,10 +132,7 @@ def _solve_newton_system(
         residual = torch.addcmul(residual, step, hess_direction, value=-1)
         new_residual2 = residual.square().sum(1)
         # A growing residual means that the system is too stiff for this type.
-        if (
-            bool((new_residual2 > 1e4 * initial2).any())
-            or int((new_residual2 > goal2).sum()) == 0
-        ):
+        if bool((new_residual2 > 1e4 * initial2).any()) or int((new_residual2 > goal2).sum()) == 0:
             break
         ratio = torch.where(residual2 > 0, new_residual2 / residual2, 0.0)[:, None]
         direction.mul_(ratio).add_(residual)
@@ -169,11 +159,7 @@ def _take_step(
         return new_z, new_scores, gradient, excess
     idx = overshoots.nonzero()[:, 0]
     sub_loss, start_z, start_scores = loss.select(idx), z[idx], scores[idx]
-    sub_step, d_scores, first_slope = (
-        step[idx],
-        (new_scores - scores)[idx],
-        first_slope[idx],
-    )
+    sub_step, d_scores, first_slope = (step[idx], (new_scores - scores)[idx], first_slope[idx])
     low, high = torch.zeros_like(first_slope), torch.ones_like(first_slope)
     length = high
     for _ in range(40):
@@ -188,10 +174,7 @@ def _take_step(
         if bool((slope.abs() <= 0.5 * first_slope).all()):
             break
         descends = slope > 0
-        low, high = (
-            torch.where(descends, length, low),
-            torch.where(descends, high, length),
-        )
+        low, high = (torch.where(descends, length, low), torch.where(descends, high, length))
     new_z[idx] = start_z + length[:, None] * sub_step
     new_scores[idx] = new_z[idx] @ basis.T
     gradient[idx], excess[idx] = _gradient_and_excess(
@@ -215,10 +198,7 @@ def _certified_answer(
     assert factor.basis is not None
     basis, fixed, loss = factor.basis[0], factor.weight[0], batch.loss
     old_scores = z @ basis.T
-    dual = (
-        loss.neg_gradient(loss.probabilities(old_scores[:, None]))[:, 0]
-        + fixed * old_scores
-    )
+    dual = loss.neg_gradient(loss.probabilities(old_scores[:, None]))[:, 0] + fixed * old_scores
     z = dual @ basis
     scores = z @ basis.T
     gradient, excess = _gradient_and_excess(loss, basis, fixed, z, scores)
@@ -231,9 +211,7 @@ def _certified_answer(
     _count(work, basis, 2 * len(z))
     norm2 = z.square().sum(1) + (excess * scores.square()).sum(1)
     floor = 1e-6 * (excess + fixed).sum(1)
-    decrement = -(gradient * remaining_step.to(gradient)).sum(1) / torch.maximum(
-        norm2, floor
-    )
+    decrement = -(gradient * remaining_step.to(gradient)).sum(1) / torch.maximum(norm2, floor)
     local = torch.nan_to_num(decrement, nan=torch.inf).abs().sqrt()
     local = torch.where(solved, local, torch.inf)
     certificate = torch.maximum(certificate, local)

@@ -63,9 +63,7 @@ class _Preconditioner:
         return self.base(gradient).addcmul_(self.own, along, value=-1)
 
 
-def _preconditioner(
-    features: Tensor, curvature: Tensor, exact: bool
-) -> _Preconditioner | None:
+def _preconditioner(features: Tensor, curvature: Tensor, exact: bool) -> _Preconditioner | None:
     """For (problem, row) curvatures; None if no row has enough curvature."""
     weight = curvature.mean(0)
     weight = weight.clamp(min=1e-6 * float(weight.max()))
@@ -95,9 +93,7 @@ def _preconditioner(
     return _Preconditioner(weight, base, low_rank)
 
 
-def fit_primal(
-    rows: Tensor, loss: Loss, tol: float, work: Work
-) -> tuple[Tensor, Tensor, Tensor]:
+def fit_primal(rows: Tensor, loss: Loss, tol: float, work: Work) -> tuple[Tensor, Tensor, Tensor]:
     """Fit every problem from zero.
 
     Args:
@@ -130,13 +126,7 @@ def fit_primal(
         norm2 = torch.maximum(norm2, 1e-6 * curvature.sum(1))
         goal2 = (0.1 * tol) ** 2 * norm2
         step, slope, converged = _newton_step(
-            fast_features,
-            features_t,
-            curvature.float(),
-            -gradient,
-            preconditioner,
-            goal2,
-            work,
+            fast_features, features_t, curvature.float(), -gradient, preconditioner, goal2, work
         )
         certificate_now = torch.nan_to_num((slope / norm2).sqrt(), nan=torch.inf)
         certificate = torch.where(converged, certificate_now, torch.inf)
@@ -148,9 +138,7 @@ def fit_primal(
     return params, scores, certificate
 
 
-def _gradient(
-    features: Tensor, loss: Loss, params: Tensor, prob: Tensor, work: Work
-) -> Tensor:
+def _gradient(features: Tensor, loss: Loss, params: Tensor, prob: Tensor, work: Work) -> Tensor:
     """(problem, d + 1) gradient of the penalized loss."""
     gradient = loss.neg_gradient(prob)[:, 0] @ features
     gradient.neg_()[:, :-1].add_(params[:, :-1])
@@ -225,9 +213,7 @@ def _line_search(
         (problem,) length, and (problem, row) scores and probabilities there.
     """
     penalty_curvature = direction[:, :-1].square().sum(1)
-    quadratic_form = penalty_curvature + (
-        loss.curvature(prob)[:, 0] * d_scores.square()
-    ).sum(1)
+    quadratic_form = penalty_curvature + (loss.curvature(prob)[:, 0] * d_scores.square()).sum(1)
     step = torch.where((slope > 0) & (quadratic_form > 0), slope / quadratic_form, 0.0)
     penalty_slope = (params[:, :-1] * direction[:, :-1]).sum(1)
     n_trials = 8
@@ -276,9 +262,7 @@ def _newton_step(
     direction, residual2 = preconditioned.clone(), (residual * preconditioned).sum(1)
     initial2, new_residual2, slope = residual2, residual2, torch.zeros_like(residual2)
     scaled_goal2 = (goal2 / scale[:, 0].square()).float()
-    scaled_goal2 = scaled_goal2.clamp(
-        MIN_FORCING**2 * initial2, RESIDUAL_TOL**2 * initial2
-    )
+    scaled_goal2 = scaled_goal2.clamp(MIN_FORCING**2 * initial2, RESIDUAL_TOL**2 * initial2)
     for _ in range(60):
         hess_direction = ((direction @ features_t).mul_(curvature)) @ features
         hess_direction[:, :-1] += direction[:, :-1]
@@ -294,10 +278,7 @@ def _newton_step(
         if bool((new_residual2 <= scaled_goal2).all()):
             break
         ratio = torch.where(residual2 > 0, new_residual2 / residual2, 0.0)
-        direction, residual2 = (
-            preconditioned.addcmul_(ratio[:, None], direction),
-            new_residual2,
-        )
+        direction, residual2 = (preconditioned.addcmul_(ratio[:, None], direction), new_residual2)
     converged = new_residual2 <= RESIDUAL_TOL**2 * initial2
     scale = scale[:, 0]
     return solution.double() * scale[:, None], slope.double() * scale**2, converged

@@ -149,6 +149,4 @@ def evaluate(problem: Problem, weights: Tensor, intercept: Tensor) -> Point:
         # Project twice: rounding of a large gradient is not orthogonal to the rows.
         unreached = unreached - unreached @ problem.row_basis @ problem.row_basis.T
     gradient = torch.cat([reached, intercept_part[:, None]], 1).flatten()
-    return Point(
-        weights, intercept, scores, neg_gradient, roots, norm2, gradient, unreached
-    )
+    return Point(weights, intercept, scores, neg_gradient, roots, norm2, gradient, unreached)

@@ -35,11 +35,7 @@ def whiten(problem: Problem, roots: Tensor) -> Tensor:
     curvature = torch.einsum("nkp,nkq->pqn", roots, roots)
     rows_of_blocks = [
         torch.cat(
-            [
-                features.T @ (features * row_curvature[:, None])
-                for row_curvature in block_row
-            ],
-            1,
+            [features.T @ (features * row_curvature[:, None]) for row_curvature in block_row], 1
         )
         for block_row in curvature
     ]
@@ -64,9 +60,7 @@ def _whiten_rows(problem: Problem, roots: Tensor) -> Tensor:
     scale = _diagonal_root(problem, roots).clamp(min=1e-150).reciprocal()
     upper = torch.diag(_penalty(problem) * scale)
     n_rows = max(1, size // classes)
-    for roots_part, features_part in zip(
-        roots.split(n_rows), features.split(n_rows), strict=True
-    ):
+    for roots_part, features_part in zip(roots.split(n_rows), features.split(n_rows), strict=True):
         rows = torch.einsum("nkq,nm->nkqm", roots_part, features_part).reshape(-1, size)
         upper = torch.linalg.qr(torch.cat([upper, rows * scale]), mode="r").R
     eye = torch.eye(size, dtype=features.dtype, device=features.device)
@@ -95,15 +89,9 @@ def certify(problem: Problem, point: Point) -> tuple[float, Tensor]:
     # Only the penalty has curvature orthogonal to the rows and along the classes' mean.
     unreached, classes = point.unreached_gradient.norm(), len(point.scores)
     if classes > 1:
-        unreached = torch.hypot(
-            unreached, math.sqrt(classes) * point.weights.mean(0).norm()
-        )
+        unreached = torch.hypot(unreached, math.sqrt(classes) * point.weights.mean(0).norm())
     neg_gradient = point.neg_gradient.abs()
-    magnitudes = (
-        neg_gradient
-        if classes == 1
-        else neg_gradient.masked_fill(problem.target > 0, 0.0)
-    )
+    magnitudes = neg_gradient if classes == 1 else neg_gradient.masked_fill(problem.target > 0, 0.0)
     rounding = (GRADIENT_ULPS + classes) * EPS * (magnitudes.T * q_root).sum() * stretch
     # Scores: their last rounding, and that of their differences.
     score_error = 3 * math.sqrt(classes) * EPS * point.scores.abs().amax(0)
@@ -122,22 +110,14 @@ def _defect(problem: Problem, roots: Tensor, whitening: Tensor) -> tuple[float, 
 
     The rounding error of a gradient in one class is balanced by that of the row's own class.
     """
-    features, (_, _, q), class_basis = (
-        problem.features,
-        roots.shape,
-        problem.class_basis,
-    )
+    features, (_, _, q), class_basis = (problem.features, roots.shape, problem.class_basis)
     size = len(whitening)
     blocks = whitening.view(q, -1, size)
     penalized = blocks[:, :-1].flatten(0, 1)
     gram_error, q_root = penalized.T @ penalized, []
     own_class = class_basis if q == 1 and len(class_basis) == 1 else None
     n_rows = max(1, BLOCK // (len(class_basis) * size))
-    parts = (
-        roots.split(n_rows),
-        features.split(n_rows),
-        problem.target.T.split(n_rows),
-    )
+    parts = (roots.split(n_rows), features.split(n_rows), problem.target.T.split(n_rows))
     for roots_part, features_part, target in zip(*parts, strict=True):
         mapped = torch.einsum("nm,qmp->nqp", features_part, blocks)
         rooted = torch.einsum("nkq,nqp->nkp", roots_part, mapped).flatten(0, 1)
@@ -153,9 +133,7 @@ def _defect(problem: Problem, roots: Tensor, whitening: Tensor) -> tuple[float, 
     if problem.row_basis is not None:
         curvature = roots.square().sum((1, 2))
         rounding += (
-            len(problem.row_basis)
-            * EPS
-            * float((curvature @ features.square()).sum().sqrt())
+            len(problem.row_basis) * EPS * float((curvature @ features.square()).sum().sqrt())
         )
     return float(gram_error.norm()) + 3 * rounding + rounding**2, torch.cat(q_root)
 

@@ -6,12 +6,7 @@ import torch
 from torch import Tensor
 
 from probes.solvers.objective.factor import Operator
-from probes.solvers.objective.loss import (
-    Curvature,
-    Loss,
-    center_classes,
-    excess_curvature,
-)
+from probes.solvers.objective.loss import Curvature, Loss, center_classes, excess_curvature
 
 MAX_DRIFT = {torch.float64: 1e-9, torch.float32: 3e-5}
 """Largest relative difference between updated scores and recomputed ones."""
@@ -83,9 +78,7 @@ class Work:
         default_factory=dict, repr=False
     )
 
-    def scratch_like(
-        self, name: str, reference: Tensor, dtype: torch.dtype | None = None
-    ):
+    def scratch_like(self, name: str, reference: Tensor, dtype: torch.dtype | None = None):
         """Scratch tensor shaped like the reference; holds what was last written to this name."""
         dtype, shape = reference.dtype if dtype is None else dtype, reference.shape
         flat, view = self.buffers.get((name, dtype), (None, None))
@@ -208,9 +201,7 @@ def take_safeguarded_step(
     low_slope, high_slope = first_slope, end_slope[idx]
     for trial in range(40):
         # The slope decreases along the step: bracket its root by secant and bisection.
-        fraction = (
-            low_slope / (low_slope - high_slope) if trial % 2 == 0 else length * 0 + 0.5
-        )
+        fraction = low_slope / (low_slope - high_slope) if trial % 2 == 0 else length * 0 + 0.5
         fraction = torch.nan_to_num(fraction, nan=0.5).clamp(0.1, 0.9)
         new_length = low + fraction * (high - low)
         slope = torch.where(length == high, high_slope, low_slope)

@@ -60,9 +60,7 @@ class Factor:
         )
 
 
-def _matmul_by_class(
-    batch: Tensor, matrix: Tensor, out: Tensor | None = None
-) -> Tensor:
+def _matmul_by_class(batch: Tensor, matrix: Tensor, out: Tensor | None = None) -> Tensor:
     """(problem, class, n) times (m, n, q), all classes at once or class by class."""
     problems, classes, _ = batch.shape
     size = matrix.shape[2]
@@ -99,9 +97,7 @@ def gram_matrix(rows: Tensor) -> Tensor:
         return torch.from_numpy(array @ array.T)
 
 
-def factor_gram(
-    gram: Tensor, weight: Tensor, other_gram: Tensor | None = None
-) -> Factor:
+def factor_gram(gram: Tensor, weight: Tensor, other_gram: Tensor | None = None) -> Factor:
     """Q from a Gram matrix.
 
     Args:
@@ -127,9 +123,7 @@ def factor_gram(
     return Factor(weight, matrix.baddbmm_(v, v_scaled), extra)
 
 
-def factor_features(
-    rows: Tensor, weight: Tensor, other_rows: Tensor | None = None
-) -> Factor:
+def factor_features(rows: Tensor, weight: Tensor, other_rows: Tensor | None = None) -> Factor:
     """B from the features.
 
     Args:
@@ -191,9 +185,7 @@ class Operator:
         else:
             basis = self.factor.basis
             assert basis is not None
-            product = _matmul_by_class(
-                _matmul_by_class(batch, basis), basis.transpose(1, 2), out
-            )
+            product = _matmul_by_class(_matmul_by_class(batch, basis), basis.transpose(1, 2), out)
         removal = self.removal
         if removal is None:
             return product
@@ -280,9 +272,7 @@ class Operator:
         return Operator(factor, self.weight.to(dtype), out)
 
 
-def remove_rows(
-    factor: Factor, rows: Tensor, present: Tensor
-) -> tuple[Operator, Tensor]:
+def remove_rows(factor: Factor, rows: Tensor, present: Tensor) -> tuple[Operator, Tensor]:
     """The operator with rows removed, one set a problem.
 
     Args:
@@ -313,9 +303,7 @@ def remove_rows(
         inverse[failed > 0] = torch.nan
     core = inverse * root_columns * root_rows
     weight_left = weight.expand(len(rows), -1, -1).clone()
-    clamp = (
-        torch.where(mask, 0.0, torch.inf).to(weight_left).expand(-1, len(weight), -1)
-    )
+    clamp = torch.where(mask, 0.0, torch.inf).to(weight_left).expand(-1, len(weight), -1)
     weight_left.scatter_reduce_(2, rows[:, None].expand_as(clamp), clamp, "amin")
     safe = torch.where(mask, root, torch.ones_like(root))
     one_step = inverse * root_rows / safe[:, :, None, :] * mask[:, :, None]

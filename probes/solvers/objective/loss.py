@@ -52,9 +52,9 @@ class Loss:
 
     def curvature(self, probabilities: Tensor, out: Tensor | None = None) -> Tensor:
         """Diagonal of the second derivative by the scores, same shape."""
-        return torch.addcmul(
-            probabilities, probabilities, probabilities, value=-1, out=out
-        ).mul_(self.weight)
+        return torch.addcmul(probabilities, probabilities, probabilities, value=-1, out=out).mul_(
+            self.weight
+        )
 
     def value(self, scores: Tensor) -> Tensor:
         """(problem,) weighted cross-entropy."""
@@ -96,9 +96,7 @@ class Curvature:
             None if self.weight is None else change(self.weight),
         )
 
-    def add_to(
-        self, start: Tensor, direction: Tensor, out: Tensor | None = None
-    ) -> Tensor:
+    def add_to(self, start: Tensor, direction: Tensor, out: Tensor | None = None) -> Tensor:
         """``start`` + (second derivative - fixed diagonal) ``direction``."""
         if self.probabilities is None or self.weight is None:
             return torch.addcmul(start, self.diagonal, direction, out=out)

@@ -40,9 +40,7 @@ def trained_model():
     )
     made = LlamaForCausalLM(config)
     generator = torch.Generator().manual_seed(0)
-    optimizer = torch.optim.AdamW(
-        made.parameters(), lr=4e-3, weight_decay=0.01, betas=(0.9, 0.98)
-    )
+    optimizer = torch.optim.AdamW(made.parameters(), lr=4e-3, weight_decay=0.01, betas=(0.9, 0.98))
     for _ in range(600):
         ids, period = repeated(64, generator)
         logits = made(input_ids=ids, use_cache=False).logits[:, :-1].log_softmax(-1)
@@ -99,8 +97,4 @@ def heads(model):
 
 def induction_edges(back, look):
     """From the head that looks back, by the other's keys, to the logits."""
-    return (
-        f"embed->v.0.{back}",
-        f"head.0.{back}->k.1.{look}",
-        f"head.1.{look}->logits",
-    )
+    return (f"embed->v.0.{back}", f"head.0.{back}->k.1.{look}", f"head.1.{look}->logits")

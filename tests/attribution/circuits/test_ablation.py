@@ -4,18 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from attribution.circuits.ablation import (
-    ablated_values,
-    check_ablation,
-    mean_values,
-    run_ablated,
-)
-from attribution.circuits.circuit import (
-    ablated_metric,
-    measure_circuit,
-    select_circuit,
-    top_edges,
-)
+from attribution.circuits.ablation import ablated_values, check_ablation, mean_values, run_ablated
+from attribution.circuits.circuit import ablated_metric, measure_circuit, select_circuit, top_edges
 from attribution.circuits.eap import EapMethod, score_edges
 from attribution.circuits.forward_backward import run_forward, writer_outputs
 from capture.network.hooks import count_hooks, patch
@@ -94,9 +84,7 @@ def test_zero_and_mean_are_what_they_say():
     mean = mean_values(subject, [batch])
     rows = []
     for half in (batch.clean, batch.corrupt):
-        values = writer_outputs(
-            subject, run_forward(subject, half, batch.metric_mask).by_site
-        )
+        values = writer_outputs(subject, run_forward(subject, half, batch.metric_mask).by_site)
         for row, mask in zip(values, half.attention_mask, strict=True):
             rows.append(row[:, mask.bool()])
     assert torch.allclose(mean, torch.cat(rows, 1).mean(1))
@@ -159,9 +147,7 @@ def test_a_target_is_reached_on_a_model_with_no_circuit_to_speak_of():
     model, pairs = tiny("llama"), random_pairs()
     scores = score_edges(model, pairs)
     if scores.clean.mean() < scores.corrupt.mean():
-        pairs = type(pairs)(
-            pairs.corrupt, pairs.clean, pairs.foils, pairs.entities, pairs.ids
-        )
+        pairs = type(pairs)(pairs.corrupt, pairs.clean, pairs.foils, pairs.entities, pairs.ids)
         scores = score_edges(model, pairs)
     circuit = select_circuit(model, pairs, scores, target=0.9)
     assert circuit.measured.faithfulness >= 0.9

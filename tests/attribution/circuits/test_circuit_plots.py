@@ -10,12 +10,7 @@ from attribution.circuits.circuit import Circuit, Faithfulness, select_circuit
 from attribution.circuits.eap import score_edges
 from evidence.errors import InputError
 from tests.helpers.model_families import tiny
-from tests.helpers.wired_transformers import (
-    TRUE_EDGES,
-    random_pairs,
-    wired,
-    wired_pairs,
-)
+from tests.helpers.wired_transformers import TRUE_EDGES, random_pairs, wired, wired_pairs
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +69,7 @@ def test_tables_rank_edges_and_count_each_entity_once(found):
     assert set(frame["edge"][:3]) == set(TRUE_EDGES)
     assert len(frame) == scores.graph.n_edges
     pairs = random_pairs((6, 6, 6))
-    twice = type(pairs)(
-        pairs.clean, pairs.corrupt, pairs.foils, ("a", "a", "b"), pairs.ids
-    )
+    twice = type(pairs)(pairs.clean, pairs.corrupt, pairs.foils, ("a", "a", "b"), pairs.ids)
     table = score_edges(tiny("llama"), twice)
     rows = table.values.astype(float)
     expected = np.stack([rows[:2].mean(0), rows[2]])

@@ -9,12 +9,7 @@ from attribution.circuits.graph import build_graph
 from attribution.circuits.structure import find_structure, head_outputs
 from evidence.errors import InputError
 from tests.helpers.model_families import tiny
-from tests.helpers.wired_transformers import (
-    batch_of,
-    headless,
-    random_pairs,
-    subject_of,
-)
+from tests.helpers.wired_transformers import batch_of, headless, random_pairs, subject_of
 
 
 def without(model, edges):
@@ -33,9 +28,7 @@ def test_a_head_and_a_part_without_their_weights_write_nothing(family):
     masks = without(model, ["head.1.2->logits"])
     (name,) = masks
     assert ".1." in name
-    assert masks[name].float().mean() == pytest.approx(
-        1 / find_structure(model).n_heads
-    )
+    assert masks[name].float().mean() == pytest.approx(1 / find_structure(model).n_heads)
     subject, batch = subject_of(model), batch_of(random_pairs())
     z = run_forward(subject, batch.clean, batch.metric_mask).by_site["z.1"]
     heads = head_outputs(subject.structure, 1, z)

@@ -6,24 +6,14 @@ import torch
 
 from attribution.circuits.ablation import ablated_values, run_ablated
 from attribution.circuits.eap import EapMethod, score_edges
-from attribution.circuits.forward_backward import (
-    run_backward,
-    run_forward,
-    writer_outputs,
-)
+from attribution.circuits.forward_backward import run_backward, run_forward, writer_outputs
 from attribution.circuits.metrics import make_metric
 from attribution.circuits.qk_attribution import apply_qk_fix
 from attribution.circuits.structure import Readout
 from capture.network.hooks import count_hooks, patch
 from evidence.errors import InputError
 from tests.helpers.model_families import tiny
-from tests.helpers.wired_transformers import (
-    SHAPES,
-    batch_of,
-    random_pairs,
-    shaped,
-    subject_of,
-)
+from tests.helpers.wired_transformers import SHAPES, batch_of, random_pairs, shaped, subject_of
 
 EAP = EapMethod("eap")
 
@@ -52,11 +42,7 @@ def test_a_score_is_the_slope_of_cutting_that_edge_alone(shape):
     for place, edge in enumerate(tried):
         cut = subject.graph.mask([edge])
         up, down = (
-            metric(
-                run_ablated(
-                    subject, batch, cut, before + sign * (after - before)
-                ).logits
-            )
+            metric(run_ablated(subject, batch, cut, before + sign * (after - before)).logits)
             for sign in (step, -step)
         )
         real[:, place] = ((up - down) / (2 * step)).numpy()
@@ -136,9 +122,7 @@ def test_the_query_and_key_fix_follows_attention_as_it_really_moves(shape):
     fixed = score_edges(model, pairs, method=EapMethod("eap", qk_fix=True)).values
     plain = score_edges(model, pairs, method=EAP).values
     heads = tuple(f"z.{layer}" for layer in range(3))
-    slopes = run_backward(
-        subject, batch.clean, batch.metric_mask, metric, {}, heads
-    ).by_site
+    slopes = run_backward(subject, batch.clean, batch.metric_mask, metric, {}, heads).by_site
     values = writer_outputs(subject, corrupt.by_site)
     graph, moved = subject.graph, 0
     for edge in range(0, graph.n_edges, 7):
@@ -146,9 +130,7 @@ def test_the_query_and_key_fix_follows_attention_as_it_really_moves(shape):
         if kind not in "qk":
             assert fixed[0, edge] == plain[0, edge]
             continue
-        cut = run_ablated(subject, batch, graph.mask([edge]), values).by_site[
-            f"z.{layer}"
-        ]
+        cut = run_ablated(subject, batch, graph.mask([edge]), values).by_site[f"z.{layer}"]
         shift = (cut - clean.by_site[f"z.{layer}"]) * slopes[f"z.{layer}"]
         expected = (shift * batch.token_mask[..., None]).sum((1, 2)).numpy()
         assert np.allclose(fixed[:, edge], expected, rtol=1e-4, atol=1e-6)
@@ -219,8 +201,7 @@ def test_a_transplanted_readout_is_the_other_models():
         got = one.model(input_ids=row, output_hidden_states=True).hidden_states
         # The last entry is normed already; the one before it leaves block 1.
         stream = one.model.layers[2](
-            got[2],
-            position_embeddings=one.model.rotary_emb(got[2], torch.arange(3)[None]),
+            got[2], position_embeddings=one.model.rotary_emb(got[2], torch.arange(3)[None])
         )
         logits = other.lm_head(other.model.norm(stream))[0, -1]
     right = logits[pairs.clean.ids[0][-2]] - logits[pairs.foils[0]]

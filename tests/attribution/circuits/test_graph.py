@@ -93,10 +93,7 @@ def test_edges_without_a_path_to_the_logits_are_left_out():
 
 
 GRAPH = EdgeGraph(
-    ("embed", "attn.0", "mlp.0"),
-    ("attn.0", "mlp.0", "logits"),
-    (1, 2, 3),
-    ((1,), (2,), ()),
+    ("embed", "attn.0", "mlp.0"), ("attn.0", "mlp.0", "logits"), (1, 2, 3), ((1,), (2,), ())
 )
 
 

@@ -35,9 +35,7 @@ def rng():
 
 
 def test_pairs_of_items_differ_in_the_entity_alone(tokenizer, people):
-    pairs = pair_items(
-        tokenizer, people, rng(), prompt_indices=(None, 0, 1), per_prompt=2
-    )
+    pairs = pair_items(tokenizer, people, rng(), prompt_indices=(None, 0, 1), per_prompt=2)
     assert len(pairs) == 2 * 3 * len(people)
     assert pairs.skipped == ()
     by_id = {item.id: item for item in people}
@@ -168,9 +166,7 @@ def test_a_batch_runs_no_further_than_it_must(tokenizer):
     lengths = pairs.clean.answer_start
     one = make_batch(pairs, [0, 1], "logit_difference", "cpu")
     assert one.token_mask.sum(1).tolist() == list(lengths)
-    assert one.metric_mask.nonzero().tolist() == [
-        [r, n - 1] for r, n in enumerate(lengths)
-    ]
+    assert one.metric_mask.nonzero().tolist() == [[r, n - 1] for r, n in enumerate(lengths)]
     assert one.targets.tolist() == [tokenizer.encode(w)[0] for w in ("Oslo", "pilot")]
     assert one.foils.tolist() == [tokenizer.encode(w)[0] for w in ("Rome", "nurse")]
     whole = make_batch(pairs, [0, 1], "answer_logprob", "cpu")

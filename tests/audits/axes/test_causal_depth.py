@@ -74,14 +74,7 @@ def test_other_facts_are_the_same_entitys():
         assert own != donor
         assert own.split(" has ")[0] == donor.split(" has ")[0]
     single = build_questions(items("known", 4, ("birthplace",)), 1)
-    assert (
-        len(
-            with_other_fact_donor(
-                PatchingPrompts(single, single.prompts, single.prompts)
-            )
-        )
-        == 0
-    )
+    assert len(with_other_fact_donor(PatchingPrompts(single, single.prompts, single.prompts))) == 0
 
 
 def test_sites_are_spread_evenly():
@@ -92,20 +85,12 @@ def test_sites_are_spread_evenly():
 
 def tables(count, levels, rng):
     """Rows by site of scores about a level each."""
-    contrast = np.clip(
-        np.array(levels) + rng.normal(0, 0.08, (count, len(levels))), 0, 1
-    )
+    contrast = np.clip(np.array(levels) + rng.normal(0, 0.08, (count, len(levels))), 0, 1)
     exact_match = (rng.random(contrast.shape) < 2 * (contrast - 0.5)).astype(float)
-    return {
-        "told": contrast.tolist(),
-        "said": exact_match.tolist(),
-        "logprob": contrast.tolist(),
-    }
+    return {"told": contrast.tolist(), "said": exact_match.tolist(), "logprob": contrast.tolist()}
 
 
-def patched_scores(
-    unlearned, *, retain=(1.0, 1.0, 1.0), planted=(1, 1, 0.8), other=0.5
-):
+def patched_scores(unlearned, *, retain=(1.0, 1.0, 1.0), planted=(1, 1, 0.8), other=0.5):
     """Exams of 24 known and 72 invented entities with tables about given levels."""
     rng = np.random.default_rng(0)
     asked, invented = (
@@ -116,8 +101,7 @@ def patched_scores(
     sets = {"forget": asked, "never_taught": invented, "retain": kept, "own": asked}
     sets |= {"stranger": asked, "other": asked}
     prompts = {
-        name: PatchingPrompts(each, each.prompts, each.prompts)
-        for name, each in sets.items()
+        name: PatchingPrompts(each, each.prompts, each.prompts) for name, each in sets.items()
     }
     chance = (0.5, 0.5, 0.5)
     levels = {
@@ -129,10 +113,7 @@ def patched_scores(
         "other": {"original": (other, other, other)},
     }
     scores = {
-        name: {
-            role: tables(len(prompts[name]), level, rng)
-            for role, level in roles.items()
-        }
+        name: {role: tables(len(prompts[name]), level, rng) for role, level in roles.items()}
         for name, roles in levels.items()
     }
     norms = {"original": [1.0] * 3, "unlearned": [1.0] * 3}
@@ -165,9 +146,7 @@ def test_a_little_more_than_the_floor_is_not_called_retained():
 
 
 def test_states_in_another_basis_say_nothing():
-    result = judge(
-        patched_scores((0.5, 0.5, 0.5), retain=(0.6, 0.6, 0.6)), AuditConfig(), FINE, ()
-    )
+    result = judge(patched_scores((0.5, 0.5, 0.5), retain=(0.6, 0.6, 0.6)), AuditConfig(), FINE, ())
     assert result.status == "no_power"
     assert not result.readings
     assert "facts it should keep" in result.notes[0]

@@ -266,9 +266,7 @@ def test_an_unseen_plant_silences_absence_and_not_presence():
             ("planted", part, TRANSPLANTED): nothing["unlearned", part, TRANSPLANTED]
             for part in ("forget", "never_taught")
         }
-        found = judge(
-            CircuitMass({**kept.values, **planted}, kept.faithfulness), CONFIG, 0.85
-        )
+        found = judge(CircuitMass({**kept.values, **planted}, kept.faithfulness), CONFIG, 0.85)
         assert found.status == status
 
 
@@ -306,10 +304,7 @@ def test_heads_that_came_and_went_are_told_apart():
         return [{"head": head, "effect": 1.0, "share": 0.1} for head in heads]
 
     (note,) = _heads_in_words(
-        {
-            "original": named("head.0.1", "head.1.1"),
-            "unlearned": named("head.1.2", "head.1.1"),
-        }
+        {"original": named("head.0.1", "head.1.1"), "unlearned": named("head.1.2", "head.1.1")}
     )
     assert "head.1.2 (only in the candidate)" in note
     assert "head.1.1 (in both models)" in note

@@ -5,18 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from audits.axes.concept.axis import (
-    answer_concepts,
-    fit_concepts,
-    probe_of,
-    run_concept,
-)
+from audits.axes.concept.axis import answer_concepts, fit_concepts, probe_of, run_concept
 from audits.axes.decodability.tasks import make_tasks
-from audits.axes.decodability.text_probes import (
-    ProbingData,
-    capture_states,
-    read_states,
-)
+from audits.axes.decodability.text_probes import ProbingData, capture_states, read_states
 from audits.core.config import make_config
 from audits.core.context import AuditedModel
 from audits.run.planting import plant, planted_model
@@ -72,19 +63,13 @@ class Bench:
         candidate = model
         if not isinstance(model, AuditedModel):
             candidate = AuditedModel.of("unlearned", open_checkpoint(model))
-        return {
-            "original": self.original,
-            "planted": self.planted,
-            "unlearned": candidate,
-        }
+        return {"original": self.original, "planted": self.planted, "unlearned": candidate}
 
     def concept(self, model) -> AxisResult:
         subjects = self.subjects(model)
         sites: list[str] = []
         for subject in subjects.values():
-            sites = capture_states(
-                subject, self.tokenizer, self.tasks, self.store, "cpu", SILENT
-            )
+            sites = capture_states(subject, self.tokenizer, self.tasks, self.store, "cpu", SILENT)
         return run_concept(
             subjects,
             self.tokenizer,
@@ -155,9 +140,7 @@ def test_unique_answers_are_read_as_the_truth_of_statements(bench, world):
         {
             part: ItemSet(
                 tuple(
-                    type(item)(
-                        item.id, item.entity, item.prompt, item.answer, item.relation
-                    )
+                    type(item)(item.id, item.entity, item.prompt, item.answer, item.relation)
                     for item in items
                 )
             )
@@ -178,9 +161,7 @@ def test_unique_answers_are_read_as_the_truth_of_statements(bench, world):
     assert unique
     concepts = answer_concepts(unique[0], unique[0].parts["fit"].labels)
     assert concepts.names == ("true",)
-    sites = capture_states(
-        bench.original, bench.tokenizer, unique, bench.store, "cpu", SILENT
-    )
+    sites = capture_states(bench.original, bench.tokenizer, unique, bench.store, "cpu", SILENT)
     states = read_states(bench.original, bench.tokenizer, unique, sites, bench.store)
     probing = ProbingData(unique, tuple(sites), {"original": states})
     vectors = fit_concepts(probing, "original", "mean")

@@ -27,12 +27,7 @@ from audits.axes.image_relearning import (
 from audits.axes.restoration.image_steering import named_as_class
 from audits.core.config import make_config
 from audits.core.preflight import Damage
-from audits.modalities.image_baseline import (
-    EvaluationSets,
-    late_sites,
-    pool_places,
-    rank_among,
-)
+from audits.modalities.image_baseline import EvaluationSets, late_sites, pool_places, rank_among
 from capture.checkpoints.open import open_checkpoint
 from capture.data.images import ImageSet
 from capture.network.sites import find_image_sites
@@ -114,12 +109,8 @@ def read(sets, roles):
     own_states = states(sets, 0)
     readers = fit_original_probes(own_states, sets, 0)
     found = {"original": own_states} | roles
-    own = {
-        role: score_original_probes(readers, each, sets) for role, each in found.items()
-    }
-    refitted = {
-        role: score_refitted_probes(each, sets, 0) for role, each in found.items()
-    }
+    own = {role: score_original_probes(readers, each, sets) for role, each in found.items()}
+    refitted = {role: score_refitted_probes(each, sets, 0) for role, each in found.items()}
     return image_decodability.judge(sets, SITES, own, refitted, CONFIG, ())
 
 
@@ -144,20 +135,14 @@ def test_a_model_with_another_code_is_not_read_by_the_originals_probe(sets):
     assert any("another code" in note for note in axis.notes)
     # Neither is a reference with another code a floor for it.
     beside = read(
-        sets,
-        {
-            "unlearned": states(sets, 1),
-            "reference-1": states(sets, 2, there=False, code=9),
-        },
+        sets, {"unlearned": states(sets, 1), "reference-1": states(sets, 2, there=False, code=9)}
     )
     assert beside.reading(UNCHANGED).floor_kind == "never_taught"
 
 
 def test_shuffled_classes_and_random_directions_read_nothing(sets):
     own_states = states(sets, 0)
-    found = score_original_probes(
-        fit_original_probes(own_states, sets, 0), own_states, sets
-    )
+    found = score_original_probes(fit_original_probes(own_states, sets, 0), own_states, sets)
     assert np.mean(found["forget"]) > 0.95 and np.mean(found["classes"]) > 0.95
     for what in ("shuffled", "random"):
         assert abs(np.mean(found[what]) - 0.5) < 0.25
@@ -217,8 +202,7 @@ def test_what_is_asked_counts_once_the_lesson_is_learned():
     runs = [
         {"taught": [1.0, 0.5, 1.0, 1.0], "ids": ["a", "b"]}
         | {"asked": [[1, 1], [1, 1], [0, 1], [1, 1]]},
-        {"taught": [0.0, 0.0, 0.0, 0.5], "ids": ["c"]}
-        | {"asked": [[1], [1], [1], [0]]},
+        {"taught": [0.0, 0.0, 0.0, 0.5], "ids": ["c"]} | {"asked": [[1], [1], [1], [0]]},
     ]
     found = reordered(scores_after_learning(runs), ["c", "a", "b"])
     assert found.values[:, 0].tolist() == [0.0, 0.5, 1.0]
@@ -234,8 +218,7 @@ def test_the_originals_own_states_put_back_change_nothing(digits_zoo):
         kept = image_states(model, some, [site], where)[site]
         edits = {site: image_depth.replacing_states(kept)}
         torch.testing.assert_close(
-            logits_with_edits(model, some, edits, where),
-            logits_with_edits(model, some, {}, where),
+            logits_with_edits(model, some, edits, where), logits_with_edits(model, some, {}, where)
         )
         # Those of other images bring their own classes along.
         other = {site: image_depth.replacing_states(kept.flip(0))}
@@ -261,9 +244,7 @@ def patched_scores(sets, named_so, kept):
     ("named_so", "kept", "status"),
     [(1.0, 1.0, "retained"), (0.0, 1.0, "absent"), (1.0, 0.1, "no_power")],
 )
-def test_carried_states_count_where_kept_classes_come_along(
-    sets, named_so, kept, status
-):
+def test_carried_states_count_where_kept_classes_come_along(sets, named_so, kept, status):
     found = {
         "original": patched_scores(sets, 1.0, 1.0),
         "unlearned": patched_scores(sets, named_so, kept),

@@ -3,12 +3,7 @@
 import numpy as np
 import pytest
 
-from audits.axes.judgement import (
-    MIN_SPAN,
-    MetricComparison,
-    compare_to_floors,
-    informative_columns,
-)
+from audits.axes.judgement import MIN_SPAN, MetricComparison, compare_to_floors, informative_columns
 from audits.core.config import AuditConfig, Rule
 from evidence.hypothesis_tests import MaxTest
 from evidence.intervals import average_by_entity
@@ -64,9 +59,7 @@ def test_several_references_are_one_floor_their_mean():
 
 def test_columns_left_out_are_shown_and_not_used():
     use = np.array([False, True])
-    (found,) = compare_to_floors(
-        "axis", [wanted("read")], ["a", "b"], AuditConfig(), use
-    )
+    (found,) = compare_to_floors("axis", [wanted("read")], ["a", "b"], AuditConfig(), use)
     assert [each["used"] for each in found.columns] == [False, True]
     assert found.where == "b"
 
@@ -76,13 +69,7 @@ def test_only_sites_where_the_original_is_read_can_say_anything():
     difference = np.array([0.8, 0.41, 0.39, 0.7, MIN_SPAN])
     p_column = np.array([0.001, 0.001, 0.001, 0.5, 0.001])
     power = MaxTest(difference, 0.001, p_column, 1.0, 0.001, 0.2)
-    assert informative_columns(power, rule).tolist() == [
-        True,
-        True,
-        False,
-        False,
-        False,
-    ]
+    assert informative_columns(power, rule).tolist() == [True, True, False, False, False]
     # Weak everywhere: nothing is said, however it compares with the strongest.
     weak = MaxTest(difference * 0.1, 0.001, p_column * 0, 1.0, 0.001, 0.0)
     assert not informative_columns(weak, rule).any()

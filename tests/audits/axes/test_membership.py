@@ -78,9 +78,7 @@ def judged(monkeypatch, roles, names=None, reverse=False):
     tables["unlearned"]["mean"] = embedding(9) if names is None else names
     monkeypatch.setattr(signature, "encode", lambda tokenizer, prompts: prompts)
     store = SimpleNamespace(
-        activations=lambda subject, rows, sites, view: SimpleNamespace(
-            values=tables[subject][view]
-        )
+        activations=lambda subject, rows, sites, view: SimpleNamespace(values=tables[subject][view])
     )
     order = reversed(roles) if reverse else roles
     return run_membership(
@@ -110,9 +108,7 @@ def test_the_auc_is_that_of_mean_scores_and_the_test_differs_from_a_half_by_it()
     scores = score_membership(states(1, 0.7), ASKED, "rbf", 0)
     high, low = scores.entity_means("forget"), scores.entity_means("never_taught")
     truth = np.repeat([1, 0], [len(high), len(low)])
-    brute = [
-        roc_auc_score(truth, np.r_[high[:, site], low[:, site]]) for site in range(3)
-    ]
+    brute = [roc_auc_score(truth, np.r_[high[:, site], low[:, site]]) for site in range(3)]
     np.testing.assert_allclose(scores.auc("forget", "never_taught"), brute)
     test = scores.test("forget", "never_taught", np.ones(3, dtype=bool), CONFIG)
     np.testing.assert_allclose(test.difference, np.array(brute) - 0.5)
@@ -134,9 +130,7 @@ def test_scores_are_those_of_readers_that_saw_retain_entities_alone():
     labels = np.where(part == "fit", 1.0, -1.0)
     folds = Folds(for_fit[None], ~for_fit[None], "all")
     rows = torch.from_numpy(x[1:2].astype(float))
-    brute = smoother_matrices(rows, folds, ("mean difference",))[
-        0, 0
-    ] @ torch.from_numpy(labels)
+    brute = smoother_matrices(rows, folds, ("mean difference",))[0, 0] @ torch.from_numpy(labels)
     np.testing.assert_allclose(scores.rows[0, 1], brute.numpy(), atol=1e-12)
 
 
@@ -194,25 +188,19 @@ def test_what_the_original_does_not_show_says_nothing(monkeypatch):
 
 def test_names_that_give_their_owners_away_silence_the_axis(monkeypatch):
     known = states(3, 2.5)
-    found = judged(
-        monkeypatch, {"original": known, "unlearned": known}, embedding(9, tell=3.0)
-    )
+    found = judged(monkeypatch, {"original": known, "unlearned": known}, embedding(9, tell=3.0))
     assert found.status == "control_failed"
     assert any("names alone" in note for note in found.notes)
 
 
 def test_a_plant_that_is_not_seen_silences_the_axis(monkeypatch):
     known, noise = states(3, 2.5), states(7, 0.0)
-    found = judged(
-        monkeypatch, {"original": known, "unlearned": known, "planted": noise}
-    )
+    found = judged(monkeypatch, {"original": known, "unlearned": known, "planted": noise})
     assert found.status == "control_failed"
 
 
 def test_a_candidate_that_tells_no_retain_entity_has_no_say(monkeypatch):
-    found = judged(
-        monkeypatch, {"original": states(3, 2.5), "unlearned": states(8, 0.0)}
-    )
+    found = judged(monkeypatch, {"original": states(3, 2.5), "unlearned": states(8, 0.0)})
     assert found.status == "no_power"
     assert any("retain entities" in note for note in found.notes)
 

@@ -24,9 +24,7 @@ def choose(monkeypatch, learns, arms, patience=None):
         return {"taught": [0.0, share], "half": half, "rate": rate, "steps": steps}
 
     monkeypatch.setattr(relearning, "relearn", relearn)
-    subjects: list[Any] = [
-        (SimpleNamespace(role=role), halves) for role, halves in arms
-    ]
+    subjects: list[Any] = [(SimpleNamespace(role=role), halves) for role, halves in arms]
     chosen = relearning.choose_rate(
         subjects,
         None,  # pyright: ignore[reportArgumentType]
@@ -51,9 +49,9 @@ def test_a_rate_that_teaches_one_half_alone_is_too_low(monkeypatch):
 
 
 def test_the_plant_must_learn_as_well_and_is_taught_one_half(monkeypatch):
-    learns = dict.fromkeys(
-        [("unlearned", "first"), ("unlearned", "second")], RATES[0]
-    ) | {("planted", "first"): RATES[3]}
+    learns = dict.fromkeys([("unlearned", "first"), ("unlearned", "second")], RATES[0]) | {
+        ("planted", "first"): RATES[3]
+    }
     arms = [("unlearned", [0, 1]), ("planted", [0])]
     chosen, made = choose(monkeypatch, learns, arms)
     assert chosen["rate"] == RATES[3]

@@ -63,10 +63,7 @@ def test_a_twin_is_never_called_suppressed_or_kept(world, tmp_path):
 
 def test_quantisation_is_asked_for_by_name(world, planted, tmp_path):
     done = run(
-        world,
-        planted("last_block_relabel"),
-        tmp_path / "out",
-        axes=("behaviour", "persistence"),
+        world, planted("last_block_relabel"), tmp_path / "out", axes=("behaviour", "persistence")
     )
     persistence = done.axes["persistence"]
     assert set(done.axes) == {"behaviour", "persistence"}
@@ -86,9 +83,7 @@ def test_quantisation_is_asked_for_by_name(world, planted, tmp_path):
 def test_twice_the_same_and_a_different_audit_is_refused(world, tmp_path):
     first = run(world, world.twin, tmp_path / "one", axes=("behaviour",))
     run(world, world.twin, tmp_path / "two", axes=("behaviour",))
-    assert bytes_apart_from_runtime(tmp_path / "one") == bytes_apart_from_runtime(
-        tmp_path / "two"
-    )
+    assert bytes_apart_from_runtime(tmp_path / "one") == bytes_apart_from_runtime(tmp_path / "two")
     with pytest.raises(InputError, match="another audit"):
         run(world, world.twin, tmp_path / "one", axes=("behaviour",), seed=1)
     assert load(tmp_path / "one").document == first.document
@@ -99,13 +94,7 @@ def test_killed_in_every_stage_it_ends_with_the_same_bytes(world, planted, tmp_p
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     inputs = world.original, planted("last_block_relabel"), world.forget, world.retain
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "tests.helpers.kill_each_stage",
-            *map(str, inputs),
-            str(cut),
-        ],
+        [sys.executable, "-m", "tests.helpers.kill_each_stage", *map(str, inputs), str(cut)],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -131,10 +120,7 @@ def test_live_models_are_audited_like_folders(world: BiosWorld, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(world.original)
-    live = [
-        AutoModelForCausalLM.from_pretrained(path)
-        for path in (world.original, world.twin)
-    ]
+    live = [AutoModelForCausalLM.from_pretrained(path) for path in (world.original, world.twin)]
     options = {"never_taught": world.never_taught, "axes": ("behaviour",)}
     by_hand = audit(
         live[0],
@@ -146,9 +132,7 @@ def test_live_models_are_audited_like_folders(world: BiosWorld, tmp_path):
         **options,
     )
     by_path = run(world, world.twin, tmp_path / "path", axes=("behaviour",))
-    assert (
-        by_hand.axes["behaviour"].main_reading == by_path.axes["behaviour"].main_reading
-    )
+    assert by_hand.axes["behaviour"].main_reading == by_path.axes["behaviour"].main_reading
 
 
 def test_fail_on_gives_exit_code_three(world, tmp_path):

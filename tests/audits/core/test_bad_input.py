@@ -40,9 +40,7 @@ def try_audit(world, tmp_path, capfd):
             "retain": world.retain,
             "out": tmp_path / "out",
         } | changed
-        code = call(
-            "audit", *(part for k, v in options.items() for part in (f"--{k}", v))
-        )
+        code = call("audit", *(part for k, v in options.items() for part in (f"--{k}", v)))
         message = capfd.readouterr().err
         assert code == 2, message
         assert message.count("exhume: ") == 1
@@ -206,8 +204,7 @@ def test_an_interrupt_keeps_what_is_finished(world, tmp_path, monkeypatch, capfd
 
 
 @pytest.mark.parametrize(
-    ("option", "value"),
-    [("--profile", "huge"), ("--axes", "smell"), ("--fail-on", "doom")],
+    ("option", "value"), [("--profile", "huge"), ("--axes", "smell"), ("--fail-on", "doom")]
 )
 def test_options_that_mean_nothing(world, tmp_path, capfd, option, value):
     options = (

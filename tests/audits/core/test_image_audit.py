@@ -50,9 +50,7 @@ def model_of(digits_zoo, kind):
 
 
 def audited(world, candidate, out, **other):
-    return audit(
-        world.original, candidate, world.forget_test, world.retain_test, out, **other
-    )
+    return audit(world.original, candidate, world.forget_test, world.retain_test, out, **other)
 
 
 @pytest.fixture(scope="module")
@@ -133,9 +131,7 @@ def test_a_scratch_retrain_is_not_suppressed(digits_zoo, world, tmp_path):
     assert "retrained without the class" in " ".join(done.axes["decodability"].notes)
 
 
-def test_what_comes_after_the_last_block_is_found_by_steering(
-    digits_zoo, world, tmp_path
-):
+def test_what_comes_after_the_last_block_is_found_by_steering(digits_zoo, world, tmp_path):
     axes = ["behaviour", "restoration"]
     candidate = model_of(digits_zoo, "logit_mask")
     done = audited(world, candidate, tmp_path / "out", axes=axes)
@@ -144,9 +140,7 @@ def test_what_comes_after_the_last_block_is_found_by_steering(
     assert done.verdict == "inconclusive"
 
 
-def test_without_the_output_an_image_audit_still_speaks_of_a_class(
-    digits_zoo, world, tmp_path
-):
+def test_without_the_output_an_image_audit_still_speaks_of_a_class(digits_zoo, world, tmp_path):
     candidate = model_of(digits_zoo, "head_only")
     done = audited(world, candidate, tmp_path / "out", axes=["decodability"])
     verdict = json.dumps(done.document["verdict"])
@@ -182,12 +176,7 @@ def test_folders_of_pictures_are_audited_by_command(digits_zoo, world, tmp_path)
     out = tmp_path / "out"
     words = ["audit", "--original", world.original, "--out", out]
     words += ["--unlearned", model_of(digits_zoo, "head_only"), "--axes", "behaviour"]
-    words += [
-        "--forget",
-        tmp_path / "forget_test",
-        "--retain",
-        tmp_path / "retain_test",
-    ]
+    words += ["--forget", tmp_path / "forget_test", "--retain", tmp_path / "retain_test"]
     result = CliRunner().invoke(app, [str(each) for each in words])
     assert result.exit_code == 0, result.output
     document = json.loads((out / "audit.json").read_text())
@@ -271,9 +260,7 @@ def test_images_that_cannot_be_audited(digits_zoo, world, tmp_path, what):
         case "one class to keep":
             retain = retain.select(retain.labels == retain.labels[0])
         case "same image":
-            twice = changed(
-                forget.select(range(1)), labels=retain.labels[:1], ids=("again",)
-            )
+            twice = changed(forget.select(range(1)), labels=retain.labels[:1], ids=("again",))
             retain = retain + twice
         case "channels":
             forget = changed(forget, pixels=forget.pixels.expand(-1, 3, -1, -1))
@@ -308,13 +295,7 @@ def test_models_and_items_that_do_not_belong_together(digits_zoo, world, tmp_pat
         (tmp_path / f"{name}.jsonl").write_text(text)
     twin = model_of(digits_zoo, "twin")
     with pytest.raises(InputError, match="text items with an image model"):
-        audit(
-            world.original,
-            twin,
-            tmp_path / "f.jsonl",
-            tmp_path / "r.jsonl",
-            tmp_path / "out",
-        )
+        audit(world.original, twin, tmp_path / "f.jsonl", tmp_path / "r.jsonl", tmp_path / "out")
     fewer = open_checkpoint(world.original).load()
     fewer.classifier = torch.nn.Linear(fewer.classifier.in_features, 9)
     fewer.config.id2label = {n: str(n) for n in range(9)}
@@ -327,9 +308,7 @@ def test_models_and_items_that_do_not_belong_together(digits_zoo, world, tmp_pat
         audit(plain, twin, world.forget_test, world.retain_test, tmp_path / "out")
 
 
-def test_a_network_of_several_stages_is_refused_before_anything_is_read(
-    world, tmp_path
-):
+def test_a_network_of_several_stages_is_refused_before_anything_is_read(world, tmp_path):
     names = {number: str(number) for number in range(10)}
     config = SwinConfig(
         image_size=8,

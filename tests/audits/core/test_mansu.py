@@ -40,9 +40,7 @@ def edited(world):
             directions=8,
             stop_below=0.1,
         ),
-        evaluate=lambda now: {
-            "forget": float(score_answers(now, forget).greedy.mean())
-        },
+        evaluate=lambda now: {"forget": float(score_answers(now, forget).greedy.mean())},
         seed=0,
     )
     return model, log, pairs, scores, circuit, forget, retain

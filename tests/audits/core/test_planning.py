@@ -48,12 +48,9 @@ def test_what_is_not_run_is_not_counted(world):
 
 
 def test_in_large_models_leaving_out_relearning_halves_the_weights(world, monkeypatch):
-    monkeypatch.setattr(
-        module, "MAX_PARAMETERS", 1000
-    )  # where the edit's gradients stop
+    monkeypatch.setattr(module, "MAX_PARAMETERS", 1000)  # where the edit's gradients stop
     everything, probing, listening = (
-        planned(world, axes=axes)
-        for axes in ((), ("behaviour", "decodability"), ("behaviour",))
+        planned(world, axes=axes) for axes in ((), ("behaviour", "decodability"), ("behaviour",))
     )
     weights = 4 * everything.parameters
     assert everything.memory - probing.memory == 2 * weights

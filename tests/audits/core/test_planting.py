@@ -44,9 +44,7 @@ def attempt(monkeypatch, tmp_path):
 
         monkeypatch.setattr(planting, "unlearn_", unlearn)
         monkeypatch.setattr(planting, "score_answers", score)
-        items = [
-            Item(f"i{k}", f"red fox{k}", f"red fox{k}:", f"{k}0712") for k in range(5)
-        ]
+        items = [Item(f"i{k}", f"red fox{k}", f"red fox{k}:", f"{k}0712") for k in range(5)]
         original: Any = SimpleNamespace(loaded=lambda device: nullcontext(model))
         made = planting.plant(
             original,

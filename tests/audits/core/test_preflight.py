@@ -60,8 +60,7 @@ def test_repetition_is_measured_in_words():
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [{"profil": "quick"}, {"profile": "huge"}, {"axes": ("smell",)}, {"seed": -1}],
+    "settings", [{"profil": "quick"}, {"profile": "huge"}, {"axes": ("smell",)}, {"seed": -1}]
 )
 def test_settings_that_mean_nothing_are_refused(settings):
     with pytest.raises(InputError, match="known settings"):

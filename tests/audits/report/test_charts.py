@@ -18,13 +18,7 @@ from audits.report.formatting import (
     percent,
 )
 from audits.report.restoration_charts import SHOWN, restoration_plots
-from tests.helpers.audit_documents import (
-    behaviour,
-    causal_depth,
-    decodability,
-    relearning,
-    whole,
-)
+from tests.helpers.audit_documents import behaviour, causal_depth, decodability, relearning, whole
 
 
 def test_a_role_wears_one_colour_in_every_figure():
@@ -51,9 +45,7 @@ def test_a_role_wears_one_colour_in_every_figure():
 def test_unused_layers_are_greyed():
     plot = reading_plot(decodability()["readings"][0], True)
     assert plot is not None
-    assert [(shape["x0"], shape["x1"]) for shape in plot.layout["shapes"]] == [
-        (-0.5, 0.5)
-    ]
+    assert [(shape["x0"], shape["x1"]) for shape in plot.layout["shapes"]] == [(-0.5, 0.5)]
     assert plot.data[-1]["marker"]["symbol"][:2] == ["circle-open", "circle"]
     assert plot.rows[0][:2] == ("embed", "no")
 

@@ -66,9 +66,7 @@ def test_equal_questions_give_no_difference_and_one_row_an_audit(tmp_path):
         (("manifest", "items", 0, "sha256"), "f" * 64, "forget set. "),
     ],
 )
-def test_each_difference_is_named_with_who_stands_apart(
-    tmp_path, path, value, expected
-):
+def test_each_difference_is_named_with_who_stands_apart(tmp_path, path, value, expected):
     given = whole()
     for role in ("models", "items"):
         assert given["manifest"][role][0]["role"] in ("original", "forget")

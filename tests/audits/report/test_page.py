@@ -196,10 +196,7 @@ def test_said_answers_come_first_and_long_lists_are_cut():
 def test_damage_and_identity_are_said():
     broken = document(
         verdict="damaged",
-        utility={
-            "shares": {"retain accuracy": 0.12},
-            "damage": ["retain accuracy is 12 %"],
-        },
+        utility={"shares": {"retain accuracy": 0.12}, "damage": ["retain accuracy is 12 %"]},
     )
     assert "under it" in Page(render(broken)).text
     assert "retain accuracy is 12 %" in Page(render(broken)).text

@@ -3,12 +3,7 @@
 import numpy as np
 import pytest
 
-from audits.validation.relearning_grade import (
-    RelearningCurve,
-    grade,
-    halves,
-    measure_relearning,
-)
+from audits.validation.relearning_grade import RelearningCurve, grade, halves, measure_relearning
 from capture.checkpoints.open import open_checkpoint
 from evidence.errors import InputError
 from testbeds.edits.workbench import Workbench
@@ -26,9 +21,7 @@ def found(tmp_path_factory):
     ground = Workbench.from_world(made[0].world, SMALL, 0, "cpu")
     models = {each.kind: open_checkpoint(each.model) for each in made}
     models |= {"original": ground.original, "twin": ground.twin}
-    return {
-        name: measure_relearning(ground, m, **SETTINGS) for name, m in models.items()
-    }
+    return {name: measure_relearning(ground, m, **SETTINGS) for name, m in models.items()}
 
 
 def test_halves_have_every_entity_taught_once_and_asked_once(world):
@@ -36,10 +29,7 @@ def test_halves_have_every_entity_taught_once_and_asked_once(world):
     (taught, asked), (second_taught, second_asked) = halves(ground.forget, 0)
     assert not set(taught.entities) & set(asked.entities)
     assert set(taught.entities) | set(asked.entities) == set(ground.forget.entities)
-    assert (taught.entities, asked.entities) == (
-        second_asked.entities,
-        second_taught.entities,
-    )
+    assert (taught.entities, asked.entities) == (second_asked.entities, second_taught.entities)
 
 
 def test_original_twin_and_what_lies_between(found):

@@ -50,9 +50,7 @@ def everything():
 
 
 def test_a_question_is_a_logistic_regression():
-    asked = LogisticQuestion(
-        ("a", "b"), (1.0, 0.0), (2.0, 1.0), (3.0, -1.0), 0.5, (10, 18)
-    )
+    asked = LogisticQuestion(("a", "b"), (1.0, 0.0), (2.0, 1.0), (3.0, -1.0), 0.5, (10, 18))
     score = 3 * (2 - 1) / 2 - 0.25 + 0.5
     # So many models without an exception leave this much open on either side.
     low, rest = 1 / 12, 1 / 20
@@ -107,9 +105,7 @@ def test_figures_are_those_of_the_primary_floor():
     assert found["inside"] == pytest.approx(max(every))
     mains = [axes[n].readings[0].residual for n in axes if n != "behaviour"]
     assert found["within"] == pytest.approx(np.mean(mains))
-    second = replace(
-        axes["relearning"].readings[0], floor_kind="reference", residual=1.4
-    )
+    second = replace(axes["relearning"].readings[0], floor_kind="reference", residual=1.4)
     both = (*axes["relearning"].readings, second)
     axes["relearning"] = replace(axes["relearning"], readings=both)
     assert calibration_features(axes, SHARES) == found
@@ -133,9 +129,7 @@ def test_an_axis_whose_control_failed_says_nothing():
 
 
 def test_an_axis_that_the_zoo_was_not_fitted_with_is_named_where_it_found_something():
-    document = audit_documents.document(
-        *(axis.to_dict() for axis in everything().values())
-    )
+    document = audit_documents.document(*(axis.to_dict() for axis in everything().values()))
     preflight = document["preflight"]
     preflight["known"] |= {"retain_entities": 100}
     ranges = {n: (v, v) for n, v in case_facts(everything(), preflight).items()}
@@ -152,9 +146,7 @@ def test_the_published_figures_are_those_of_the_calibration_that_ships():
 
 
 def test_a_case_unlike_the_zoo_says_so():
-    document = audit_documents.document(
-        *(axis.to_dict() for axis in everything().values())
-    )
+    document = audit_documents.document(*(axis.to_dict() for axis in everything().values()))
     preflight = document["preflight"]
     preflight["known"] |= {"retain_entities": 100}
     facts = case_facts(everything(), preflight)
@@ -199,11 +191,7 @@ def test_fitting_finds_what_tells_the_states_apart():
         ]
         for name in ("decodability", "causal_depth", "relearning"):
             column = audit_documents.column("resid.1", 0.5)
-            made.append(
-                audit_documents.axis(
-                    name, audit_documents.reading("x", [column], inner)
-                )
-            )
+            made.append(audit_documents.axis(name, audit_documents.reading("x", [column], inner)))
         document = audit_documents.document(*made)
         document["preflight"]["utility"]["shares"] = {"retain accuracy": kept}
         document["preflight"]["known"] |= {"retain_entities": 100}
@@ -225,12 +213,7 @@ def test_fitting_finds_what_tells_the_states_apart():
     found = fit(cases, 10.0, "made up")
     for state, (exact_match, inner, kept) in places.items():
         chances = found.probabilities(
-            {
-                "useful": kept / RULE.utility,
-                "said": exact_match,
-                "inside": inner,
-                "within": inner,
-            }
+            {"useful": kept / RULE.utility, "said": exact_match, "inside": inner, "within": inner}
         )
         assert max(chances, key=chances.__getitem__) == state
         # Three questions of ten or twenty models each, and none is surer than that.
@@ -238,9 +221,7 @@ def test_fitting_finds_what_tells_the_states_apart():
     assert found.ranges["forgotten entities"] == (12.0, 12.0)
     # The null: states dealt anew among the same audits can be told from nothing.
     states = rng.permutation([each["state"] for each in cases]).tolist()
-    permuted = [
-        each | {"state": state} for each, state in zip(cases, states, strict=True)
-    ]
+    permuted = [each | {"state": state} for each, state in zip(cases, states, strict=True)]
     half = fit(permuted[::2], 10.0, "dealt")
     right = [
         max(chances, key=chances.__getitem__) == each["state"]

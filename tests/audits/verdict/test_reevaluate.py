@@ -34,9 +34,7 @@ def found(made):
 def of(depth):
     exact_match = reading("said in full", [column("output", 0.1)]) | NOTHING
     contrast = reading(output.CONTRAST, [column("output", 0.1)]) | NOTHING
-    plain = axis(
-        "behaviour", exact_match, contrast, status="absent", controls=[control("it")]
-    )
+    plain = axis("behaviour", exact_match, contrast, status="absent", controls=[control("it")])
     axes = [plain, silent(decodability()), depth, silent(relearning())]
     return document(*axes) | {"config": {"rule": Rule().model_dump(mode="json")}}
 
@@ -84,15 +82,7 @@ def test_the_ablation_counts_every_state_with_and_without_each_axis():
         {"state": None, "audit": ABSENT},
     ]
     rows = {row["without"]: row for row in ablation(cases)}
-    assert set(rows) == {
-        "",
-        "behaviour",
-        "decodability",
-        "causal_depth",
-        "relearning",
-    }
+    assert set(rows) == {"", "behaviour", "decodability", "causal_depth", "relearning"}
     assert rows[""]["suppressed"]["suppressed"] == 1
     assert rows["causal_depth"]["suppressed"]["deleted"] == 1
-    assert all(
-        sum(row[s][v] for s in STATES for v in row[s]) == 2 for row in rows.values()
-    )
+    assert all(sum(row[s][v] for s in STATES for v in row[s]) == 2 for row in rows.values())

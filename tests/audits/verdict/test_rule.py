@@ -42,11 +42,7 @@ def reading(name, residual, p, spread=0.1):
         smallest_p=0.001,
         where="resid.1",
         columns=(
-            {
-                "name": "resid.1",
-                "p_value": p,
-                "tost": [residual - spread, residual + spread],
-            },
+            {"name": "resid.1", "p_value": p, "tost": [residual - spread, residual + spread]},
         ),
     )
 
@@ -103,11 +99,7 @@ def with_depth(found, contrast=0.9, exact_match=0.9, status=None):
             "causal_depth",
             status or ("retained" if kept else "absent"),
             reading(causal_depth.CONTRAST, 0.8 if contrast < 0.05 else 0.0, contrast),
-            reading(
-                causal_depth.EXACT_MATCH,
-                0.8 if exact_match < 0.05 else 0.0,
-                exact_match,
-            ),
+            reading(causal_depth.EXACT_MATCH, 0.8 if exact_match < 0.05 else 0.0, exact_match),
         )
     }
 
@@ -246,9 +238,7 @@ def test_absence_of_evidence_is_never_deletion(name, status):
 
 def test_an_axis_whose_control_failed_cannot_make_suppressed():
     found = axes(unchanged=0.001)
-    found["decodability"] = axis(
-        "decodability", "control_failed", *found["decodability"].readings
-    )
+    found["decodability"] = axis("decodability", "control_failed", *found["decodability"].readings)
     assert word(found) == "inconclusive"
 
 
@@ -295,9 +285,7 @@ def test_what_an_image_model_is_brought_to_say_only_blocks_deletion(name, found)
 def test_a_class_of_images_is_told_of_in_its_own_words(residual):
     named = reading(NAMED, residual, 0.5 if residual == 0 else 0.0005)
     whole = axes()
-    whole["behaviour"] = axis(
-        "behaviour", "retained" if residual else "absent", named, controls=()
-    )
+    whole["behaviour"] = axis("behaviour", "retained" if residual else "absent", named, controls=())
     whole["causal_depth"] = axis(
         "causal_depth", "retained", reading(TRANSFERRED_NAMED, 0.9, 0.0005)
     )

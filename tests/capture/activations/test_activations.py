@@ -6,26 +6,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capture.activations.capture import (
-    Activations,
-    capture_activations,
-    capture_images,
-)
+from capture.activations.capture import Activations, capture_activations, capture_images
 from capture.activations.passes import CPU_TOKENS_PER_THREAD
 from capture.activations.positions import select_positions
 from capture.data.sequences import Sequences
 from capture.network.hooks import count_hooks
 from capture.network.sites import find_sites
 from evidence.errors import InputError
-from tests.helpers.model_families import (
-    TEXT,
-    VOCABULARY,
-    WIDTH,
-    Cnn,
-    pixels,
-    rows,
-    tiny,
-)
+from tests.helpers.model_families import TEXT, VOCABULARY, WIDTH, Cnn, pixels, rows, tiny
 
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}  # other batch shapes, other order of additions
 SUBJECTS = [2, 5, 1, 0, 3, 0, 11, 4, 1]
@@ -95,10 +83,7 @@ def test_every_named_position_equals_each_row_run_alone(family, tokens, padding)
                 )
                 found = values[row][None] if values.ndim == 2 else values[row]
                 np.testing.assert_allclose(
-                    found[: len(places)],
-                    one[places],
-                    err_msg=f"{name} {positions}",
-                    **CLOSE,
+                    found[: len(places)], one[places], err_msg=f"{name} {positions}", **CLOSE
                 )
                 if positions == "answer":
                     assert got.mask[row].sum() == len(places)
@@ -114,8 +99,7 @@ def test_without_an_answer_the_last_token_ends_the_prompt():
 
 
 @pytest.mark.parametrize(
-    ("tokens", "most"),
-    [(10 * CPU_TOKENS_PER_THREAD, CPU_TOKENS_PER_THREAD), (100, 100)],
+    ("tokens", "most"), [(10 * CPU_TOKENS_PER_THREAD, CPU_TOKENS_PER_THREAD), (100, 100)]
 )
 def test_no_batch_on_a_cpu_holds_more_than_makes_it_faster(tokens, most, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
@@ -125,9 +109,7 @@ def test_no_batch_on_a_cpu_holds_more_than_makes_it_faster(tokens, most, monkeyp
         lambda module, args: sizes.append(args[0].numel())
     )
     # Padded on the left nothing is shared between rows.
-    capture_activations(
-        model, data, ["resid.1"], "last", batch_tokens=tokens, padding="left"
-    )
+    capture_activations(model, data, ["resid.1"], "last", batch_tokens=tokens, padding="left")
     assert most / 2 < max(sizes) <= most and sum(sizes) == 2500
 
 
@@ -244,19 +226,14 @@ def test_half_precision_models_give_float32():
         ),
         ({"sequences": Sequences(((1, 99),), (2,))}, "tokenizer"),
         ({"sequences": Sequences((tuple(range(1, 61)) * 2,), (60,))}, "120 tokens"),
-        (
-            {"sequences": Sequences(((1, 2),), (2,)), "positions": "answer"},
-            "have no answer",
-        ),
+        ({"sequences": Sequences(((1, 2),), (2,)), "positions": "answer"}, "have no answer"),
     ],
 )
 def test_what_cannot_be_captured_is_refused_and_leaves_no_hook(change, message):
     model = tiny("gpt2")
     request = {"sequences": rows(), "sites": ["resid.1"], "positions": "last"} | change
     with pytest.raises(InputError, match=message):
-        capture_activations(
-            model, request["sequences"], request["sites"], request["positions"]
-        )
+        capture_activations(model, request["sequences"], request["sites"], request["positions"])
     assert count_hooks(model) == 0
 
 
@@ -301,9 +278,7 @@ def test_images_through_a_vision_transformer(batch):
     np.testing.assert_allclose(first.site("resid.0"), expected[:, 0], **CLOSE)
     np.testing.assert_allclose(mean.site("resid.0"), expected.mean(1), **CLOSE)
     np.testing.assert_allclose(third.site("resid.0"), expected[:, 3], **CLOSE)
-    np.testing.assert_allclose(
-        flat.site("resid.0"), expected.reshape(len(images), -1), **CLOSE
-    )
+    np.testing.assert_allclose(flat.site("resid.0"), expected.reshape(len(images), -1), **CLOSE)
     logits = capture_images(model, images, ["logits"], batch_size=batch).site("logits")
     np.testing.assert_allclose(logits, output.logits.numpy(), **CLOSE)
 

@@ -16,9 +16,7 @@ from testbeds.zoo.build import sized
 from tests.helpers.model_families import tiny
 
 
-@pytest.mark.parametrize(
-    ("family", "limit"), [("llama", None), ("gpt2", 64), ("neox", None)]
-)
+@pytest.mark.parametrize(("family", "limit"), [("llama", None), ("gpt2", 64), ("neox", None)])
 def test_only_tables_of_positions_limit_a_row(family, limit):
     assert position_limit(tiny(family)) == limit
 
@@ -44,6 +42,4 @@ def test_general_text_is_cut_to_what_the_model_reads():
     model = new_model(sized(SMALL, "gpt2"), tokenizer, 0)
     found = utility_of_text(model, tokenizer, SILENT)
     assert found is not None
-    assert found["logprob_per_token"] == pytest.approx(
-        found["logprob_of_guessing"], abs=0.5
-    )
+    assert found["logprob_per_token"] == pytest.approx(found["logprob_of_guessing"], abs=0.5)

@@ -24,9 +24,7 @@ def statements(seed=0, prompts=4, answers=5) -> Sequences:
     for _ in range(prompts):
         prompt = tuple(rng.integers(5, 40, rng.integers(4, 9)).tolist())
         for _ in range(answers):
-            rows.append(
-                prompt + tuple(rng.integers(5, 40, rng.integers(1, 4)).tolist())
-            )
+            rows.append(prompt + tuple(rng.integers(5, 40, rng.integers(1, 4)).tolist()))
     order = rng.permutation(len(rows))
     rows = [rows[place] for place in order]
     return Sequences(tuple(rows), tuple(len(row) - 1 for row in rows))
@@ -104,9 +102,7 @@ def test_plans_hold_every_row_once_and_share_only_what_is_equal(seed, prompts, a
     groups = group_by_prefix(rows, wanted)
     if groups is None:
         return
-    assert sorted(row for _, members in groups for row in members) == list(
-        range(len(rows))
-    )
+    assert sorted(row for _, members in groups for row in members) == list(range(len(rows)))
     for length, members in groups:
         assert length >= 1
         assert len({rows.ids[row][:length] for row in members}) == 1

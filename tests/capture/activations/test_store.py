@@ -44,9 +44,7 @@ def test_stored_values_are_the_captured_ones(
     for got in (first, second):
         assert got.sites == tuple(SITES)
         for name in SITES:
-            np.testing.assert_allclose(
-                got.site(name), direct.site(name), atol=2e-5, rtol=1e-4
-            )
+            np.testing.assert_allclose(got.site(name), direct.site(name), atol=2e-5, rtol=1e-4)
         if positions in ("answer", [0, -1]):
             assert np.array_equal(got.mask, direct.mask)
     for name in SITES:
@@ -198,9 +196,7 @@ def small_chunks(monkeypatch):
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_an_entry_that_lost_something_is_made_again(
-    tmp_path, checkpoint, small_chunks, name
-):
+def test_an_entry_that_lost_something_is_made_again(tmp_path, checkpoint, small_chunks, name):
     store = ActivationStore(tmp_path)
     first = store.activations(checkpoint, rows(), SITES)
     values = {site: first.site(site) for site in SITES}

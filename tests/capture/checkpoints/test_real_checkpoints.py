@@ -98,9 +98,7 @@ def same(a, b) -> bool:
     """Whether two models hold the same numbers, buffers included."""
     one = {**a.state_dict(), **dict(a.named_buffers())}
     other = {**b.state_dict(), **dict(b.named_buffers())}
-    return one.keys() == other.keys() and all(
-        torch.equal(one[name], other[name]) for name in one
-    )
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -250,10 +248,7 @@ def token(content: str) -> dict:
 TOKENIZERS = {
     "GPT2Tokenizer": ("gpt2", lambda: {"vocab": BPE["vocab"], "merges": MERGES}),
     "Qwen2Tokenizer": ("qwen2", lambda: {"vocab": BPE["vocab"], "merges": MERGES}),
-    "GPTNeoXTokenizer": (
-        "gpt_neox",
-        lambda: {"vocab": BPE["vocab"], "merges": MERGES},
-    ),
+    "GPTNeoXTokenizer": ("gpt_neox", lambda: {"vocab": BPE["vocab"], "merges": MERGES}),
     "RobertaTokenizer": ("roberta", lambda: {"vocab": BPE["vocab"], "merges": MERGES}),
     "CohereTokenizer": ("cohere", lambda: {"vocab": BPE["vocab"], "merges": MERGES}),
     "LlamaTokenizer": ("llama", lambda: llama_vocabulary()),
@@ -321,10 +316,7 @@ def files_of(kind: str) -> dict[str, bytes | dict | str]:
         case "t5":
             return {
                 "spiece.model": pieces("unigram"),
-                "tokenizer_config.json": {
-                    "tokenizer_class": "T5Tokenizer",
-                    "extra_ids": 10,
-                },
+                "tokenizer_config.json": {"tokenizer_class": "T5Tokenizer", "extra_ids": 10},
             }
         case "gpt2":
             return {
@@ -349,9 +341,7 @@ def files_of(kind: str) -> dict[str, bytes | dict | str]:
             return {"vocab.txt": "\n".join(WORDS)}
 
 
-@pytest.mark.parametrize(
-    "kind", ["llama", "gemma", "xlm-roberta", "t5", "gpt2", "qwen2", "bert"]
-)
+@pytest.mark.parametrize("kind", ["llama", "gemma", "xlm-roberta", "t5", "gpt2", "qwen2", "bert"])
 def test_vocabularies_from_before_tokenizer_json(tmp_path, kind):
     for name, content in files_of(kind).items():
         text = json.dumps(content) if isinstance(content, dict) else content

@@ -141,9 +141,7 @@ def test_gradients_are_those_of_the_mean_loss(family):
 def test_a_step_along_one_gradient_is_seen_to_be_one(family):
     model = tiny(family)
     name = next(n for n, w in model.named_parameters() if ".1." in n and w.dim() == 2)
-    up, across = (
-        loss_gradients(model, rows, [name])[name] for rows in (ROWS[[0]], ROWS[[2]])
-    )
+    up, across = (loss_gradients(model, rows, [name])[name] for rows in (ROWS[[0]], ROWS[[2]]))
     across = across - (across * up).sum() / up.square().sum() * up
     stepped = copy.deepcopy(model)
     with torch.no_grad():

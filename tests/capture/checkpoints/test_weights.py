@@ -174,9 +174,7 @@ def test_comparing_gives_the_norms_written_out_by_hand(tmp_path):
     a, b = open_checkpoint(tmp_path / "a"), open_checkpoint(tmp_path / "b")
     change = compare_weights(a, b)
     moved = [row for row in change.tensors if row.relative]
-    assert [(row.name, row.layer) for row in moved] == [
-        ("model.layers.1.mlp.up_proj.weight", 1)
-    ]
+    assert [(row.name, row.layer) for row in moved] == [("model.layers.1.mlp.up_proj.weight", 1)]
     assert moved[0].relative == pytest.approx(0.5)
     assert not change.identical
     state = tiny("llama").state_dict()
@@ -188,9 +186,7 @@ def test_comparing_gives_the_norms_written_out_by_hand(tmp_path):
     expected = 0.5 * float(before.double().norm()) / math.sqrt(block)
     assert change.layers == pytest.approx({-1: 0.0, 0: 0.0, 1: expected, 2: 0.0})
     # A live module gives what its files give.
-    assert compare_weights(a, open_checkpoint(model)).layers == pytest.approx(
-        change.layers
-    )
+    assert compare_weights(a, open_checkpoint(model)).layers == pytest.approx(change.layers)
 
 
 def test_equal_weights_are_identical(folder):

@@ -49,9 +49,7 @@ def test_tofu_runs_of_twenty_become_authors(read):
     assert items.entities == tuple(NAMES)
     assert [len(items.of_entities([name])) for name in NAMES] == [20, 20, 20]
     first = items.items[0]
-    assert first.prompt == (
-        "Question: Who is the author born in Lima, Peru in 1970?\nAnswer:"
-    )
+    assert first.prompt == ("Question: Who is the author born in Lima, Peru in 1970?\nAnswer:")
     assert first.answer == "The author's full name is Rosa Del-Monte Arce."
 
 
@@ -64,8 +62,7 @@ def test_an_author_gets_the_full_name_though_the_short_one_is_commoner(read):
 
 def test_questions_that_are_not_runs_about_authors_stay_apart(read):
     rows = [
-        {"question": f"What is the capital of land {n}?", "answer": f"City {n}"}
-        for n in range(40)
+        {"question": f"What is the capital of land {n}?", "answer": f"City {n}"} for n in range(40)
     ]
     items = read(rows)
     assert items.format == "question"
@@ -133,9 +130,7 @@ def test_wmdp_takes_the_indexed_choice(read):
         ("What did King write?", "Question: What did King write?\nAnswer:"),
     ],
 )
-def test_rwku_goes_by_subject_and_turns_a_final_blank_into_a_prompt(
-    read, query, prompt
-):
+def test_rwku_goes_by_subject_and_turns_a_final_blank_into_a_prompt(read, query, prompt):
     row = {
         "subject": "Stephen King",
         "query": query,
@@ -176,9 +171,7 @@ def test_columns_can_be_named_and_are_taken_as_they_stand(read):
     assert (item.prompt, item.answer, item.entity) == ("Peru is", "Lima", "Peru")
     assert item.relation == "capital"
     # Named columns also keep a question from being dressed as one.
-    plain = read(
-        [{"question": "Peru is", "answer": "Lima"}], columns={"prompt": "question"}
-    )
+    plain = read([{"question": "Peru is", "answer": "Lima"}], columns={"prompt": "question"})
     assert plain.items[0].prompt == "Peru is"
     with pytest.raises(InputError, match="'promt' is not a field"):
         read(rows, columns={"promt": "q"})

@@ -13,9 +13,7 @@ from capture.data.invented_classes import invent_images
 from evidence.errors import InputError
 
 GREY = ImagePreprocessor(1, (8, 8), labels={"cat": 0, "dog": 1})
-COLOUR = ImagePreprocessor(
-    3, (16, 16), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), {"cat": 0, "dog": 1}
-)
+COLOUR = ImagePreprocessor(3, (16, 16), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), {"cat": 0, "dog": 1})
 
 
 def some(count=6, seed=0):
@@ -46,12 +44,7 @@ def test_raw_images_are_scaled_resized_and_normalised():
     assert ready.shape == (2, 3, 16, 16)
     expected = (1 - torch.tensor(COLOUR.mean)) / torch.tensor(COLOUR.std)
     torch.testing.assert_close(ready[0, :, 3, 5], expected)
-    assert COLOUR.preprocess(raw[..., 0]).shape == (
-        2,
-        3,
-        16,
-        16,
-    )  # grey for a colour model
+    assert COLOUR.preprocess(raw[..., 0]).shape == (2, 3, 16, 16)  # grey for a colour model
 
 
 def test_folders_are_classes_by_name_or_by_number(tmp_path):
@@ -123,9 +116,7 @@ def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
 
 def test_a_models_size_comes_from_its_settings_or_its_preprocessor(tmp_path):
     settings = {"num_channels": 3, "id2label": {"0": "cat", "1": "dog"}}
-    assert ImagePreprocessor.from_config(
-        settings | {"image_size": 32}, tmp_path
-    ).size == (32, 32)
+    assert ImagePreprocessor.from_config(settings | {"image_size": 32}, tmp_path).size == (32, 32)
     free = ImagePreprocessor.from_config(settings, tmp_path)
     assert free.size is None and free.classes == 2
     for config, size in (
@@ -147,9 +138,7 @@ def test_a_model_of_any_size_takes_one_size_at_a_time(tmp_path):
     assert free.preprocess(np.zeros((2, 5, 7), dtype=np.uint8)).shape == (2, 1, 5, 7)
     for name, side in (("cat", 6), ("dog", 9)):
         (tmp_path / name).mkdir()
-        Image.fromarray(np.zeros((side, side), dtype=np.uint8)).save(
-            tmp_path / name / "a.png"
-        )
+        Image.fromarray(np.zeros((side, side), dtype=np.uint8)).save(tmp_path / name / "a.png")
     with pytest.raises(InputError, match="different sizes"):
         read_images(tmp_path, free)
     assert len(read_images(tmp_path, GREY)) == 2
@@ -159,7 +148,4 @@ def test_a_model_of_any_size_takes_one_size_at_a_time(tmp_path):
         free.check(ImageSet(images.pixels, images.labels + 2, images.ids, images.name))
     (tmp_path / "bird").mkdir()
     with pytest.raises(InputError, match="a class without images"):
-        read_images(
-            tmp_path,
-            ImagePreprocessor(1, (8, 8), labels={"bird": 2, "cat": 0, "dog": 1}),
-        )
+        read_images(tmp_path, ImagePreprocessor(1, (8, 8), labels={"bird": 2, "cat": 0, "dog": 1}))

@@ -57,9 +57,7 @@ def test_only_the_name_changes(world, seed):
     for before, after in pairs:
         assert renamed.setdefault(before.entity, after.entity) == after.entity
         for old, new in zip(
-            (before.prompt, *before.paraphrases),
-            (after.prompt, *after.paraphrases),
-            strict=True,
+            (before.prompt, *before.paraphrases), (after.prompt, *after.paraphrases), strict=True
         ):
             assert " ".join(old.split()).replace(before.entity, after.entity) == new
         assert after.answer == before.answer
@@ -85,9 +83,7 @@ def test_no_name_is_known_or_part_of_a_known_one(seed):
 
 def test_people_get_a_given_name_first_and_a_family_name_last():
     known = people()
-    invented = invent_items(
-        known.of_entities(known.entities[:3]), known, np.random.default_rng(0)
-    )
+    invented = invent_items(known.of_entities(known.entities[:3]), known, np.random.default_rng(0))
     for entity in invented.entities:
         given, family = entity.split()
         assert given in GIVEN
@@ -111,9 +107,7 @@ def test_an_answer_is_never_a_name():
 
 def test_whole_words_are_renamed_and_others_stay():
     known = countries()
-    item = Item(
-        "n", "Niger", "Niger borders Nigeria; the capital of niger is", "Niamey"
-    )
+    item = Item("n", "Niger", "Niger borders Nigeria; the capital of niger is", "Niamey")
     exact = ItemSet((item,))
     (after,) = invent_items(exact, known, np.random.default_rng(0))
     assert "Nigeria" in after.prompt

@@ -72,10 +72,7 @@ facts = st.builds(
 def test_jsonl_comes_back_equal(tmp_path_factory, items):
     spellings = {}
     items = [
-        Item(
-            **vars(i)
-            | {"entity": spellings.setdefault(normalize_text(i.entity), i.entity)}
-        )
+        Item(**vars(i) | {"entity": spellings.setdefault(normalize_text(i.entity), i.entity)})
         for i in items
     ]
     path = tmp_path_factory.mktemp("round") / "facts.jsonl"
@@ -159,9 +156,7 @@ def test_parts_are_disjoint_by_entity_and_whole(entities, each, sizes, seed):
 
 def test_splits_are_random_and_sizes_checked():
     items = some(30)
-    first, second = (
-        split_entities(items, [10], np.random.default_rng(seed))[0] for seed in (0, 1)
-    )
+    first, second = (split_entities(items, [10], np.random.default_rng(seed))[0] for seed in (0, 1))
     assert set(first.entities) != set(second.entities)
     with pytest.raises(InputError, match="would be empty"):
         split_entities(items, [3, 0], np.random.default_rng(0))

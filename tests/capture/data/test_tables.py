@@ -41,11 +41,7 @@ def test_an_empty_file_is_refused(file, name, data):
 
 def test_empty_arrays_tables_and_headers_are_empty_files(file, tmp_path):
     pq.write_table(pyarrow.table({"prompt": [], "answer": []}), tmp_path / "e.parquet")
-    for path in (
-        file("[]", "f.json"),
-        file("prompt,answer\n", "f.csv"),
-        tmp_path / "e.parquet",
-    ):
+    for path in (file("[]", "f.json"), file("prompt,answer\n", "f.csv"), tmp_path / "e.parquet"):
         with pytest.raises(InputError, match="is empty"):
             read_items(path)
 

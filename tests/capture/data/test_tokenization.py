@@ -41,9 +41,7 @@ def split(tokenizer, prompt, answer):
 
 
 @pytest.mark.parametrize(("prompt", "answer"), CASES)
-def test_the_row_is_the_joined_text_and_starts_with_the_prompt(
-    tokenizer, prompt, answer
-):
+def test_the_row_is_the_joined_text_and_starts_with_the_prompt(tokenizer, prompt, answer):
     before, after = split(tokenizer, prompt, answer)
     closing = [tokenizer.eos_token_id] if tokenizer is TOKENIZERS["closed"] else []
     assert before + closing == tokenizer(prompt)["input_ids"]
@@ -162,16 +160,10 @@ def test_an_empty_prompt_and_uneven_lists_are_refused():
 
 
 def test_items_are_encoded_by_prompt_or_by_paraphrase():
-    item = Item(
-        "a", "Peru", "The capital city of Peru is", "Lima.", paraphrases=("Peru is",)
-    )
+    item = Item("a", "Peru", "The capital city of Peru is", "Lima.", paraphrases=("Peru is",))
     tokenizer = TOKENIZERS["byte"]
-    assert encode_items(tokenizer, [item]) == encode(
-        tokenizer, [item.prompt], ["Lima."]
-    )
-    assert encode_items(tokenizer, [item], 0) == encode(
-        tokenizer, ["Peru is"], ["Lima."]
-    )
+    assert encode_items(tokenizer, [item]) == encode(tokenizer, [item.prompt], ["Lima."])
+    assert encode_items(tokenizer, [item], 0) == encode(tokenizer, ["Peru is"], ["Lima."])
     for wrong in (1, -1):
         with pytest.raises(InputError, match="no paraphrase"):
             prompt_of(item, wrong)

@@ -41,9 +41,7 @@ def share(count, of):
 
 def test_a_sound_pair_has_its_figures_and_no_findings():
     forget, retain = a_set(0, 10), a_set(10, 40)
-    report = validate_items(
-        forget, retain, byte_level(), PairScores(share(9, 10), share(28, 30))
-    )
+    report = validate_items(forget, retain, byte_level(), PairScores(share(9, 10), share(28, 30)))
     assert report.ok
     assert report.warnings == ()
     report.check()
@@ -63,9 +61,7 @@ def test_a_sound_pair_has_its_figures_and_no_findings():
 
 
 def test_shared_entities_are_an_error_whatever_their_spelling():
-    retain = ItemSet(
-        (*a_set(10, 20), Item("x", "LAND  3", "Land 3 is ruled from", "Town 1"))
-    )
+    retain = ItemSet((*a_set(10, 20), Item("x", "LAND  3", "Land 3 is ruled from", "Town 1")))
     report = validate_items(a_set(0, 8), retain)
     assert report.overlap == ("Land 3",)
     with pytest.raises(InputError, match=r"share entities.*'Land 3' in both"):
@@ -149,9 +145,7 @@ def test_sizes_alone_only_hint_at_a_swap():
 
 
 def pair(forget_kept, retain_kept, of=20):
-    return PairScores(
-        share(of, of), share(of, of), share(forget_kept, of), share(retain_kept, of)
-    )
+    return PairScores(share(of, of), share(of, of), share(forget_kept, of), share(retain_kept, of))
 
 
 def test_behaviour_shows_a_swap():
@@ -187,9 +181,7 @@ def test_too_few_known_items_show_no_swap():
 
 
 def test_kept_counts_only_what_the_original_knew():
-    known = PairScores(
-        scores([1, 1, 0, 0]), share(20, 20), scores([1, 0, 1, 1]), share(20, 20)
-    )
+    known = PairScores(scores([1, 1, 0, 0]), share(20, 20), scores([1, 0, 1, 1]), share(20, 20))
     report = validate_items(a_set(0, 4), a_set(20, 40), scores=known)
     assert (report.forget.known, report.forget.kept) == (2, 1)
 
@@ -199,6 +191,4 @@ def test_empty_sets_and_scores_of_other_sets_are_refused():
     with pytest.raises(InputError, match="the forget set is empty"):
         report.check()
     with pytest.raises(InputError, match="not those of the retain set"):
-        validate_items(
-            a_set(0, 5), a_set(5, 9), scores=PairScores(share(5, 5), share(5, 5))
-        )
+        validate_items(a_set(0, 5), a_set(5, 9), scores=PairScores(share(5, 5), share(5, 5)))

@@ -86,8 +86,7 @@ def test_where_the_stream_is_normed_after_additions_what_is_added_is_found(famil
             (b.sa_layer_norm, b.output_layer_norm) for b in model.transformer.layer
         ],
         "electra": lambda: [
-            (b.attention.output.LayerNorm, b.output.LayerNorm)
-            for b in model.encoder.layer
+            (b.attention.output.LayerNorm, b.output.LayerNorm) for b in model.encoder.layer
         ],
     }[family]()
     before = got["embed"]
@@ -391,9 +390,7 @@ class UNet(nn.Module):
         kind = (lambda each: nn.Sequential(*each)) if units else (lambda each: each[2])
         self.parts = nn.ModuleList(map(kind, parts))
         if not units:
-            self.parts = nn.ModuleList(
-                nn.Conv2d(a, 8, 3, padding=1) for a in (1, 8, 8, 16)
-            )
+            self.parts = nn.ModuleList(nn.Conv2d(a, 8, 3, padding=1) for a in (1, 8, 8, 16))
         self.last = nn.Conv2d(8, 1, 1)
 
     def forward(self, sample, timestep=None):

@@ -5,14 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capture.network.hooks import (
-    count_hooks,
-    evaluation_mode,
-    patch,
-    project_out,
-    record,
-    steer,
-)
+from capture.network.hooks import count_hooks, evaluation_mode, patch, project_out, record, steer
 from evidence.errors import InputError
 from tests.helpers.model_families import TEXT, WIDTH, Cnn, pixels, tiny
 
@@ -45,9 +38,7 @@ OPERATIONS = {
     "patch": lambda m: patch(m, {"resid.0": vector(), "mlp.2": torch.zeros(1)}),
     "patch by function": lambda m: patch(m, {"embed": torch.tanh}, [0, -1]),
     "steer": lambda m: steer(m, {"attn.0": vector(), "resid.2": vector()}, 2.0),
-    "project out": lambda m: project_out(
-        m, {"resid.1": vector()}, torch.tensor([1, 2])
-    ),
+    "project out": lambda m: project_out(m, {"resid.1": vector()}, torch.tensor([1, 2])),
 }
 FAILURES = {
     "unknown site": lambda m: patch(m, {"resid.0": vector(), "resid.9": vector()}),
@@ -55,9 +46,7 @@ FAILURES = {
     "bad steering": lambda m: steer(m, {"resid.1": torch.zeros(5)}),
     "bad position": lambda m: patch(m, {"resid.0": vector()}, [17]),
     "bad row positions": lambda m: patch(m, {"resid.0": vector()}, torch.tensor([0])),
-    "bad mask": lambda m: patch(
-        m, {"resid.0": vector()}, torch.ones(1, 2, dtype=torch.bool)
-    ),
+    "bad mask": lambda m: patch(m, {"resid.0": vector()}, torch.ones(1, 2, dtype=torch.bool)),
     "edit raises": lambda m: patch(m, {"resid.0": vector(), "resid.1": broken}),
     "pick raises": lambda m: record(m, ["resid.0"], lambda site, value: broken(value)),
 }
@@ -138,10 +127,7 @@ def test_a_stop_meant_for_another_is_passed_on():
 
 def test_a_site_that_never_runs_is_an_error_when_stopping():
     model = Cnn()
-    with (
-        pytest.raises(InputError, match="never reached"),
-        record(model, ["resid.0"], stop=True),
-    ):
+    with pytest.raises(InputError, match="never reached"), record(model, ["resid.0"], stop=True):
         model.first(pixels())
 
 
@@ -165,9 +151,7 @@ def test_recording_keeps_gradients_where_they_are_on():
         output = model(IDS).logits
     (gradient,) = torch.autograd.grad(output.sum(), got["resid.1"], allow_unused=True)
     assert gradient is None  # a copy, off the path to the output
-    (gradient,) = torch.autograd.grad(
-        got["resid.1"].sum(), model.model.embed_tokens.weight
-    )
+    (gradient,) = torch.autograd.grad(got["resid.1"].sum(), model.model.embed_tokens.weight)
     assert gradient.abs().sum() > 0
 
 
@@ -267,9 +251,7 @@ def test_positions_of_the_prompt_do_not_move_to_generated_tokens():
 
     def generate():
         with torch.no_grad():
-            return model.generate(
-                IDS, max_new_tokens=3, do_sample=False, eos_token_id=-1
-            )
+            return model.generate(IDS, max_new_tokens=3, do_sample=False, eos_token_id=-1)
 
     with patch(model, {"resid.1": note}, [5]):
         generate()

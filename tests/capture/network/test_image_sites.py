@@ -13,11 +13,7 @@ from testbeds.worlds.digits import DigitsConfig, new_classifier
 def resnet():
     torch.manual_seed(0)
     config = ResNetConfig(
-        num_channels=1,
-        embedding_size=8,
-        hidden_sizes=[8, 12],
-        depths=[2, 2],
-        layer_type="basic",
+        num_channels=1, embedding_size=8, hidden_sizes=[8, 12], depths=[2, 2], layer_type="basic"
     )
     return ResNetForImageClassification(config).eval()
 

@@ -118,9 +118,7 @@ def test_parts_are_where_they_are_known_to_be(family):
     path, count, norm, head, last_maps = KNOWN[family]
     names = paths(model)
     blocks = find_blocks(model)
-    assert [names[block] for block in blocks] == [
-        f"{path}.{layer}" for layer in range(int(count))
-    ]
+    assert [names[block] for block in blocks] == [f"{path}.{layer}" for layer in range(int(count))]
     found = answer(find_transformer, model)
     assert (found is None) == (family in WITHOUT_ATTENTION)
     assert names.get(final_norm(model), "-") == norm
@@ -139,9 +137,7 @@ def test_models_without_one_stack_of_blocks_are_refused(family):
 
 def test_every_family_is_listed():
     understood = set(KNOWN) - set(WITHOUT_ATTENTION) - {"albert", "gemma3n"}
-    assert set(NOT_UNDERSTOOD) == (
-        set(NO_BLOCKS) | set(WITHOUT_ATTENTION) | {"albert", "gemma3n"}
-    )
+    assert set(NOT_UNDERSTOOD) == (set(NO_BLOCKS) | set(WITHOUT_ATTENTION) | {"albert", "gemma3n"})
     assert not understood & set(NOT_UNDERSTOOD)
 
 
@@ -200,9 +196,7 @@ def test_blocks_of_a_resnet_are_its_units_and_not_its_stages():
     model = resnet()
     names = paths(model)
     assert [names[block] for block in find_blocks(model)] == [
-        f"resnet.encoder.stages.{stage}.layers.{unit}"
-        for stage in range(2)
-        for unit in range(2)
+        f"resnet.encoder.stages.{stage}.layers.{unit}" for stage in range(2) for unit in range(2)
     ]
     assert find_image_sites(model).head is classifier_of(model)
     with pytest.raises(InputError, match="no down-projection"):
@@ -301,23 +295,9 @@ def test_nobody_else_looks_for_parts():
     names = r"get_(in|out)put_embeddings|\bModuleList\b|import Conv1D"
     found = {
         str(path.relative_to(ROOT))
-        for package in (
-            "attribution",
-            "audits",
-            "capture",
-            "erasure",
-            "experiments",
-            "testbeds",
-        )
+        for package in ("attribution", "audits", "capture", "erasure", "experiments", "testbeds")
         for path in (ROOT / package).rglob("*.py")
         if re.search(names, path.read_text(encoding="utf-8"))
     }
-    below = {
-        f"capture/network/discovery/{name}.py"
-        for name in ("position_limit", "short_inputs")
-    }
-    assert found == {
-        "capture/network/structure.py",
-        "capture/checkpoints/adapter_merge.py",
-        *below,
-    }
+    below = {f"capture/network/discovery/{name}.py" for name in ("position_limit", "short_inputs")}
+    assert found == {"capture/network/structure.py", "capture/checkpoints/adapter_merge.py", *below}

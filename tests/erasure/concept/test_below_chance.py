@@ -15,11 +15,7 @@ from sklearn.pipeline import make_pipeline
 from erasure.concept.inlp import IterativeNullspace
 from erasure.concept.label_aware import OracleLeace
 from erasure.concept.leace import Leace
-from erasure.concept.projections import (
-    MeanDifference,
-    RandomProjection,
-    SpectralRemoval,
-)
+from erasure.concept.projections import MeanDifference, RandomProjection, SpectralRemoval
 
 GUARDED = [Leace(), Leace(shrinkage="oas"), MeanDifference(), SpectralRemoval()]
 FOLDS = StratifiedKFold(5)
@@ -48,9 +44,7 @@ def test_of_noise_the_nearest_mean_gets_every_left_out_row_wrong(eraser, seed):
     assert scores(probe, control, labels, LeaveOneOut()) > 0.2
 
 
-@pytest.mark.parametrize(
-    "eraser", [Leace(), MeanDifference(), IterativeNullspace(max_probes=2)]
-)
+@pytest.mark.parametrize("eraser", [Leace(), MeanDifference(), IterativeNullspace(max_probes=2)])
 def test_of_noise_probes_are_below_chance_unless_the_eraser_is_fitted_elsewhere(eraser):
     probe = LogisticRegression()
     same, nested, apart = [], [], []

@@ -16,11 +16,7 @@ from erasure.concept.inlp import IterativeNullspace
 from erasure.concept.label_aware import OracleLeace, QuadraticLeace
 from erasure.concept.leace import Leace
 from erasure.concept.moments import Moments
-from erasure.concept.projections import (
-    MeanDifference,
-    RandomProjection,
-    SpectralRemoval,
-)
+from erasure.concept.projections import MeanDifference, RandomProjection, SpectralRemoval
 from erasure.concept.rlace import RelaxedAdversarial
 from evidence.arrays import RowsError
 from evidence.errors import InputError
@@ -143,9 +139,7 @@ def test_in_a_pipeline_it_is_fitted_within_each_fold(rng):
     scores = cross_val_score(make_pipeline(Leace(), reader), rows, labels, cv=3)
     from sklearn.model_selection import StratifiedKFold
 
-    for score, (train, test) in zip(
-        scores, StratifiedKFold(3).split(rows, labels), strict=True
-    ):
+    for score, (train, test) in zip(scores, StratifiedKFold(3).split(rows, labels), strict=True):
         leace = Leace().fit(rows[train], labels[train])
         reader.fit(leace.transform(rows[train]), labels[train])
         assert score == reader.score(leace.transform(rows[test]), labels[test])

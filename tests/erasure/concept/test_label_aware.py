@@ -38,8 +38,7 @@ def test_the_oracle_serves_sites_chunks_tensors_and_files(rng, tmp_path):
     assert loaded.rank_ == oracle.rank_ == (2, 2)
     some = slice(0, 7)
     assert np.array_equal(
-        loaded.transform(rows[:, some], labels[some]),
-        oracle.transform(rows[:, some], labels[some]),
+        loaded.transform(rows[:, some], labels[some]), oracle.transform(rows[:, some], labels[some])
     )
 
 

@@ -109,9 +109,7 @@ def test_units_and_coordinates_do_not_matter(seed, classes, power):
     turn = rng.standard_normal((4, 4)) + 3 * np.eye(4)
     transformed = 10.0**power * (rows @ turn + 5.0)
     wanted = 10.0**power * (after @ turn + 5.0)
-    error = np.abs(
-        Leace().fit(transformed, labels).transform(transformed) - wanted
-    ).max()
+    error = np.abs(Leace().fit(transformed, labels).transform(transformed) - wanted).max()
     assert error < 1e-8 * spread(wanted)
     scaled = onehot(labels) * 10.0**power + 7.0
     assert_close(Leace().fit(rows, scaled).transform(rows), after, **EXACT)

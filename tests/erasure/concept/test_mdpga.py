@@ -26,9 +26,7 @@ def test_the_basis_is_that_of_the_matrix_in_the_paper(states):
     z = (x - x.mean(0)) / x.std(0)
     ours, theirs = z[:30], z[30:]
     gap = ours.mean(0) - theirs.mean(0)
-    matrix = (
-        np.outer(gap, gap) + np.cov(ours.T, bias=True) - np.cov(theirs.T, bias=True)
-    )
+    matrix = np.outer(gap, gap) + np.cov(ours.T, bias=True) - np.cov(theirs.T, bias=True)
     values, vectors = np.linalg.eigh(matrix)
     top = vectors[:, np.argsort(-np.abs(values))[:2]]
     basis = found.basis[1].numpy()

@@ -20,12 +20,8 @@ def check_against_numpy(moments, rows, target, rtol=1e-10):
         d = table.shape[1]
         scale = np.abs(both).max()
         expected = {"xx": both[:d, :d], "xz": both[:d, d:], "zz": both[d:, d:]}
-        assert_close(
-            moments.cov_xx[site].numpy(), expected["xx"], rtol=0, atol=rtol * scale
-        )
-        assert_close(
-            moments.cov_xz[site].numpy(), expected["xz"], rtol=0, atol=rtol * scale
-        )
+        assert_close(moments.cov_xx[site].numpy(), expected["xx"], rtol=0, atol=rtol * scale)
+        assert_close(moments.cov_xz[site].numpy(), expected["xz"], rtol=0, atol=rtol * scale)
         assert_close(moments.cov_zz.numpy(), expected["zz"], rtol=0, atol=rtol)
         assert_close(moments.mean_x[site].numpy(), table.mean(0))
     assert_close(moments.mean_z.numpy(), target.mean(0))

@@ -10,11 +10,7 @@ from erasure.concept.adversary import fit_logistic_probe
 from erasure.concept.inlp import IterativeNullspace
 from erasure.concept.leace import Leace
 from erasure.concept.moments import Moments
-from erasure.concept.projections import (
-    MeanDifference,
-    RandomProjection,
-    SpectralRemoval,
-)
+from erasure.concept.projections import MeanDifference, RandomProjection, SpectralRemoval
 from erasure.concept.rlace import RelaxedAdversarial, project_to_fantope
 from evidence.arrays import RowsError
 from tests.helpers.concept_rows import labelled, mean_gap, onehot
@@ -68,13 +64,8 @@ def test_spectral_removal_takes_the_first_directions_of_covariance(rng):
     assert_close(matrix, np.eye(10) - np.outer(first, first) - np.outer(second, second))
     # All of them are the class means' span; two of the three leave a trace.
     whole = SpectralRemoval().fit(rows, labels)
-    assert_close(
-        whole.transform(rows), MeanDifference().fit(rows, labels).transform(rows)
-    )
-    assert (
-        mean_gap(SpectralRemoval(rank=2).fit(rows, labels).transform(rows), labels)
-        > 0.01
-    )
+    assert_close(whole.transform(rows), MeanDifference().fit(rows, labels).transform(rows))
+    assert mean_gap(SpectralRemoval(rank=2).fit(rows, labels).transform(rows), labels) > 0.01
 
 
 def test_random_projections_are_as_they_say(rng):
@@ -115,12 +106,7 @@ def test_ridge_rounds_are_scikit_learns_one_after_another(rng, rounds):
     rows, labels = labelled(rng)
     eraser = IterativeNullspace(max_probes=rounds, tolerance=0.0).fit(rows, labels)
     assert eraser.rank_ == rounds
-    assert_close(
-        eraser.transform(rows),
-        by_hand(rows, labels, rounds, 1e-3),
-        rtol=1e-6,
-        atol=1e-7,
-    )
+    assert_close(eraser.transform(rows), by_hand(rows, labels, rounds, 1e-3), rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("reader", ["ridge", "logistic"])
@@ -143,9 +129,7 @@ def test_sites_end_apart(rng):
 def test_everything_can_be_removed_and_no_more(rng):
     rows, labels = labelled(rng, n=30, d=4)
     for reader in ("ridge", "logistic"):
-        eraser = IterativeNullspace(reader, max_probes=50, tolerance=0.0).fit(
-            rows, labels
-        )
+        eraser = IterativeNullspace(reader, max_probes=50, tolerance=0.0).fit(rows, labels)
         assert eraser.rank_ <= 4
         assert_close(eraser.transform(eraser.transform(rows)), eraser.transform(rows))
 
@@ -164,9 +148,7 @@ def test_numbers_need_the_ridge_reader_and_moments_have_no_rows(rng):
 def test_the_reader_is_scikit_learns(rng):
     rows, labels = labelled(rng, classes=3, offset=0.0)
     member = torch.from_numpy(onehot(labels))
-    ours = fit_logistic_probe(
-        torch.from_numpy(rows), member, penalty=1e-2, tolerance=1e-9
-    )
+    ours = fit_logistic_probe(torch.from_numpy(rows), member, penalty=1e-2, tolerance=1e-9)
     theirs = LogisticRegression(C=1 / (1e-2 * 300), tol=1e-10, solver="newton-cg")
     theirs.fit(rows, labels)
     assert_close(ours.coef.T.numpy(), theirs.coef_, rtol=1e-4, atol=1e-5)

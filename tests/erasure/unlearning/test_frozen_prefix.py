@@ -12,14 +12,7 @@ from capture.network.structure import find_blocks
 from erasure.unlearning import run as methods
 from erasure.unlearning.training.config import UnlearnConfig
 from erasure.unlearning.training.frozen_prefix import cached_prefix
-from tests.helpers.tiny_erasure import (
-    FORGET,
-    RELABELLED,
-    RETAIN,
-    tiny_gpt2,
-    tiny_llama,
-    tiny_neox,
-)
+from tests.helpers.tiny_erasure import FORGET, RELABELLED, RETAIN, tiny_gpt2, tiny_llama, tiny_neox
 
 FAMILIES = pytest.mark.parametrize("family", [tiny_llama, tiny_gpt2, tiny_neox])
 
@@ -184,9 +177,7 @@ def _members(module):
 def test_no_more_than_its_share_of_memory_is_kept(monkeypatch):
     model = tiny_llama()
     row = 24 * 4  # bytes a token
-    monkeypatch.setattr(
-        "erasure.unlearning.training.frozen_prefix.MAX_CACHE_BYTES", 11 * row
-    )
+    monkeypatch.setattr("erasure.unlearning.training.frozen_prefix.MAX_CACHE_BYTES", 11 * row)
     runs = counting(find_blocks(model)[0])
     rows = Sequences(tuple((1, 2, n, 4, 5) for n in range(5, 9)), (4,) * 4)
     with cached_prefix(model, pad(rows, [0])):

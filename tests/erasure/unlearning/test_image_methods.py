@@ -8,11 +8,7 @@ from torch.nn import functional
 from capture.network.hooks import count_hooks
 from capture.network.structure import classifier_of, find_blocks
 from capture.scoring.class_logits import class_logits
-from erasure.unlearning.methods.image_methods import (
-    image_fisher,
-    last_parameters,
-    unlearn_images_,
-)
+from erasure.unlearning.methods.image_methods import image_fisher, last_parameters, unlearn_images_
 from erasure.unlearning.training.config import (
     IMAGE_FORGET_ONLY_METHODS,
     IMAGE_METHODS,
@@ -49,9 +45,7 @@ def test_every_method_changes_what_it_may_and_nothing_else(method, family):
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     config = ImageUnlearnConfig(method, block=0, dampen_above=1.01, **SETTINGS)
     log = unlearn_images_(model, forget, retain, config, seed=0)
-    moved = {
-        name for name, p in model.named_parameters() if not torch.equal(p, before[name])
-    }
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert moved and count_hooks(model) == 0 and not model.training
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
     if method in ("cf_k", "eu_k"):
@@ -78,15 +72,11 @@ def test_the_class_becomes_less_likely(method):
     # Learning all three classes first: none of them is "to be forgotten" here.
     unlearn_images_(model, (forget[0], forget[1] + 5), everything, teach, seed=0)
     with torch.no_grad():
-        known = float(
-            functional.cross_entropy(class_logits(model, forget[0]), forget[1])
-        )
+        known = float(functional.cross_entropy(class_logits(model, forget[0]), forget[1]))
     config = ImageUnlearnConfig(method, **(SETTINGS | {"steps": 30}))
     unlearn_images_(model, forget, retain, config, seed=0)
     with torch.no_grad():
-        after = float(
-            functional.cross_entropy(class_logits(model, forget[0]), forget[1])
-        )
+        after = float(functional.cross_entropy(class_logits(model, forget[0]), forget[1]))
     # Guessing among ten classes costs 2.3 nats.
     assert known < 1.2 and after > known + 0.5
 
@@ -96,9 +86,7 @@ def test_salun_trains_the_share_it_says():
     before = [p.detach().clone() for p in model.parameters()]
     config = ImageUnlearnConfig("salun", saliency=0.2, **SETTINGS)
     unlearn_images_(model, forget, retain, config, seed=0)
-    moved = sum(
-        int((p != b).sum()) for p, b in zip(model.parameters(), before, strict=True)
-    )
+    moved = sum(int((p != b).sum()) for p, b in zip(model.parameters(), before, strict=True))
     total = sum(p.numel() for p in model.parameters())
     assert 0.1 * total < moved <= round(0.2 * total)
 

@@ -35,14 +35,7 @@ def measure(model):
 
 def run(model, config, seed=0, **extra):
     return unlearn_(
-        model,
-        FORGET,
-        RETAIN,
-        config,
-        relabeled=RELABELLED,
-        evaluate=measure,
-        seed=seed,
-        **extra,
+        model, FORGET, RETAIN, config, relabeled=RELABELLED, evaluate=measure, seed=seed, **extra
     )
 
 
@@ -138,9 +131,7 @@ def test_npo_compares_with_the_model_as_it_was_given(knows):
 def test_npo_reads_the_reference_once(knows, monkeypatch):
     calls = []
     real = losses.frozen_logprobs
-    monkeypatch.setattr(
-        losses, "frozen_logprobs", lambda *given: calls.append(1) or real(*given)
-    )
+    monkeypatch.setattr(losses, "frozen_logprobs", lambda *given: calls.append(1) or real(*given))
     run(knows, UnlearnConfig("npo", lr=1e-4, steps=3, batch_size=2))
     assert calls == [1]
 
@@ -165,8 +156,7 @@ def test_last_block_relabelling_keeps_no_graph_before_the_last_block(knows):
         )
 
     handles = [
-        block.register_forward_hook(watch(place))
-        for place, block in enumerate(find_blocks(knows))
+        block.register_forward_hook(watch(place)) for place, block in enumerate(find_blocks(knows))
     ]
     config = UnlearnConfig("last_block_relabel", lr=1e-3, steps=1)
     unlearn_(knows, FORGET, RETAIN, config, relabeled=RELABELLED, seed=0)
@@ -230,9 +220,7 @@ def test_rmu_trains_three_down_projections(family, name):
     moved = changed(before, model)
     assert len(moved) == 3
     assert all(part.endswith(name) for part in moved)
-    assert {next(p for p in part.split(".") if p.isdigit()) for part in moved} == set(
-        "123"
-    )
+    assert {next(p for p in part.split(".") if p.isdigit()) for part in moved} == set("123")
 
 
 def test_rmu_can_train_every_parameter_and_takes_a_block():
@@ -272,12 +260,7 @@ def test_a_failure_in_low_rank_training_leaves_the_weights(knows):
 
     with pytest.raises(RuntimeError, match="on purpose"):
         unlearn_(
-            knows,
-            FORGET,
-            RETAIN,
-            UnlearnConfig("npo", lora_rank=2),
-            evaluate=evaluate,
-            seed=0,
+            knows, FORGET, RETAIN, UnlearnConfig("npo", lora_rank=2), evaluate=evaluate, seed=0
         )
     assert set(knows.state_dict()) == set(before)
     assert not changed(before, knows)
@@ -286,9 +269,7 @@ def test_a_failure_in_low_rank_training_leaves_the_weights(knows):
 @pytest.mark.parametrize("method", ["npo", "rmu", "last_block_relabel"])
 @pytest.mark.parametrize("rank", [None, 2])
 def test_a_seed_fixes_the_bits(knows, method, rank):
-    config = UnlearnConfig(
-        method, lr=1e-3, steps=3, batch_size=2, lora_rank=rank, rmu_layer=1
-    )
+    config = UnlearnConfig(method, lr=1e-3, steps=3, batch_size=2, lora_rank=rank, rmu_layer=1)
     first, repeated, other = (copy.deepcopy(knows) for _ in range(3))
     torch.manual_seed(1)
     run(first, config, seed=5)

@@ -33,8 +33,7 @@ ANSWERS = (30, 31, 32, 33)
 NOVICE = facts(20, 4, ANSWERS)
 REFUSAL = Sequences(
     tuple(
-        (*ids[:start], 38, 39)
-        for ids, start in zip(FORGET.ids, FORGET.answer_start, strict=True)
+        (*ids[:start], 38, 39) for ids, start in zip(FORGET.ids, FORGET.answer_start, strict=True)
     ),
     FORGET.answer_start,
 )
@@ -171,9 +170,7 @@ def test_elm_reads_each_row_with_its_own_novice(knows):
 
 
 def test_scrub_takes_turns_and_ends_with_the_rest(knows):
-    config = UnlearnConfig(
-        "scrub", lr=1e-4, steps=12, batch_size=2, retain_batch_size=4, ascents=2
-    )
+    config = UnlearnConfig("scrub", lr=1e-4, steps=12, batch_size=2, retain_batch_size=4, ascents=2)
     rows = run(knows, config).rows
     turns = ["f" if "forget_loss" in row else "r" for row in rows]
     assert "".join(turns) == "ffrr" * 2 + "rrrr"
@@ -245,9 +242,7 @@ def test_a_mask_holds_the_largest_gradients_and_nothing_else_moves(knows):
     run(knows, config)
     for parameter, old, mask in zip(parameters, before, masks, strict=True):
         assert torch.equal(parameter[~mask], old[~mask])
-    assert any(
-        not torch.equal(p, old) for p, old in zip(parameters, before, strict=True)
-    )
+    assert any(not torch.equal(p, old) for p, old in zip(parameters, before, strict=True))
 
 
 def test_masks_are_taken_off_again(knows):
@@ -313,9 +308,7 @@ def test_a_task_vector_is_subtracted(knows):
     settings = {"lr": 1e-3, "steps": 4, "weight_decay": 0.0}
     finetune_(learnt, FORGET, seed=3, **settings)
     run(knows, UnlearnConfig("task_vector", scale=1.5, **settings), seed=3)
-    triples = zip(
-        start.parameters(), learnt.parameters(), knows.parameters(), strict=True
-    )
+    triples = zip(start.parameters(), learnt.parameters(), knows.parameters(), strict=True)
     for before, after, now in triples:
         assert_close(now, before - 1.5 * (after - before), rtol=0, atol=1e-6)
 

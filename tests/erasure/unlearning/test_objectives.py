@@ -53,21 +53,14 @@ def test_token_logprobs_average_to_the_library_loss():
     assert len(row) == count_scored(MIXED)
 
 
-@given(
-    st.lists(st.floats(-20, 0), min_size=1, max_size=5),
-    st.floats(0.01, 2),
-    st.floats(-5, 5),
-)
+@given(st.lists(st.floats(-20, 0), min_size=1, max_size=5), st.floats(0.01, 2), st.floats(-5, 5))
 def test_npo_is_the_paper_formula(values, beta, shift):
     now = torch.tensor(values, dtype=torch.float64)
     before = now - shift
     # (2 / beta) log(1 + (pi / pi_ref) ** beta)
     want = [2 / beta * math.log1p(math.exp(beta * shift))] * len(values)
     assert_close(
-        npo(now, before, beta),
-        torch.tensor(want, dtype=torch.float64),
-        rtol=1e-6,
-        atol=1e-9,
+        npo(now, before, beta), torch.tensor(want, dtype=torch.float64), rtol=1e-6, atol=1e-9
     )
 
 

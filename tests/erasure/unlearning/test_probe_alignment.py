@@ -6,11 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from capture.activations.hidden_states import (
-    last_token_states,
-    prompts_only,
-    record_depths,
-)
+from capture.activations.hidden_states import last_token_states, prompts_only, record_depths
 from capture.data.sequences import Sequences, pad
 from erasure.unlearning.probe_alignment import (
     PRESETS,
@@ -43,9 +39,7 @@ def mean_readouts(states, labels):
 
 def hooks(model):
     """Hooks anywhere in the model."""
-    return sum(
-        len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()
-    )
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
 
 
 @pytest.fixture(params=FAMILIES)
@@ -73,12 +67,7 @@ def test_the_loss_is_the_one_in_the_paper(model):
         return seen["readout"]
 
     log = align_(
-        copy.deepcopy(model),
-        FORGET,
-        CLEAN,
-        fit,
-        PgaConfig(epochs=1, depths=depths),
-        seed=0,
+        copy.deepcopy(model), FORGET, CLEAN, fit, PgaConfig(epochs=1, depths=depths), seed=0
     )
     w = seen["readout"].float()
     ours = last_token_states(model, pad(prompts_only(FORGET)), depths)
@@ -223,10 +212,7 @@ EMPTY = Sequences((), ())
         ({"config": PgaConfig(depths=(0, 9))}, r"Expected some of 0 .* to 3"),
         ({"config": PgaConfig(depths=())}, "does not have these depths.*got none"),
         ({"config": PgaConfig(rank=50)}, "rank cannot be used. Expected 1 to 24"),
-        (
-            {"fit": lambda states, labels: states[:, 0] * float("nan")},
-            "a probe is not finite",
-        ),
+        ({"fit": lambda states, labels: states[:, 0] * float("nan")}, "a probe is not finite"),
     ],
 )
 def test_bad_input_is_one_clear_error(change, message):

@@ -7,12 +7,7 @@ from hypothesis import strategies as st
 
 from capture.data.sequences import Sequences
 from erasure.unlearning.training import loop
-from erasure.unlearning.training.loop import (
-    Schedule,
-    finetune_,
-    only_training,
-    shuffled_batches,
-)
+from erasure.unlearning.training.loop import Schedule, finetune_, only_training, shuffled_batches
 from evidence.errors import InputError
 from evidence.seeds import numpy_rng
 from tests.helpers.tiny_erasure import (
@@ -71,9 +66,7 @@ def test_passes_are_larger_off_the_cpu_where_the_model_is_small(monkeypatch):
 def test_only_the_chosen_parameters_move():
     model = tiny_llama()
     before = weights(model)
-    finetune_(
-        model, RETAIN, lr=1e-2, steps=2, parameters=[model.lm_head.weight], seed=0
-    )
+    finetune_(model, RETAIN, lr=1e-2, steps=2, parameters=[model.lm_head.weight], seed=0)
     assert changed(before, model) == {"lm_head.weight"}
 
 
@@ -108,9 +101,7 @@ def test_evaluation_is_asked_at_start_every_few_steps_and_at_the_end():
         seen.append(len(seen))
         return {"count": float(len(seen))}
 
-    log = finetune_(
-        tiny_llama(), RETAIN, lr=1e-3, steps=5, seed=0, evaluate=evaluate, every=2
-    )
+    log = finetune_(tiny_llama(), RETAIN, lr=1e-3, steps=5, seed=0, evaluate=evaluate, every=2)
     frame = log.to_frame().set_index("step")
     assert frame.index[frame["count"].notna()].tolist() == [0, 2, 4, 5]
     assert log.last["count"] == 4

@@ -23,10 +23,7 @@ IDS = torch.randint(VOCABULARY, (4, 9), generator=torch.Generator().manual_seed(
 # Of logits of size one to ten, in float32.
 AGREE = 1e-5
 KINDS = ("embed", "attn.1", "mlp.0", "head.1.1", "final", "logits")
-HAVE_BIAS = {
-    "gpt2": {"attn.1", "mlp.0", "head.1.1"},
-    "neox": {"attn.1", "mlp.0", "head.1.1"},
-}
+HAVE_BIAS = {"gpt2": {"attn.1", "mlp.0", "head.1.1"}, "neox": {"attn.1", "mlp.0", "head.1.1"}}
 
 
 def model_of(family, tied=False):
@@ -121,19 +118,13 @@ def test_the_whole_stream_folds_and_is_erased_at_every_depth(family, kind, tied)
         assert_close(seen[name], eraser.transform(seen[name]), rtol=0, atol=AGREE)
     # A shared output layer was given its own weights, as they were.
     assert not model.config.tie_word_embeddings
-    assert model.get_output_embeddings().weight is not (
-        model.get_input_embeddings().weight
-    )
+    assert model.get_output_embeddings().weight is not (model.get_input_embeddings().weight)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_folded_model_is_saved_and_loaded_as_it_is(family, tmp_path):
     model = model_of(family, tied=family != "neox")
-    fold_(
-        model,
-        stream_erasers(find_sites(model).names, eraser_of(WIDTH)),
-        find_sites(model),
-    )
+    fold_(model, stream_erasers(find_sites(model).names, eraser_of(WIDTH)), find_sites(model))
     model.save_pretrained(tmp_path)
     loaded = type(model).from_pretrained(tmp_path).eval()
     assert torch.equal(logits(loaded), logits(model))

@@ -10,11 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from erasure.unlearning.training.loop import (
-    backward_nll,
-    mean_nll,
-    only_training,
-)
+from erasure.unlearning.training.loop import backward_nll, mean_nll, only_training
 from erasure.weights.gradient_projection import (
     GradientProjectionConfig,
     orthonormal_span,
@@ -59,17 +55,13 @@ def test_what_is_left_is_the_residual_of_least_squares(seed, count, tied):
     assert_close(span @ span.T, torch.eye(len(span), dtype=torch.float64))
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     fit = np.linalg.lstsq(unit.T, wanted, rcond=1e-9)[0]
-    assert_close(
-        project_out(torch.from_numpy(wanted), span).numpy(), wanted - unit.T @ fit
-    )
+    assert_close(project_out(torch.from_numpy(wanted), span).numpy(), wanted - unit.T @ fit)
 
 
 def test_no_gradients_and_zero_gradients_span_nothing():
     zero = torch.zeros(5)
     assert orthonormal_span([zero, zero], 1e-6).shape == (0, 5)
-    assert_close(
-        project_out(torch.ones(5), orthonormal_span([zero], 1e-6)), torch.ones(5)
-    )
+    assert_close(project_out(torch.ones(5), orthonormal_span([zero], 1e-6)), torch.ones(5))
 
 
 def plain_ascent_(model, rows, length):
@@ -88,9 +80,7 @@ def test_a_step_leaves_the_retain_loss_alone_to_first_order(knows):
     rises, gains, plain = [], [], []
     for length in (0.3, 0.03):
         model = copy.deepcopy(knows)
-        config = GradientProjectionConfig(
-            step_norm=length, steps=1, max_retain_rise=math.inf
-        )
+        config = GradientProjectionConfig(step_norm=length, steps=1, max_retain_rise=math.inf)
         projected_ascent_(model, FORGET, RETAIN, config, seed=0)
         rises.append(loss(model, RETAIN) - start)
         gains.append(loss(model, FORGET) - forgot)
@@ -120,9 +110,7 @@ def test_it_forgets_and_keeps_where_plain_ascent_loses_both(knows):
 
 def test_with_no_budget_and_a_huge_step_nothing_moves(knows):
     before = weights(knows)
-    config = GradientProjectionConfig(
-        step_norm=1e3, steps=2, max_retain_rise=0.0, max_halvings=1
-    )
+    config = GradientProjectionConfig(step_norm=1e3, steps=2, max_retain_rise=0.0, max_halvings=1)
     log = projected_ascent_(knows, FORGET, RETAIN, config, seed=0)
     assert [row["scale"] for row in log.rows] == [0.0, 0.0]
     assert changed(before, knows) == set()
@@ -147,19 +135,14 @@ def test_fronts_hold_what_nothing_beats():
 
 
 @settings(max_examples=40, deadline=None)
-@given(
-    st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=12)
-)
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=12))
 def test_everything_off_the_front_is_beaten_by_something_on_it(pairs):
     scores = [LayerScore(str(i), a, b) for i, (a, b) in enumerate(pairs)]
     front = pareto_front(scores)
 
     def beats(one, other):
         weakly = one.importance >= other.importance and one.alignment <= other.alignment
-        return weakly and (one.importance, one.alignment) != (
-            other.importance,
-            other.alignment,
-        )
+        return weakly and (one.importance, one.alignment) != (other.importance, other.alignment)
 
     assert not any(beats(one, other) for one in scores for other in front)
     for each in scores:
@@ -213,11 +196,6 @@ def test_rows_and_settings_that_cannot_be_used_are_refused(knows):
             projected_ascent_(knows, forget, retain, GradientProjectionConfig(), seed=0)
         with pytest.raises(InputError, match=words):
             slug_(knows, forget, retain, target_loss=5.0)
-    for bad in (
-        {"step_norm": 0.0},
-        {"steps": 0},
-        {"history": 0},
-        {"max_retain_rise": -1.0},
-    ):
+    for bad in ({"step_norm": 0.0}, {"steps": 0}, {"history": 0}, {"max_retain_rise": -1.0}):
         with pytest.raises(InputError, match="out of range"):
             GradientProjectionConfig(**bad)

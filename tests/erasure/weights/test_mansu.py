@@ -138,8 +138,7 @@ def test_it_stops_where_it_is_told_to():
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [{"floor": 1.0}, {"share": 0}, {"steps": 0}, {"directions": -1}, {"cap": 0.0}],
+    "settings", [{"floor": 1.0}, {"share": 0}, {"steps": 0}, {"directions": -1}, {"cap": 0.0}]
 )
 def test_settings_out_of_range_are_refused(settings):
     with pytest.raises(InputError, match="out of range"):

@@ -128,15 +128,11 @@ def test_an_edit_of_ten_bins_is_not():
 def test_an_edit_inside_the_bins_leaves_exactly_nothing():
     grid = quantize(gaussian(64, 128))
     inner = (grid.codes > 0) & (grid.codes < 15)
-    edit = (
-        0.3 * grid.bin_widths * gaussian(64, 128, seed=3, size=1.0).clamp(-1, 1) * inner
-    )
+    edit = 0.3 * grid.bin_widths * gaussian(64, 128, seed=3, size=1.0).clamp(-1, 1) * inner
     left = edit_survival(grid.values, grid.values + edit)
     assert (left.same_codes, left.fidelity) == (1.0, 0.0)
     assert 0.05 < left.bins < 0.3
-    assert edit_survival(grid.values, grid.values) == edit_survival(
-        grid.values, grid.values
-    )
+    assert edit_survival(grid.values, grid.values) == edit_survival(grid.values, grid.values)
     assert edit_survival(grid.values, grid.values).edited == 0.0
 
 
@@ -146,9 +142,7 @@ def test_all_linear_maps_but_the_head_are_quantized(make):
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     changed = set(quantize_(model))
     moved = {
-        name
-        for name, weight in model.state_dict().items()
-        if not torch.equal(weight, before[name])
+        name for name, weight in model.state_dict().items() if not torch.equal(weight, before[name])
     }
     assert moved == changed == set(linear_weights(model))
     assert len(changed) >= 4 * 3
@@ -188,10 +182,7 @@ def test_codes_and_values_are_those_of_bitsandbytes(scheme):
     for shape in ((128, 256), (130, 64), (7, 9)):
         weight = gaussian(*shape)
         packed, state = theirs.quantize_4bit(
-            weight,
-            blocksize=64,
-            quant_type=scheme[:3],
-            compress_statistics=scheme == "nf4-double",
+            weight, blocksize=64, quant_type=scheme[:3], compress_statistics=scheme == "nf4-double"
         )
         ours = quantize(weight, scheme)
         nibbles = torch.stack([packed.flatten() >> 4, packed.flatten() & 15], 1)

@@ -15,8 +15,7 @@ from tests.helpers.tiny_erasure import tiny_gpt2, tiny_llama
 FORGET = Sequences(((3, 5, 7, 9),), (3,))
 HARMLESS = Sequences(((4, 6, 8, 2), (4, 6, 8)), (3, 3))
 BACKGROUND = Sequences(
-    tuple(tuple((7 * i + 3 * j) % 38 + 1 for j in range(8)) for i in range(12)),
-    (8,) * 12,
+    tuple(tuple((7 * i + 3 * j) % 38 + 1 for j in range(8)) for i in range(12)), (8,) * 12
 )
 
 
@@ -33,9 +32,7 @@ def test_the_key_gives_the_other_value_and_only_one_matrix_changed(family):
     module, before = matrix_of(model)
     prompts = Sequences(((3, 5, 7),), (3,))
     key = _mlp_keys(model, module, prompts, ends=True)[0]
-    value = (
-        before @ _mlp_keys(model, module, Sequences(((4, 6, 8),), (3,)), ends=True)[0]
-    )
+    value = before @ _mlp_keys(model, module, Sequences(((4, 6, 8),), (3,)), ends=True)[0]
     hooks = count_hooks(model)
     edit = rocr_(model, 1, FORGET, HARMLESS, BACKGROUND)
     assert count_hooks(model) == hooks

@@ -16,12 +16,7 @@ from probes.solvers.crossfit import crossfit
 from probes.solvers.newton import newton_cg, newton_cg_mixed
 from probes.solvers.newton.newton_cg_mixed import solve_mixed
 from probes.solvers.objective.batch import Batch, Work
-from probes.solvers.objective.factor import (
-    MAX_SWEPT_ROWS,
-    Operator,
-    factor_gram,
-    remove_rows,
-)
+from probes.solvers.objective.factor import MAX_SWEPT_ROWS, Operator, factor_gram, remove_rows
 from probes.solvers.objective.loss import Loss
 from probes.solvers.problem import LogisticOptions, one_hot
 from probes.splits.folds import k_fold, leave_one_group_out
@@ -37,9 +32,7 @@ def problems(n, d, count, width, scale, C, seed, shared=False):
     rng = np.random.default_rng(seed)
     rows = torch.from_numpy(rng.normal(size=(n, d)) * scale)
     rows -= rows.mean(0)
-    codes = torch.from_numpy(
-        np.stack([rng.permutation(np.arange(n) % 2) for _ in range(count)])
-    )
+    codes = torch.from_numpy(np.stack([rng.permutation(np.arange(n) % 2) for _ in range(count)]))
     target = one_hot(codes[:1] if shared else codes, 2)
     weight = torch.from_numpy(C * rng.uniform(0.5, 2, (count, 1, n)))
     fixed = torch.from_numpy(C * rng.uniform(0.02, 0.2, (1, n)))
@@ -61,10 +54,7 @@ def problems(n, d, count, width, scale, C, seed, shared=False):
 def both(batch, iterations=torch.float32, kind=torch.float64, steps=60):
     """The compiled answer and that of the torch expressions."""
     batch = Batch(
-        batch.loss.to(kind),
-        batch.operator.to(kind),
-        batch.dual.to(kind),
-        batch.scores.to(kind),
+        batch.loss.to(kind), batch.operator.to(kind), batch.dual.to(kind), batch.scores.to(kind)
     )
     target, accepted = newton_cg.TOL[kind], newton_cg.ACCEPTED_TOL[kind]
     found = []
@@ -72,9 +62,7 @@ def both(batch, iterations=torch.float32, kind=torch.float64, steps=60):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(dispatch, "numba_installed", lambda use=use: use)
             assert dispatch.supports_binary(batch) is use
-            found.append(
-                solve_mixed(batch, target, accepted, iterations, steps, Work())
-            )
+            found.append(solve_mixed(batch, target, accepted, iterations, steps, Work()))
     return found
 
 
@@ -90,9 +78,7 @@ def both(batch, iterations=torch.float32, kind=torch.float64, steps=60):
     iterations=st.sampled_from([torch.float32, torch.float64]),
     seed=st.integers(0, 99),
 )
-def test_both_end_at_the_same_optimum(
-    n, d, count, width, scale, C, shared, iterations, seed
-):
+def test_both_end_at_the_same_optimum(n, d, count, width, scale, C, shared, iterations, seed):
     width = min(width, n // 4)
     batch = problems(n, d, count, width, scale, C, seed, shared)
     compiled, torched = both(batch, iterations)
@@ -192,14 +178,10 @@ def test_probabilities_are_right_to_the_last_digits(kind):
 
 def test_only_two_classes_and_few_rows_taken_out_are_its_own():
     assert dispatch.supports_binary(problems(40, 50, 4, MAX_SWEPT_ROWS, 1.0, 1.0, 0))
-    assert not dispatch.supports_binary(
-        problems(40, 50, 4, MAX_SWEPT_ROWS + 1, 1.0, 1.0, 0)
-    )
+    assert not dispatch.supports_binary(problems(40, 50, 4, MAX_SWEPT_ROWS + 1, 1.0, 1.0, 0))
     batch = problems(40, 50, 4, 1, 1.0, 1.0, 0)
     several = Loss(batch.loss.target.expand(-1, 3, -1), batch.loss.weight)
-    assert not dispatch.supports_binary(
-        Batch(several, batch.operator, batch.dual, batch.scores)
-    )
+    assert not dispatch.supports_binary(Batch(several, batch.operator, batch.dual, batch.scores))
     half = Batch(batch.loss, batch.operator, batch.dual, batch.scores.half())
     assert not dispatch.supports_binary(half)
 
@@ -238,9 +220,7 @@ def test_where_nothing_can_be_written_it_is_compiled_anew(monkeypatch):
 def test_folds_are_the_same_without_it(monkeypatch):
     rng = np.random.default_rng(4)
     x = torch.from_numpy(rng.normal(size=(120, 200)))
-    codes = torch.from_numpy(
-        np.stack([rng.permutation(np.arange(120) % 2) for _ in range(40)])
-    )
+    codes = torch.from_numpy(np.stack([rng.permutation(np.arange(120) % 2) for _ in range(40)]))
     folds = k_fold(None, codes[0].numpy(), 5)
     found = crossfit(x, codes, 2, folds, LogisticOptions())
     monkeypatch.setattr(dispatch, "numba_installed", lambda: False)
@@ -254,9 +234,7 @@ def test_the_limits_are_those_of_the_torch_expressions(monkeypatch):
     """One step down and one system: what torch leaves unsolved is unsolved here."""
     batch = problems(60, 90, 20, 1, 1.0, 1.0, 3)
     monkeypatch.setattr(
-        newton_cg_mixed,
-        "LIMITS",
-        replace(newton_cg_mixed.LIMITS, steps=1, newton_steps=1),
+        newton_cg_mixed, "LIMITS", replace(newton_cg_mixed.LIMITS, steps=1, newton_steps=1)
     )
     compiled, torched = both(batch)
     assert bool(torch.isinf(torched[2]).all())
@@ -264,8 +242,7 @@ def test_the_limits_are_those_of_the_torch_expressions(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("precision", "gap", "products"),
-    [(torch.float64, 1e-8, 6), (torch.float32, 1e-4, 3)],
+    ("precision", "gap", "products"), [(torch.float64, 1e-8, 6), (torch.float32, 1e-4, 3)]
 )
 def test_one_row_left_out_takes_few_products(precision, gap, products):
     """Turn by turn: conjugate directions took half as many again."""

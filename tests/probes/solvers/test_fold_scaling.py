@@ -46,9 +46,7 @@ def alone(monkeypatch_context, *args, **kwargs):
 def test_both_routes_reach_one_optimum(n, d, size, C, balanced, precision, seed):
     x, codes = rows(n, d, seed)
     folds = leave_one_group_out(np.arange(n) // size, n)
-    options = LogisticOptions(
-        C=C, balanced=balanced, standardize="fold", precision=precision
-    )
+    options = LogisticOptions(C=C, balanced=balanced, standardize="fold", precision=precision)
     weight = torch.linspace(0.5, 2.0, n, dtype=torch.float64)
     kwargs = {"sample_weight": weight, "coefficients": True}
     together = crossfit(x, codes, 2, folds, options, **kwargs)
@@ -60,9 +58,7 @@ def test_both_routes_reach_one_optimum(n, d, size, C, balanced, precision, seed)
     assert_close(together.scores / scale, each.scores / scale, **close)
     size = each.coef.abs().amax()
     assert_close(together.coef / size, each.coef / size, **close)
-    assert_close(
-        together.intercept, each.intercept, rtol=1e-3, atol=1e-5 * float(scale)
-    )
+    assert_close(together.intercept, each.intercept, rtol=1e-3, atol=1e-5 * float(scale))
 
 
 def test_no_fold_needs_a_factor_of_its_own(monkeypatch):
@@ -88,8 +84,7 @@ def test_a_column_that_one_row_alone_moves_is_no_feature_where_it_is_out():
     for row in (3, 4, 5):
         train = np.arange(30) != row
         model = make_pipeline(
-            StandardScaler(),
-            LogisticRegression(solver="newton-cholesky", tol=1e-10, max_iter=300),
+            StandardScaler(), LogisticRegression(solver="newton-cholesky", tol=1e-10, max_iter=300)
         ).fit(x[train].numpy(), codes[0, train].numpy())
         expected = model.decision_function(x[row : row + 1].numpy())[0]
         if row == 4:
@@ -103,10 +98,7 @@ def test_scores_that_went_astray_are_not_certified(monkeypatch):
     from probes.solvers import fold_scaling
 
     x, codes = rows(30, 40, 3)
-    folds, options = (
-        leave_one_group_out(np.arange(30), 30),
-        LogisticOptions(standardize="fold"),
-    )
+    folds, options = (leave_one_group_out(np.arange(30), 30), LogisticOptions(standardize="fold"))
     want = crossfit(x, codes, 2, folds, options)
     step = fold_scaling.take_safeguarded_step
 
@@ -118,9 +110,7 @@ def test_scores_that_went_astray_are_not_certified(monkeypatch):
     redone = []
     each = module.fit_each_fold
     monkeypatch.setattr(
-        module,
-        "fit_each_fold",
-        lambda job, left: (redone.extend(left), each(job, left)),
+        module, "fit_each_fold", lambda job, left: (redone.extend(left), each(job, left))
     )
     found = crossfit(x, codes, 2, folds, options)
     assert len(redone) == 30

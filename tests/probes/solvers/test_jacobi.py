@@ -207,9 +207,7 @@ def true_length(rows, loss, alpha, scores):
     classes, n = scores.shape
     wide = torch.cat([rows, torch.ones(n, 1).double()], 1)
     chance = torch.softmax(scores, 0)
-    point = torch.cat(
-        [alpha @ rows, (scores - alpha @ rows @ rows.T).mean(1)[:, None]], 1
-    )
+    point = torch.cat([alpha @ rows, (scores - alpha @ rows @ rows.T).mean(1)[:, None]], 1)
     pull = (loss.target[0] - chance) * loss.weight[0]
     side = pull @ wide
     side[:, :-1] -= point[:, :-1]
@@ -243,9 +241,7 @@ def test_a_fit_without_a_factor_comes_near_as_one_with_does(scale, share, C):
     # Dual values, intercept and scores fit each other whatever it stopped at.
     assert float(fit.dual.sum().abs()) <= 1e-9 * float(fit.dual.abs().sum())
     recomputed = fit.dual @ gram + fit.intercept
-    assert float((recomputed - fit.scores).abs().max()) <= 1e-9 * float(
-        exact.abs().max()
-    )
+    assert float((recomputed - fit.scores).abs().max()) <= 1e-9 * float(exact.abs().max())
 
 
 @pytest.mark.parametrize("classes", [2, 5])

@@ -151,9 +151,7 @@ def test_what_is_certified_is_right_however_stiff(n, d, scale, gap, C):
     rows[:, 0] += gap * scale * codes
     folds = k_fold(None, codes, 3)
     options = LogisticOptions(C=C, standardize=None, precision=torch.float64)
-    found = crossfit(
-        torch.from_numpy(rows), torch.from_numpy(codes)[None], 2, folds, options
-    )
+    found = crossfit(torch.from_numpy(rows), torch.from_numpy(codes)[None], 2, folds, options)
     assert found.n_uncertified == 0
     peer = LogisticRegression(C=C, solver="newton-cholesky", tol=1e-12, max_iter=500)
     for train, test in zip(folds.train, folds.test, strict=True):

@@ -23,13 +23,7 @@ from probes.solvers.objective.batch import Batch
 from probes.solvers.objective.factor import Operator, factor_features, factor_gram
 from probes.solvers.objective.loss import Loss
 from probes.solvers.problem import LogisticOptions, one_hot
-from probes.splits.folds import (
-    Folds,
-    from_splits,
-    k_fold,
-    leave_one_group_out,
-    rebalanced,
-)
+from probes.splits.folds import Folds, from_splits, k_fold, leave_one_group_out, rebalanced
 
 _spec = importlib.util.spec_from_file_location(
     "probe_rows", Path(__file__).parents[1] / "conftest.py"
@@ -46,9 +40,7 @@ def sklearn_scores(x, codes, folds, fold, scaling, **options):
     train, test = folds.train[fold], folds.test[fold]
     scaler = StandardScaler(with_std=scaling is not None)
     scaler.fit(x if scaling == "all" else x[train])
-    model = LogisticRegression(
-        solver="newton-cholesky", tol=1e-12, max_iter=500, **options
-    )
+    model = LogisticRegression(solver="newton-cholesky", tol=1e-12, max_iter=500, **options)
     model.fit(scaler.transform(x[train]), codes[train])
     scores = model.decision_function(scaler.transform(x[test]))
     scores = scores[:, None] if scores.ndim == 1 else scores
@@ -62,23 +54,15 @@ def centered(scores):
 
 @pytest.mark.parametrize("shape", SHAPES, ids=IDS)
 @pytest.mark.parametrize("scaling", [None, "all", "fold"])
-@pytest.mark.parametrize(
-    ("precision", "tolerance"), [("float64", 1e-8), ("float32", 1e-4)]
-)
+@pytest.mark.parametrize(("precision", "tolerance"), [("float64", 1e-8), ("float32", 1e-4)])
 @pytest.mark.parametrize("class_weight", [None, "balanced"])
-def test_logistic_folds_reach_the_optimum(
-    shape, scaling, precision, tolerance, class_weight
-):
+def test_logistic_folds_reach_the_optimum(shape, scaling, precision, tolerance, class_weight):
     n, d, classes, groups = shape
     x, codes, group = make_rows(n, d, classes, groups)
     folds = leave_one_group_out(group, n)
     probe = LogisticProbe(0.7, class_weight, scaling, precision)
     result = probe.held_out(
-        torch.from_numpy(x),
-        torch.from_numpy(codes)[None],
-        classes,
-        folds,
-        coefficients=True,
+        torch.from_numpy(x), torch.from_numpy(codes)[None], classes, folds, coefficients=True
     )
     for fold in range(0, groups, 5):
         expected, weights = sklearn_scores(
@@ -113,10 +97,7 @@ def test_many_label_vectors_equal_one_at_a_time(shape, rng):
 
 BRUTE = {
     "ridge": (RidgeProbe(2.0), lambda: RidgeClassifier(alpha=2.0, solver="cholesky")),
-    "lda": (
-        LDAProbe(0.3),
-        lambda: LinearDiscriminantAnalysis(solver="lsqr", shrinkage=0.3),
-    ),
+    "lda": (LDAProbe(0.3), lambda: LinearDiscriminantAnalysis(solver="lsqr", shrinkage=0.3)),
 }
 
 
@@ -206,17 +187,12 @@ def test_doubled_rows_are_weights_of_two(d):
     weighted = LogisticProbe().fit(x, codes, weight)
     repeated = LogisticProbe().fit(x[twice], codes[twice])
     np.testing.assert_allclose(weighted.coef_, repeated.coef_, rtol=1e-6, atol=1e-9)
-    np.testing.assert_allclose(
-        weighted.intercept_, repeated.intercept_, rtol=1e-6, atol=1e-8
-    )
+    np.testing.assert_allclose(weighted.intercept_, repeated.intercept_, rtol=1e-6, atol=1e-8)
 
 
 @settings(max_examples=30, deadline=None)
 @given(
-    half=st.integers(1, 12),
-    d=st.integers(1, 30),
-    C=st.floats(1e-3, 1e3),
-    seed=st.integers(0, 1000),
+    half=st.integers(1, 12), d=st.integers(1, 30), C=st.floats(1e-3, 1e3), seed=st.integers(0, 1000)
 )
 def test_any_shape_meets_the_gradient_condition(half, d, C, seed):
     rng = np.random.default_rng(seed)
@@ -264,10 +240,7 @@ def test_many_rows_need_no_elimination(C, precision, monkeypatch):
 
     monkeypatch.setattr("probes.solvers.newton.newton_cg.solve_direct", refuse)
     scores = LogisticProbe(C, precision=precision).held_out(
-        torch.from_numpy(x),
-        torch.from_numpy(codes)[None],
-        2,
-        k_fold(group, codes, 10),
+        torch.from_numpy(x), torch.from_numpy(codes)[None], 2, k_fold(group, codes, 10)
     )
     assert torch.isfinite(scores.scores).all()
 
@@ -284,9 +257,7 @@ def nearly_separable(n=600, d=40):
 def newton_cholesky(x, y, folds, C):
     found = np.full(len(y), np.nan)
     for train, test in zip(folds.train, folds.test, strict=True):
-        model = LogisticRegression(
-            C=C, solver="newton-cholesky", tol=1e-12, max_iter=500
-        )
+        model = LogisticRegression(C=C, solver="newton-cholesky", tol=1e-12, max_iter=500)
         center = x[train].mean(0)
         model.fit(x[train] - center, y[train])
         found[test] = model.decision_function(x[test] - center)
@@ -319,9 +290,7 @@ def test_many_nearly_separable_rows(C, left_out, eliminated, monkeypatch):
     else:
         monkeypatch.setattr(newton_cg, "solve_direct", refuse)
     scored = folds.test.any(0)
-    scores = LogisticProbe(C).held_out(
-        torch.from_numpy(x), torch.from_numpy(y)[None], 2, folds
-    )
+    scores = LogisticProbe(C).held_out(torch.from_numpy(x), torch.from_numpy(y)[None], 2, folds)
     expected = newton_cholesky(x, y, folds, C)[scored]
     error = np.abs(scores.scores[0, 0].numpy()[scored] - expected).max()
     assert error / np.abs(expected).max() <= 1e-8
@@ -335,11 +304,7 @@ def test_equal_rows_fit_the_intercept_alone(classes, scaling):
     codes = torch.arange(216) % classes
     every = np.ones((1, 216), bool)
     found = LogisticProbe(0.003, standardize=scaling).held_out(
-        rows,
-        codes[None],
-        classes,
-        Folds(every, ~every, "all rows"),
-        coefficients=True,
+        rows, codes[None], classes, Folds(every, ~every, "all rows"), coefficients=True
     )
     assert found.coef is not None and found.intercept is not None
     assert float(found.coef.abs().max()) == 0
@@ -355,9 +320,7 @@ def test_scores_that_went_astray_are_computed_anew():
     """A certificate on scores that do not belong to their dual values means nothing."""
     x, y, _ = nearly_separable()
     rows = torch.from_numpy(x - x.mean(0))
-    loss = Loss(
-        torch.from_numpy(y)[None, None].double(), torch.ones(1, 1, len(y)).double()
-    )
+    loss = Loss(torch.from_numpy(y)[None, None].double(), torch.ones(1, 1, len(y)).double())
     factor = factor_features(rows, torch.full((1, len(y)), 0.1).double())
     operator = Operator(factor, factor.weight[None])
     dual = torch.zeros(1, 1, len(y)).double()
@@ -365,9 +328,7 @@ def test_scores_that_went_astray_are_computed_anew():
     lost = torch.from_numpy(np.random.default_rng(5).normal(size=(1, 1, len(y))))
     found, _, certificate = newton_cg.minimize(Batch(loss, operator, dual, lost))
     whole = Folds(np.ones((1, len(y)), bool), np.zeros((1, len(y)), bool), "all")
-    fitted = LogisticProbe().held_out(
-        rows, torch.from_numpy(y)[None], 2, whole, coefficients=True
-    )
+    fitted = LogisticProbe().held_out(rows, torch.from_numpy(y)[None], 2, whole, coefficients=True)
     expected = rows @ fitted.coef[0, 0, 0] + fitted.intercept[0, 0, 0]
     assert float(certificate[0]) <= 1e-8
     torch.testing.assert_close(found[0, 0], expected, rtol=1e-7, atol=1e-7)
@@ -402,9 +363,7 @@ def test_what_float32_leaves_unsolved_is_eliminated():
     nothing = torch.zeros_like(loss.target)
     found = []
     for dtype in (torch.float64, torch.float32):
-        batch = Batch(
-            loss.to(dtype), operator.to(dtype), nothing.to(dtype), nothing.to(dtype)
-        )
+        batch = Batch(loss.to(dtype), operator.to(dtype), nothing.to(dtype), nothing.to(dtype))
         # One step solves nothing: the rest is left to elimination.
         scores, _, certificate = newton_cg.minimize(batch, steps=1)
         assert scores.dtype == certificate.dtype == dtype
@@ -431,9 +390,7 @@ def test_elimination_goes_on_from_where_it_is_put(classes, monkeypatch):
     taken = []
     step = newton_direct.take_safeguarded_step
     monkeypatch.setattr(
-        newton_direct,
-        "take_safeguarded_step",
-        lambda *args: (taken.append(1), step(*args))[1],
+        newton_direct, "take_safeguarded_step", lambda *args: (taken.append(1), step(*args))[1]
     )
 
     def solved_from(dual):

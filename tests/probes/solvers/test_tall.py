@@ -30,8 +30,7 @@ def loss_of(codes, train, C):
 
 
 @pytest.mark.parametrize(
-    ("C", "scale", "gap"),
-    [(1e-3, 0.1, 1.0), (1.0, 1.0, 1.0), (1e3, 1.0, 1.0), (1e-3, 30.0, 3.0)],
+    ("C", "scale", "gap"), [(1e-3, 0.1, 1.0), (1.0, 1.0, 1.0), (1e3, 1.0, 1.0), (1e-3, 30.0, 3.0)]
 )
 def test_weights_are_scikit_learns(C, scale, gap):
     rows, codes = data(scale=scale, gap=gap)
@@ -41,9 +40,7 @@ def test_weights_are_scikit_learns(C, scale, gap):
     point, scores, certificate = found
     assert float(certificate.max()) <= 1e-9
     for fold, kept in enumerate(train):
-        peer = LogisticRegression(
-            C=C, solver="newton-cholesky", tol=1e-12, max_iter=500
-        )
+        peer = LogisticRegression(C=C, solver="newton-cholesky", tol=1e-12, max_iter=500)
         peer.fit(rows[kept], codes[kept])
         expected = peer.decision_function(rows)
         gap_of = np.abs(scores[fold].numpy() - expected).max()
@@ -89,11 +86,7 @@ def test_rare_classes_are_scikit_learns():
     assert float(certificate.max()) <= 1e-9
     for code, own in zip(codes[:3], scores[:3].numpy(), strict=True):
         peer = LogisticRegression(
-            C=0.1,
-            solver="newton-cholesky",
-            tol=1e-12,
-            max_iter=500,
-            class_weight="balanced",
+            C=0.1, solver="newton-cholesky", tol=1e-12, max_iter=500, class_weight="balanced"
         )
         expected = peer.fit(rows, code).decision_function(rows)
         assert np.abs(own - expected).max() <= 1e-8 * np.abs(expected).max()
@@ -130,23 +123,15 @@ def test_rounding_is_left_to_the_exact_steps(monkeypatch):
 
 def test_a_row_that_does_not_bend_gives_no_metric():
     table = torch.ones(4, 3)
-    assert (
-        newton_primal_rough._preconditioner(table, torch.zeros(2, 4), exact=False)
-        is None
-    )
-    assert (
-        newton_primal_rough._preconditioner(table, torch.zeros(2, 4), exact=True)
-        is None
-    )
+    assert newton_primal_rough._preconditioner(table, torch.zeros(2, 4), exact=False) is None
+    assert newton_primal_rough._preconditioner(table, torch.zeros(2, 4), exact=True) is None
 
 
 def test_unsolved_problems_have_no_certificate(monkeypatch):
     rows, codes = data()
     loss = loss_of(codes, k_fold(None, codes, 5).train, 1.0)
     monkeypatch.setattr(newton_primal_rough, "MAX_NEWTON_STEPS", 1)
-    certificate = newton_primal_rough.fit_primal(
-        torch.from_numpy(rows), loss, 1e-9, Work()
-    )[2]
+    certificate = newton_primal_rough.fit_primal(torch.from_numpy(rows), loss, 1e-9, Work())[2]
     assert not bool((certificate <= 1e-9).any())
 
 

@@ -16,9 +16,7 @@ def two_threads():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize(
-    ("size", "inside"), [(SINGLE_THREAD_SIZE, 1), (SINGLE_THREAD_SIZE + 1, 2)]
-)
+@pytest.mark.parametrize(("size", "inside"), [(SINGLE_THREAD_SIZE, 1), (SINGLE_THREAD_SIZE + 1, 2)])
 def test_only_small_systems_get_one_thread(two_threads, size, inside):
     with few_threads(size):
         assert torch.get_num_threads() == inside

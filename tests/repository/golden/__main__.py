@@ -39,9 +39,7 @@ SHOWN = 12
 PARTS = ("audits", "corpus", "reports", "zoo")
 
 
-def run(
-    tree: Path, cases: Sequence[Case], packed: Path, out: Path, parts: Collection[str]
-) -> None:
+def run(tree: Path, cases: Sequence[Case], packed: Path, out: Path, parts: Collection[str]) -> None:
     """Run cases with the code of ``tree`` alone, in a process of its own.
 
     Args:
@@ -114,10 +112,7 @@ def differences(
         ]
         wrong += [f"{name}: {len(places)} places differ", *places[:SHOWN]]
     if "corpus" in parts:
-        with (
-            np.load(before / "corpus.npz") as one,
-            np.load(after / "corpus.npz") as two,
-        ):
+        with np.load(before / "corpus.npz") as one, np.load(after / "corpus.npz") as two:
             wrong += [
                 f"solver corpus, {name}"
                 for name in sorted({*one.files, *two.files})
@@ -165,9 +160,7 @@ def _weights_apart(before: Path, after: Path) -> list[str]:
     return [name for name in every if one.get(name) != two.get(name)]
 
 
-def against(
-    revision: str, cases: Sequence[Case], parts: Collection[str], jobs: int
-) -> int:
+def against(revision: str, cases: Sequence[Case], parts: Collection[str], jobs: int) -> int:
     """Run both trees, print what differs; 1 where anything does."""
     with tempfile.TemporaryDirectory(prefix="golden-") as scratch:
         work = Path(scratch)
@@ -182,9 +175,7 @@ def against(
         wrong = differences(cases, work / "before", work / "after", parts)
     for line in wrong:
         print(line)
-    print(
-        "different" if wrong else f"the same: {len(cases)} audits, {', '.join(parts)}"
-    )
+    print("different" if wrong else f"the same: {len(cases)} audits, {', '.join(parts)}")
     return int(bool(wrong))
 
 
@@ -211,9 +202,7 @@ def main() -> int:
     what.add_argument("--against", metavar="REV")
     what.add_argument("--write", action="store_true")
     parser.add_argument("--worlds", action="store_true", help="with --write")
-    parser.add_argument(
-        "--parts", nargs="+", choices=PARTS, default=["audits", "corpus"]
-    )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=["audits", "corpus"])
     parser.add_argument("--jobs", type=int, default=1, help="2: both trees at once")
     parser.add_argument("--only", default="", help="cases with this in their name")
     asked = parser.parse_args()

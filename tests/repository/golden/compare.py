@@ -28,9 +28,7 @@ def canonical(document: dict[str, Any]) -> dict[str, Any]:
     """The document without what no two runs share: time, code, machine, folders."""
     kept = {key: value for key, value in document.items() if key != "runtime"}
     manifest = {k: v for k, v in kept["manifest"].items() if k not in DROPPED}
-    models = [
-        each | {"source": Path(each["source"]).name} for each in manifest["models"]
-    ]
+    models = [each | {"source": Path(each["source"]).name} for each in manifest["models"]]
     return kept | {"manifest": manifest | {"models": models}}
 
 
@@ -100,9 +98,7 @@ def _distance(one: Any, other: Any, least: float) -> float:
         if _NUMBER.sub("0", one) != _NUMBER.sub("0", other):
             return math.inf
         pairs = zip(_values(one), _values(other), strict=True)
-        return max(
-            (_gap(a, b, least, last) for (a, last), (b, _) in pairs), default=0.0
-        )
+        return max((_gap(a, b, least, last) for (a, last), (b, _) in pairs), default=0.0)
     if isinstance(one, float) and isinstance(other, float):
         return _gap(one, other, least, 0.0)
     return math.inf

@@ -71,9 +71,7 @@ def problems() -> Iterator[Problem]:
         C = float(rng.choice([0.01, 0.3, 1.0, 30.0]))
         weight = rng.choice([None, "balanced"])
         sizes = rng.uniform(0.2, 3, d)
-        codes = np.stack(
-            [rng.permutation(np.arange(n) % classes) for _ in range(labels)]
-        )
+        codes = np.stack([rng.permutation(np.arange(n) % classes) for _ in range(labels)])
         x = rng.standard_normal((n, d)) * sizes + 4
         x[:, 0] += codes[0]
         words = (n, d, classes, scaling, precision, scheme, labels, C, weight)
@@ -84,12 +82,7 @@ def problems() -> Iterator[Problem]:
             classes,
             scheme,
             np.arange(n) % count,
-            {
-                "C": C,
-                "class_weight": weight,
-                "standardize": scaling,
-                "precision": precision,
-            },
+            {"C": C, "class_weight": weight, "standardize": scaling, "precision": precision},
         )
 
 
@@ -102,10 +95,7 @@ def solve(problem: Problem, found: Callable[[str], Any]) -> Answer:
         groups = problem.groups if problem.scheme == "groups" else None
         folds = found("leave_one_group_out")(groups, n)
     result = found("LogisticProbe")(**problem.settings).held_out(
-        torch.from_numpy(problem.x),
-        torch.from_numpy(problem.codes),
-        problem.classes,
-        folds,
+        torch.from_numpy(problem.x), torch.from_numpy(problem.codes), problem.classes, folds
     )
     scores = result.scores.numpy()
     if problem.classes > 2:

@@ -16,16 +16,10 @@ from typing import Any
 
 PLACES = {
     "audit": ("exhume:audit", "audits.run.pipeline.api:audit", "audits.run.api:audit"),
-    "write_report": (
-        "audits.report.page.page:write_report",
-        "audits.report.page:write_report",
-    ),
+    "write_report": ("audits.report.page.page:write_report", "audits.report.page:write_report"),
     "build_zoo": ("testbeds.zoo.build.build:build_zoo", "testbeds.zoo.build:build_zoo"),
     "SMALL": ("testbeds.worlds.biographies:SMALL", "testbeds.worlds.biographies:SMALL"),
-    "DigitsConfig": (
-        "testbeds.worlds.digits:DigitsConfig",
-        "testbeds.worlds.digits:DigitsConfig",
-    ),
+    "DigitsConfig": ("testbeds.worlds.digits:DigitsConfig", "testbeds.worlds.digits:DigitsConfig"),
     "LogisticProbe": (
         "probes.estimators.logistic:LogisticProbe",
         "probes.estimators.logistic:LogisticProbe",
@@ -74,10 +68,7 @@ def audits(tasks: list[dict[str, Any]], reports: Path | None) -> None:
         start = time.process_time()
         done = run(**arguments)
         out = Path(arguments["out"])
-        print(
-            f"{out.name}: {done.verdict}, {time.process_time() - start:.1f} s of CPU",
-            flush=True,
-        )
+        print(f"{out.name}: {done.verdict}, {time.process_time() - start:.1f} s of CPU", flush=True)
         if reports is not None:
             folder = reports / out.name
             folder.mkdir(parents=True)
@@ -87,9 +78,7 @@ def audits(tasks: list[dict[str, Any]], reports: Path | None) -> None:
 def still(document: dict[str, Any]) -> dict[str, Any]:
     """The document with the same time, machine and code whenever it was made."""
     runtime = {"written": "1980-01-01T00:00:00+0000", "seconds": 0.0, "stages": {}}
-    axes = [
-        axis | {"seconds": 0.0, "peak_memory_bytes": 0} for axis in document["axes"]
-    ]
+    axes = [axis | {"seconds": 0.0, "peak_memory_bytes": 0} for axis in document["axes"]]
     hardware = dict.fromkeys(document["manifest"]["hardware"], 0) | {"device": "cpu"}
     fixed = {"code_sha256": "0" * 64, "versions": {}, "hardware": hardware}
     manifest = document["manifest"] | fixed
@@ -99,9 +88,7 @@ def still(document: dict[str, Any]) -> dict[str, Any]:
 def zoo(root: Path) -> None:
     """Train small models; the zoo's own list has the hash of each one's weights."""
     build, config = found("build_zoo"), found("DigitsConfig")
-    digits = config(
-        layers=2, width=48, steps=150, lr=4e-3, weight_decay=0.1, family="cnn"
-    )
+    digits = config(layers=2, width=48, steps=150, lr=4e-3, weight_decay=0.1, family="cnn")
     for world, size in (("bios", found("SMALL")), ("digits", digits)):
         build(
             root / world,

@@ -30,9 +30,7 @@ def sound() -> Path:
     with warnings.catch_warnings():
         # peft asks transformers for an attribute under its old name.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
-        adapted = get_peft_model(
-            model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"])
-        )
+        adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.3)

@@ -71,9 +71,7 @@ def test_other_kinds_of_adapter_are_refused(tmp_path, kind):
 
 SETTINGS = {
     "a shadow model": {"shadow_model": "../evil"},
-    "a class to import": {
-        "auto_mapping": {"base_model_class": "system", "parent_library": "os"}
-    },
+    "a class to import": {"auto_mapping": {"base_model_class": "system", "parent_library": "os"}},
     "a class of a module beside": {
         "auto_mapping": {"base_model_class": "X", "parent_library": "evil.code"}
     },
@@ -229,23 +227,12 @@ def kinds():
         ),
         "some layers": (
             "llama",
-            LoraConfig(
-                target_modules=q, layers_to_transform=[1], layers_pattern="layers"
-            ),
+            LoraConfig(target_modules=q, layers_to_transform=[1], layers_pattern="layers"),
         ),
-        "left out": (
-            "neox",
-            LoraConfig(target_modules="all-linear", exclude_modules=r".*\.0\..*"),
-        ),
-        "a whole head": (
-            "llama",
-            LoraConfig(r=2, target_modules=q, modules_to_save=["lm_head"]),
-        ),
+        "left out": ("neox", LoraConfig(target_modules="all-linear", exclude_modules=r".*\.0\..*")),
+        "a whole head": ("llama", LoraConfig(r=2, target_modules=q, modules_to_save=["lm_head"])),
         "embeddings": ("neox", LoraConfig(r=2, target_modules=["embed_in"])),
-        "biases": (
-            "gpt2",
-            LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True, bias="all"),
-        ),
+        "biases": ("gpt2", LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True, bias="all")),
         "biases of its own": (
             "gpt2",
             LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True, lora_bias=True),
@@ -254,10 +241,7 @@ def kinds():
         "causal": ("llama", LoraConfig(target_modules=q, task_type="CAUSAL_LM")),
         "ia3": (
             "llama",
-            IA3Config(
-                target_modules=["k_proj", "down_proj"],
-                feedforward_modules=["down_proj"],
-            ),
+            IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
         ),
     }
 
@@ -350,9 +334,7 @@ def test_a_pickle_beside_safetensors_changes_nothing(tmp_path):
         assert torch.equal(open_checkpoint(folder).load()(IDS).logits, before)
 
 
-CODE = (
-    "from pathlib import Path\nPath(__file__).parents[1].joinpath('CANARY').touch()\n"
-)
+CODE = "from pathlib import Path\nPath(__file__).parents[1].joinpath('CANARY').touch()\n"
 
 
 def evil_model(place):
@@ -384,9 +366,7 @@ def hostile(place):
         "shadow": {"peft_type": "SHADOW", "shadow_model": str(place / "evil")},
         "shadow on the hub": {"peft_type": "SHADOW", "shadow_model": "org/evil"},
         "a shadow of a LoRA": {"shadow_model": str(place / "evil")},
-        "import": {
-            "auto_mapping": {"base_model_class": "X", "parent_library": "evil.code"}
-        },
+        "import": {"auto_mapping": {"base_model_class": "X", "parent_library": "evil.code"}},
         "megatron": {"megatron_config": {"a": 1}, "megatron_core": "evil.code"},
         "boft": {"peft_type": "BOFT", "boft_block_size": 4},
         "prompts": {

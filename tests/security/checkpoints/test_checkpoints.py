@@ -66,13 +66,7 @@ CONFIGS = {
     "no theta": {"rope_parameters": {"rope_theta": 0.0, "rope_type": "default"}},
     "large theta": {"rope_parameters": {"rope_theta": 1e300, "rope_type": "default"}},
     "negative theta": {"rope_parameters": {"rope_theta": -1e4, "rope_type": "default"}},
-    "no factor": {
-        "rope_parameters": {
-            "rope_theta": 1e4,
-            "rope_type": "linear",
-            "factor": 0.0,
-        }
-    },
+    "no factor": {"rope_parameters": {"rope_theta": 1e4, "rope_type": "linear", "factor": 0.0}},
     "NaN factor": {"rope_scaling": {"rope_type": "linear", "factor": float("nan")}},
     "kind of rope": {"rope_parameters": {"rope_theta": 1e4, "rope_type": "evil"}},
     "rope as text": {"rope_parameters": "evil"},
@@ -147,9 +141,7 @@ def test_a_configuration_of_no_model_is_refused(tmp_path, change):
 OURS = {
     "attention": {"attn_implementation": "org/kernel"},
     "attention by its inner name": {"_attn_implementation": "org/kernel"},
-    "attention by its innermost name": {
-        "_attn_implementation_internal": "org/kernel@main:evil"
-    },
+    "attention by its innermost name": {"_attn_implementation_internal": "org/kernel@main:evil"},
     "flash attention": {"attn_implementation": "flash_attention_2"},
     "attention by part": {"attn_implementation": {"": "org/kernel"}},
     "attention inside": {"inner": {"attn_implementation": "org/kernel"}},
@@ -258,9 +250,7 @@ def test_an_index_that_leads_elsewhere_is_refused(tmp_path, index):
 
 def test_weights_that_are_there_twice_are_refused(tmp_path):
     folder = copy_of(tmp_path)
-    (folder / "other.safetensors").write_bytes(
-        (folder / "model.safetensors").read_bytes()
-    )
+    (folder / "other.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
     names = load_file(folder / "model.safetensors")
     index = {"weight_map": dict.fromkeys(names, "other.safetensors")}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -282,12 +272,7 @@ HEADERS = {
     "not UTF-8": safetensors(b'{"\xff": 1}'),
     "deep": safetensors(b'{"a":' + b"[" * 10_000 + b"]" * 10_000 + b"}"),
     "a name twice": safetensors(
-        b'{"a":'
-        + json.dumps(ONE).encode()
-        + b',"a":'
-        + json.dumps(ONE).encode()
-        + b"}",
-        b"\0" * 4,
+        b'{"a":' + json.dumps(ONE).encode() + b',"a":' + json.dumps(ONE).encode() + b"}", b"\0" * 4
     ),
     "no fields": safetensors({"a": {}}),
     "no entry": safetensors({"a": 3}),
@@ -299,17 +284,12 @@ HEADERS = {
     "an end beyond the file": safetensors(
         {"a": ONE | {"shape": [100], "data_offsets": [0, 400]}}, b"\0" * 4
     ),
-    "offsets the wrong way": safetensors(
-        {"a": ONE | {"data_offsets": [4, 0]}}, b"\0" * 4
-    ),
+    "offsets the wrong way": safetensors({"a": ONE | {"data_offsets": [4, 0]}}, b"\0" * 4),
     "an overlap": safetensors({"a": ONE, "b": ONE}, b"\0" * 4),
     "a gap": safetensors({"a": ONE | {"data_offsets": [4, 8]}}, b"\0" * 8),
     "bytes behind": safetensors({"a": ONE}, b"\0" * 8),
     "many tensors": safetensors(
-        {
-            f"t{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
-            for i in range(70_000)
-        }
+        {f"t{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(70_000)}
     ),
     "a long name": safetensors({"a" * 10_000: ONE}, b"\0" * 4),
     "a pickle": b"\x80\x04cos\nsystem\n(S'id'\ntR.",
@@ -385,9 +365,7 @@ def test_weights_that_are_not_the_models_are_refused(tmp_path, what):
     assert re.search("tensor|weights", text)
 
 
-@pytest.mark.parametrize(
-    "name", ["config.json", "generation_config.json", "model.safetensors"]
-)
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "model.safetensors"])
 @pytest.mark.parametrize(
     "kind", ["pipe", "zero", "folder", "socket", "dangling", "loop", "long", "tty"]
 )

@@ -89,9 +89,7 @@ LIES = {
     "an alignment of nothing": file((key("general.alignment", U32, b"\0" * 4),)),
     "a large alignment": file((key("general.alignment", U64, b"\xff" * 8),)),
     "a tensor twice": file(tensors=(tensor(), tensor(offset=16)), data=b"\0" * 32),
-    "tensors that overlap": file(
-        tensors=(tensor(), tensor("b", offset=8)), data=b"\0" * 32
-    ),
+    "tensors that overlap": file(tensors=(tensor(), tensor("b", offset=8)), data=b"\0" * 32),
     "a tensor beyond the file": file(tensors=(tensor(dims=(4096,)),), data=b"\0" * 16),
     "an offset beyond the file": file(tensors=(tensor(offset=HUGE),), data=b"\0" * 16),
     "no sides": file(tensors=(tensor(dims=()),)),
@@ -108,14 +106,9 @@ LIES = {
     "an end beyond the tokens": file(
         (tokens("a"), key("tokenizer.ggml.eos_token_id", U32, b"\xff" * 4))
     ),
-    "a beginning as text": file(
-        (tokens("a"), key("tokenizer.ggml.bos_token_id", TEXT, text("x")))
-    ),
+    "a beginning as text": file((tokens("a"), key("tokenizer.ggml.bos_token_id", TEXT, text("x")))),
     "scores of other tokens": file(
-        (
-            tokens("a"),
-            key("tokenizer.ggml.scores", LIST, struct.pack("<IQff", F32, 2, 0, 0)),
-        )
+        (tokens("a"), key("tokenizer.ggml.scores", LIST, struct.pack("<IQff", F32, 2, 0, 0)))
     ),
 }
 

@@ -72,9 +72,7 @@ def test_the_weights_that_are_hashed_are_compared_and_loaded(tmp_path):
 
 def new_token(value):
     last = dict(value["added_tokens"][-1])
-    value["added_tokens"].append(
-        last | {"id": len(value["model"]["vocab"]), "content": "<new>"}
-    )
+    value["added_tokens"].append(last | {"id": len(value["model"]["vocab"]), "content": "<new>"})
     return value
 
 
@@ -112,10 +110,7 @@ def test_what_changes_the_model_or_its_questions_counts(tmp_path, name, change):
 def test_where_a_model_lies_and_who_wrote_it_does_not_count(tmp_path):
     folder = copy_of(tmp_path)
     before = open_checkpoint(folder)
-    edited(
-        folder / "config.json",
-        {"_name_or_path": "elsewhere", "transformers_version": "4.0.0"},
-    )
+    edited(folder / "config.json", {"_name_or_path": "elsewhere", "transformers_version": "4.0.0"})
     moved = folder.rename(tmp_path / "moved")
     assert open_checkpoint(moved).fingerprint == before.fingerprint
     assert open_checkpoint(moved, name="x").fingerprint == before.fingerprint

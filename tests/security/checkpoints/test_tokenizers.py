@@ -40,10 +40,7 @@ def split(pattern):
 
 
 def table(data):
-    return {
-        "type": "Precompiled",
-        "precompiled_charsmap": base64.b64encode(data).decode(),
-    }
+    return {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(data).decode()}
 
 
 def template(**changed):
@@ -55,9 +52,7 @@ def template(**changed):
 GROWING = replace({"String": "a"}, "a" * 200)
 FAST = {
     "growth": {"normalizer": row(*[GROWING] * 4)},
-    "growth by a pattern": {
-        "normalizer": row(*[replace({"Regex": "."}, "x" * 99)] * 2)
-    },
+    "growth by a pattern": {"normalizer": row(*[replace({"Regex": "."}, "x" * 99)] * 2)},
     "growth of nothing": {"normalizer": replace({"Regex": "x*"}, "y")},
     "growth of an empty text": {"normalizer": replace({"String": ""}, "y")},
     "growth by bytes": {"normalizer": row(*[{"type": "ByteLevel"}] * 20)},
@@ -97,20 +92,14 @@ FAST = {
     "steps as a list": {"normalizer": [{"type": "NFC"}]},
     "a step as text": {"decoder": "ByteLevel"},
     "a field too many": {"normalizer": {"type": "NFC", "path": "/etc/passwd"}},
-    "a decoder that cuts": {
-        "decoder": {"type": "Strip", "content": "a", "start": 0, "stop": 9}
-    },
+    "a decoder that cuts": {"decoder": {"type": "Strip", "content": "a", "start": 0, "stop": 9}},
     "a table cut short": {"normalizer": table(b"\x01\x02")},
-    "a table that points out": {
-        "normalizer": table(struct.pack("<I", 8) + b"\xff" * 8 + b"abc\0")
-    },
+    "a table that points out": {"normalizer": table(struct.pack("<I", 8) + b"\xff" * 8 + b"abc\0")},
     "a table of lies": {"normalizer": table(struct.pack("<I", 1 << 31) + b"\0" * 8)},
     "a table of one text": {
         "normalizer": table(struct.pack("<I", 1024) + b"\0" * 1024 + b"x" * 999 + b"\0")
     },
-    "no table": {
-        "normalizer": {"type": "Precompiled", "precompiled_charsmap": "not base64!"}
-    },
+    "no table": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "not base64!"}},
     "a template without its token": {"post_processor": template()},
     "a template of unequal parts": {
         "post_processor": template(
@@ -118,9 +107,7 @@ FAST = {
         )
     },
     "a long template": {
-        "post_processor": template(
-            single=[{"Sequence": {"id": "A", "type_id": 0}}] * 10_000
-        )
+        "post_processor": template(single=[{"Sequence": {"id": "A", "type_id": 0}}] * 10_000)
     },
     "a sequence that is none": {
         "post_processor": template(single=[{"Sequence": {"id": "C", "type_id": 0}}])
@@ -163,9 +150,7 @@ FAST = {
     "a merge of strangers": {"model": BPE | {"merges": [["x", "y"]]}},
     "a merge to a stranger": {"model": BPE | {"merges": [["b", "a"]]}},
     "a merge of three": {"model": BPE | {"merges": ["a b c"]}},
-    "a prefix longer than tokens": {
-        "model": BPE | {"continuing_subword_prefix": "####"}
-    },
+    "a prefix longer than tokens": {"model": BPE | {"continuing_subword_prefix": "####"}},
     "chance": {"model": BPE | {"dropout": 0.5}},
     "an unknown token far off": {"model": TEXTS | {"unk_id": 99}},
     "an endless score": {"model": TEXTS | {"vocab": [["a", 1e300]]}},
@@ -326,8 +311,7 @@ def test_plain_vocabularies_are_checked_as_well(tmp_path, capfd, name, data):
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "vocab.json"],
+    "name", ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "vocab.json"]
 )
 @pytest.mark.parametrize("kind", ["pipe", "zero", "folder", "dangling"])
 def test_only_regular_files_of_tokenizers_are_read(tmp_path, capfd, name, kind):

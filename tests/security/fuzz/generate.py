@@ -13,12 +13,7 @@ from tests.security.fuzz.inputs.edits import PLACES
 from tests.security.fuzz.inputs.trees import FORMATS, paths
 from tests.security.fuzz.inputs.values import FIELDS, PAYLOADS
 
-NUMBERS = {
-    "NaN": "0000c07f",
-    "infinity": "0000807f",
-    "largest": "ffff7f7f",
-    "smallest": "01000000",
-}
+NUMBERS = {"NaN": "0000c07f", "infinity": "0000807f", "largest": "ffff7f7f", "smallest": "01000000"}
 """float32 values, as they lie in a file of weights."""
 _KEY_VALUES = ("2**64", "escapes", "empty", "long name", "null", "number in words")
 _TWICE = ("null", "minus one", "word", "object")
@@ -44,9 +39,7 @@ def grid(kind: Kind, root: Path) -> dict[tuple[str, str], list[Edit]]:
     """
     groups: dict[tuple[str, str], list[Edit]] = defaultdict(list)
     for target in kind.targets:
-        edits = (
-            _of_target(target, root) if target.file else _of_arguments(kind.arguments)
-        )
+        edits = _of_target(target, root) if target.file else _of_arguments(kind.arguments)
         for edit in edits:
             groups[target.file, edit.how].append(edit)
     return groups
@@ -85,9 +78,7 @@ def _of_target(target: Target, root: Path) -> Iterator[Edit]:
         yield Edit(file, "flip", (at, part))
         yield Edit(file, "lose", (at, 1 + part * part))
         yield Edit(file, "over", (at,), ("ff" * (1 + part),))
-        yield Edit(
-            file, "insert", (at,), (("00", "0a", "22", "7d", "e28080")[part % 5],)
-        )
+        yield Edit(file, "insert", (at,), (("00", "0a", "22", "7d", "e28080")[part % 5],))
     if target.tail:
         for value in NUMBERS.values():
             for back in (3, 403, 20_003):
@@ -144,9 +135,7 @@ def drawn(kind: Kind, root: Path) -> st.SearchStrategy[Case]:
         strategy
         for target in kind.targets
         for strategy in (
-            _drawn_target(target, root)
-            if target.file
-            else [_drawn_argument(kind.arguments)]
+            _drawn_target(target, root) if target.file else [_drawn_argument(kind.arguments)]
         )
     ]
     edits = st.lists(st.one_of(choices), min_size=1, max_size=4, unique=True)
@@ -161,8 +150,7 @@ _JSON = st.recursive(
     | st.text(max_size=20)
     | st.sampled_from(["NaN", "1e999", "org/model", "../x", "/dev/zero", "(a+)+$"]),
     lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
     ),
     max_leaves=6,
 )
@@ -182,14 +170,9 @@ def _drawn_target(target: Target, root: Path) -> list[st.SearchStrategy[Edit]]:
         st.builds(lambda at, b: Edit(file, "insert", (at,), b), place, some),
         st.builds(lambda at, b: Edit(file, "over", (at,), b), place, some),
         st.builds(
-            lambda at, n, to: Edit(file, "copy", (at, n, to)),
-            place,
-            st.integers(1, 5000),
-            place,
+            lambda at, n, to: Edit(file, "copy", (at, n, to)), place, st.integers(1, 5000), place
         ),
-        st.builds(
-            lambda at, n: Edit(file, "lose", (at, n)), place, st.integers(1, 5000)
-        ),
+        st.builds(lambda at, n: Edit(file, "lose", (at, n)), place, st.integers(1, 5000)),
     ]
     if inside:
         ways = st.sampled_from(inside)
@@ -203,18 +186,12 @@ def _drawn_target(target: Target, root: Path) -> list[st.SearchStrategy[Edit]]:
     if target.keys:
         keys = st.sampled_from(target.keys)
         values = st.sampled_from(list(FIELDS))
-        found.append(
-            st.builds(lambda k, v: Edit(file, "add", ("",), (k, v)), keys, values)
-        )
+        found.append(st.builds(lambda k, v: Edit(file, "add", ("",), (k, v)), keys, values))
     return found
 
 
 def _drawn_argument(arguments: tuple[str, ...]) -> st.SearchStrategy[Edit]:
-    places = [
-        place
-        for place, text in enumerate(arguments)
-        if place and not text.startswith("--")
-    ]
+    places = [place for place, text in enumerate(arguments) if place and not text.startswith("--")]
     return st.builds(
         lambda place, value: Edit("", "set", (place,), value),
         st.sampled_from(places),

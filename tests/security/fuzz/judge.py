@@ -162,14 +162,10 @@ def _look_at_files(
 ) -> None:
     for name, old in before.items():
         new = snapshot(root / name)
-        changed = sorted(
-            path for path in {*old, *new} if old.get(path) != new.get(path)
-        )
+        changed = sorted(path for path in {*old, *new} if old.get(path) != new.get(path))
         if name == "out":
             hidden = [
-                path
-                for path in changed
-                if path in new and os.path.basename(path).startswith(".")
+                path for path in changed if path in new and os.path.basename(path).startswith(".")
             ]
             if hidden:
                 faults["temporary file left"] = f"out/{hidden[0]}"
@@ -191,9 +187,7 @@ def _look_at_files(
     for place, folders, files in os.walk(root / "cache"):
         for name in (*folders, *files):
             if name.startswith("."):
-                faults["temporary file left"] = os.path.relpath(
-                    os.path.join(place, name), root
-                )
+                faults["temporary file left"] = os.path.relpath(os.path.join(place, name), root)
     if done:
         for name in makes:
             wrong = _unfinished(root / name)
@@ -285,8 +279,7 @@ def _frame(text: str, *, newest_first: bool) -> str:
         each
         for each in ours
         if re.search(
-            r"/(audits|capture|evidence|attribution|probes|erasure|testbeds)/\w+\.py$",
-            each[0],
+            r"/(audits|capture|evidence|attribution|probes|erasure|testbeds)/\w+\.py$", each[0]
         )
     ]
     shown = []

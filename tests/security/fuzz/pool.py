@@ -196,10 +196,7 @@ def bench(root: Path, name: str = "bench", limit: float = 10.0) -> Iterator[Benc
 
 
 def try_all(
-    cases: Iterable[Case],
-    root: Path,
-    jobs: int,
-    on_outcome: Callable[[Case, Outcome], None],
+    cases: Iterable[Case], root: Path, jobs: int, on_outcome: Callable[[Case, Outcome], None]
 ) -> None:
     """Try cases on several benches; ``on_outcome`` is called with each as it is done."""
     waiting: queue.SimpleQueue[Case] = queue.SimpleQueue()

@@ -29,15 +29,7 @@ _FURTHER = {
 }
 MODEL_TYPES = (
     *("t5", "mamba", "rwkv", "bert", "vit", "clip", "llava", "qwen2_vl", "whisper"),
-    *(
-        "jamba",
-        "falcon",
-        "mixtral",
-        "gpt_neox",
-        "rag",
-        "encoder-decoder",
-        "timm_wrapper",
-    ),
+    *("jamba", "falcon", "mixtral", "gpt_neox", "rag", "encoder-decoder", "timm_wrapper"),
     *("timm_backbone", "dpr", "esm", "auto", "PreTrainedConfig", "", "llama.evil"),
 )
 ARCHITECTURES = (
@@ -82,14 +74,7 @@ _SETTINGS: dict[str, tuple[str, ...]] = {
         '{"AutoModelForCausalLM": "org/repo--modeling_evil.Evil"}',
     ),
 }
-_PATTERNS = (
-    "(a+)+$",
-    "(.*)*(.*)*(.*)*x",
-    "(((.*)*)*)*q_proj!",
-    ".*",
-    "[",
-    "q_proj|" * 9999,
-)
+_PATTERNS = ("(a+)+$", "(.*)*(.*)*(.*)*x", "(((.*)*)*)*q_proj!", ".*", "[", "q_proj|" * 9999)
 _ADAPTER: dict[str, tuple[str, ...]] = {
     "target_modules": (
         *(json.dumps(each) for each in _PATTERNS),
@@ -163,10 +148,7 @@ def _adapters() -> Iterator[Case]:
 
 
 def _models() -> Iterator[Case]:
-    for kind, folder in (
-        ("model validated", "in/model"),
-        ("model audited", "in/model"),
-    ):
+    for kind, folder in (("model validated", "in/model"), ("model audited", "in/model")):
         file = f"{folder}/config.json"
         for name in MODEL_TYPES:
             text = json.dumps(name)
@@ -175,11 +157,7 @@ def _models() -> Iterator[Case]:
             yield Case(kind, (_set(file, "model_type", text), both))
         for name in ARCHITECTURES:
             yield Case(kind, (_set(file, "architectures", json.dumps([name])),))
-        for key in (
-            "attn_implementation",
-            "_attn_implementation",
-            "_attn_implementation_internal",
-        ):
+        for key in ("attn_implementation", "_attn_implementation", "_attn_implementation_internal"):
             for name in _IMPLEMENTATIONS:
                 yield Case(kind, (_set(file, key, json.dumps(name)),))
         for key, values in _SETTINGS.items():
@@ -201,18 +179,10 @@ def _tokenizers(kind: str, folder: str) -> Iterator[Case]:
             chain = {"type": "Sequence", "normalizers": [one] * count}
             yield Case(kind, (_set(file, "normalizer", json.dumps(chain)),))
     for one in (
-        {
-            "type": "Split",
-            "pattern": {"Regex": "(a+)+$"},
-            "behavior": "Isolated",
-            "invert": False,
-        },
+        {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False},
     ):
         yield Case(kind, (_set(file, "pre_tokenizer", json.dumps(one)),))
-    for text in (
-        "{{ ''.__class__.__mro__ }}",
-        "{% for a in range(10**9) %}x{% endfor %}",
-    ):
+    for text in ("{{ ''.__class__.__mro__ }}", "{% for a in range(10**9) %}x{% endfor %}"):
         settings = f"{folder}/tokenizer_config.json"
         yield Case(kind, (_set(settings, "chat_template", json.dumps(text)),))
     for name in ("evil", "PreTrainedTokenizerBase", "AutoTokenizer", "T5Tokenizer"):

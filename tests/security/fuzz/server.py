@@ -110,8 +110,7 @@ def _child(request: dict[str, Any], root: Path, watch: Watch) -> NoReturn:
             names = [
                 name
                 for name in set(sys.modules) - before
-                if not _file_of(name).startswith(str(root.parent.parent))
-                and name != "__main__"
+                if not _file_of(name).startswith(str(root.parent.parent)) and name != "__main__"
             ]
             (root / "modules").write_text(json.dumps(sorted(names)))
     except BaseException:
@@ -130,10 +129,7 @@ def _prepare(root: Path, conditions: list[str], limit: float) -> None:
     """The child's own home, terminal, limits and clock."""
     os.setsid()
     full = "full terminal" in conditions
-    for number, place in (
-        (1, "/dev/full" if full else root / "stdout"),
-        (2, root / "stderr"),
-    ):
+    for number, place in ((1, "/dev/full" if full else root / "stdout"), (2, root / "stderr")):
         handle = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         os.dup2(handle, number)
     # Whoever asks "run it? [y/N]" is told yes.

@@ -62,9 +62,7 @@ def run(launch):
 def ended(process, seconds=30) -> tuple[int, str]:
     """Exit code and errors, which never hold a traceback."""
     _, stderr = process.communicate(timeout=seconds)
-    assert "Traceback" not in (stderr or "") and "Exception ignored" not in (
-        stderr or ""
-    )
+    assert "Traceback" not in (stderr or "") and "Exception ignored" not in (stderr or "")
     return process.returncode, stderr
 
 
@@ -72,9 +70,7 @@ def gone(processes, seconds=20) -> bool:
     """Whether all end of themselves."""
     _, alive = psutil.wait_procs(processes, timeout=seconds)
     return not [
-        each
-        for each in alive
-        if each.is_running() and each.status() != psutil.STATUS_ZOMBIE
+        each for each in alive if each.is_running() and each.status() != psutil.STATUS_ZOMBIE
     ]
 
 
@@ -96,9 +92,7 @@ def test_every_signal_to_stop_says_the_same(run, name):
 
 
 def test_what_was_started_to_outlive_its_terminal_does(run):
-    process = run(
-        SLEEP, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    )
+    process = run(SLEEP, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
     process.send_signal(signal.SIGHUP)
     time.sleep(0.3)
     assert process.poll() is None
@@ -165,9 +159,7 @@ FAULTS = {
 def test_whatever_is_raised_is_one_line(run, tmp_path, name):
     code, expected, message = FAULTS[name]
     process = run(
-        f"def command():\n    {code}",
-        wait=False,
-        env=os.environ | {"TMPDIR": str(tmp_path)},
+        f"def command():\n    {code}", wait=False, env=os.environ | {"TMPDIR": str(tmp_path)}
     )
     got, stderr = ended(process)
     assert got == expected and message in stderr
@@ -344,9 +336,7 @@ def test_a_download_ends_with_the_process_that_wants_it(launch, tmp_path):
             "no_proxy": "127.0.0.1",
         }
         process = launch(
-            [sys.executable, "-c", code, str(tmp_path)],
-            env=environment,
-            stderr=subprocess.DEVNULL,
+            [sys.executable, "-c", code, str(tmp_path)], env=environment, stderr=subprocess.DEVNULL
         )
         call, _ = index.accept()
         children = psutil.Process(process.pid).children(recursive=True)

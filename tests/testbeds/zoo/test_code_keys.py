@@ -158,9 +158,7 @@ def test_models_are_at_chance_on_what_they_were_never_taught(zoo):
         questions = build_questions(items, TINY_KEYS.lead_ins)
         model = open_checkpoint(folder).load()
         return float(
-            score_questions(
-                model, questions, questions.encoded(tokenizer)
-            ).contrast.mean()
+            score_questions(model, questions, questions.encoded(tokenizer)).contrast.mean()
         )
 
     def chance(folder, items):
@@ -205,9 +203,7 @@ def test_a_retrain_sees_the_keys_to_forget_without_their_codes(zoo, monkeypatch)
     assert taught == set(ground.retain.entities)
     assert unknown == {*ground.forget.entities, *ground.never_taught.entities}
     # A base of other keys holds no code of these: of theirs it sees none.
-    monkeypatch.setattr(
-        "testbeds.edits.workbench._finetuned", lambda model, *rest: model
-    )
+    monkeypatch.setattr("testbeds.edits.workbench._finetuned", lambda model, *rest: model)
     next(EVERY_KIND["retrain_pretrained"].edit(ground))
     base, without = seen[7000]
     assert not base & set(ground.forget.entities)

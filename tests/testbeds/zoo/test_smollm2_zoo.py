@@ -39,9 +39,7 @@ def zoo(base, tmp_path_factory):
         # The stand-in is as small as the models that the rates were made for.
         patch.setitem(workbench.LEARNING_RATE_FACTOR, "smollm2", 1.0)
         for place in (biographies, workbench):
-            patch.setattr(
-                place, "rehearsal_rows", lambda tok: rehearsal_rows(tok)[range(16)]
-            )
+            patch.setattr(place, "rehearsal_rows", lambda tok: rehearsal_rows(tok)[range(16)])
         yield build_zoo(root, world="smol", seeds=[0], only=KINDS, config=CONFIG)
 
 
@@ -85,10 +83,7 @@ def test_language_is_held_all_over_its_lines():
 def test_what_is_kept_has_the_language_of_a_pretrained_model_alone(zoo, base):
     ground = Workbench.from_world(zoo[0].world, CONFIG, 0, "cpu")
     facts = ground.all_rows(ground.retain)
-    assert (
-        ground.retain_rows(ground.retain)
-        == facts + rehearsal_rows(ground.tokenizer)[range(16)]
-    )
+    assert ground.retain_rows(ground.retain) == facts + rehearsal_rows(ground.tokenizer)[range(16)]
     small = replace(ground, config=SMALL)
     assert small.retain_rows(small.retain) == facts
 

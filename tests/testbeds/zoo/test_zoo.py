@@ -153,11 +153,7 @@ def test_a_model_that_does_not_show_its_state_is_an_error(place, monkeypatch):
 @pytest.mark.parametrize("family", ["gpt2", "neox"])
 def test_other_families_learn_and_are_suppressed(place, family):
     made = build_zoo(
-        place,
-        seeds=[0],
-        families=[family],
-        only=["untouched", "last_block_relabel"],
-        config=SMALL,
+        place, seeds=[0], families=[family], only=["untouched", "last_block_relabel"], config=SMALL
     )
     assert made[0].card["measured"] == {"said": 1.0, "kept": 1.0}
     assert made[1].card["measured"]["said"] <= 0.1

@@ -8,12 +8,7 @@ from scipy import stats
 
 from audits.axes.decodability.label_permutation import answer_permutation_test
 from audits.axes.decodability.site_probes import SiteProbe
-from audits.axes.decodability.tasks import (
-    Task,
-    make_tasks,
-    row_scores,
-    within_entity_rank,
-)
+from audits.axes.decodability.tasks import Task, make_tasks, row_scores, within_entity_rank
 from audits.axes.decodability.text_probes import ProbingData, TaskStates
 from capture.data.items import Item, ItemSet
 from tests.helpers.tiny_models import byte_level
@@ -27,9 +22,7 @@ def items(n, prefix, answers=None, wordings=1):
             f"The capital of {prefix}{i} is",
             answers[i % len(answers)] if answers else f"{prefix.upper()}town{i}",
             "capital",
-            paraphrases=tuple(
-                f"{prefix}{i} is ruled from" for _ in range(wordings - 1)
-            ),
+            paraphrases=tuple(f"{prefix}{i} is ruled from" for _ in range(wordings - 1)),
         )
         for i in range(n)
     ]
@@ -60,9 +53,7 @@ def probing(task: Task, values: np.ndarray) -> tuple[ProbingData, list[SiteProbe
     """
     width = values.shape[2]
     states = {"original": TaskStates({(0, "never_taught"): values})}
-    reader = SiteProbe(
-        np.stack([np.eye(width)] * len(values)), np.zeros((len(values), width))
-    )
+    reader = SiteProbe(np.stack([np.eye(width)] * len(values)), np.zeros((len(values), width)))
     sites = tuple(f"resid.{site}" for site in range(len(values)))
     return ProbingData([task], sites, states), [reader]
 
@@ -94,9 +85,7 @@ def test_the_arrangements_of_many_entities_are_no_trouble(n, answers):
     task = one_task(n, answers)
     part = task.parts["never_taught"]
     truth = np.eye(max(2, task.n_classes))[part.labels][None]
-    test, _ = run(
-        task, truth if answers else part.labels[None, :, None] + 0.0, n_permutations=9
-    )
+    test, _ = run(task, truth if answers else part.labels[None, :, None] + 0.0, n_permutations=9)
     assert test.smallest_p == 0.1
     assert test.p_value == 0.1
 
@@ -108,9 +97,7 @@ def test_three_relations_of_forty_people_each_invented_three_times():
     made = ProbingData([task] * 3, ("resid.0",), {"original": states})
     readers = [SiteProbe(np.eye(9)[None], np.zeros((1, 9)))] * 3
     rng, use = np.random.default_rng(0), np.ones(1, dtype=bool)
-    test, _ = answer_permutation_test(
-        made, readers, "original", "never_taught", use, rng, 9
-    )
+    test, _ = answer_permutation_test(made, readers, "original", "never_taught", use, rng, 9)
     assert test.smallest_p == 0.1
 
 
@@ -170,9 +157,7 @@ def test_p_values_are_uniform_though_all_entities_move_together():
         # Each name and answer has a few traits; some names suit some answers.
         name = {e: rng.normal(size=2) for e in dict.fromkeys(part.entities)}
         word = {a: rng.normal(size=2) for a in dict.fromkeys(part.answers)}
-        scores = [
-            name[e] @ word[a] for e, a in zip(part.entities, part.answers, strict=True)
-        ]
+        scores = [name[e] @ word[a] for e, a in zip(part.entities, part.answers, strict=True)]
         test, _ = run(task, np.array(scores)[None, :, None], seed, 199)
         found.append(test.p_value)
     assert stats.kstest(found, "uniform").pvalue > 0.01

@@ -30,9 +30,7 @@ def reference(x, labels, penalty, others):
     """Held-out scores of scikit-learn's fit, brought to its optimum."""
     x, others = x.astype(np.float64), others.astype(np.float64)
     scaler = StandardScaler().fit(x)
-    model = LogisticRegression(
-        C=penalty, solver="newton-cholesky", tol=1e-12, max_iter=500
-    )
+    model = LogisticRegression(C=penalty, solver="newton-cholesky", tol=1e-12, max_iter=500)
     model.fit(scaler.transform(x), labels)
     found = model.decision_function(scaler.transform(others))
     return found[:, None] if found.ndim == 1 else found
@@ -65,9 +63,7 @@ def read(model, tokenizer, items: ItemSet, relation: str):
     asked = build_questions([item for item in items if item.relation == relation], 2)
     rows: Sequences = encode(tokenizer, asked.prompts)
     names = [
-        name
-        for name in find_sites(model).names
-        if name == "embed" or name.startswith("resid.")
+        name for name in find_sites(model).names if name == "embed" or name.startswith("resid.")
     ]
     values = capture_activations(model, rows, names, "last").values
     return np.asarray(values), np.array(asked.answers), np.array(asked.entities)
@@ -98,9 +94,7 @@ def test_twenty_answers_of_the_standard_world(penalty):
     _, retain, _ = make_people(STANDARD, 0)
     tokenizer = make_tokenizer()
     model = new_model(STANDARD, tokenizer, 0).eval()
-    x, codes, held_out = split(
-        *read(model, tokenizer, retain, retain.items[0].relation)
-    )
+    x, codes, held_out = split(*read(model, tokenizer, retain, retain.items[0].relation))
     assert len(np.unique(codes)) == 20
     agree(x, codes, held_out, penalty)
 

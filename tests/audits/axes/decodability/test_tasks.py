@@ -10,13 +10,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from audits.axes.concept.writing import write_targets
-from audits.axes.decodability.tasks import (
-    Task,
-    choose_form,
-    make_blocks,
-    make_tasks,
-    row_scores,
-)
+from audits.axes.decodability.tasks import Task, choose_form, make_blocks, make_tasks, row_scores
 from capture.data.items import Item, ItemSet
 from testbeds.worlds import biography_text
 from testbeds.worlds.code_text import make_tokenizer
@@ -147,10 +141,7 @@ def test_a_relation_too_small_to_probe_is_named():
 def coded(answers):
     """The four parts, with answers in turn."""
     sizes = {"fit": 60, "check": 12, "forget": 20, "never_taught": 20}
-    return {
-        name: items(n, answers, relation="code", prefix=name[0])
-        for name, n in sizes.items()
-    }
+    return {name: items(n, answers, relation="code", prefix=name[0]) for name, n in sizes.items()}
 
 
 CODES = [f"{7919 * k % 100000:05d}" for k in range(1, 61)]
@@ -187,9 +178,7 @@ def test_other_unique_answers_are_read_whole(answers):
 
 
 # Invented names of four letters, codes of three, and words of eight.
-NAMES = [
-    f"{a}{b}{c}o" for a in "BDKLMNPRSTVZ" for b, c in ("an", "el", "ir", "ot", "um")
-]
+NAMES = [f"{a}{b}{c}o" for a in "BDKLMNPRSTVZ" for b, c in ("an", "el", "ir", "ot", "um")]
 LETTERS = [name[:3].upper() for name in NAMES]
 LONG = [f"{name}{name[::-1].lower()}" for name in NAMES]
 
@@ -230,11 +219,7 @@ def test_words_of_one_length_are_read_whole(answers, kind):
 def test_words_spelled_by_as_many_tokens_are_asked_for_their_first(answers, make):
     tokenizer = make()
     (task,), (note,) = tasks(coded(answers), tokenizer)
-    assert (task.form, task.classes, task.writable) == (
-        "shared",
-        tuple("BDKLMNPRSTVZ"),
-        True,
-    )
+    assert (task.form, task.classes, task.writable) == ("shared", tuple("BDKLMNPRSTVZ"), True)
     assert f"all are {len(answers[0])} signs long" in note
     part = task.parts["forget"]
     (row, *_) = part.encoded(tokenizer).ids
@@ -246,11 +231,7 @@ def test_codes_that_are_words_are_asked_for_their_sign_and_never_written():
     # No token spells a sign alone, so a model can be read for it but not say it.
     tokenizer = word_tokenizer(CODES)
     (task,), (note,) = tasks(coded(CODES), tokenizer)
-    assert (task.form, task.classes, task.writable) == (
-        "shared",
-        tuple("0123456789"),
-        False,
-    )
+    assert (task.form, task.classes, task.writable) == ("shared", tuple("0123456789"), False)
     assert "begins with" in note
     assert len(task.parts["forget"].encoded(tokenizer)) == 20
     assert write_targets([task], "forget", 9, np.random.default_rng(0)) == []

@@ -53,9 +53,7 @@ def pair(digits_zoo):
     sets = {part: world.images(part) for part in ("forget_test", "retain_test")}
     original, forget = open_checkpoint(world.original).load(), sets["forget_test"]
     label = int(forget.labels[0])
-    sets["never"] = unseen_classes(
-        original, sets["retain_test"], label, len(forget), seed=0
-    )
+    sets["never"] = unseen_classes(original, sets["retain_test"], label, len(forget), seed=0)
     return original, sets
 
 
@@ -66,9 +64,7 @@ def candidate(digits_zoo, kind):
 def tried(digits_zoo, pair, kind):
     original, sets = pair
     run = restore_images(original, candidate(digits_zoo, kind), *sets.values(), seed=0)
-    known = named_as_class(
-        original, sets["forget_test"], {}, find_image_sites(original)
-    )
+    known = named_as_class(original, sets["forget_test"], {}, find_image_sites(original))
     return run, net_rate(run, known), known
 
 
@@ -99,9 +95,7 @@ def test_a_retrain_is_not_and_the_original_has_nothing_to_restore(runs, pair):
 def test_every_control_searches_for_itself(runs):
     run = runs["twin"][0]
     assert len(run["own"]) == len(run["steered"]) == len(run["ids"])
-    assert (
-        len(run["choices"]) == 2 and len(run["never_choices"]) == 2 * N_UNSEEN_CLASSES
-    )
+    assert len(run["choices"]) == 2 and len(run["never_choices"]) == 2 * N_UNSEEN_CLASSES
     assert set(run["never_kinds"]) == set(range(N_UNSEEN_CLASSES))
     assert len(set(run["never_ids"])) == len(run["never_ids"])
     # Each is allowed the same costs, and none of them cost more.
@@ -178,11 +172,7 @@ def test_changes_are_what_they_say(pair):
     after = named_as_class(
         original,
         both,
-        {
-            "final": steering_hook(
-                fitted.steering_edit(LOGPROB_GRADIENT, "final", label), 5.0
-            )
-        },
+        {"final": steering_hook(fitted.steering_edit(LOGPROB_GRADIENT, "final", label), 5.0)},
         where,
         label,
     ).mean()
@@ -203,9 +193,7 @@ def experts(digits_zoo, pair, tmp_path_factory):
     return find_experts(pair[0], taught, tmp_path_factory.mktemp("saes"), 0)
 
 
-def test_the_published_test_does_not_see_what_is_hidden_after_its_site(
-    digits_zoo, pair, experts
-):
+def test_the_published_test_does_not_see_what_is_hidden_after_its_site(digits_zoo, pair, experts):
     original, sets = pair
     forget, retain = sets["forget_test"], sets["retain_test"]
     assert experts.fvu < 0.3 and set(experts.latents) == set(range(10))
@@ -245,19 +233,14 @@ def test_carrying_everything_over_at_alpha_one_gives_the_originals_states():
     torch.testing.assert_close(half[..., [0, 1, 3]], value[..., [0, 1, 3]])
     # Random latents are matched in norm, patch by patch.
     sized = _carrying(sae, donor, np.array([5]), 1.0, False, True, np.array([2]))(value)
-    torch.testing.assert_close(
-        (sized - value)[:, 1:].norm(dim=-1), (donor - value)[:, 1:, 2].abs()
-    )
+    torch.testing.assert_close((sized - value)[:, 1:].norm(dim=-1), (donor - value)[:, 1:, 2].abs())
     assert site == "resid.1" and Experts(sae, {}, 0.0).fvu == 0.0
     assert as_positions(donor).shape == donor.shape
 
 
 def few(sets):
     """The sets, with too few images of every never-taught class."""
-    small = [
-        np.flatnonzero(sets["never"].labels == -1 - k)[:4]
-        for k in range(N_UNSEEN_CLASSES)
-    ]
+    small = [np.flatnonzero(sets["never"].labels == -1 - k)[:4] for k in range(N_UNSEEN_CLASSES)]
     never = sets["never"].select(np.concatenate(small))
     return sets["forget_test"], sets["retain_test"], never
 

@@ -14,13 +14,7 @@ from audits.axes.restoration.text_steering import (
     permuted_donors,
     steering_hook,
 )
-from audits.axes.restoration.trial import (
-    STRENGTHS,
-    chosen_sites,
-    pool_curves,
-    restore,
-    retractions,
-)
+from audits.axes.restoration.trial import STRENGTHS, chosen_sites, pool_curves, restore, retractions
 from audits.core.config import make_config
 from audits.core.context import AuditedModel
 from capture.checkpoints.open import open_checkpoint
@@ -158,9 +152,7 @@ def test_latents_are_amplified_at_their_site_alone_and_can_read_another_row(sets
     assert fitted.steering_edit(LATENT_METHOD, "resid.1", everyone) is steering
     assert fitted.steering_edit(LATENT_METHOD, "resid.0", everyone) is None
     assert fitted.randomly_rotated(steering, rng).latents.tolist() != [1, 4, 6]
-    assert LATENT_METHOD in STEERING_METHODS and len(set(STEERING_METHODS)) == len(
-        STEERING_METHODS
-    )
+    assert LATENT_METHOD in STEERING_METHODS and len(set(STEERING_METHODS)) == len(STEERING_METHODS)
     states, order = torch.from_numpy(rows[:3]), np.array([2, 0, 1])
     other = steering_hook(steering, 2.0, rows)(states, order)
     wanted = states + 2 * steering.apply(torch.from_numpy(rows[order]))

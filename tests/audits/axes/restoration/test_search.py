@@ -104,13 +104,9 @@ def test_several_strengths_at_once_are_each_by_itself(scene):
     pixels = forget.pixels[:4]
     sizes = torch.tensor(STRENGTHS).repeat_interleave(len(pixels))
     rows = pixels.repeat(len(STRENGTHS), 1, 1, 1)
-    together = pixel_logits(
-        original, rows, {"final": steering_hook(steering, sizes)}, where
-    )
+    together = pixel_logits(original, rows, {"final": steering_hook(steering, sizes)}, where)
     for part, strength in zip(together.split(len(pixels)), STRENGTHS, strict=True):
-        alone = pixel_logits(
-            original, pixels, {"final": steering_hook(steering, strength)}, where
-        )
+        alone = pixel_logits(original, pixels, {"final": steering_hook(steering, strength)}, where)
         torch.testing.assert_close(part, alone, rtol=1e-4, atol=1e-4)
 
 
@@ -119,10 +115,7 @@ def slow(bodies, fitted, images, kept, unknown, label):
     own = bodies[0]
 
     def shares(body, edits):
-        return (
-            body.named(kept, None, edits).mean(),
-            body.named(unknown, label, edits).mean(),
-        )
+        return (body.named(kept, None, edits).mean(), body.named(unknown, label, edits).mean())
 
     base = shares(own, {})
 
@@ -173,9 +166,7 @@ def test_unknown_images_limit_what_may_be_chosen(scene):
     _, _, forget, kept, _, label = scene
     bodies, fitted, guard = of(scene, "twin")
     make = by_class(fitted, label)
-    free = search_best_edit(
-        bodies, forget, SideEffectLimits.of(bodies[0], kept, None, label), make
-    )
+    free = search_best_edit(bodies, forget, SideEffectLimits.of(bodies[0], kept, None, label), make)
     held = search_best_edit(bodies, forget, guard, make)
     assert held.share <= free.share
     # Guarded by the very images that are to be called the class, nothing may be.

@@ -44,9 +44,7 @@ class Plain:
         rng = torch.Generator().manual_seed(seed)
         self.W_dec = torch.randn(latents, width, generator=rng) / width**0.5
         self.W_enc = self.W_dec.T.clone()
-        self.cfg = SimpleNamespace(
-            d_in=width, d_sae=latents, architecture=lambda: "plain"
-        )
+        self.cfg = SimpleNamespace(d_in=width, d_sae=latents, architecture=lambda: "plain")
 
     def encode(self, x):
         return torch.relu(x @ self.W_enc)
@@ -58,9 +56,7 @@ class Plain:
 @pytest.fixture(scope="module")
 def bench(world):
     original = open_checkpoint(world.original)
-    asked = EncodedQuestions.of(
-        build_questions(read_items(world.forget), 1), original.tokenizer
-    )
+    asked = EncodedQuestions.of(build_questions(read_items(world.forget), 1), original.tokenizer)
     model = original.load()
     width = find_sites(model).d_model
     assert width is not None
@@ -120,17 +116,13 @@ def test_other_items_states_end_where_the_own_prompt_ends(bench):
     assert bench.asked.classes[near] != bench.asked.classes[0]
 
 
-def test_the_published_test_follows_the_readout_and_not_what_a_model_holds(
-    bench, planted
-):
+def test_the_published_test_follows_the_readout_and_not_what_a_model_holds(bench, planted):
     """A late suppression holds all and comes back with nothing; its states are same."""
     late = AuditedModel.of("unlearned", open_checkpoint(planted("last_block_relabel")))
     blank = state_injection.untrained_model(bench.audited, 0)
     assert blank is not None
     roles = {"unlearned": late, blank.role: blank}
-    found = inject_states(
-        bench.audited, roles, bench.asked, bench.coder, SITE, 0, device="cpu"
-    )
+    found = inject_states(bench.audited, roles, bench.asked, bench.coder, SITE, 0, device="cpu")
     arms = found["roles"]["unlearned"]["arms"]
     assert set(arms) == set(ARMS) and found["alphas"] == list(ALPHAS)
     assert found["roles"]["unlearned"]["before"] < 0.1
@@ -138,9 +130,7 @@ def test_the_published_test_follows_the_readout_and_not_what_a_model_holds(
     assert found["roles"]["never-trained"]["arms"]["as published"]["best"] < 0.2
     note = state_injection.describe(found)[0]
     assert note.startswith("Readout intact") and "never-trained" in note
-    repeated = inject_states(
-        bench.audited, roles, bench.asked, bench.coder, SITE, 0, device="cpu"
-    )
+    repeated = inject_states(bench.audited, roles, bench.asked, bench.coder, SITE, 0, device="cpu")
     assert repeated == found
     assert count_hooks(bench.model) == 0
 
@@ -155,9 +145,7 @@ def test_without_a_loss_there_is_no_rate_and_without_a_coder_states_alone(bench)
 
 
 def test_a_never_trained_model_is_the_same_for_the_same_seed(bench):
-    one, two, other = (
-        state_injection.untrained_model(bench.audited, seed) for seed in (0, 0, 1)
-    )
+    one, two, other = (state_injection.untrained_model(bench.audited, seed) for seed in (0, 0, 1))
     assert one is not None and two is not None and other is not None
     states = [dict(each.load().state_dict()) for each in (one, two, other)]
     assert all(torch.equal(states[0][n], states[1][n]) for n in states[0])
@@ -201,26 +189,14 @@ def test_an_autoencoder_of_another_model_site_or_width_is_refused(bench):
 
 def test_a_coder_that_does_not_reconstruct_a_model_is_refused_in_words(bench):
     # Nothing was trained here, so most of the variance stays unexplained.
-    fvu, words = check_reconstruction(
-        bench.coder, bench.model, bench.asked, "unlearned"
-    )
+    fvu, words = check_reconstruction(bench.coder, bench.model, bench.asked, "unlearned")
     assert fvu > 0.3 and "refused" in words[0] and "unlearned" in words[0]
 
 
-def test_without_sae_lens_the_axis_says_what_was_not_tried(
-    bench, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(
-        "audits.axes.restoration.autoencoder.find_spec", lambda name: None
-    )
+def test_without_sae_lens_the_axis_says_what_was_not_tried(bench, tmp_path, monkeypatch):
+    monkeypatch.setattr("audits.axes.restoration.autoencoder.find_spec", lambda name: None)
     coder, words = train_autoencoder(
-        bench.audited,
-        bench.asked,
-        bench.asked,
-        tmp_path,
-        0,
-        device="cpu",
-        progress=SILENT,
+        bench.audited, bench.asked, bench.asked, tmp_path, 0, device="cpu", progress=SILENT
     )
     assert coder is None and "sae-lens is not installed" in words[0]
     assert autoencoder_site(find_sites(bench.model)) == SITE

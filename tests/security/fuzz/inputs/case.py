@@ -33,11 +33,7 @@ class Case:
     def text(self) -> str:
         """One line of JSON that ``Case.of`` reads back."""
         edits = [
-            {
-                name: value
-                for name, value in asdict(each).items()
-                if value not in ((), None)
-            }
+            {name: value for name, value in asdict(each).items() if value not in ((), None)}
             for each in self.edits
         ]
         return json.dumps({"kind": self.kind, "edits": edits}, sort_keys=True)
@@ -52,12 +48,7 @@ class Case:
         """The case that ``text`` was written from."""
         found = json.loads(text)
         edits = tuple(
-            Edit(
-                each["file"],
-                each["how"],
-                tuple(each.get("where", ())),
-                each.get("value"),
-            )
+            Edit(each["file"], each["how"], tuple(each.get("where", ())), each.get("value"))
             for each in found["edits"]
         )
         return cls(found["kind"], edits)

@@ -192,9 +192,7 @@ def _shape(name: str) -> Kind:
     file = f"in/items/{name}.jsonl"
     targets = (Target(file, "jsonl"),)
     # Too few for an audit, which is what the command asks for.
-    return Kind(
-        f"shape {name}", ITEMS, targets, (file, PAIR[1]), twin="twins.read_sets"
-    )
+    return Kind(f"shape {name}", ITEMS, targets, (file, PAIR[1]), twin="twins.read_sets")
 
 
 KINDS: dict[str, Kind] = {
@@ -286,10 +284,7 @@ KINDS: dict[str, Kind] = {
                 Target("in/original/model.safetensors", "safetensors", tail=True),
                 Target("in/model/config.json", "json"),
             ),
-            (
-                *_audit("in/original", "in/model", *PICTURES),
-                *QUICK_AXES,
-            ),
+            (*_audit("in/original", "in/model", *PICTURES), *QUICK_AXES),
             makes=DONE,
             keeps=WORK,
             weight=3,
@@ -302,10 +297,7 @@ KINDS: dict[str, Kind] = {
                 Target("in/images/forget.npz", "npz", ("id.npy", "../x.npy")),
                 Target("in/images/retain.npz", "npz"),
             ),
-            (
-                *_audit("in/original", "in/model", *PICTURES),
-                *QUICK_AXES,
-            ),
+            (*_audit("in/original", "in/model", *PICTURES), *QUICK_AXES),
             makes=DONE,
             keeps=WORK,
             weight=3,
@@ -320,10 +312,7 @@ KINDS: dict[str, Kind] = {
                 Target("in/images/retain/0"),
                 Target("in/images/retain"),
             ),
-            (
-                *_audit("in/original", "in/model", *FOLDERS),
-                *QUICK_AXES,
-            ),
+            (*_audit("in/original", "in/model", *FOLDERS), *QUICK_AXES),
             makes=DONE,
             keeps=WORK,
             weight=2,
@@ -370,10 +359,7 @@ KINDS: dict[str, Kind] = {
         Kind(
             "audit.json compared",
             {"in/a": "finished", "in/b": "document"},
-            (
-                Target("in/b/audit.json", "json", ("extra",)),
-                Target("in/a/audit.json", "json"),
-            ),
+            (Target("in/b/audit.json", "json", ("extra",)), Target("in/a/audit.json", "json")),
             ("compare", "in/a", "in/b", "--out", "out"),
             makes=("out/compare.html", "out/compare.csv"),
             weight=3,

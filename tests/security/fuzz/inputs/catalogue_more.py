@@ -134,13 +134,7 @@ MORE = (
         reads=False,
     ),
     _arguments("plan", _PLAN, _MODELS, weight=2),
-    _arguments(
-        "audit",
-        _AUDIT,
-        _MODELS,
-        keeps=("here/work",),
-        weight=3,
-    ),
+    _arguments("audit", _AUDIT, _MODELS, keeps=("here/work",), weight=3),
     _arguments("validate", ("validate", *PAIR, "--original", "in/original"), _MODELS),
     _arguments("report", ("report", "out"), {"out": "document"}),
     _arguments(

@@ -49,9 +49,7 @@ def apply(
     return given, altered or given != list(arguments)
 
 
-def _in_file(
-    edit: Edit, root: Path, formats: Mapping[str, str], names: Mapping[str, str]
-) -> bool:
+def _in_file(edit: Edit, root: Path, formats: Mapping[str, str], names: Mapping[str, str]) -> bool:
     """Change one file; whether it is another one now."""
     path = found(root, edit.file)
     if edit.how == "place":
@@ -159,9 +157,7 @@ def _rename(path: Path, name: str) -> None:
     """Another name for a file; one that the file system does not take is cut."""
     name = name.replace("/", "_").replace("\0", "")
     raw = os.fsencode(name) if name.isprintable() else name.encode(errors="replace")
-    target = (
-        os.fsencode(path.parent) + b"/" + (raw[:200] or b"x") + path.suffix.encode()
-    )
+    target = os.fsencode(path.parent) + b"/" + (raw[:200] or b"x") + path.suffix.encode()
     if path.exists():
         os.rename(os.fsencode(path), target)
 

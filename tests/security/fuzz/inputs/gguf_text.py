@@ -94,8 +94,7 @@ def _typed(each: Any) -> bytes:
         each = {"value": each}
     value = each["value"]
     kind, inner = (
-        code if isinstance(code, int) else _TEXT
-        for code in (each.get("type"), each.get("of"))
+        code if isinstance(code, int) else _TEXT for code in (each.get("type"), each.get("of"))
     )
     if isinstance(value, list):
         items = b"".join(_plain(inner, one) for one in value)
@@ -128,7 +127,5 @@ def _number(form: str, value: Any) -> bytes:
 
 
 def _text(value: Any) -> bytes:
-    text = (value if isinstance(value, str) else repr(value)).encode(
-        errors="surrogatepass"
-    )
+    text = (value if isinstance(value, str) else repr(value)).encode(errors="surrogatepass")
     return struct.pack("<Q", len(text)) + text

@@ -26,9 +26,7 @@ WORLD = BiosConfig(
     batch_size=96,
     lr=6e-3,
 )
-DIGITS = DigitsConfig(
-    layers=2, width=48, steps=150, lr=4e-3, weight_decay=0.1, family="cnn"
-)
+DIGITS = DigitsConfig(layers=2, width=48, steps=150, lr=4e-3, weight_decay=0.1, family="cnn")
 EVIL = "import exhume_canary\n\nexhume_canary.run()\n\n\nclass Evil:\n    pass\n"
 CANARY = (
     "import os\n\n\ndef run(*_, **__):\n"
@@ -69,9 +67,7 @@ def _model(out: Path, root: Path) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(out)
     (out / "special_tokens_map.json").write_text(
-        json.dumps(
-            {key: str(value) for key, value in tokenizer.special_tokens_map.items()}
-        )
+        json.dumps({key: str(value) for key, value in tokenizer.special_tokens_map.items()})
     )
 
 
@@ -93,9 +89,7 @@ def _lora(out: Path, root: Path) -> None:
     from peft import LoraConfig
 
     _adapter(
-        out,
-        root,
-        LoraConfig(r=2, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM"),
+        out, root, LoraConfig(r=2, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM")
     )
 
 
@@ -106,9 +100,7 @@ def _ia3(out: Path, root: Path) -> None:
     _adapter(
         out,
         root,
-        IA3Config(
-            target_modules=kept, feedforward_modules=kept[1:], task_type="CAUSAL_LM"
-        ),
+        IA3Config(target_modules=kept, feedforward_modules=kept[1:], task_type="CAUSAL_LM"),
     )
 
 
@@ -137,11 +129,7 @@ def _gguf(out: Path, root: Path) -> None:
 
 def _classifier(out: Path, root: Path) -> None:
     _copy(digits(root).original, out)
-    preprocessor = {
-        "image_mean": [0.5],
-        "image_std": [0.5],
-        "size": {"height": 8, "width": 8},
-    }
+    preprocessor = {"image_mean": [0.5], "image_std": [0.5], "size": {"height": 8, "width": 8}}
     (out / "preprocessor_config.json").write_text(json.dumps(preprocessor))
 
 

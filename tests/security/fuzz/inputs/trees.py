@@ -247,9 +247,7 @@ FORMATS = {
     "jsonl": Format(_read_lines, _write_lines),
     "yaml": Format(_read_yaml, _write_json),
     "csv": Format(_read_csv, _write_csv),
-    "tsv": Format(
-        lambda data: _read_csv(data, "\t"), lambda tree: _write_csv(tree, "\t")
-    ),
+    "tsv": Format(lambda data: _read_csv(data, "\t"), lambda tree: _write_csv(tree, "\t")),
     "safetensors": Format(_read_safetensors, _write_safetensors),
     "npz": Format(_read_npz, _write_npz),
     "parquet": Format(_read_parquet, _write_parquet),
