@@ -28,7 +28,7 @@ from evidence.errors import InputError
 PAGE = Page(
     "erasers",
     lambda: results("erasers"),
-    markers=("<!-- figures: python -m benchmarks.suites.erasers -->", "<!-- end of figures -->"),
+    markers=("<!-- figures: python -m benchmarks erasers -->", "<!-- end of figures -->"),
 )
 SIDES = ("ours", "theirs")
 INSTALL = "Install the extra bench: pip install -e .[dev,bench]"

@@ -28,8 +28,8 @@ from testbeds.zoo.kinds import KINDS
 NAMES = {"bios": "verdict", "smol": "verdict_smol", "codes": "verdict_codes"}
 MAKERS = {
     "bios": "make bench-verdict",
-    "smol": "python -m benchmarks.suites.verdict.suite --world smol --device cuda",
-    "codes": "python -m benchmarks.suites.verdict.suite --world codes",
+    "smol": "python -m benchmarks verdict --world smol --device cuda",
+    "codes": "python -m benchmarks verdict --world codes",
 }
 
 
