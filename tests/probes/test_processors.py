@@ -16,7 +16,7 @@ import pytest
 import torch
 
 HERE = Path(__file__).parent
-FILES = ("test_certificates.py", "test_newton.py")
+FILES = ("solvers/test_certificates.py", "test_newton.py")
 TELLING = "certified_probes or told or few or long"
 """Of their tests, those that were lost to last digits."""
 OLDEST = {
@@ -63,5 +63,5 @@ def test_every_fit_is_certified_with_other_kernels(settings):
 def test_every_fit_is_certified_as_compiled_for_any_processor(tmp_path):
     """Compiling anew takes most of a minute; what it misses the last resort has."""
     settings = {"NUMBA_CPU_NAME": "generic", "NUMBA_CACHE_DIR": str(tmp_path)}
-    files = ("test_conformance.py", "test_jacobi.py", "test_optimum.py")
+    files = ("solvers/test_conformance.py", "solvers/test_jacobi.py", "solvers/test_optimum.py")
     run(settings | OLDEST, *(str(HERE / file) for file in files))

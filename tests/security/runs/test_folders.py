@@ -369,6 +369,6 @@ def test_the_zoo_replaces_no_list_and_no_model_of_somebody_else(tmp_path):
     with pytest.raises(InputError, match="not a planted model"):
         _is_built(model, {})
     (model / "card.json").write_text('{"license": "mit"}')
-    with pytest.raises(InputError, match="not the zoo's"):
+    with pytest.raises(InputError, match="does not belong to the zoo"):
         _is_built(model, {})
     assert (model / "model.safetensors").exists()

@@ -159,7 +159,7 @@ MORE = (
             *("zoo", "build", "--root", "out/here", "--world", "bios", "--seeds", "0"),
             *("--families", "llama", "--only", "untouched", "--device", "cpu"),
         ),
-        stops=("testbeds.zoo.build._of_world",),
+        stops=("testbeds.zoo.build._build_world",),
     ),
     _arguments(
         "selftest",
