@@ -15,22 +15,19 @@ from pathlib import Path
 from typing import Any
 
 PLACES = {
-    "audit": ("exhume:audit", "audits.run.pipeline.api:audit", "audits.run.api:audit"),
-    "write_report": ("audits.report.page.page:write_report", "audits.report.page:write_report"),
-    "build_zoo": ("testbeds.zoo.build.build:build_zoo", "testbeds.zoo.build:build_zoo"),
-    "SMALL": ("testbeds.worlds.biographies:SMALL", "testbeds.worlds.biographies:SMALL"),
-    "DigitsConfig": ("testbeds.worlds.digits:DigitsConfig", "testbeds.worlds.digits:DigitsConfig"),
-    "LogisticProbe": (
-        "probes.estimators.logistic:LogisticProbe",
-        "probes.estimators.logistic:LogisticProbe",
-    ),
-    "k_fold": ("probes.splits.folds:k_fold", "probes.splits.folds:k_fold"),
+    "audit": ("exhume:audit", "audits.audit:audit"),
+    "write_report": ("audits.report.page:write_report", "audits.report:write_report"),
+    "build_zoo": ("testbeds.zoo.build:build_zoo", "testbeds.zoo:build_zoo"),
+    "SMALL": ("testbeds.worlds.biographies:SMALL", "testbeds.bios:SMALL"),
+    "DigitsConfig": ("testbeds.worlds.digits:DigitsConfig", "testbeds.digits:DigitsConfig"),
+    "LogisticProbe": ("probes.estimators.logistic:LogisticProbe", "probes.logistic:LogisticProbe"),
+    "k_fold": ("probes.splits.folds:k_fold", "probes.folds:k_fold"),
     "leave_one_group_out": (
         "probes.splits.folds:leave_one_group_out",
-        "probes.splits.folds:leave_one_group_out",
+        "probes.folds:leave_one_group_out",
     ),
 }
-"""Where each name is, was or is planned to be."""
+"""Where each name is, and where it was before the modules were moved into folders."""
 KINDS = {
     "bios": (
         *("last_block_relabel", "last_block_lora", "head_only", "logit_mask"),
