@@ -4,7 +4,7 @@ python -m benchmarks --list               suites and their parts
 python -m benchmarks SUITE [--only PART]  measure, keep the result, write the pages
 python -m benchmarks SUITE --dry          say what would be measured
 python -m benchmarks SUITE --help         options of a suite
-python -m benchmarks pages                write every page of docs/ anew from the results
+python -m benchmarks pages                write every page of docs/ again from the results
 """
 
 import sys

@@ -67,7 +67,7 @@ def case_of(line: dict) -> Case:
     ]
     reasons = document["verdict"]["reasons"]
     axes = {saved["name"]: AxisResult.from_dict(saved) for saved in document["axes"]}
-    # Estimated anew: the document may be older than the shipped calibration.
+    # Estimated again: the document may be older than the shipped calibration.
     calibrated = estimate(shipped(), axes, document["preflight"])
     return Case(
         model=line["model"],

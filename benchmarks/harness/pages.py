@@ -1,7 +1,7 @@
 """Pages of docs/results and their plots, rendered from the kept results and a template each.
 
 The text of a page is in ``benchmarks/pages/NAME.md.j2``; figures come from
-``benchmarks/results/``. ``python -m benchmarks pages`` writes every page anew.
+``benchmarks/results/``. ``python -m benchmarks pages`` writes every page again.
 """
 
 import json

@@ -2,7 +2,7 @@
 
 A suite has parts; a part is a function that takes the run and yields rows. After each
 part its rows take the place of the part's earlier ones in the suite's result, with the
-commit and the machine, and the suite's pages are written anew.
+commit and the machine, and the suite's pages are written again.
 """
 
 import argparse
@@ -194,7 +194,7 @@ class Suite:
         add("--threads", type=int, default=self.threads)
         add("--repeats", type=int, default=3, help="of each measurement")
         add("--result", type=Path, help="another file; no page is written then")
-        add("--page", action="store_true", help="only write the pages anew")
+        add("--page", action="store_true", help="only write the pages again")
         self.options(parser)
         return parser
 
@@ -283,7 +283,7 @@ class Suite:
         return row | {"value": value, "target": target}
 
     def write_pages(self) -> None:
-        """Write its pages anew."""
+        """Write its pages again."""
         for page in self.pages:
             page.write()
 

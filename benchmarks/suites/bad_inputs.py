@@ -3,7 +3,7 @@
 Every kind of file the program reads is altered by field, by byte and by what stands in
 its place, and read by the command a user would run, in a process of its own that is
 watched (see ``tests/security/fuzz``). Interrupted, the same command goes on; another
-version of the program starts anew. About an hour on two cores for 3,000 inputs.
+version of the program starts from scratch. About an hour on two cores for 3,000 inputs.
 
     python -m benchmarks bad-inputs --inputs 3000 --seed 0
     python -m benchmarks bad-inputs --kinds "LoRA adapter" --inputs 200 --no-result

@@ -107,7 +107,7 @@ def through_transformer_lens(model, sites, rows: Sequences):
 
 
 def forget_peak() -> None:
-    """Start the largest resident size anew; a child even inherits its parent's."""
+    """Start the largest resident size again; a child even inherits its parent's."""
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 

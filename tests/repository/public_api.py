@@ -177,7 +177,7 @@ def changes(names: Snapshot) -> dict[str, str]:
 
 
 def main() -> None:
-    """Write the snapshot anew."""
+    """Write the snapshot again."""
     drop = "--drop" in sys.argv[1:]
     found = here()
     before = kept() if SNAPSHOT.is_file() else {}

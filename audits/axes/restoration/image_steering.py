@@ -204,7 +204,7 @@ class SteeringFit:
 
 
 def randomly_rotated(steering: SteeringEdit, rng: np.random.Generator) -> SteeringEdit:
-    """A random edit of equal norm: the constant vector or the reading is drawn anew."""
+    """A random edit of equal norm: the constant vector or the reading is drawn again."""
     if isinstance(steering, LinearSteeringEdit):
         return replace(steering, probe=_randomly_rotated(steering.probe, rng))
     return _randomly_rotated(steering, rng)

@@ -163,7 +163,7 @@ class World:
             "beside_reference": {},
         }
         if card["weights"] == self.original.weights_hash or found["state"] == "damaged":
-            # The quick profile looks into neither the same weights nor wreckage.
+            # The quick profile looks into neither the same weights nor damaged models.
             return found
         runs = {"unlearned": self._restore(unlearned), "planted": self.planted_run}
         others = {"unlearned": unlearned}

@@ -50,7 +50,7 @@ def looked_into(
 ) -> dict[str, Any] | None:
     """One audit, made or found in ``--work``; None where model or world is not there.
 
-    The rule is applied anew to what it measured.
+    The rule is applied again to what it measured.
     """
     root, work, name = args.root, args.work, f"{family}-{seed}-{kind}"
     kept, out = work / f"{name}-{floor}.json", work / "audits"

@@ -1,4 +1,4 @@
-"""Exams with strangers, and the judgement of tables made by hand."""
+"""Prompts with never-taught receivers, and the judgement of tables made by hand."""
 
 from dataclasses import replace
 
@@ -168,6 +168,6 @@ def test_an_original_that_recalls_by_itself_says_nothing_of_the_candidate():
     assert status(patched_scores((1.0, 1.0, 1.0), other=1.0)) == "no_power"
 
 
-def test_wreckage_has_no_depth():
+def test_a_damaged_model_has_no_depth():
     wreck = replace(FINE, reasons=("retain accuracy is 10 %",))
     assert status(patched_scores((0.5, 0.5, 0.5)), wreck) == "control_failed"

@@ -47,7 +47,7 @@ def test_a_last_block_edit_is_suppressed_and_located(world, planted, tmp_path):
     assert load(tmp_path / "out").document == done.document
 
 
-def test_wreckage_is_damaged_and_never_deleted(world, planted, tmp_path):
+def test_a_damaged_model_is_never_deleted(world, planted, tmp_path):
     done = run(world, planted("collapse"), tmp_path / "out")
     assert done.verdict == "damaged"
 

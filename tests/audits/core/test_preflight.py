@@ -1,4 +1,4 @@
-"""Damage: what counts as wreckage and what does not."""
+"""Which models count as damaged."""
 
 import numpy as np
 import pytest

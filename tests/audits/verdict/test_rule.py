@@ -209,7 +209,7 @@ def test_answers_pushed_below_the_others_block_deletion(ends, expected):
 
 
 @pytest.mark.parametrize("behaviour", ["retained", "absent"])
-def test_wreckage_comes_before_everything_and_the_rest_is_still_told(behaviour):
+def test_damage_comes_first_and_the_rest_is_still_reported(behaviour):
     found = axes(behaviour=behaviour, unchanged=0.001)
     verdict = decide(found, WRECK, False, "never_taught", Rule())
     assert verdict.verdict_class == "damaged"

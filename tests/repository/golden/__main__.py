@@ -6,10 +6,10 @@ one thread, one machine. It compares ``audit.json`` byte for byte (but for ``run
 and what the manifest says of code and machine) and every score of the solver corpus.
 All it asks of a tree is that ``worker.py`` knows the places of what it calls.
 ``--parts`` adds "reports", the pages of these audits, and "zoo", the weights of small
-models trained anew. The exit code is 1 where anything differs.
+models trained again. The exit code is 1 where anything differs.
 
-``--write`` makes the committed audits and answers anew from this tree, those that the
-tests compare on any machine; ``--worlds`` trains the packed models anew before that,
+``--write`` makes the committed audits and answers again from this tree, those that the
+tests compare on any machine; ``--worlds`` trains the packed models again before that,
 which only a change of the worlds themselves asks for.
 """
 
@@ -180,7 +180,7 @@ def against(revision: str, cases: Sequence[Case], parts: Collection[str], jobs: 
 
 
 def write(cases: Sequence[Case]) -> None:
-    """Make the committed audits and answers of solvers anew; other cases stay."""
+    """Make the committed audits and answers of solvers again; other cases stay."""
     with tempfile.TemporaryDirectory(prefix="golden-") as scratch:
         work = Path(scratch)
         packed = worlds.unpack(work / "worlds")

@@ -38,7 +38,7 @@ KINDS = {
         *("retrain_1", "twin_tuned", "collapse", "noise", "salun", "scrub"),
     ),
 }
-"""Models trained anew, so that two trees are seen to train alike."""
+"""Models trained again, so that two trees are seen to train alike."""
 
 
 def found(name: str) -> Any:

@@ -52,7 +52,7 @@ def make(root: Path) -> Iterator[tuple[str, Path]]:
 
 
 def write(archive: Path = ARCHIVE) -> None:
-    """Make the models anew and pack them."""
+    """Make the models again and pack them."""
     with tempfile.TemporaryDirectory() as scratch:
         parts = list(make(Path(scratch)))
         base = {

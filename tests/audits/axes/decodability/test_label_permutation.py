@@ -1,4 +1,4 @@
-"""Dealing the answers anew: exact where nothing is known, sharp where all is."""
+"""Permuted answers: exact where nothing is known, sharp where all is."""
 
 import numpy as np
 import pytest
@@ -115,7 +115,7 @@ def test_the_shared_form_knows_its_base_rate():
     always = np.zeros((len(part), 2))
     always[:, list(np.bincount(part.labels)).index(15)] = 1
     test, chance = run(task, np.stack([always, np.eye(2)[part.labels]]))
-    # Always saying the common answer is right as often however answers are dealt.
+    # Always saying the common answer is right as often however answers are permuted.
     assert test.difference[0] == pytest.approx(0)
     assert chance[0] == pytest.approx(0.75)
     assert chance[1] == pytest.approx(0.75**2 + 0.25**2, abs=0.03)
@@ -148,7 +148,7 @@ def test_every_entitys_statements_average_to_one_half(seed):
 
 
 def test_p_values_are_uniform_though_all_entities_move_together():
-    """Scores that depend on name and answer words alone, dealt by chance."""
+    """Scores that depend on name and answer words alone, drawn at random."""
     found = []
     for seed in range(200):
         task = one_task(20, seed=seed)
