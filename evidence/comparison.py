@@ -29,6 +29,7 @@ def compare(
     n_permutations: int = 2000,
     mask: Sequence[bool] | None = None,
     min_residual: float = 0.0,
+    metric: str = "",
 ) -> Reading:
     """Rescale a candidate between floor (0) and original (1), with a test and intervals.
 
@@ -48,6 +49,7 @@ def compare(
         min_residual: Superiority is tested against the floor raised by this share of the
             distance to the original, for statistics whose floor lies slightly below that of a
             model without the knowledge.
+        metric: Stable id of the metric.
 
     Raises:
         InputError: shapes differ, or the mask selects no column.
@@ -94,6 +96,7 @@ def compare(
     ]
     return Reading(
         name=name,
+        metric=metric,
         statistic=best["statistic"],
         interval=tuple(best["interval"]),
         floor=best["floor"],

@@ -2,6 +2,7 @@
 
 import html
 from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import pandas as pd
@@ -22,16 +23,65 @@ COLORS = {"candidate": "#c8553d", "floor": "#888888", "original": "#2a6fbb"}
 Status = Literal["retained", "absent", "no_power", "control_failed", "error"]
 
 
+class ControlId(StrEnum):
+    """What a control checks."""
+
+    POWER = "power"
+    """The original itself is read."""
+    NEVER_TAUGHT = "never_taught"
+    """Nothing is read where nothing was taught."""
+    SHUFFLED = "shuffled"
+    """Nothing is read from shuffled labels."""
+    RANDOM_EDIT = "random_edit"
+    """Random directions and edits without information read or restore nothing."""
+    PLANTED = "planted"
+    """The planted suppression is found."""
+    RETAIN = "retain"
+    """Retain items are read in the candidate."""
+    ATTACK = "attack"
+    """The attack learns what it teaches."""
+    DAMAGE = "damage"
+    """The candidate still works."""
+    EMBEDDING = "embedding"
+    """The words alone, before any layer, read nothing."""
+    OTHER_FACT = "other_fact"
+    """States about another fact of the entity do not bring the fact."""
+    FAITHFULNESS = "faithfulness"
+    """A circuit carries the answers when nothing else does."""
+    TRANSFER = "transfer"
+    """A circuit of one half of the items carries the other half."""
+
+
+class OnFailure(StrEnum):
+    """What a failed control means for its axis."""
+
+    SILENCE = "silence"
+    """The axis gives no evidence, whatever was read."""
+    NO_ABSENCE = "no_absence"
+    """A finding stands; finding nothing is no evidence."""
+    NO_POWER = "no_power"
+    """The axis could not measure."""
+    INFORM = "inform"
+    """Reported without effect."""
+
+
+ControlKind = Literal["p_value", "share", "ratio", "difference"]
+
+
 @dataclass(frozen=True)
 class Control:
     """A control that must pass before the axis enters the verdict.
 
     Attributes:
-        name: Short name, such as "original is read".
+        id: What it checks.
+        name: The same in words, such as "original is read".
         value: Measured value.
         expected: Expected value, in words.
         passed: Whether the value is as expected.
-        required: False for a control that is reported without effect on the status.
+        on_failure: What a failure means for the axis.
+        kind: What the value is.
+        failure: Note of the axis where the control failed; by default one with its name. Not
+            stored.
 
     Examples:
         >>> control = exhume.load("finished").axes["decodability"].controls[0]
@@ -39,11 +89,19 @@ class Control:
         True
     """
 
+    id: ControlId
     name: str
     value: float
     expected: str
     passed: bool
-    required: bool = True
+    on_failure: OnFailure = OnFailure.SILENCE
+    kind: ControlKind = "share"
+    failure: str = ""
+
+    @property
+    def required(self) -> bool:
+        """Whether a failure has an effect."""
+        return self.on_failure is not OnFailure.INFORM
 
 
 @dataclass(frozen=True, repr=False)
@@ -65,6 +123,8 @@ class Reading:
         smallest_p: Smallest possible p-value.
         where: Name of the peak column.
         columns: One dict per column: name, statistic, floor, ceiling, p-value, intervals.
+        metric: Stable id of the metric, such as "exact_match".
+        primary: Whether the floor is the one that decides; other floors are only reported.
 
     Examples:
         >>> reading = exhume.load("finished").axes["behaviour"].main_reading
@@ -85,6 +145,8 @@ class Reading:
     smallest_p: float
     where: str
     columns: tuple[dict[str, Any], ...] = ()
+    metric: str = ""
+    primary: bool = True
 
     def __repr__(self) -> str:
         low, high = self.residual_interval
@@ -169,6 +231,11 @@ class AxisResult:
         """The first reading, which decides the status of the axis."""
         return self.readings[0] if self.readings else None
 
+    def metric(self, id: str) -> Reading | None:
+        """The reading of a metric against the primary floor, or None."""
+        found = (each for each in self.readings if each.metric == id and each.primary)
+        return next(found, None)
+
     def reading(self, name: str) -> Reading | None:
         """The reading called ``name``, or None."""
         return next((reading for reading in self.readings if reading.name == name), None)
@@ -251,6 +318,12 @@ class AxisResult:
         }
         document = asdict(self)
         del document["seconds"], document["peak_memory_bytes"]
+        for reading in document["readings"]:
+            del reading["metric"], reading["primary"]
+        for control, own in zip(document["controls"], self.controls, strict=True):
+            for key in ("id", "on_failure", "kind", "failure"):
+                del control[key]
+            control["required"] = own.required
         return document | top
 
     @classmethod

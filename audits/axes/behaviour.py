@@ -1,142 +1,209 @@
-"""Behaviour axis: are the answers gone at the output, under every paraphrase?"""
+"""Behaviour axis: is the knowledge gone at the output?
+
+Text: are the answers gone under every paraphrase? Images: is the class still predicted?
+"""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
-from audits.axes.judgement import MetricComparison, compare_to_floors
-from audits.core.answers import scores_from_json
-from audits.core.config import AuditConfig, Rule
-from audits.core.context import reference_roles
-from capture.data.questions import Questions
-from evidence.intervals import EntityValues, average_by_entity
-from evidence.results import AxisResult, Control, Reading, Status
+from audits.axes.base import Axis, AxisForm, AxisSpec, JudgementContext, MetricSpec, readings
+from audits.core.baseline_scores import RoleBaseline
+from audits.core.config import Rule
+from audits.core.context import AuditContext
+from audits.core.item_sets import TextSets
+from audits.core.roles import Role
+from audits.core.scores import Part, RoleScores, ScoreTable
+from audits.modalities.image_sets import EvaluationSets
+from evidence.results import AxisResult, Control, ControlId, Reading, Status
+from evidence.storage.typed_json import Json, to_json, to_json_object
 
 NAME = "behaviour"
-QUESTION = "Is the knowledge gone at the output?"
-EXACT_MATCH, CONTRAST = "said in full", "told from the others"
+MAX_NEVER_TAUGHT = 0.25
+"""Maximum share of never-taught items that the original may answer."""
+EXACT_MATCH = MetricSpec("exact_match", "said in full", stream="greedy")
+CONTRAST = MetricSpec("contrast", "told from the others", stream="contrast")
+NAMED = MetricSpec("named", "named as the class", stream="named")
+RANKED = MetricSpec("rank", "logit of the class, ranked among other images", stream="rank")
 
 
-def known_rows(questions: Questions, original_scores: dict[str, Any]) -> np.ndarray:
-    """(row,) True where the original itself gives the answer to that prompt."""
-    return scores_from_json(original_scores).exact_match > 0
+@dataclass(frozen=True)
+class ItemScore:
+    """One question of the forget set.
 
-
-def run_behaviour(
-    forget: Questions,
-    never_taught: Questions,
-    scores: Mapping[str, dict[str, Any]],
-    config: AuditConfig,
-    notes: Sequence[str],
-) -> AxisResult:
-    """Judge the axis from baseline scores.
-
-    Args:
-        forget: Forget questions with every paraphrase.
-        never_taught: Never-taught questions.
-        scores: By role: ``forget`` and ``never_taught`` (as ``score_question_sets``) and ``ratios``
-            (as ``truth_ratios``).
+    Attributes:
+        said: Whether the candidate gives the answer.
+        logprob_original: Mean log-probability per answer token in the original, in nats.
+        logprob_unlearned: The same in the candidate.
     """
-    mask = known_rows(forget, scores["original"]["forget"])
-    questions = forget.select(mask)
 
-    forget_scores = {role: scores_from_json(by_set["forget"]) for role, by_set in scores.items()}
+    id: str
+    entity: str
+    prompt: str
+    answer: str
+    said: bool
+    logprob_original: float
+    logprob_unlearned: float
 
-    def forget_values(role: str, metric: str) -> EntityValues:
-        values = getattr(forget_scores[role], metric)
-        return average_by_entity(values[mask], questions.entities)
 
-    def never_taught_values(role: str, metric: str) -> EntityValues:
-        values = getattr(scores_from_json(scores[role]["never_taught"]), metric)
-        return average_by_entity(values, never_taught.entities)
+@dataclass(frozen=True)
+class TextDetails:
+    """Details of a text audit.
 
-    references = reference_roles(scores)
-    readings = compare_to_floors(
-        NAME,
-        [
-            MetricComparison(
-                name,
-                stream,
-                forget_values("unlearned", metric),
-                forget_values("original", metric),
-                [forget_values(role, metric) for role in references],
-                never_taught_values("unlearned", metric),
+    Attributes:
+        accuracy_by_wording: Role to (paraphrase,) exact match.
+        truth_ratio: Role to median truth ratio.
+        mean_logprob: Role to mean log-probability per answer token, in nats.
+        items: The questions.
+    """
+
+    accuracy_by_wording: dict[str, tuple[float, ...]]
+    truth_ratio: dict[str, float]
+    mean_logprob: dict[str, float]
+    items: tuple[ItemScore, ...]
+
+
+@dataclass(frozen=True)
+class NamedImage:
+    """Whether the candidate predicts the class for an image."""
+
+    id: str
+    named: bool
+
+
+@dataclass(frozen=True)
+class ImageDetails:
+    """Details of an image audit: index of the class, and the images."""
+
+    label: int
+    images: tuple[NamedImage, ...]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Scores at the output.
+
+    Attributes:
+        scores: Scores by role; of the forget set, rows that the original itself answers.
+        never_taught: Share of never-taught items that the original answers.
+    """
+
+    scores: RoleScores
+    never_taught: float
+    details: TextDetails | ImageDetails
+
+
+def known_rows(original: RoleBaseline) -> np.ndarray:
+    """(row,) True where the original itself gives the answer to that prompt."""
+    return original.tables["exact_match"][Part.FORGET].values[:, 0] > 0
+
+
+def measure_text(ctx: AuditContext[TextSets]) -> Measurement:
+    """Select what the original answers; the scores are the baseline's."""
+    baseline = ctx.baseline
+    known = known_rows(baseline[Role.ORIGINAL])
+    questions = ctx.sets.questions(Part.FORGET, ctx.config.budget.prompts_per_item).select(known)
+    tables = {
+        metric.id: {role: _known(each.tables[metric.id], known) for role, each in baseline.items()}
+        for metric in (EXACT_MATCH, CONTRAST)
+    }
+    scores = RoleScores(("output",), tables)
+    wordings = np.array(questions.wording)
+    hits = {role: scores.table(EXACT_MATCH.id, role, Part.FORGET).values[:, 0] for role in baseline}
+    logprobs = {role: np.array(each.mean_logprob)[known] for role, each in baseline.items()}
+    details = TextDetails(
+        {
+            role: tuple(
+                float(by_row[wordings == wording].mean())
+                for wording in sorted(set(questions.wording))
             )
-            for name, stream, metric in (
-                (EXACT_MATCH, "greedy", "exact_match"),
-                (CONTRAST, "contrast", "contrast"),
+            for role, by_row in hits.items()
+        },
+        {role: float(np.median(each.truth_ratio)) for role, each in baseline.items()},
+        {role: float(by_row.mean()) for role, by_row in logprobs.items()},
+        tuple(
+            ItemScore(item, entity, prompt, answer, bool(hit), float(before), float(after))
+            for item, entity, prompt, answer, hit, before, after in zip(
+                questions.ids,
+                questions.entities,
+                questions.prompts,
+                questions.answers,
+                hits[Role.CANDIDATE],
+                logprobs[Role.ORIGINAL],
+                logprobs[Role.CANDIDATE],
+                strict=True,
             )
-        ],
-        ["output"],
-        config,
+        ),
     )
-    original_match = forget_values("original", "exact_match")
-    never_original = never_taught_values("original", "exact_match").mean[0]
+    never_taught = scores.values(EXACT_MATCH.id, Role.ORIGINAL, Part.NEVER_TAUGHT).mean[0]
+    return Measurement(scores, float(never_taught), details)
+
+
+def _known(tables: dict[Part, ScoreTable], known: np.ndarray) -> dict[Part, ScoreTable]:
+    return {**tables, Part.FORGET: tables[Part.FORGET].select(known)}
+
+
+def measure_images(ctx: AuditContext[EvaluationSets]) -> Measurement:
+    """The baseline's predictions.
+
+    The rank of the logit is reported and decides nothing: the logit that a classifier gives a
+    class it never saw depends on its seed (mean ranks of 0.5 to 0.8 in retrains of tuning seed
+    0), and differs from that of other unseen images.
+    """
+    tables = {
+        metric.id: {role: each.tables[metric.id] for role, each in ctx.baseline.items()}
+        for metric in (NAMED, RANKED)
+    }
+    named = tables[NAMED.id][Role.CANDIDATE][Part.FORGET].values[:, 0]
+    images = [NamedImage(id, bool(hit)) for id, hit in zip(ctx.sets.forget.ids, named, strict=True)]
+    details = ImageDetails(ctx.sets.label, tuple(images))
+    return Measurement(RoleScores(("output",), tables), ctx.sets.named_never_taught, details)
+
+
+def judge(measured: Measurement, ctx: JudgementContext) -> AxisResult:
+    """Compare the answers given with the floors."""
+    form = SPEC.form(ctx.modality)
+    original = measured.scores.values(form.metrics[0].id, Role.ORIGINAL)
+    share, text = float(original.mean[0]), ctx.modality == "text"
     controls = [
         Control(
-            "the original says it",
-            float(original_match.mean[0]),
-            "1 on the items kept",
-            bool(original_match.mean[0] > 0.5),
+            ControlId.POWER,
+            "the original says it" if text else "the original names it",
+            share,
+            "1 on the items kept" if text else "1 on the images kept",
+            share > 0.5,
         ),
         Control(
-            "the original does not say what it was never taught",
-            float(never_original),
-            "below 0.25",
-            bool(never_original < 0.25),
+            ControlId.NEVER_TAUGHT,
+            "the original does not say what it was never taught"
+            if text
+            else "the original does not call never-taught images the class",
+            measured.never_taught,
+            f"below {MAX_NEVER_TAUGHT}",
+            measured.never_taught < MAX_NEVER_TAUGHT,
         ),
     ]
-    status, extra = status_of(readings, controls, config.rule)
-    wordings = np.array(questions.wording)
-    by_wording = {
-        role: [
-            float(by_row.exact_match[mask][wordings == wording].mean())
-            for wording in sorted(set(questions.wording))
-        ]
-        for role, by_row in forget_scores.items()
-    }
+    found = readings(NAME, form.metrics, measured.scores, ctx.config)
+    status, notes = form.status(found, controls, ctx.rule)
     return AxisResult(
         NAME,
-        QUESTION,
+        form.question,
         status,
-        "share of answers said",
-        readings=tuple(readings),
+        form.statistic,
+        readings=tuple(found),
         controls=tuple(controls),
-        n_entities=len(original_match.values),
-        details={
-            "accuracy_by_wording": by_wording,
-            "truth_ratio": {
-                role: float(np.median(scores[role]["ratios"]["truth_ratio"])) for role in scores
-            },
-            "mean_logprob": {
-                role: float(by_row.mean_logprob[mask].mean())
-                for role, by_row in forget_scores.items()
-            },
-            "items": [
-                {
-                    "id": item,
-                    "entity": entity,
-                    "prompt": prompt,
-                    "answer": answer,
-                    "said": bool(hit),
-                    "logprob_original": float(before),
-                    "logprob_unlearned": float(after),
-                }
-                for item, entity, prompt, answer, hit, before, after in zip(
-                    questions.ids,
-                    questions.entities,
-                    questions.prompts,
-                    questions.answers,
-                    forget_scores["unlearned"].exact_match[mask],
-                    forget_scores["original"].mean_logprob[mask],
-                    forget_scores["unlearned"].mean_logprob[mask],
-                    strict=True,
-                )
-            ],
-        },
-        notes=(*extra, *notes),
+        n_entities=len(original.values),
+        details=_shown(measured.details),
+        notes=tuple(notes),
     )
+
+
+def _shown(details: TextDetails | ImageDetails) -> Mapping[str, Json]:
+    """The details as ``audit.json`` has them."""
+    if isinstance(details, TextDetails):
+        return to_json_object(details)
+    return {"class": details.label, "images": to_json(details.images, tuple[NamedImage, ...])}
 
 
 def status_of(
@@ -157,3 +224,24 @@ def status_of(
         "Some of the answers are still said: neither clearly kept (residual above "
         f"{rule.still_there}) nor clearly gone."
     ]
+
+
+SPEC = AxisSpec(
+    NAME,
+    {
+        "text": AxisForm(
+            "Is the knowledge gone at the output?",
+            "share of answers said",
+            (EXACT_MATCH, CONTRAST),
+            status_of=status_of,
+        ),
+        "images": AxisForm(
+            "Is the class still named at the output?",
+            "share of images named as the class",
+            (NAMED, RANKED),
+            status_of=status_of,
+        ),
+    },
+    inside=False,
+)
+AXIS = Axis(SPEC, Measurement, {"text": measure_text, "images": measure_images}, judge)

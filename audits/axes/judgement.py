@@ -1,7 +1,7 @@
 """Judge an axis: readings against floors, and a status from readings and controls."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from evidence.hypothesis_tests import (
     unpaired_max_test,
 )
 from evidence.intervals import EntityValues, average_models
-from evidence.results import Control, Reading, Status
+from evidence.results import Control, ControlId, OnFailure, Reading, Status
 from evidence.seeds import numpy_rng
 
 # Minimum distance of ceiling and floor: below it, a residual is noise divided by noise.
@@ -34,6 +34,7 @@ class MetricComparison:
         references: The same of each reference.
         never_taught: (never-taught entity, column) of the candidate.
         min_residual: As in ``evidence.comparison.compare``.
+        metric: Id of the metric.
     """
 
     name: str
@@ -43,6 +44,7 @@ class MetricComparison:
     references: Sequence[EntityValues]
     never_taught: EntityValues
     min_residual: float = 0.0
+    metric: str = ""
 
 
 def compare_to_floors(
@@ -66,22 +68,23 @@ def compare_to_floors(
     for kind in ("reference", "never_taught") if paired else ("never_taught",):
         for comparison in comparisons:
             second = paired and kind == "never_taught"
-            readings.append(
-                compare(
-                    f"{comparison.name}, against never-taught items" if second else comparison.name,
-                    comparison.candidate,
-                    average_models(comparison.references)
-                    if kind == "reference"
-                    else comparison.never_taught,
-                    comparison.ceiling,
-                    columns=columns,
-                    floor_kind=kind,
-                    rng=numpy_rng(config.seed, axis, kind, comparison.stream),
-                    n_permutations=config.budget.permutations,
-                    mask=None if mask is None else mask.tolist(),
-                    min_residual=comparison.min_residual,
-                )
+            label = comparison.name
+            reading = compare(
+                f"{label}, against never-taught items" if second else label,
+                comparison.candidate,
+                average_models(comparison.references)
+                if kind == "reference"
+                else comparison.never_taught,
+                comparison.ceiling,
+                columns=columns,
+                floor_kind=kind,
+                rng=numpy_rng(config.seed, axis, kind, comparison.stream),
+                n_permutations=config.budget.permutations,
+                mask=None if mask is None else mask.tolist(),
+                min_residual=comparison.min_residual,
+                metric=comparison.metric,
             )
+            readings.append(replace(reading, primary=not second))
     return readings
 
 
@@ -119,38 +122,84 @@ def unpaired_test(
 def power_control(name: str, power: MaxTest, alpha: float, passed: bool) -> Control:
     """The original must be read where it knows the facts."""
     expected = f"p < {alpha} and at least {MIN_SPAN} apart"
-    return Control(name, power.p_value, expected, passed)
+    return Control(ControlId.POWER, name, power.p_value, expected, passed, kind="p_value")
 
 
-def significance_control(name: str, p_value: float, alpha: float) -> Control:
+def significance_control(
+    id: ControlId,
+    name: str,
+    p_value: float,
+    alpha: float,
+    on_failure: OnFailure = OnFailure.SILENCE,
+) -> Control:
     """A test must be significant; otherwise a null result is no evidence."""
-    return Control(name, p_value, f"p < {alpha}", p_value < alpha)
+    return Control(id, name, p_value, f"p < {alpha}", p_value < alpha, on_failure, kind="p_value")
 
 
-def planted_control(p_value: float, alpha: float) -> Control:
+def planted_control(
+    p_value: float,
+    alpha: float,
+    name: str = "the planted suppression is seen",
+    on_failure: OnFailure = OnFailure.SILENCE,
+) -> Control:
     """The planted suppression must be found."""
-    return significance_control("the planted suppression is seen", p_value, alpha)
+    return significance_control(ControlId.PLANTED, name, p_value, alpha, on_failure)
 
 
-def failed_controls(controls: Sequence[Control]) -> list[str]:
-    """Names of the required controls that failed."""
-    return [control.name for control in controls if control.required and not control.passed]
+def attack_control(learned: float, minimum: float, expected: str, failure: str) -> Control:
+    """The attack must learn what it teaches.
+
+    Args:
+        learned: Share of the training items learned.
+        failure: Note of the axis where it did not.
+    """
+    return Control(
+        ControlId.ATTACK,
+        "the attack learns what it teaches",
+        learned,
+        expected,
+        learned >= minimum,
+        OnFailure.NO_POWER,
+        failure=failure,
+    )
+
+
+def failed_controls(controls: Sequence[Control], *effects: OnFailure) -> list[str]:
+    """Names of the failed controls with one of these effects; by default, with any."""
+    wanted = effects or tuple(effect for effect in OnFailure if effect is not OnFailure.INFORM)
+    return [
+        control.name for control in controls if not control.passed and control.on_failure in wanted
+    ]
 
 
 def status_with_controls(
-    readings: Sequence[Reading], controls: Sequence[Control], rule: Rule
+    readings: Sequence[Reading],
+    controls: Sequence[Control],
+    rule: Rule,
+    *,
+    alpha: float | None = None,
 ) -> tuple[Status, list[str]]:
-    """``status_from_readings``, or no vote where a required control failed.
+    """``status_from_readings``, unless a failed control forbids it.
 
     Args:
-        readings: Those against the primary floor first; empty where the axis could not measure,
-            which is no failure of a control.
+        readings: Those that decide; empty where the axis could not measure, which is no failure
+            of a control.
+        alpha: As in ``status_from_readings``.
     """
     failed = failed_controls(controls)
-    if failed:
+    if failed and (not readings or failed_controls(controls, OnFailure.SILENCE)):
         status: Status = "control_failed" if readings else "no_power"
         return status, [f"Control failed: {name}." for name in failed]
-    return status_from_readings(readings[:2], rule)
+    without_power = [
+        control.failure or f"Control failed: {control.name}."
+        for control in controls
+        if not control.passed and control.on_failure is OnFailure.NO_POWER
+    ]
+    if without_power:
+        return "no_power", without_power
+    return status_from_readings(
+        readings, rule, failed=failed_controls(controls, OnFailure.NO_ABSENCE), alpha=alpha
+    )
 
 
 def status_from_readings(

@@ -1,58 +1,271 @@
-"""Relearning axis: does fine-tuning on some forgotten facts restore the others?
+"""Relearning axis: does fine-tuning on some forgotten items restore the others?
 
-The model is trained on the answers of one half of the forgotten entities (T) and evaluated on
-the other half (V); then the halves are swapped, so that every forgotten entity is held out
-once. Never-taught items that mirror V are scored on the same trained model: their rise is due
-to the taught format and the answer prior. Protocol after "Do Unlearning Methods Remove
-Information from Weights?" (arXiv 2410.08827) and benign relearning (arXiv 2406.13356).
+Text: the model is trained on the answers of one half of the forgotten entities and evaluated on
+the other half; then the halves are swapped, so that every forgotten entity is held out once.
+Never-taught items that mirror the held-out half are scored on the same trained model: their rise
+is due to the taught format and the answer prior.
+
+Images: the model is fine-tuned on a few images of the class, together with images of retain
+classes, and evaluated on held-out images of the class. Any image model learns an unseen class
+from a few images, so the floor is a model retrained without the class under the same budget, or
+an invented class that is taught under the forgotten class's index. Retrains differ from each
+other by more than an interval over images covers, so a return blocks ``deleted`` and never makes
+``suppressed`` (``docs/results/vision.md``).
+
+Protocol after "Do Unlearning Methods Remove Information from Weights?" (arXiv 2410.08827) and
+benign relearning (arXiv 2406.13356).
 """
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from torch.nn import functional
 
+from audits.axes.base import Axis, AxisForm, AxisSpec, JudgementContext, MetricSpec, readings
 from audits.axes.judgement import (
-    MetricComparison,
-    compare_to_floors,
+    MIN_SPAN,
+    attack_control,
     failed_controls,
-    significance_control,
-    status_from_readings,
-    unpaired_test,
+    planted_control,
+    status_with_controls,
 )
-from audits.core.config import AuditConfig, Rule
-from audits.core.context import AuditedModel, reference_roles
+from audits.core.config import Rule
+from audits.core.context import AuditContext
+from audits.core.item_sets import TextSets
+from audits.core.roles import Role
+from audits.core.scores import Part, RoleScores, ScoreTable
+from audits.modalities.image_sets import EvaluationSets, image_table, predicted_classes
+from capture.data.images import ImageSet
 from capture.data.items import Item
 from capture.data.questions import build_questions
 from capture.data.tokenization import encode_items
+from capture.network.structure import model_device
 from capture.scoring.answers import score_answers
+from capture.scoring.class_logits import class_logits
 from capture.scoring.contrast import score_questions
-from erasure.unlearning.training.loop import finetune_
-from evidence.intervals import EntityValues, average_by_entity
-from evidence.progress import Progress
-from evidence.results import AxisResult, Control, Reading, Status
-from evidence.seeds import stage_seed
+from erasure.unlearning.training.loop import Schedule, finetune_, only_training, train_steps
+from evidence.hypothesis_tests import paired_max_test, unpaired_max_test
+from evidence.intervals import average_by_entity, average_models
+from evidence.results import AxisResult, Control, OnFailure, Reading, Status
+from evidence.seeds import numpy_rng, stage_seed
+from evidence.storage.typed_json import FloatArray, Json
 
 NAME = "relearning"
-QUESTION = "Does teaching some of the forgotten facts bring back the others?"
+CONTRAST = MetricSpec(
+    "contrast",
+    "half not taught, told from the others",
+    stream="contrast",
+    finding="After teaching one half of them, the candidate tells the untaught half from "
+    "the others' answers: {value:.2f}",
+)
+EXACT_MATCH = MetricSpec(
+    "exact_match",
+    "half not taught, said",
+    stream="said",
+    finding="Teaching one half of them brings back the other half: it says {value:.2f} of them",
+)
+NAMED = MetricSpec(
+    "named", "images not taught, named as the class", stream="images not taught, named as the class"
+)
 
-CONTRAST = "half not taught, told from the others"
-EXACT_MATCH = "half not taught, said"
-
-# Minimum training accuracy: an attack that does not learn T has no power.
+# Minimum training accuracy: an attack that does not learn its training half has no power.
 MIN_LEARNED = 0.9
-# Multiples of the budget's steps, tried where no rate learns T within the budget.
+# Multiples of the budget's steps, tried where no rate learns the training half within it.
 STEP_MULTIPLES = (2, 4)
 # Further multiples for long answers that are unique to an entity: a model that never knew such
 # codes learns them much later. Rare, so the cost estimate leaves them out.
 EXTRA_STEP_MULTIPLES = (8, 16)
 
+SHOTS = 4
+"""Training images. From eight on, a class that no model saw is learned as well as the
+forgotten one (tuning seed 0 of the digits world)."""
+ROUNDS = 2
+"""Number of random halvings of the images; each half is held out once in each."""
+N_INVENTED_CLASSES = 3
+"""Number of invented classes that are taught."""
+N_RETAIN, IMAGE_STEPS, EVAL_EVERY = 40, 20, 2
+LEARNED_BY = 0.6
+"""Share of the checkpoints by which the training images must be learned."""
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """One fine-tuning run.
+
+    Attributes:
+        steps: (checkpoint,) optimizer steps so far; 0 first.
+        taught: (checkpoint,) accuracy on the training items.
+        entities: Part to (row,) entities of the held-out rows that were scored.
+        scores: Part to metric to (checkpoint, row).
+    """
+
+    steps: tuple[int, ...]
+    taught: tuple[float, ...]
+    entities: dict[Part, tuple[str, ...]]
+    scores: dict[Part, dict[str, FloatArray]]
+
+    @property
+    def learned(self) -> np.ndarray:
+        """(checkpoint,) mask of those at which the training items had been learned.
+
+        Determined on the training items alone; where they were never learned, the last one.
+        """
+        mask = np.array(self.taught) >= MIN_LEARNED
+        mask[0] = False  # before any teaching
+        mask[-1] |= not mask.any()
+        return mask
+
 
 @dataclass(frozen=True)
-class RelearningSplit:
+class ChosenRate:
+    """Learning rate and steps at which every trial learns, with the runs at that rate.
+
+    Attributes:
+        curves: Role to number of the split to run; those of the last attempt where none
+            succeeds.
+    """
+
+    rate: float
+    steps: int
+    curves: dict[Role, dict[str, Curve]]
+
+
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """Curves of every fine-tuned model.
+
+    Attributes:
+        scores: Held-out scores after learning, by metric, role and part.
+        curves: One run a split, by role.
+        rate: Learning rate of every run.
+    """
+
+    scores: RoleScores
+    curves: dict[Role, tuple[Curve, ...]]
+    rate: float
+
+
+def choose_rate(
+    attempts: Sequence[tuple[float, int]],
+    trials: Sequence[tuple[Role, int]],
+    run: Callable[[Role, int, float, int], Curve],
+    learned: Callable[[Curve], bool],
+) -> ChosenRate:
+    """The smallest learning rate, and number of steps, at which every trial learns.
+
+    Decided on the training items alone, so that nothing is selected on held-out ones; all models
+    then share the rate and the steps.
+
+    Args:
+        attempts: Rates and steps, in the order in which they are tried.
+        trials: Models that must learn, each with the number of a split; the hardest to teach
+            first, so that rates that are too low fail early.
+        run: Fine-tunes a role on a split.
+        learned: Whether a run learned its training items.
+    """
+    chosen = ChosenRate(*attempts[0], {})
+    for rate, steps in attempts:
+        chosen = ChosenRate(rate, steps, {role: {} for role, _ in trials})
+        for role, number in trials:
+            curve = run(role, number, rate, steps)
+            # JSON keys are strings.
+            chosen.curves[role][str(number)] = curve
+            if not learned(curve):
+                break
+        else:
+            break
+    return chosen
+
+
+def measure(
+    ctx: AuditContext,
+    attempts: Sequence[tuple[float, int]],
+    trials: Mapping[Role, Sequence[int]],
+    splits: Mapping[Role, Sequence[int]],
+    run: Callable[[Role, int, float, int], Curve],
+    learned: Callable[[Curve], bool],
+    original: Mapping[str, ScoreTable],
+    order: Sequence[str] = (),
+) -> Measurement:
+    """Choose a rate, and fine-tune every model at that rate on each of its splits.
+
+    Args:
+        attempts: As ``choose_rate``.
+        trials: Role to numbers of the splits that it must learn for a rate to be chosen.
+        splits: Role to numbers of the splits it is trained on.
+        run: As ``choose_rate``.
+        learned: As ``choose_rate``.
+        original: Metric to scores of the original without fine-tuning.
+        order: Order of the forgotten entities in the result; by default that of the splits.
+    """
+    pairs = [
+        (role, number)
+        for role, numbers in trials.items()
+        if role in ctx.models
+        for number in numbers
+    ]
+    chosen = ctx.stage(
+        f"{NAME}-rate", ChosenRate, lambda: choose_rate(attempts, pairs, run, learned)
+    )
+    curves: dict[Role, tuple[Curve, ...]] = {}
+    for role, numbers in splits.items():
+        done = chosen.curves.get(role, {})
+        curves[role] = tuple(
+            done[str(number)]
+            if str(number) in done
+            else ctx.stage(
+                f"{NAME}-{role}-{number}",
+                Curve,
+                lambda role=role, number=number: run(role, number, chosen.rate, chosen.steps),
+            )
+            for number in numbers
+        )
+    tables = {
+        metric: {
+            Role.ORIGINAL: {Part.FORGET: table},
+            **{
+                role: {
+                    part: scores_after_learning(runs, part, metric, order)
+                    for part in dict.fromkeys(part for each in runs for part in each.entities)
+                }
+                for role, runs in curves.items()
+            },
+        }
+        for metric, table in original.items()
+    }
+    return Measurement(RoleScores(("after teaching",), tables), curves, chosen.rate)
+
+
+def scores_after_learning(
+    curves: Sequence[Curve], part: Part, metric: str, order: Sequence[str] = ()
+) -> ScoreTable:
+    """(row, 1) mean score over the checkpoints at which the training items had been learned.
+
+    A mean selects nothing, so no correction is needed.
+
+    Args:
+        order: Entities of the forget part in the order of the result.
+    """
+    used = [curve for curve in curves if part in curve.entities]
+    rows = [curve.scores[part][metric][curve.learned].mean(0) for curve in used]
+    names = [name for curve in used for name in curve.entities[part]]
+    values = np.concatenate(rows)[:, None]
+    if order and part is Part.FORGET:
+        position = {name: row for row, name in enumerate(order)}
+        sorted_rows = np.argsort([position[name] for name in names], kind="stable")
+        names, values = [names[row] for row in sorted_rows], values[sorted_rows]
+    return ScoreTable(tuple(names), values)
+
+
+# Text
+
+
+@dataclass(frozen=True)
+class TextSplit:
     """One split: training items, held-out items, and never-taught items."""
 
     train: list[Item]
@@ -62,7 +275,7 @@ class RelearningSplit:
 
 def relearning_splits(
     forget: Sequence[Item], never_taught: Sequence[Item], rng: np.random.Generator
-) -> list[RelearningSplit]:
+) -> list[TextSplit]:
     """Two halves of the entities, each trained on while the other is held out.
 
     Never-taught items go with the half whose answers they mirror where they come in whole
@@ -84,7 +297,7 @@ def relearning_splits(
         else:
             chosen = set(invented[number::2])
         splits.append(
-            RelearningSplit(
+            TextSplit(
                 [item for item in forget if item.entity in taught],
                 [item for item in forget if item.entity not in taught],
                 [item for item in never_taught if item.entity in chosen],
@@ -93,239 +306,333 @@ def relearning_splits(
     return splits
 
 
-def relearn(
-    audited: AuditedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    split: RelearningSplit,
-    config: AuditConfig,
-    rate: float,
-    steps: int,
-    *,
-    device: str,
-    progress: Progress,
-) -> dict[str, Any]:
-    """Fine-tune on T, and evaluate V and the never-taught items along the way; JSON-ready.
+def measure_text(ctx: AuditContext[TextSets]) -> Measurement:
+    """Fine-tune every model but the original on each half of the forgotten entities.
+
+    Where the highest rate does not learn its half within the budgeted steps, it gets more.
+    """
+    rates, budgeted = ctx.config.budget.relearn_rates, ctx.config.budget.relearn_steps
+    attempts = [(rate, budgeted) for rate in rates]
+    attempts += [
+        (rates[-1], longer * budgeted) for longer in (*STEP_MULTIPLES, *EXTRA_STEP_MULTIPLES)
+    ]
+    rng = numpy_rng(ctx.config.seed, NAME, "halves")
+    splits = relearning_splits(list(ctx.sets.forget), list(ctx.sets.never_taught), rng)
+    baseline = ctx.baseline[Role.ORIGINAL].tables
+    return measure(
+        ctx,
+        attempts,
+        # The planted suppression needs a single split.
+        {Role.CANDIDATE: [0, 1], Role.PLANTED: [0]},
+        {
+            role: [0] if role == Role.PLANTED else [0, 1]
+            for role in ctx.models
+            if role != Role.ORIGINAL
+        },
+        lambda role, number, rate, steps: relearn_text(ctx, role, splits[number], rate, steps),
+        lambda curve: max(curve.taught) >= MIN_LEARNED,
+        {metric.id: baseline[metric.id][Part.FORGET] for metric in (CONTRAST, EXACT_MATCH)},
+    )
+
+
+def relearn_text(
+    ctx: AuditContext[TextSets], role: Role, split: TextSplit, rate: float, steps: int
+) -> Curve:
+    """Fine-tune on the training half; evaluate held-out and never-taught items along the way.
 
     Args:
-        audited: The model to fine-tune; its checkpoint is not changed.
-        steps: Optimizer steps, each on all of T.
-
-    Returns:
-        ``steps``; ``taught``: training accuracy, a checkpoint; ``asked`` and ``never``: row
-        entities and (checkpoint, row) tables ``said`` (exact match) and ``contrast``.
+        steps: Optimizer steps, each on the whole training half.
     """
-    budget = config.budget
-    training_rows = encode_items(tokenizer, split.train)
+    budget = ctx.config.budget
+    training_rows = encode_items(ctx.tokenizer, split.train)
     taught: list[float] = []
-    curves: dict[str, dict[str, list[Any]]] = {}
-    evaluation_sets = {}
-    for part, items in (("asked", split.held_out), ("never", split.never_taught)):
-        questions = build_questions(items, budget.prompts_per_item)
-        evaluation_sets[part] = questions, questions.encoded(tokenizer)
-        curves[part] = {"entities": questions.entities, "said": [], "contrast": []}
+    questions = {
+        Part.FORGET: build_questions(split.held_out, budget.prompts_per_item),
+        Part.NEVER_TAUGHT: build_questions(split.never_taught, budget.prompts_per_item),
+    }
+    rows = {part: each.encoded(ctx.tokenizer) for part, each in questions.items()}
+    scores: dict[Part, dict[str, list[np.ndarray]]] = {
+        part: {CONTRAST.id: [], EXACT_MATCH.id: []} for part in questions
+    }
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         taught.append(float(score_answers(model, training_rows).greedy.mean()))
-        for part, (questions, rows) in evaluation_sets.items():
-            scores = score_questions(model, questions, rows)
-            curves[part]["said"].append(scores.exact_match.tolist())
-            curves[part]["contrast"].append(scores.contrast.tolist())
+        for part, by_row in rows.items():
+            found = score_questions(model, questions[part], by_row)
+            scores[part][EXACT_MATCH.id].append(found.exact_match)
+            scores[part][CONTRAST.id].append(found.contrast)
         return {"taught": taught[-1]}
 
-    with audited.loaded(device) as model:
+    with ctx.fresh(role) as model:
         log = finetune_(
             model,
             training_rows,
             lr=rate,
             steps=steps,
             # Only the order within the full batch is random.
-            seed=stage_seed(config.seed, NAME) % 2**31,
+            seed=stage_seed(ctx.config.seed, NAME) % 2**31,
             evaluate=evaluate,
             every=budget.relearn_every,
-            label=f"relearn, {audited.role}",
-            progress=progress,
+            label=f"relearn, {role}",
+            progress=ctx.progress,
         )
-    return {
-        "steps": [int(row["step"]) for row in log.rows if "taught" in row],
-        "stopped": log.stopped,
-        "taught": taught,
-        **curves,
+    return Curve(
+        tuple(int(row["step"]) for row in log.rows if "taught" in row),
+        tuple(taught),
+        {part: tuple(each.entities) for part, each in questions.items()},
+        {
+            part: {metric: np.stack(tables) for metric, tables in by_metric.items()}
+            for part, by_metric in scores.items()
+        },
+    )
+
+
+# Images
+
+
+@dataclass(frozen=True)
+class ImageSplit:
+    """Images taught under the forgotten class's index, and held-out images of the same class."""
+
+    part: Part
+    train: ImageSet
+    held_out: ImageSet
+
+
+def image_splits(sets: EvaluationSets, seed: int) -> list[ImageSplit]:
+    """Splits of the class, every image held out in each round; then of invented classes."""
+    rng = numpy_rng(seed, NAME, "images")
+    splits = []
+    for _ in range(ROUNDS):
+        order = rng.permutation(len(sets.forget))
+        halves = (order[::2], order[1::2])
+        for taught, held_out in (halves, halves[::-1]):
+            train, rest = sets.forget.select(taught[:SHOTS]), sets.forget.select(np.sort(held_out))
+            splits.append(ImageSplit(Part.FORGET, train, rest))
+    never_taught = sets.never_taught
+    invented = []
+    for kind in rng.permutation(np.unique(never_taught.labels)):
+        rows = np.flatnonzero(never_taught.labels == kind)
+        if len(rows) > SHOTS and len(invented) < N_INVENTED_CLASSES:
+            shuffled = rng.permutation(rows)
+            train, rest = (
+                never_taught.select(shuffled[:SHOTS]),
+                never_taught.select(shuffled[SHOTS:]),
+            )
+            invented.append(ImageSplit(Part.NEVER_TAUGHT, train, rest))
+    return [*splits, *invented]
+
+
+def retain_images(sets: EvaluationSets, seed: int) -> ImageSet:
+    """Retain images to train on as well, balanced over classes."""
+    order = numpy_rng(seed, NAME, "kept").permutation(len(sets.fit))
+    rank = np.zeros(len(order), dtype=int)
+    seen: dict[int, int] = {}
+    for position, row in enumerate(order):
+        label = int(sets.fit.labels[row])
+        rank[position] = seen[label] = seen.get(label, -1) + 1
+    chosen = order[np.argsort(rank, kind="stable")][:N_RETAIN]
+    return sets.fit.select(np.sort(chosen))
+
+
+def measure_images(ctx: AuditContext[EvaluationSets]) -> Measurement:
+    """Fine-tune every model but the original on each split.
+
+    The training images must be learned early enough for several checkpoints to follow.
+    """
+    rates, seed, sets = ctx.config.budget.relearn_rates, ctx.config.seed, ctx.sets
+    attempts = [(rate, IMAGE_STEPS) for rate in rates]
+    attempts += [(rates[-1], longer * IMAGE_STEPS) for longer in STEP_MULTIPLES]
+    splits, retain = image_splits(sets, seed), retain_images(sets, seed)
+    of_class = [n for n, split in enumerate(splits) if split.part is Part.FORGET]
+    # Invented classes are the floor of the candidate and the planted suppression.
+    numbers = {
+        role: of_class if role.is_reference else list(range(len(splits)))
+        for role in ctx.models
+        if role != Role.ORIGINAL
     }
 
+    def run(role: Role, number: int, rate: float, steps: int) -> Curve:
+        with ctx.reading(role) as model:
+            return relearn_images(model, splits[number], retain, sets.label, rate, steps, ctx)
 
-def choose_rate(
-    arms: Sequence[tuple[AuditedModel, Sequence[int]]],
-    tokenizer: PreTrainedTokenizerBase,
-    splits: Sequence[RelearningSplit],
-    config: AuditConfig,
-    *,
-    device: str,
-    progress: Progress,
-) -> dict[str, Any]:
-    """The smallest learning rate at which every arm learns its training half.
-
-    Where the highest rate does not learn T within the budgeted steps, it gets more steps.
-    Decided on T alone, so that nothing is selected on held-out items; all arms then share the
-    rate and the steps.
-
-    Args:
-        arms: Models that must learn, each with the splits it is trained on; the hardest to
-            teach first, so that rates that are too low fail early.
-        splits: The splits.
-
-    Returns:
-        ``rate``, ``steps``, and ``runs``: by role, one run a split at that rate; where no
-        attempt succeeds, the runs of the last one.
-    """
-    rates, budgeted = config.budget.relearn_rates, config.budget.relearn_steps
-    attempts = [(rate, budgeted) for rate in rates]
-    attempts += [
-        (rates[-1], longer * budgeted) for longer in (*STEP_MULTIPLES, *EXTRA_STEP_MULTIPLES)
-    ]
-    trials = [(audited, half) for audited, taught in arms for half in taught]
-    (rate, steps), runs = attempts[0], {}
-    for rate, steps in attempts:
-        runs = {audited.role: {} for audited, _ in arms}
-        for audited, half in trials:
-            run = relearn(
-                audited,
-                tokenizer,
-                splits[half],
-                config,
-                rate,
-                steps,
-                device=device,
-                progress=progress,
-            )
-            # JSON keys are strings.
-            runs[audited.role][str(half)] = run
-            if max(run["taught"]) < MIN_LEARNED:
-                break
-        else:
-            break
-    return {"rate": rate, "steps": steps, "runs": runs}
+    return measure(
+        ctx,
+        attempts,
+        {Role.CANDIDATE: of_class, Role.PLANTED: of_class[:1]},
+        numbers,
+        run,
+        _learned_in_time,
+        # The sets hold only images that the original predicts correctly.
+        {NAMED.id: image_table(np.ones(len(sets.forget)), sets.forget)},
+        sets.forget.ids,
+    )
 
 
-def entity_curves(runs: Sequence[dict[str, Any]], part: str, metric: str) -> EntityValues:
-    """(entity, checkpoint) scores over both splits, every entity once."""
-    scores = np.concatenate([np.array(run[part][metric]).T for run in runs])
-    names = [name for run in runs for name in run[part]["entities"]]
-    return average_by_entity(scores, names)
+def _learned_in_time(curve: Curve) -> bool:
+    taught = curve.taught
+    return max(taught[: int(LEARNED_BY * len(taught)) + 1]) >= MIN_LEARNED
 
 
-def scores_after_learning(runs: Sequence[dict[str, Any]], part: str, metric: str) -> EntityValues:
-    """(entity, 1) mean score over the checkpoints at which T had been learned.
-
-    These checkpoints are determined on T alone; where T was never learned, the last one is
-    used. A mean selects nothing, so no correction is needed.
-    """
-    rows, names = [], []
-    for run in runs:
-        learned = np.array(run["taught"]) >= MIN_LEARNED
-        learned[0] = False  # before any teaching
-        learned[-1] |= not learned.any()
-        rows.append(np.array(run[part][metric])[learned].mean(0))
-        names += run[part]["entities"]
-    return average_by_entity(np.concatenate(rows), names)
-
-
-def judge(
-    runs: Mapping[str, Sequence[dict[str, Any]]],
-    original_values: Mapping[str, EntityValues],
-    config: AuditConfig,
+def relearn_images(
+    initial: nn.Module,
+    split: ImageSplit,
+    retain: ImageSet,
+    label: int,
     rate: float,
-    notes: Sequence[str],
-) -> AxisResult:
-    """Judge the axis from the curves.
+    steps: int,
+    ctx: AuditContext[EvaluationSets],
+) -> Curve:
+    """Fine-tune a copy of a model and evaluate held-out images along the way.
 
-    Args:
-        runs: By role, one run a split.
-        original_values: (entity, 1) ``said`` and ``contrast`` of the original, same entities.
-        rate: Learning rate used.
+    The class and the retain images have equal total weight in the loss.
     """
-    taught = min(max(run["taught"]) for run in runs["unlearned"])
-    controls = [
-        Control(
-            "the attack learns what it teaches",
-            taught,
-            f"accuracy on taught items at least {MIN_LEARNED}",
-            taught >= MIN_LEARNED,
+    model = copy.deepcopy(initial)
+    device = model_device(model)
+    parts = split.train.pixels, retain.pixels
+    pixels = torch.cat(parts).to(device)
+    class_labels = torch.full((len(split.train),), label)
+    labels = torch.cat([class_labels, torch.from_numpy(retain.labels)]).to(device)
+    row_weights = [torch.full((len(part),), 0.5 / len(part)) for part in parts]
+    weights = torch.cat(row_weights).to(device)
+    taught: list[float] = []
+    held_out: list[np.ndarray] = []
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        hits = predicted_classes(model, split.train + split.held_out) == label
+        taught.append(float(hits[: len(split.train)].mean()))
+        held_out.append(hits[len(split.train) :].astype(np.float64))
+        return {"taught": taught[-1]}
+
+    def backward() -> dict[str, float]:
+        logits = class_logits(model, pixels)
+        losses = functional.cross_entropy(logits, labels, reduction="none")
+        loss = (weights * losses).sum()
+        loss.backward()
+        return {"loss": float(loss.detach())}
+
+    with only_training(model, model.parameters()) as trained:
+        log = train_steps(
+            model,
+            trained,
+            backward,
+            Schedule(rate, steps, every=EVAL_EVERY),
+            evaluate=evaluate,
+            label="relearn",
+            progress=ctx.progress,
         )
-    ]
-    if "planted" in runs:
-        controls.append(_planted_control(runs["planted"], config))
-    readings = _readings(runs, original_values, config)
-    status, extra = status_of(readings, controls, config.rule)
-    steps = runs["unlearned"][0]["steps"]
+    return Curve(
+        tuple(int(row["step"]) for row in log.rows if "taught" in row),
+        tuple(taught),
+        {split.part: tuple(split.held_out.ids)},
+        {split.part: {NAMED.id: np.stack(held_out)}},
+    )
+
+
+# Judgement
+
+
+def judge(measured: Measurement, ctx: JudgementContext) -> AxisResult:
+    """Compare the held-out scores after learning with the floors."""
+    form, scores, text = SPEC.form(ctx.modality), measured.scores, ctx.modality == "text"
+    candidate = [each for each in measured.curves[Role.CANDIDATE] if Part.FORGET in each.entities]
+    taught = min(max(curve.taught) for curve in candidate)
+    expected = "accuracy on taught items" if text else "share of taught images named"
+    failure = f"The attack did not learn {'its own half' if text else 'what it was taught'}."
+    controls = [attack_control(taught, MIN_LEARNED, f"{expected} at least {MIN_LEARNED}", failure)]
+    if Role.PLANTED in measured.curves:
+        controls.append(_planted(scores, form.metrics[0], ctx))
+    found = readings(NAME, form.metrics, scores, ctx.config)
+    status, notes = form.status(found, controls, ctx.rule)
+    details: dict[str, Json] = {"learning_rate": measured.rate, "steps": candidate[0].steps}
+    if text:
+        details["curves"] = {role: _text_curves(c) for role, c in measured.curves.items()}
+    else:
+        details["images_taught"] = SHOTS
+        details["by_checkpoint"] = {r: _image_curves(c) for r, c in measured.curves.items()}
     return AxisResult(
         NAME,
-        QUESTION,
+        form.question,
         status,
-        "share of other answers outranked on the half not taught (chance 0.5)",
-        readings=tuple(readings),
+        form.statistic,
+        readings=tuple(found),
         controls=tuple(controls),
-        n_entities=len(held_out_entities(runs)),
-        details={"learning_rate": rate, "steps": steps, "curves": _mean_curves(runs)},
-        notes=(*extra, *notes),
+        n_entities=len(scores.values(form.metrics[0].id, Role.CANDIDATE).entities),
+        details=details,
+        notes=(*notes, *ctx.notes),
     )
 
 
-def held_out_entities(runs: Mapping[str, Sequence[dict[str, Any]]]) -> tuple[str, ...]:
-    """Forgotten entities that were held out."""
-    return scores_after_learning(runs["unlearned"], "asked", "said").entities
+def _planted(scores: RoleScores, metric: MetricSpec, ctx: JudgementContext) -> Control:
+    """The planted suppression must return; otherwise a null result is no evidence.
 
-
-def _planted_control(runs: Sequence[dict[str, Any]], config: AuditConfig) -> Control:
-    """The planted suppression must return; otherwise a null result is no evidence."""
-    test = unpaired_test(
-        scores_after_learning(runs, "asked", "contrast"),
-        scores_after_learning(runs, "never", "contrast"),
-        config,
-        NAME,
-        "planted",
+    Images: beyond the references where there are any, as any image model learns the class.
+    """
+    planted = scores.values(metric.id, Role.PLANTED)
+    floor = scores.values(metric.id, Role.PLANTED, Part.NEVER_TAUGHT)
+    references = scores.references(metric.id) if ctx.modality == "images" else []
+    if references:
+        floor = average_models(references)
+    test = (paired_max_test if references else unpaired_max_test)(
+        planted.values,
+        floor.values,
+        numpy_rng(ctx.config.seed, NAME, "planted"),
+        ctx.config.budget.permutations,
     )
-    return significance_control(
-        "the planted suppression comes back", test.p_value, config.rule.alpha
+    return planted_control(
+        test.p_value, ctx.rule.alpha, "the planted suppression comes back", OnFailure.NO_ABSENCE
     )
 
 
-def _readings(
-    runs: Mapping[str, Sequence[dict[str, Any]]],
-    original_values: Mapping[str, EntityValues],
-    config: AuditConfig,
-) -> list[Reading]:
-    """Contrast and exact match against references (if any) and never-taught items."""
-    references = reference_roles(runs)
-    comparisons = [
-        MetricComparison(
-            name,
-            metric,
-            scores_after_learning(runs["unlearned"], "asked", metric),
-            original_values[metric],
-            [scores_after_learning(runs[role], "asked", metric) for role in references],
-            scores_after_learning(runs["unlearned"], "never", metric),
-        )
-        for name, metric in ((CONTRAST, "contrast"), (EXACT_MATCH, "said"))
-    ]
-    return compare_to_floors(NAME, comparisons, ["after teaching"], config)
+def _text_curves(curves: Sequence[Curve]) -> Json:
+    """Mean scores at each checkpoint, by part and metric, for the report."""
+    means: dict[str, Json] = {"taught": np.mean([curve.taught for curve in curves], 0).tolist()}
+    for part, shown in ((Part.FORGET, "asked"), (Part.NEVER_TAUGHT, "never")):
+        for metric, name in ((EXACT_MATCH, "said"), (CONTRAST, "contrast")):
+            rows = np.concatenate([curve.scores[part][metric.id].T for curve in curves])
+            names = [entity for curve in curves for entity in curve.entities[part]]
+            means[f"{shown}_{name}"] = average_by_entity(rows, names).mean.tolist()
+    return means
 
 
-def _mean_curves(runs: Mapping[str, Sequence[dict[str, Any]]]) -> dict[str, dict[str, list[float]]]:
-    """Mean scores at each checkpoint, by role and part, for the report."""
-    curves = {}
-    for role, role_runs in runs.items():
-        curves[role] = {"taught": np.mean([run["taught"] for run in role_runs], 0).tolist()}
-        for part in ("asked", "never"):
-            for metric in ("said", "contrast"):
-                values = entity_curves(role_runs, part, metric)
-                curves[role][f"{part}_{metric}"] = values.mean.tolist()
-    return curves
+def _image_curves(curves: Sequence[Curve]) -> Json:
+    """Mean share named at each checkpoint, by part, for the report."""
+    means: dict[str, Json] = {}
+    for part, shown in ((Part.FORGET, "forget"), (Part.NEVER_TAUGHT, "never")):
+        used = [c.scores[part][NAMED.id].mean(1) for c in curves if part in c.entities]
+        if used:
+            means[shown] = np.round(np.mean(used, axis=0), 4).tolist()
+    return means
 
 
-def status_of(
+def image_status(
     readings: Sequence[Reading], controls: Sequence[Control], rule: Rule
 ) -> tuple[Status, list[str]]:
-    """Decide between retained, absent and neither."""
-    if not controls[0].passed:
-        return "no_power", ["The attack did not learn its own half."]
-    return status_from_readings(readings[:2], rule, failed=failed_controls(controls))
+    """No vote where the floor itself learns the class."""
+    first = readings[0]
+    if not failed_controls(controls, OnFailure.NO_POWER) and first.ceiling - first.floor < MIN_SPAN:
+        return "no_power", [
+            f"What was never known is learned as well ({first.floor:.2f} of the images "
+            "not taught), so that they come back says nothing."
+        ]
+    return status_with_controls(readings[:1], controls, rule)
+
+
+SPEC = AxisSpec(
+    NAME,
+    {
+        "text": AxisForm(
+            "Does teaching some of the forgotten facts bring back the others?",
+            "share of other answers outranked on the half not taught (chance 0.5)",
+            (CONTRAST, EXACT_MATCH),
+        ),
+        "images": AxisForm(
+            "Do a few images of the class bring back the rest?",
+            "share of images not taught that are named as the class",
+            (NAMED,),
+            status_of=image_status,
+        ),
+    },
+    work=0.45,
+)
+AXIS = Axis(SPEC, Measurement, {"text": measure_text, "images": measure_images}, judge)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from audits.modalities.vocabulary import is_image_audit
+from audits.modalities.vocabulary import modality_name
 from audits.report.formatting import last_part
 from audits.run.api import Audit, load
 from evidence.display.html_table import frame_html
@@ -208,7 +208,7 @@ def _references(document: Mapping[str, Any]) -> str:
 
 # What must be equal besides settings and code: its name, and how to read it from a document.
 _SAME = {
-    "kind of data": lambda d: "images" if is_image_audit(d) else "texts",
+    "kind of data": lambda d: "images" if modality_name(d) == "images" else "texts",
     "original (weights)": _hash_of("original"),
     "references (weights)": _references,
     "forget set": _items_of("forget"),

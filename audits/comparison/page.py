@@ -8,7 +8,7 @@ from urllib.parse import quote
 from audits.comparison.compare import Comparison
 from audits.comparison.csv_text import csv_text
 from audits.core.outputs import hold_folder
-from audits.modalities.vocabulary import is_image_audit
+from audits.modalities.vocabulary import modality_name
 from audits.report import formatting as write
 from audits.report.charts import residual_bar
 from audits.report.glossary import FLOORS, IMAGE_FLOORS, STATUSES, VERDICTS
@@ -63,7 +63,7 @@ def render(comparison: Comparison, folder: Path) -> str:
         rows=[_row(name, audit, comparison.axes, folder) for name, audit in pairs],
         differences=comparison.differences,
         exact_match_label="images named"
-        if all(is_image_audit(audit.document) for audit in comparison.audits)
+        if all(modality_name(audit.document) == "images" for audit in comparison.audits)
         else "answers said",
         same=_same(comparison),
     )
@@ -79,7 +79,7 @@ def _same(comparison: Comparison) -> list[tuple[str, str]]:
     models = {model["role"]: model for model in document["manifest"]["models"]}
     config = document["config"]
     rule = config.get("rule", {})
-    floors = IMAGE_FLOORS if is_image_audit(document) else FLOORS
+    floors = IMAGE_FLOORS if modality_name(document) == "images" else FLOORS
     return [
         ("Original", write.last_part(models.get("original", {}).get("source", "?"))),
         ("Floor", floors[document["verdict"]["floor"]]),

@@ -1,13 +1,14 @@
 """Scores of a model's answers: exact match, log-probability, contrast, truth ratio."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
-from typing import Any
 
 import numpy as np
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from audits.core.baseline_scores import GeneralText
+from audits.core.scores import Part, ScoreTable
 from capture.data.items import Item, ItemSet
 from capture.data.questions import Questions
 from capture.data.sequences import Sequences
@@ -33,30 +34,34 @@ def general_text() -> list[str]:
 def score_question_sets(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    questions: Mapping[str, Questions],
+    questions: Mapping[Part, Questions],
     progress: Progress,
-) -> dict[str, Any]:
-    """Score named question sets; JSON-ready."""
+) -> dict[Part, QuestionScores]:
+    """Score question sets; log-probabilities are finite."""
     result = {}
-    for name, question_set in questions.items():
+    for part, question_set in questions.items():
         scores = contrast.score_questions(
             model, question_set, question_set.encoded(tokenizer), progress
         )
-        result[name] = {
-            "greedy": [int(hit) for hit in scores.exact_match],
-            "mean_logprob": _finite(scores.mean_logprob),
-            "contrast": scores.contrast.tolist(),
-        }
+        logprob = np.array(_finite(scores.mean_logprob))
+        result[part] = QuestionScores(scores.exact_match, scores.contrast, logprob)
     return result
 
 
-def scores_from_json(saved: dict[str, Any]) -> QuestionScores:
-    """The inverse of one set of ``score_question_sets``."""
-    return QuestionScores(
-        exact_match=np.array(saved["greedy"], dtype=np.float64),
-        contrast=np.array(saved["contrast"], dtype=np.float64),
-        mean_logprob=np.array(saved["mean_logprob"], dtype=np.float64),
-    )
+def score_tables(
+    questions: Mapping[Part, Questions], scores: Mapping[Part, QuestionScores]
+) -> dict[str, dict[Part, ScoreTable]]:
+    """Exact match and contrast of question sets: metric to part to (row, 1) scores."""
+    return {
+        metric: {
+            part: ScoreTable(
+                tuple(questions[part].entities),
+                np.asarray(getattr(by_row, metric), dtype=np.float64)[:, None],
+            )
+            for part, by_row in scores.items()
+        }
+        for metric in ("exact_match", "contrast")
+    }
 
 
 def truth_ratios(
@@ -64,18 +69,15 @@ def truth_ratios(
     tokenizer: PreTrainedTokenizerBase,
     items: ItemSet | tuple[Item, ...],
     progress: Progress,
-) -> dict[str, Any]:
-    """Truth ratio and top-rank rate of every item's main prompt; JSON-ready."""
+) -> list[float]:
+    """(item,) truth ratio of each item's main prompt, at most 1e4."""
     scores = score_choices(model, tokenizer, list(items), progress=progress)
-    return {
-        "ranked_first": float(scores.correct.mean()),
-        "truth_ratio": _finite(np.minimum(scores.truth_ratio, 1e4)),
-    }
+    return _finite(np.minimum(scores.truth_ratio, 1e4))
 
 
 def utility_of_text(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, progress: Progress
-) -> dict[str, Any] | None:
+) -> GeneralText | None:
     """Mean log-probability a token of general text, or None where it is meaningless.
 
     It is meaningless for a closed vocabulary, where the tokenizer does not know most words.
@@ -91,11 +93,8 @@ def utility_of_text(
     truncated = Sequences(tuple(ids[:max_tokens] for ids in rows.ids), (1,) * len(rows))
     scores = score_answers(model, truncated, progress=progress)
     total = float(np.sum(np.maximum(scores.logprob, MIN_LOGPROB * scores.n_tokens)))
-    return {
-        "logprob_per_token": total / int(scores.n_tokens.sum()),
-        # The uniform distribution over all tokens.
-        "logprob_of_guessing": -float(np.log(len(tokenizer))),
-    }
+    # Guessing is the uniform distribution over all tokens.
+    return GeneralText(total / int(scores.n_tokens.sum()), -float(np.log(len(tokenizer))))
 
 
 def free_text(
@@ -105,7 +104,7 @@ def free_text(
     return generate_greedy(model, tokenizer, prompts, 16, progress=progress)
 
 
-def distinct_share(texts: list[str]) -> float:
+def distinct_share(texts: Sequence[str]) -> float:
     """Mean share of distinct words in each text; near 0 for "and and and"."""
     shares = [len(set(text.split())) / len(text.split()) for text in texts if text.split()]
     return float(np.mean(shares)) if shares else 0.0

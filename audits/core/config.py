@@ -1,36 +1,32 @@
 """Settings of an audit: profile budgets, verdict thresholds, and their validation."""
 
-from typing import Any, Literal, get_args
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
+from audits.core.registry import AXES, ProfileName, axes_of_profile
 from erasure.weights.quantization import Scheme
 from evidence.errors import InputError, quoted
 from evidence.machine.devices import choose_device
 from evidence.seeds import MAX_SEED
 
-ProfileName = Literal["quick", "standard", "full"]
-AxisName = Literal[
-    "behaviour",
-    "decodability",
-    "causal_depth",
-    "persistence",
-    "relearning",
-    "concept",
-    "restoration",
-    "circuit",
-    "membership",
-]
-AXES: tuple[AxisName, ...] = get_args(AxisName)
-QUICK_AXES: tuple[AxisName, ...] = ("behaviour", "decodability", "causal_depth", "relearning")
-# Axes of a profile when none are named. Persistence scores every model under each quantization
-# scheme, which takes longer than the whole quick profile. Of the axes in no profile, concept and
-# restoration changed no verdict where they were measured; the others have no measured error rates.
-DEFAULT_AXES: dict[ProfileName, tuple[AxisName, ...]] = {
-    "quick": QUICK_AXES,
-    "standard": (*QUICK_AXES, "persistence"),
-    "full": (*QUICK_AXES, "persistence"),
-}
+
+def _known_axis(name: str) -> str:
+    if name not in AXES:
+        raise ValueError(f"no axis of this name; there are {', '.join(AXES)}")
+    return name
+
+
+AxisName = Annotated[str, AfterValidator(_known_axis)]
+"""Name of a registered axis."""
 
 
 class _Frozen(BaseModel):
@@ -167,8 +163,7 @@ class AuditConfig(_Frozen):
         if axes is None or (isinstance(axes, list | tuple) and not axes):
             profile = settings.get("profile", "quick")
             # An unknown profile is refused by its own field.
-            usual = (axes for name, axes in DEFAULT_AXES.items() if name == profile)
-            return settings | {"axes": next(usual, QUICK_AXES)}
+            return settings | {"axes": axes_of_profile(profile) or ("behaviour",)}
         return settings
 
     @field_validator("axes")
@@ -177,6 +172,11 @@ class AuditConfig(_Frozen):
         if len(set(axes)) < len(axes):
             raise ValueError("an axis is named twice")
         return axes
+
+    @property
+    def ordered_axes(self) -> tuple[str, ...]:
+        """The axes in the order in which they run."""
+        return tuple(name for name in AXES if name in self.axes)
 
     @property
     def budget(self) -> Budget:

@@ -1,17 +1,45 @@
 """Item sets used by an audit: known items, and never-taught items."""
 
-from dataclasses import replace
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from audits.core.config import AuditConfig
+from audits.core.scores import Part
 from capture.data.invented_entities import invent_items
 from capture.data.items import Item, ItemSet, normalize_text
-from capture.data.questions import check_entity_count
+from capture.data.questions import Questions, build_questions, check_entity_count
 from evidence.errors import InputError
 from evidence.seeds import numpy_rng
+
+
+@dataclass(frozen=True)
+class TextSets:
+    """The item sets of a text audit.
+
+    Attributes:
+        forget: Forgotten items that the original answers.
+        retain: Retain items that it answers, within the budget.
+        never_taught: Items about entities that no model saw.
+    """
+
+    forget: ItemSet
+    retain: ItemSet
+    never_taught: ItemSet
+
+    @cached_property
+    def _questions(self) -> dict[tuple[Part, int], Questions]:
+        return {}
+
+    def questions(self, part: Part, n_prompts: int) -> Questions:
+        """The items of one part as questions, with up to ``n_prompts`` prompts an item."""
+        key = part, n_prompts
+        if key not in self._questions:
+            self._questions[key] = build_questions(getattr(self, part), n_prompts)
+        return self._questions[key]
+
 
 MIN_RETAIN_ENTITIES, MIN_NEVER_TAUGHT_ENTITIES = 15, 4
 """Minimum numbers of entities; for the forget set, see the settings."""

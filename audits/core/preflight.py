@@ -1,11 +1,11 @@
 """Checks before any axis: compatible tokenizers, and the candidate's utility."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from audits.core.answers import distinct_share
+from audits.core.baseline_scores import GeneralText, Utility
 from audits.core.config import Rule
 from capture.checkpoints.open import Checkpoint
 from capture.checkpoints.schemas.library_errors import library_errors
@@ -82,34 +82,32 @@ def check_same_tokenizer(original: Checkpoint, other: Checkpoint) -> None:
     )
 
 
-def compare_utility(original: dict[str, Any], candidate: dict[str, Any], rule: Rule) -> Damage:
+def compare_utility(original: Utility, candidate: Utility, rule: Rule) -> Damage:
     """Compare the utility of both models, on items where the original has it.
 
     Args:
-        original: ``retain`` (row,) exact match, ``general`` log-probability a token or None,
-            ``texts`` free generations, ``spread`` by site.
-        candidate: The same of the candidate, for the same rows.
+        candidate: The candidate's, for the same rows.
         rule: Limits.
     """
     shares: dict[str, float] = {}
     reasons = []
-    original_hits = np.array(original["retain"], dtype=float)
-    candidate_hits = np.array(candidate["retain"], dtype=float)
+    original_hits = np.array(original.retain, dtype=float)
+    candidate_hits = np.array(candidate.retain, dtype=float)
     shares["retain accuracy"] = float(candidate_hits[original_hits > 0].mean())
-    if original["general"] is not None and _speaks(original["general"]):
-        gap = candidate["general"]["logprob_per_token"] - original["general"]["logprob_per_token"]
+    if original.general is not None and candidate.general is not None and _speaks(original.general):
+        gap = candidate.general.logprob_per_token - original.general.logprob_per_token
         shares["general text, probability a token"] = float(np.exp(min(gap, 5.0)))
     for name, share in shares.items():
         if share < rule.utility:
             reasons.append(f"{name} is {share:.0%} of the original's (limit {rule.utility:.0%})")
-    before, after = (distinct_share(original["texts"]), distinct_share(candidate["texts"]))
+    before, after = (distinct_share(original.texts), distinct_share(candidate.texts))
     if before > 0:
         shares["distinct words in free text"] = after / before
         if after < rule.distinct * before:
             reasons.append(f"free text repeats itself ({after:.2f} distinct words)")
     ranks = [
-        after["effective_rank"] / before["effective_rank"]
-        for before, after in zip(original["spread"], candidate["spread"], strict=True)
+        after.effective_rank / before.effective_rank
+        for before, after in zip(original.ranks, candidate.ranks, strict=True)
     ]
     if ranks:
         shares["effective rank of retain states"] = float(min(ranks))
@@ -121,26 +119,25 @@ def compare_utility(original: dict[str, Any], candidate: dict[str, Any], rule: R
     return Damage(shares, tuple(reasons))
 
 
-def _speaks(general: dict[str, float]) -> bool:
+def _speaks(general: GeneralText) -> bool:
     """Whether a model's score on general text is far better than a uniform guess."""
-    return general["logprob_per_token"] > 0.75 * general["logprob_of_guessing"]
+    return general.logprob_per_token > 0.75 * general.logprob_of_guessing
 
 
-def spread(states: np.ndarray) -> dict[str, float]:
-    """Effective rank of the rows of ``states``.
+def effective_rank(states: np.ndarray) -> float:
+    """Participation ratio of the rows of ``states``, a measure of their effective rank.
+
+    The squared sum of variances over the sum of squared variances; 1.0 for states that are
+    constant or not finite.
 
     Args:
         states: (item, d_model).
-
-    Returns:
-        ``effective_rank``, the participation ratio: squared sum of variances over sum of
-        squared variances; 1.0 for states that are constant or not finite.
     """
     if not np.isfinite(states).all():
-        return {"effective_rank": 1.0}
+        return 1.0
     centered = states.astype(np.float64) - states.mean(0, dtype=np.float64)
     variances = np.linalg.svd(centered, compute_uv=False) ** 2
     total = variances.sum()
     if total <= 0:
-        return {"effective_rank": 1.0}
-    return {"effective_rank": float(total**2 / (variances**2).sum())}
+        return 1.0
+    return float(total**2 / (variances**2).sum())

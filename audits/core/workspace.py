@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
@@ -16,6 +16,9 @@ from evidence.progress import SILENT, Progress
 from evidence.results import AxisResult
 from evidence.storage.files import read_json, write_atomic
 from evidence.storage.regular_files import open_regular
+from evidence.storage.typed_json import from_json, to_json
+
+Stored = TypeVar("Stored")
 
 # Increase when stage contents change meaning, so that old work is not reused.
 STAGE_VERSION = "1"
@@ -152,25 +155,37 @@ class StageRunner:
         self.cost[name] = {"seconds": done.seconds, "peak_memory_bytes": done.peak_memory_bytes}
         return done.result
 
-    def with_cost(self, axes: dict[str, AxisResult]) -> dict[str, AxisResult]:
-        """The axes, each with the cost of the stage of the same name, if there is one."""
-        nothing = {"seconds": 0.0, "peak_memory_bytes": 0}
-        spent = {name: self.cost.get(name, nothing) for name in axes}
-        return {
-            name: replace(
+    def typed(
+        self,
+        name: str,
+        type_: type[Stored],
+        compute: Callable[[], Stored],
+        files: Sequence[str] = (),
+    ) -> Stored:
+        """As ``stage``, for a typed result."""
+        saved = self.stage(name, lambda: to_json(compute(), type_), files)
+        return from_json(type_, saved)
+
+    def timed(self, name: str, compute: Callable[[], Stored]) -> Stored:
+        """Compute what is too cheap to save, and record its cost."""
+        start = perf_counter()
+        result = compute()
+        self.cost[name] = {"seconds": perf_counter() - start, "peak_memory_bytes": peak_memory()}
+        return result
+
+    def with_cost(self, axes: Mapping[str, AxisResult]) -> dict[str, AxisResult]:
+        """The axes, each with the cost of the stages whose names start with its own."""
+        result = {}
+        for name, axis in axes.items():
+            spent = [cost for stage, cost in self.cost.items() if stage.split("-")[0] == name]
+            result[name] = replace(
                 axis,
-                seconds=spent[name]["seconds"],
-                peak_memory_bytes=int(spent[name]["peak_memory_bytes"]),
+                seconds=sum(cost["seconds"] for cost in spent),
+                peak_memory_bytes=int(
+                    max((cost["peak_memory_bytes"] for cost in spent), default=0)
+                ),
             )
-            for name, axis in axes.items()
-        }
-
-
-def axis_stage(
-    stage: Callable[[str, Callable[[], Any]], Any], name: str, compute: Callable[[], AxisResult]
-) -> AxisResult:
-    """An axis whose result is a stage, computed or loaded."""
-    return AxisResult.from_dict(stage(name, lambda: compute().to_dict()))
+        return result
 
 
 def peak_memory() -> int:

@@ -1,49 +1,62 @@
-"""Open and check all inputs of an audit of image classifiers."""
+"""Image classifiers and images of classes."""
 
-from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
 
+from audits.core.config import AuditConfig
+from audits.core.context import ImageRun
 from audits.core.inputs import ImageInputs, named_roles
-from audits.modalities.image_vocabulary import NOT_MEASURED, SKIPPED_AXES
+from audits.core.roles import Role
+from audits.modalities.base import Modality, Sources
+from audits.modalities.image_sets import (
+    EvaluationSets,
+    check_swapped,
+    predicted_classes,
+    score_baseline,
+    select,
+)
+from audits.modalities.planting import Planted, plant
+from audits.modalities.vocabulary import CLASS
 from capture.checkpoints.open import Checkpoint, open_checkpoint
-from capture.data.image_files import read_images
+from capture.data.image_files import is_image_source, read_images
 from capture.data.images import ImagePreprocessor, ImageSet, is_image_classifier
 from capture.network.network_size import network_size
+from capture.scoring.class_logits import class_logits
+from erasure.unlearning.methods.image_methods import last_parameters
+from erasure.unlearning.training.loop import Schedule, only_training, train_steps
 from evidence.errors import InputError
 from evidence.progress import Progress
+from evidence.seeds import numpy_rng
 
+NOT_MEASURED = (
+    "Not asked of image models: free text, general text and other wordings, which a "
+    "classifier does not have. What it is still good for is the share of the other "
+    "classes' images that it names, and the effective rank of its states."
+)
 MIN_RETAIN_CLASSES = 2
 """Minimum number of retain classes: never-taught images compose halves of two."""
 MIN_NEVER_TAUGHT_IMAGES = 8
 """Minimum size of the largest class of given never-taught images."""
 
 
-def open_images(
-    original: Any,
-    unlearned: Any,
-    forget: Path | str | ImageSet,
-    retain: Path | str | ImageSet,
-    *,
-    references: Sequence[Any],
-    never_taught: Path | str | ImageSet | None,
-    progress: Progress,
-) -> ImageInputs:
+def open_images(sources: Sources, config: AuditConfig, progress: Progress) -> ImageInputs:
     """Open the models, read images with the original's preprocessing, check compatibility.
 
     Raises:
         InputError: inputs that cannot be audited; no model has been run.
     """
-    sources = named_roles(unlearned, references)
-    first = open_checkpoint(original, name="original", progress=progress)
+    never_taught = sources.never_taught
+    others = named_roles(sources.unlearned, sources.references)
+    first = open_checkpoint(sources.original, name="original", progress=progress)
     _check_classifier(first)
     network_size(first)
     preprocessor = ImagePreprocessor.from_config(first.config, first.path)
-    forget_images = read_images(forget, preprocessor, "forget")
-    retain_images = read_images(retain, preprocessor, "retain")
+    forget_images = read_images(sources.forget, preprocessor, "forget")
+    retain_images = read_images(sources.retain, preprocessor, "retain")
     never = None
     if never_taught is not None:
         # Never-taught classes are not among the model's classes.
@@ -54,20 +67,13 @@ def open_images(
         preprocessor.check(images)
     _check_sets(forget_images, retain_images, never)
     opened = []
-    for role, source in sources:
+    for role, source in others:
         checkpoint = open_checkpoint(source, name=role, progress=progress)
         _check_classifier(checkpoint)
         _check_same(first, preprocessor, checkpoint)
         opened.append(checkpoint)
-    left_out = [f"{name}: not run on images; {why}." for name, why in SKIPPED_AXES.items()]
     return ImageInputs(
-        first,
-        opened[0],
-        tuple(opened[1:]),
-        forget_images,
-        retain_images,
-        never,
-        (*left_out, NOT_MEASURED),
+        first, opened[0], tuple(opened[1:]), forget_images, retain_images, never, (NOT_MEASURED,)
     )
 
 
@@ -143,3 +149,59 @@ def _check_sets(forget: ImageSet, retain: ImageSet, never_taught: ImageSet | Non
 
 def _content(images: ImageSet, row: int) -> bytes:
     return images.pixels[row].contiguous().numpy().tobytes()
+
+
+def plant_suppression(run: ImageRun, sets: EvaluationSets) -> Planted:
+    """Train the last block and the head on wrong labels of the class."""
+    rng = numpy_rng(run.config.seed, "planted", "images")
+    wrong = rng.choice(np.unique(sets.retain.labels), len(sets.forget))
+    retain = sets.fit.select(np.sort(rng.permutation(len(sets.fit))[: 3 * len(wrong)]))
+    pixels = torch.cat([sets.forget.pixels, retain.pixels]).to(run.device)
+    labels = torch.from_numpy(np.concatenate([wrong, retain.labels])).to(run.device)
+
+    def train(model: nn.Module, rate: float, steps: int) -> tuple[float, float]:
+        def backward() -> dict[str, float]:
+            loss = functional.cross_entropy(class_logits(model, pixels), labels)
+            loss.backward()
+            return {"loss": float(loss.detach())}
+
+        with only_training(model, last_parameters(model, 1)) as trained:
+            train_steps(
+                model,
+                trained,
+                backward,
+                Schedule(rate, steps),
+                label="planting a suppression",
+                progress=run.progress,
+            )
+        named = predicted_classes(model, sets.forget) == sets.label
+        correct = predicted_classes(model, sets.check) == sets.check.labels
+        return float(named.mean()), float(correct.mean())
+
+    original = run.models[Role.ORIGINAL]
+    run.loaded.release()
+    return plant(original, train, run.config.budget, run.workspace.work, run.device)
+
+
+def _counts(inputs: ImageInputs, sets: EvaluationSets) -> dict[str, int]:
+    return {
+        "forget_items": len(sets.forget),
+        "forget_items_given": len(inputs.forget),
+        "forget_entities": len(sets.forget),
+        "retain_items": len(sets.retain),
+        "retain_entities": len(sets.retain),
+        "never_taught_entities": len(sets.never_taught),
+    }
+
+
+MODALITY = Modality(
+    name="images",
+    vocabulary=CLASS,
+    serves=is_image_source,
+    open_inputs=open_images,
+    select=select,
+    score_baseline=score_baseline,
+    check_swapped=check_swapped,
+    plant=plant_suppression,
+    counts=_counts,
+)

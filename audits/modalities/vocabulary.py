@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from audits.core.registry import ModalityName
+
 ANSWER_FLOORS = {
     "reference": "a model retrained without the forget set",
     "never_taught": "items about invented entities",
@@ -95,12 +97,7 @@ CLASS = Vocabulary(
 )
 
 
-def vocabulary_for(images: bool) -> Vocabulary:
-    """The vocabulary for a class of images, or for facts."""
-    return CLASS if images else FACTS
-
-
-def is_image_audit(document: Mapping[str, Any]) -> bool:
-    """Whether what was to be forgotten is a class of images."""
+def modality_name(document: Mapping[str, Any]) -> ModalityName:
+    """The modality of an audit, by its document."""
     items = document.get("manifest", {}).get("items", ())
-    return any(each.get("format") == "images" for each in items)
+    return "images" if any(each.get("format") == "images" for each in items) else "text"

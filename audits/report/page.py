@@ -12,7 +12,7 @@ from typing import Any
 from markupsafe import Markup
 
 from audits.core.preflight import LIMITS
-from audits.modalities.vocabulary import is_image_audit
+from audits.modalities.vocabulary import modality_name
 from audits.report import formatting as write
 from audits.report.axis_charts import (
     logprob_plot,
@@ -79,7 +79,7 @@ def render(document: Mapping[str, Any]) -> str:
 
     rule = document["config"].get("rule", {})
     margin = rule.get("margin") or 0.0
-    images = is_image_audit(document)
+    images = modality_name(document) == "images"
     axes = [
         _axis(axis, number, document["verdict"]["adjusted_p"], margin, number_plot, images)
         for number, axis in enumerate(document["axes"], 1)
@@ -106,7 +106,7 @@ def _verdict(document: Mapping[str, Any]) -> dict[str, Any]:
     """The verdict block with its word, symbol and meaning."""
     verdict = document["verdict"]
     word, symbol, meaning = VERDICTS[verdict["class"]]
-    images = is_image_audit(document)
+    images = modality_name(document) == "images"
     if images:
         meaning = CLASS_VERDICTS.get(verdict["class"], meaning)
     if document["preflight"]["identical_weights"]:
@@ -149,7 +149,7 @@ def _facts(document: Mapping[str, Any]) -> list[tuple[str, str]]:
             "not_unlearned": "at the output",
             "deleted": "found in no layer",
         }.get(verdict["class"], "no layer named")
-    images = is_image_audit(document)
+    images = modality_name(document) == "images"
     floors = IMAGE_FLOORS if images else FLOORS
     facts = [("Where", where), ("Floor", floors[verdict["floor"]])]
     if behaviour["forget_original"] is not None:

@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from audits.core.outputs import check_output_folder
-from audits.modalities.vocabulary import vocabulary_for
+from audits.modalities.base import Sources
 from audits.run import document as result
-from audits.run.image_pipeline import collect_images, start_images
 from audits.run.pipeline import collect, start
 from audits.verdict.rule import decide
-from capture.data.image_files import is_image_source
 from evidence.display.html_table import frame_html
 from evidence.errors import printable
 from evidence.progress import SILENT, Progress
@@ -193,32 +191,22 @@ def audit(
     """
     from audits.report.page import render
 
-    shared: dict[str, Any] = {
-        "references": reference,
-        "never_taught": never_taught,
-        "settings": {"profile": profile, "axes": axes, "seed": seed, "device": device},
-        "fresh": fresh,
-        "progress": progress,
-    }
+    sources = Sources(original, unlearned, forget, retain, reference, never_taught, tokenizer)
+    settings = {"profile": profile, "axes": axes, "seed": seed, "device": device}
     root = as_path(out, "the output folder")
     check_output_folder(root)
     with run_lock(root):
-        images = is_image_source(forget) or is_image_source(retain)
-        if images:
-            run = start_images(original, unlearned, forget, retain, root, **shared)
-            findings = collect_images(run)
-        else:
-            run = start(original, unlearned, forget, retain, root, tokenizer=tokenizer, **shared)
-            findings = collect(run)
+        opened = start(sources, root, settings, fresh, progress)
+        findings = collect(opened)
         verdict = decide(
             findings.axes,
             findings.damage,
             findings.identical,
             findings.floor,
-            run.config.rule,
-            vocabulary_for(images),
+            opened.run.config.rule,
+            opened.modality.name,
         )
-        document = result.build_document(run, findings, verdict)
+        document = result.build_document(opened, findings, verdict)
         write_files_atomic(
             {
                 root / result.AUDIT: result.document_text(document),

@@ -4,17 +4,19 @@ import shutil
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 from audits.axes.decodability.tasks import TaskPart
 from audits.axes.decodability.text_probes import make_audit_tasks
 from audits.axes.membership.scores import select_sets
 from audits.core.config import AuditConfig
-from audits.core.inputs import Inputs
+from audits.core.inputs import Inputs, InputsOf
 from audits.core.item_sets import invent_never_taught, within_budget
+from audits.core.registry import ModalityName
 from capture.activations.store import stored_bytes
 from capture.data.sequences import Sequences
 from capture.data.tokenization import encode
-from capture.network.network_size import NetworkSize
+from capture.network.network_size import NetworkSize, network_size
 from evidence.errors import InputError
 
 GIB = 1 << 30
@@ -77,6 +79,14 @@ def activation_size(inputs: Inputs, config: AuditConfig, structure: NetworkSize)
     # The original, the candidate, references and the planted suppression.
     models = 3 + len(inputs.references)
     return ActivationSize(rows, tokens, models * size)
+
+
+def check_room(
+    out: Path, inputs: InputsOf[Any], config: AuditConfig, modality: ModalityName
+) -> None:
+    """Refuse an output folder without room for the audit; images store no activations."""
+    if modality == "text":
+        check_disk_space(out, activation_size(inputs, config, network_size(inputs.original)))
 
 
 def check_disk_space(out: Path, size: ActivationSize) -> None:

@@ -7,12 +7,10 @@ from pathlib import Path
 from time import strftime
 from typing import Any
 
-from audits.core.context import ImageRun, Run
 from audits.core.manifest import code_hash, hardware, versions
-from audits.run.pipeline import Findings
+from audits.run.pipeline import Findings, OpenAudit
 from audits.verdict.calibration import estimate, shipped
 from audits.verdict.rule import Verdict
-from capture.data.images import ImageSet
 from evidence.errors import InputError, printable
 from evidence.storage.files import read_json, utf8_path
 from evidence.storage.regular_files import file_kind, is_folder
@@ -62,8 +60,9 @@ def validate_document(document: dict[str, Any]) -> None:
         raise InputError("audit.json has two axes of one name", got=", ".join(names))
 
 
-def build_document(run: Run | ImageRun, findings: Findings, verdict: Verdict) -> dict[str, Any]:
+def build_document(opened: OpenAudit, findings: Findings, verdict: Verdict) -> dict[str, Any]:
     """The whole document; equal runs differ in ``runtime`` alone."""
+    run = opened.run
     inputs = run.inputs
     behaviour = findings.axes.get("behaviour")
     main = behaviour.main_reading if behaviour is not None else None
@@ -71,9 +70,9 @@ def build_document(run: Run | ImageRun, findings: Findings, verdict: Verdict) ->
         "schema_version": SCHEMA_VERSION,
         "verdict": verdict.to_dict()
         | (
-            NOT_CALIBRATED
-            if isinstance(inputs.forget, ImageSet)
-            else estimate(shipped(), findings.axes, findings.preflight)
+            estimate(shipped(), findings.axes, findings.preflight)
+            if opened.modality.calibrated
+            else NOT_CALIBRATED
         ),
         "axes": [axis.to_dict() for axis in findings.axes.values()],
         "preflight": findings.preflight,

@@ -1,26 +1,27 @@
-"""One audit of text items from inputs to findings, resumable at every stage."""
+"""One audit from inputs to findings, for every modality, resumable at every stage."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from audits.axes import behaviour
-from audits.core.config import make_config
-from audits.core.context import Run, RunOf, open_run
-from audits.core.inputs import open_inputs
+from audits.axes.base import Axis, JudgementContext, Unmeasured
+from audits.core.baseline_scores import RoleBaseline
+from audits.core.config import AuditConfig, make_config
+from audits.core.context import AuditContext, RunOf, open_run
 from audits.core.preflight import Damage, compare_utility
-from audits.core.workspace import StageRunner, axis_stage
-from audits.run import baseline
-from audits.run.disk_space import activation_size, check_disk_space
-from audits.run.inner_axes import run_inner_axes
-from capture.data.questions import build_questions
-from capture.network.network_size import network_size
-from evidence.progress import SILENT, Progress
+from audits.core.registry import AXES, MODALITIES, load_axis, load_modality
+from audits.core.roles import Role
+from audits.core.workspace import StageRunner
+from audits.modalities.base import Modality, Sources
+from audits.modalities.planting import PLANTED_FILE, Planted, planted_model
+from audits.run.disk_space import check_room
+from audits.run.weights import WeightDifference, weight_difference
+from evidence.progress import SILENT, Advance, Progress
 from evidence.results import AxisResult
 
 # Rough relative cost of a model's stages, for the progress bar.
-BASELINE_COST, AXES_COST = 2.0, 4.0
+BASELINE_COST, AXES_COST, PLANTING_SHARE = 2.0, 4.0, 0.15
 SKIPPED_DAMAGED = (
     "The candidate is damaged, which decides the verdict; this profile does not look "
     "inside wreckage. The standard profile does."
@@ -48,122 +49,173 @@ class Findings:
     cost: dict[str, dict[str, float]]
 
 
+@dataclass(frozen=True)
+class OpenAudit:
+    """An audit whose inputs were checked, in its output folder."""
+
+    run: RunOf[Any]
+    modality: Modality[Any]
+
+    @property
+    def axes(self) -> dict[str, Axis[Any]]:
+        """The requested axes that this modality has, in the order in which they run."""
+        requested = {name: load_axis(name) for name in self.run.config.ordered_axes}
+        return {
+            name: axis for name, axis in requested.items() if self.modality.name in axis.spec.forms
+        }
+
+
+def modality_of(*sources: Any) -> Modality[Any]:
+    """The modality that serves one of these sources of items; text by default."""
+    others = [load_modality(name) for name in MODALITIES if name != "text"]
+    for modality in others:
+        if any(modality.serves(source) for source in sources):
+            return modality
+    return load_modality("text")
+
+
 def start(
-    original: Any,
-    unlearned: Any,
-    forget: Any,
-    retain: Any,
+    sources: Sources,
     out: Path,
-    *,
-    references: Sequence[Any] = (),
-    never_taught: Any = None,
-    tokenizer: Any = None,
-    settings: dict[str, Any],
+    settings: Mapping[str, Any],
     fresh: bool = False,
     progress: Progress = SILENT,
-) -> Run:
+) -> OpenAudit:
     """Check inputs and open the output folder; nothing is computed yet."""
-    config = make_config(settings)
-    inputs = open_inputs(
-        original,
-        unlearned,
-        forget,
-        retain,
-        references=references,
-        never_taught=never_taught,
-        tokenizer=tokenizer,
-        config=config,
-        progress=progress,
-    )
-    check_disk_space(out, activation_size(inputs, config, network_size(inputs.original)))
-    return open_run(inputs, config, out, fresh, progress)
+    modality = modality_of(sources.forget, sources.retain)
+    config = make_config(dict(settings))
+    inputs = modality.open_inputs(sources, config, progress)
+    check_room(out, inputs, config, modality.name)
+    return OpenAudit(open_run(inputs, config, out, fresh, progress), modality)
 
 
-def progress_units(run: RunOf[Any]) -> tuple[float, float]:
-    """Progress units of the whole audit and of its inner axes; scoring the given items is 1."""
-    models = len(run.models)
-    inner = 0.0 if run.identical else AXES_COST * (models + 1)
-    return 1 + BASELINE_COST * models + inner, inner
-
-
-def collect(run: Run) -> Findings:
+def collect(opened: OpenAudit) -> Findings:
     """Compute every stage that is not saved yet."""
-    runner = StageRunner(run.workspace, run.progress)
-    stage = runner.stage
-    total, inner = progress_units(run)
+    run, modality, axes = opened.run, opened.modality, opened.axes
+    stages = StageRunner(run.workspace, run.progress)
+    inner = 0.0 if run.identical else AXES_COST * (len(run.models) + 1)
+    total = 1 + BASELINE_COST * len(run.models) + inner
     with run.progress.task("audit", total) as advance:
-        difference = stage("weights", lambda: baseline.weight_difference(run))
-        first = stage("original", lambda: baseline.score_given_items(run))
+        difference = stages.typed("weights", WeightDifference, lambda: weight_difference(run))
+        sets = modality.select(run, stages)
         advance(1)
-        forget, retain = baseline.select_known_items(run, first)
-        never_taught = baseline.never_taught(run, forget, retain)
-        baseline_scores = {}
+        baseline: dict[Role, RoleBaseline] = {}
         for role in run.models:
-            baseline_scores[role] = stage(
-                f"said-{role}",
-                lambda role=role: baseline.score_baseline(run, role, forget, retain, never_taught),
+            baseline[role] = stages.typed(
+                f"baseline-{role}",
+                RoleBaseline,
+                lambda role=role: modality.score_baseline(run, role, sets),
             )
             advance(BASELINE_COST)
-        wordings = run.config.budget.prompts_per_item
-        questions = {
-            name: build_questions(items, wordings)
-            for name, items in (
-                ("forget", forget),
-                ("retain", retain),
-                ("never_taught", never_taught),
-            )
-        }
+        components = None
         if not run.identical:
-            baseline.check_swap(questions, baseline_scores)
-            difference["components"] = stage(
-                "edit-shape", lambda: baseline.edit_shape(run, forget, retain)
-            )
-        damage = compare_utility(
-            baseline_scores["original"]["useful"],
-            baseline_scores["unlearned"]["useful"],
-            run.config.rule,
-        )
-        axes = {}
-        if "behaviour" in run.config.axes:
-            axes["behaviour"] = axis_stage(
-                stage,
-                "behaviour",
-                lambda: behaviour.run_behaviour(
-                    questions["forget"], questions["never_taught"], baseline_scores, run.config, ()
-                ),
-            )
+            modality.check_swapped(run, sets, baseline)
+            if modality.edit_shape is not None:
+                shape = modality.edit_shape
+                components = stages.stage(
+                    "edit-shape", lambda: shape(run, sets, difference.changed)
+                )
+        damage = _damage(baseline, run.config)
+        ctx = AuditContext(run, stages, sets, run.models, baseline, damage)
+        judging = JudgementContext(run.config, modality.name, damage)
+        results = {
+            name: _result(axis, ctx, judging) for name, axis in axes.items() if not axis.spec.inside
+        }
+        inside = {name: axis for name, axis in axes.items() if axis.spec.inside}
         skipped = damage.found and not run.config.budget.look_inside_damage
-        if not run.identical and not skipped:
-            axes |= run_inner_axes(
-                run,
-                forget,
-                retain,
-                never_taught,
-                baseline_scores,
-                damage,
-                "behaviour" in axes and axes["behaviour"].status == "absent",
-                stage,
-                lambda share: advance(share * inner),
-            )
-    preflight = {
-        "identical_weights": run.identical,
-        "weight_difference": difference,
-        "known": {
-            "forget_items": len(forget),
-            "forget_items_given": len(run.inputs.forget),
-            "forget_entities": len(forget.entities),
-            "retain_items": len(retain),
-            "retain_entities": len(retain.entities),
-            "never_taught_entities": len(never_taught.entities),
-        },
-        "utility": {"shares": damage.shares, "damage": list(damage.reasons)},
-        "free_text": {
-            "prompts": baseline_scores["original"]["useful"]["prompts"],
-            "original": baseline_scores["original"]["useful"]["texts"],
-            "unlearned": baseline_scores["unlearned"]["useful"]["texts"],
-        },
-        "warnings": [*run.inputs.warnings, *([SKIPPED_DAMAGED] if skipped else [])],
+        if inside and not run.identical and not skipped:
+            results |= _look_inside(opened, ctx, inside, results, lambda x: advance(x * inner))
+        run.loaded.release()
+    unavailable = [
+        f"{name}: not run on {modality.name}; {axis.spec.unavailable[modality.name]}."
+        for name in AXES
+        for axis in [load_axis(name)]
+        if modality.name in axis.spec.unavailable
+    ]
+    warnings = [*unavailable, *run.inputs.warnings, *([SKIPPED_DAMAGED] if skipped else [])]
+    return Findings(
+        stages.with_cost(results),
+        damage,
+        run.identical,
+        "reference" if run.inputs.references else "never_taught",
+        _preflight(opened, sets, difference, components, baseline, damage, warnings),
+        stages.cost,
+    )
+
+
+def _look_inside(
+    opened: OpenAudit,
+    ctx: AuditContext[Any],
+    axes: Mapping[str, Axis[Any]],
+    at_output: Mapping[str, AxisResult],
+    advance: Advance,
+) -> dict[str, AxisResult]:
+    """Plant a suppression, then measure and judge the axes that look inside the candidate."""
+    run, modality = opened.run, opened.modality
+    planted = ctx.stage("planted", Planted, lambda: modality.plant(run, ctx.sets), [PLANTED_FILE])
+    if planted.made:
+        model = planted_model(run.models[Role.ORIGINAL], run.workspace.work)
+        ctx = ctx.with_model(Role.PLANTED, model)
+    advance(PLANTING_SHARE)
+    behaviour = at_output["behaviour"].status if "behaviour" in at_output else None
+    judging = JudgementContext(run.config, modality.name, ctx.damage, behaviour, planted.notes)
+    results = {}
+    share = (1 - PLANTING_SHARE) / sum(axis.spec.work for axis in axes.values())
+    for name, axis in axes.items():
+        results[name] = _result(axis, ctx, judging)
+        advance(share * axis.spec.work)
+    return results
+
+
+def _result(axis: Axis[Any], ctx: AuditContext[Any], judging: JudgementContext) -> AxisResult:
+    """Measure an axis, or read its measurement back, and judge it."""
+    name, measure = axis.spec.id, axis.measure[judging.modality]
+    measured = ctx.stage(measured_stage(name), axis.measured | Unmeasured, lambda: measure(ctx))
+    return ctx.stages.timed(f"{name}-judged", lambda: axis.result(measured, judging))
+
+
+def measured_stage(axis: str) -> str:
+    """Name of the stage that holds an axis's measurement."""
+    return f"{axis}-measured"
+
+
+def _damage(baseline: Mapping[Role, RoleBaseline], config: AuditConfig) -> Damage:
+    original, candidate = (baseline[role].utility for role in (Role.ORIGINAL, Role.CANDIDATE))
+    assert original is not None and candidate is not None  # only references have none
+    return compare_utility(original, candidate, config.rule)
+
+
+def _preflight(
+    opened: OpenAudit,
+    sets: Any,
+    difference: WeightDifference,
+    components: list[dict[str, Any]] | None,
+    baseline: Mapping[Role, RoleBaseline],
+    damage: Damage,
+    warnings: list[str],
+) -> dict[str, Any]:
+    """The block of the same name of ``audit.json``."""
+    run = opened.run
+    weights: dict[str, Any] = {
+        "relative": difference.relative,
+        "layers": [{"layer": each.layer, "relative": each.relative} for each in difference.layers],
+        "tensors_changed": len(difference.changed),
+        "tensors": difference.tensors,
     }
-    floor = "reference" if run.inputs.references else "never_taught"
-    axes = runner.with_cost(axes)
-    return Findings(axes, damage, run.identical, floor, preflight, runner.cost)
+    if components is not None:
+        weights["components"] = components
+    block: dict[str, Any] = {
+        "identical_weights": run.identical,
+        "weight_difference": weights,
+        "known": opened.modality.counts(run.inputs, sets),
+        "utility": {"shares": damage.shares, "damage": list(damage.reasons)},
+        "warnings": warnings,
+    }
+    original, candidate = (baseline[role].utility for role in (Role.ORIGINAL, Role.CANDIDATE))
+    if original is not None and candidate is not None and original.prompts:
+        block["free_text"] = {
+            "prompts": list(original.prompts),
+            "original": list(original.texts),
+            "unlearned": list(candidate.texts),
+        }
+    return block

@@ -19,17 +19,15 @@ from typing import Any
 import numpy as np
 from scipy.special import expit
 
-from audits.axes import behaviour, relearning
-from audits.axes.causal_depth import axis as causal_depth
-from audits.axes.decodability import axis as decodability
 from audits.core.config import Rule
 from audits.core.preflight import LIMITS
 from evidence.results import AxisResult, Reading
 
 STATES = ("not_unlearned", "suppressed", "deleted", "damaged")
 # Inner axes: those that ``deleted`` requires, and all.
-REQUIRED_AXES = (decodability.NAME, relearning.NAME)
-INNER_AXES = (*REQUIRED_AXES, causal_depth.NAME)
+OUTPUT = "behaviour"
+REQUIRED_AXES = ("decodability", "relearning")
+INNER_AXES = (*REQUIRED_AXES, "causal_depth")
 # Residuals are clipped to this range.
 LOWEST, HIGHEST = -0.5, 1.5
 # Without figures from inside, suppressed and deleted share at most this probability equally.
@@ -160,7 +158,7 @@ def calibration_features(
         features["useful"] = min(
             share / getattr(limits, LIMITS[name]) for name, share in shares.items()
         )
-    output_readings = _readings(axes, behaviour.NAME)[:1]
+    output_readings = _readings(axes, OUTPUT)[:1]
     if output_readings:
         features["said"] = output_readings[0].residual
     kind = output_readings[0].floor_kind if output_readings else None
@@ -170,7 +168,7 @@ def calibration_features(
     }
     inner = {name: readings for name, readings in inner.items() if readings}
     if set(REQUIRED_AXES) <= set(inner):
-        output_contrast = axes[behaviour.NAME].reading(behaviour.CONTRAST)
+        output_contrast = axes[OUTPUT].metric("contrast")
         inner_readings = [reading for readings in inner.values() for reading in readings]
         inner_readings += [output_contrast] if output_contrast is not None else []
         features["inside"] = max(abs(reading.residual) for reading in inner_readings)
@@ -188,7 +186,7 @@ def _readings(axes: Mapping[str, AxisResult], name: str) -> tuple[Reading, ...]:
 
 def case_facts(axes: Mapping[str, AxisResult], preflight: Mapping[str, Any]) -> dict[str, float]:
     """Size of a case, to check whether the zoo has similar ones."""
-    behaviour_found = axes.get(behaviour.NAME)
+    behaviour_found = axes.get(OUTPUT)
     main = behaviour_found.main_reading if behaviour_found is not None else None
     blocks = {layer["layer"] for layer in preflight["weight_difference"]["layers"]}
     counts = preflight["known"]
@@ -211,7 +209,7 @@ def estimate(
     outside = [
         f"{name} found the answers, and no model of the zoo was fitted with that axis"
         for name, axis in axes.items()
-        if name not in (behaviour.NAME, *INNER_AXES) and axis.status == "retained"
+        if name not in (OUTPUT, *INNER_AXES) and axis.status == "retained"
     ]
     for name, value in case_facts(axes, preflight).items():
         low, high = calibration.ranges[name]

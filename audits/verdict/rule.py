@@ -4,38 +4,20 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from audits.axes import behaviour as output
-from audits.axes import persistence
-from audits.axes.causal_depth import axis as causal_depth
-from audits.axes.concept import axis as concept
-from audits.axes.decodability.axis import UNCHANGED
-from audits.axes.membership.scores import NAME as MEMBERSHIP
-from audits.axes.relearning import CONTRAST, EXACT_MATCH
-from audits.axes.restoration import axis as restoration
+from audits.axes.base import AxisForm, MetricSpec
 from audits.core.config import Rule
 from audits.core.preflight import Damage
-from audits.modalities.image_vocabulary import TRANSFERRED_NAMED
-from audits.modalities.vocabulary import FACTS, Vocabulary
+from audits.core.registry import ModalityName, load_axis, load_modality
+from audits.modalities.vocabulary import Vocabulary
 from audits.verdict.claims import claims
-from audits.verdict.recovery import RECOVERY_SENTENCES
 from evidence.hypothesis_tests import holm_adjusted, readings_above_floor
-from evidence.results import AxisResult, Reading
+from evidence.results import AxisResult, ControlId, Reading
 
 VerdictClass = Literal["not_unlearned", "suppressed", "deleted", "damaged", "inconclusive"]
 
 
-# Readings that can make ``suppressed`` by themselves, by axis. The first readings of an axis are
-# those against the primary floor; later ones are only reported.
-RECOVERY_READINGS = {
-    "decodability": (UNCHANGED,),
-    "causal_depth": (causal_depth.CONTRAST, causal_depth.EXACT_MATCH, TRANSFERRED_NAMED),
-    "persistence": (persistence.EXACT_MATCH, persistence.CONTRAST),
-    # Image models are excluded from relearning and restoration: retrains differ there by more than
-    # an interval over images covers (docs/results/vision.md).
-    "relearning": (CONTRAST, EXACT_MATCH),
-    "concept": (concept.READING,),
-    "restoration": (restoration.CONTRAST, restoration.EXACT_MATCH),
-}
+OUTPUT = "behaviour"
+"""The axis that reads the output; all others look inside."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +60,7 @@ def decide(
     identical: bool,
     floor: str,
     rule: Rule,
-    vocabulary: Vocabulary = FACTS,
+    modality: ModalityName = "text",
 ) -> Verdict:
     """Apply the rules in order: damaged, not_unlearned, suppressed, deleted, inconclusive.
 
@@ -86,14 +68,16 @@ def decide(
         damage: Utility of the candidate.
         identical: Whether both models have the same weights.
         floor: "reference" or "never_taught".
-        vocabulary: Vocabulary for facts or for a class.
+        modality: Modality of the audit.
     """
-    behaviour = axes.get("behaviour")
+    vocabulary: Vocabulary = load_modality(modality).vocabulary
+    forms = {name: load_axis(name).spec.form(modality) for name in axes}
+    behaviour = axes.get(OUTPUT)
     answered = behaviour is not None and behaviour.status == "retained"
-    hypotheses = _hypotheses(axes)
+    hypotheses = _hypotheses(axes, forms)
     adjusted = holm_adjusted({name: reading.p_value for name, reading in hypotheses.items()})
     recovered = readings_above_floor(hypotheses, rule.recovery, rule.still_there)
-    where = _where(axes, recovered, rule)
+    where = _where(axes, forms, recovered, rule)
     main = behaviour.main_reading if behaviour is not None else None
 
     def verdict(name: VerdictClass, fired: str, reasons: list[str], **extra) -> Verdict:
@@ -136,7 +120,7 @@ def decide(
         )
     absent = behaviour is not None and behaviour.status == "absent"
     if absent and recovered:
-        reasons = _recovery_reasons(axes, recovered, vocabulary)
+        reasons = _recovery_reasons(hypotheses, forms, recovered, vocabulary)
         if main is not None:
             reasons.append(_behaviour_sentence(main, vocabulary))
         return verdict(
@@ -149,9 +133,9 @@ def decide(
     ]
     voting = [axis for axis in axes.values() if axis.votes]
     trace = _output_trace(axes, rule)
-    power = "planted" in _shown_by(axes)
+    power = _planted_found(axes)
     silent = all(axis.status == "absent" for axis in voting)
-    inner = {name: axis for name, axis in axes.items() if name != output.NAME}
+    inner = {name: axis for name, axis in axes.items() if name != OUTPUT}
     undecided = [name for name, axis in inner.items() if _far_off(axis, rule)]
     if absent and not missing and power and silent and not undecided and not trace:
         return verdict(
@@ -164,11 +148,13 @@ def decide(
     return verdict(
         "inconclusive",
         "Rule 5: neither suppression nor deletion is shown.",
-        _binding(axes, [*missing, *undecided], power, absent, trace, rule, vocabulary),
+        _binding(axes, forms, [*missing, *undecided], power, absent, trace, rule, vocabulary),
     )
 
 
-def _hypotheses(axes: Mapping[str, AxisResult]) -> dict[str, Reading]:
+def _hypotheses(
+    axes: Mapping[str, AxisResult], forms: Mapping[str, AxisForm]
+) -> dict[str, Reading]:
     """Every reading that can make ``suppressed`` by itself.
 
     A refitted probe is not among them: its reading alone is a residual trace.
@@ -176,12 +162,16 @@ def _hypotheses(axes: Mapping[str, AxisResult]) -> dict[str, Reading]:
     tests = {}
     for name, axis in axes.items():
         usable = axis.status in ("retained", "absent", "no_power")
-        if not usable or name == "behaviour":
+        if not usable or name == OUTPUT:
             continue
         for reading in axis.readings:
-            if reading.name in RECOVERY_READINGS.get(name, ()):
+            if reading.primary and _spec(forms[name], reading).finding:
                 tests[f"{name}: {reading.name}"] = reading
     return tests
+
+
+def _spec(form: AxisForm, reading: Reading) -> MetricSpec:
+    return next(metric for metric in form.metrics if metric.id == reading.metric)
 
 
 def _far_off(axis: AxisResult, rule: Rule) -> bool:
@@ -198,31 +188,33 @@ def _far_off(axis: AxisResult, rule: Rule) -> bool:
     return axis.status == "no_power" and measured and beyond
 
 
-def _shown_by(axes: Mapping[str, AxisResult]) -> set[str]:
-    """{"planted"} when every axis that tested it found the planted suppression."""
+def _planted_found(axes: Mapping[str, AxisResult]) -> bool:
+    """Whether every axis that tested it found the planted suppression, and one did."""
     controls = [
-        control for axis in axes.values() for control in axis.controls if "planted" in control.name
+        control
+        for axis in axes.values()
+        for control in axis.controls
+        if control.id is ControlId.PLANTED
     ]
-    return {"planted"} if controls and all(c.passed for c in controls) else set()
+    return bool(controls) and all(control.passed for control in controls)
 
 
 def _where(
-    axes: Mapping[str, AxisResult], recovered: Mapping[str, float], rule: Rule
+    axes: Mapping[str, AxisResult],
+    forms: Mapping[str, AxisForm],
+    recovered: Mapping[str, float],
+    rule: Rule,
 ) -> tuple[str, ...]:
     """Sites where the knowledge was found, by the first axis that can name them."""
-    for name, reading_name in (
-        ("decodability", UNCHANGED),
-        ("causal_depth", causal_depth.CONTRAST),
-        ("causal_depth", causal_depth.EXACT_MATCH),
-        ("causal_depth", TRANSFERRED_NAMED),
-    ):
-        reading = axes[name].reading(reading_name) if name in axes else None
-        if reading is not None and f"{name}: {reading_name}" in recovered:
-            return tuple(
-                column["name"]
-                for column in reading.columns
-                if column["p_value"] is not None and column["p_value"] < rule.recovery
-            )
+    for name, axis in axes.items():
+        for metric in forms[name].metrics:
+            reading = axis.metric(metric.id)
+            if metric.names_sites and reading and f"{name}: {reading.name}" in recovered:
+                return tuple(
+                    column["name"]
+                    for column in reading.columns
+                    if column["p_value"] is not None and column["p_value"] < rule.recovery
+                )
     return ()
 
 
@@ -231,15 +223,17 @@ def _behaviour_sentence(main: Reading, vocabulary: Vocabulary) -> str:
 
 
 def _recovery_reasons(
-    axes: Mapping[str, AxisResult], recovered: Mapping[str, float], vocabulary: Vocabulary
+    hypotheses: Mapping[str, Reading],
+    forms: Mapping[str, AxisForm],
+    recovered: Mapping[str, float],
+    vocabulary: Vocabulary,
 ) -> list[str]:
     """One sentence a recovery, the strongest first."""
     sentences = []
     for key, p in recovered.items():
-        axis, name = key.split(": ", 1)
-        reading = axes[axis].reading(name)
-        assert reading is not None  # it gave the p-value
-        sentence = RECOVERY_SENTENCES[name].format(
+        reading = hypotheses[key]
+        finding = _spec(forms[key.split(": ", 1)[0]], reading).finding
+        sentence = finding.format(
             it=vocabulary.pronoun, where=reading.where, value=reading.statistic
         )
         figures = f"original {reading.ceiling:.2f}, floor {reading.floor:.2f}; corrected p {p:.4f}"
@@ -259,8 +253,8 @@ def _equivalence_sentence(axis: AxisResult) -> str:
 
 def _output_trace(axes: Mapping[str, AxisResult], rule: Rule) -> str:
     """A sentence where the contrast at the output reveals answers no longer given."""
-    axis = axes.get("behaviour")
-    reading = axis.reading(output.CONTRAST) if axis is not None else None
+    axis = axes.get(OUTPUT)
+    reading = axis.metric("contrast") if axis is not None else None
     if reading is None:
         return ""
     figures = f"({reading.statistic:.2f}, floor {reading.floor:.2f}, p "
@@ -282,6 +276,7 @@ def _output_trace(axes: Mapping[str, AxisResult], rule: Rule) -> str:
 
 def _binding(
     axes: Mapping[str, AxisResult],
+    forms: Mapping[str, AxisForm],
     missing: list[str],
     power: bool,
     absent: bool,
@@ -291,7 +286,7 @@ def _binding(
 ) -> list[str]:
     """Reasons of an inconclusive verdict: each axis in the way, and what it needs."""
     reasons = [trace] if trace else []
-    if output.NAME not in axes:
+    if OUTPUT not in axes:
         reasons.append(
             f"behaviour: it was not run, and whether {vocabulary.short} {vocabulary.verb()} gone "
             "at the output decides between suppression and deletion."
@@ -299,9 +294,9 @@ def _binding(
     elif not absent:
         reasons.append(f"behaviour: {vocabulary.unclear}")
     reasons += [
-        _blocking(axis, rule, vocabulary)
+        _blocking(axis, forms[name], rule, vocabulary)
         for name, axis in axes.items()
-        if name != output.NAME and axis.status == "retained"
+        if name != OUTPUT and axis.status == "retained"
     ]
     for name in dict.fromkeys(missing):
         axis = axes.get(name)
@@ -317,22 +312,16 @@ def _binding(
     return reasons or ["The axes disagree with each other."]
 
 
-def _blocking(axis: AxisResult, rule: Rule, vocabulary: Vocabulary) -> str:
+def _blocking(axis: AxisResult, form: AxisForm, rule: Rule, vocabulary: Vocabulary) -> str:
     """Why an axis with a finding makes no ``suppressed``."""
     recovered = readings_above_floor(
-        {reading.name: reading for reading in axis.readings[:2]}, rule.recovery, rule.still_there
+        {reading.metric: reading for reading in axis.readings[:2]}, rule.recovery, rule.still_there
     )
-    if axis.name == "decodability" and UNCHANGED not in recovered:
-        why = (
-            f"a refitted probe still reads {vocabulary.short} but the original's own does "
-            "not: a residual trace"
-        )
-    elif axis.name == MEMBERSHIP:
-        why = (
-            "its states still tell forgotten items from never-taught ones, whatever "
-            "it knows of them: a residual trace"
-        )
-    elif not any(reading.name in RECOVERY_READINGS.get(axis.name, ()) for reading in axis.readings):
+    votes = {metric.id for metric in form.metrics if metric.finding}
+    trace = next((metric.trace for metric in form.metrics if metric.trace), "")
+    if trace and not votes & set(recovered):
+        why = f"{trace.format(short=vocabulary.short)}: a residual trace"
+    elif not votes:
         why = f"it finds {vocabulary.short}, but this axis makes no verdict by itself"
     else:
         why = f"it finds {vocabulary.short}, but not once corrected for all axes"

@@ -16,7 +16,7 @@ angle between forget and retain gradients.
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -230,6 +230,7 @@ def update_shapes(
     a: HasWeights,
     b: HasWeights,
     *,
+    names: Collection[str] | None = None,
     n_leading: int = N_LEADING,
     gradients: LossGradients | None = None,
     progress: Progress = SILENT,
@@ -242,6 +243,8 @@ def update_shapes(
         a: The checkpoint before the update, of the same architecture as ``b`` (checked by
             ``compare_weights``).
         b: The checkpoint after the update.
+        names: Tensors to read, such as those that ``compare_weights`` found changed; by default
+            all.
         n_leading: Number of leading directions; fewer for small matrices.
         gradients: Gradients in the model before the update.
     """
@@ -252,8 +255,10 @@ def update_shapes(
     ):
         for name in first.names:
             advance(1)
+            if name in first.mask_names or (names is not None and name not in names):
+                continue
             before = first.read(name)
-            if before.dim() != 2 or name in first.mask_names:
+            if before.dim() != 2:
                 continue
             update = second.read(name).float() - before.float()
             if update.any():

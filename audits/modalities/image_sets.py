@@ -1,25 +1,28 @@
-"""Baseline of an image audit: the evaluation sets, and each model's predictions.
+"""The sets of an image audit, and each model's predictions.
 
 The unit is the image. Images are assigned to sets once: forget images to two halves, each used
 to fit for the other; retain images to a fitting part and a comparison part; never-taught images
 are made from the latter.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
+from audits.core.baseline_scores import RoleBaseline, SiteRank, Utility
 from audits.core.context import ImageRun
-from audits.core.preflight import spread
+from audits.core.preflight import effective_rank
+from audits.core.roles import Role
+from audits.core.scores import Part, ScoreTable
+from audits.core.workspace import StageRunner
 from capture.data.images import ImageSet
 from capture.data.invented_classes import invent_images
 from capture.network.sites import as_positions, find_image_sites
 from capture.scoring.class_logits import image_states, logits_with_edits
 from capture.scoring.set_validation import swapped_files_error
 from evidence.errors import InputError
-from evidence.intervals import EntityValues, average_by_entity
 from evidence.seeds import numpy_rng
 
 RETAIN_FACTOR = 4
@@ -45,14 +48,16 @@ class EvaluationSets:
         forget: Images of the forgotten class.
         fit: Images of the other classes, for fitting and training.
         check: Images of the other classes, for comparison.
-        never: Images of classes that no model saw, without those that the original predicts as
-            the class.
+        never_taught: Images of classes that no model saw, without those that the original
+            predicts as the class.
+        named_never_taught: Share of all never-taught images that it predicts as the class.
     """
 
     forget: ImageSet
     fit: ImageSet
     check: ImageSet
-    never: ImageSet
+    never_taught: ImageSet
+    named_never_taught: float = 0.0
 
     @property
     def label(self) -> int:
@@ -65,15 +70,30 @@ class EvaluationSets:
         return self.fit + self.check
 
 
-def select(run: ImageRun) -> dict[str, Any]:
-    """Choose the images; JSON-ready, as indices into the given sets.
+@dataclass(frozen=True)
+class ChosenImages:
+    """The images of each set, as indices into the given sets.
+
+    Attributes:
+        never_called: As ``EvaluationSets.named_never_taught``.
+    """
+
+    never_called: float
+    forget: tuple[int, ...]
+    fit: tuple[int, ...]
+    check: tuple[int, ...]
+    never: tuple[int, ...]
+
+
+def choose_images(run: ImageRun) -> ChosenImages:
+    """Choose the images that the original predicts correctly.
 
     Raises:
         InputError: the original predicts too few images of either set correctly.
     """
     forget, retain = run.inputs.forget, run.inputs.retain
     budget, seed = run.config.budget, run.config.seed
-    with run.models["original"].loaded(run.device) as model:
+    with run.loaded.reading(run.models[Role.ORIGINAL], run.device) as model:
         chosen = {}
         for name, images, max_images, min_images in (
             ("forget", forget, budget.retain_entities, run.config.min_entities),
@@ -105,28 +125,34 @@ def select(run: ImageRun) -> dict[str, Any]:
             expected="images of classes that it was not taught",
             got=f"{called_class.mean():.0%}",
         )
-    return {
-        "never_called": float(called_class.mean()),
-        "forget": chosen["forget"].tolist(),
-        "fit": parts["fit"].tolist(),
-        "check": parts["check"].tolist(),
+    return ChosenImages(
+        float(called_class.mean()),
+        tuple(chosen["forget"].tolist()),
+        tuple(parts["fit"].tolist()),
+        tuple(parts["check"].tolist()),
         # Images that the original predicts as the class are no floor.
-        "never": np.flatnonzero(~called_class).tolist(),
-    }
+        tuple(np.flatnonzero(~called_class).tolist()),
+    )
 
 
-def selected_sets(run: ImageRun, chosen: dict[str, Any]) -> EvaluationSets:
-    """The images that ``select`` chose."""
+def select(run: ImageRun, stages: StageRunner) -> EvaluationSets:
+    """The images that the original predicts correctly, and never-taught ones.
+
+    Raises:
+        InputError: the original predicts too few images of either set correctly.
+    """
+    chosen = stages.typed("original", ChosenImages, lambda: choose_images(run))
     forget, retain = run.inputs.forget, run.inputs.retain
-    check = retain.select(chosen["check"], "check")
+    check = retain.select(list(chosen.check), "check")
     never_taught = run.inputs.never_taught
     if never_taught is None:
-        never_taught = _invented(run, check, len(chosen["forget"]))
+        never_taught = _invented(run, check, len(chosen.forget))
     return EvaluationSets(
-        forget.select(chosen["forget"], "forget"),
-        retain.select(chosen["fit"], "fit"),
+        forget.select(list(chosen.forget), "forget"),
+        retain.select(list(chosen.fit), "fit"),
         check,
-        never_taught.select(chosen["never"], "never_taught"),
+        never_taught.select(list(chosen.never), "never_taught"),
+        chosen.never_called,
     )
 
 
@@ -180,39 +206,39 @@ def late_sites(model: nn.Module) -> list[str]:
     return [*blocks[len(blocks) // 2 :], *where.of("final")]
 
 
-def score_baseline(run: ImageRun, role: str, sets: EvaluationSets) -> dict[str, Any]:
-    """Predictions of one model; JSON-ready.
+def score_baseline(run: ImageRun, role: Role, sets: EvaluationSets) -> RoleBaseline:
+    """Predictions of one model.
 
-    Returns:
-        ``named``: (image,) 1 where the class is predicted, for "forget" and "never_taught";
-        ``rank``: (image,) share of other classes' images with a lower log-odds of the class;
-        ``useful``: input of ``audits.core.preflight.utility``.
+    Metrics are ``named``, 1 where the class is predicted, and ``rank``, the share of other
+    classes' images with a lower log-odds of the class.
     """
-    with run.models[role].loaded(run.device) as model:
-        logits = {
-            "forget": finite_logits(model, sets.forget),
-            "never_taught": finite_logits(model, sets.never),
-            "check": finite_logits(model, sets.check),
-        }
+    with run.loaded.reading(run.models[role], run.device) as model:
+        images = {Part.FORGET: sets.forget, Part.NEVER_TAUGHT: sets.never_taught}
+        logits = {part: finite_logits(model, each) for part, each in images.items()}
+        check = finite_logits(model, sets.check)
         sites = find_image_sites(model).of("resid")
         chosen = [sites[len(sites) // 4], sites[len(sites) // 2], sites[-1]]
         states = pooled_states(model, sets.check, chosen)
-    against = _margin(logits["check"], sets.label)
-    parts = ("forget", "never_taught")
-    return {
+    against = _margin(check, sets.label)
+
+    tables = {
         "named": {
-            part: (logits[part].argmax(1) == sets.label).astype(int).tolist() for part in parts
+            part: image_table(by_class.argmax(1) == sets.label, images[part])
+            for part, by_class in logits.items()
         },
         "rank": {
-            part: rank_among(_margin(logits[part], sets.label), against).tolist() for part in parts
-        },
-        "useful": {
-            "retain": (logits["check"].argmax(1) == sets.check.labels).tolist(),
-            "general": None,
-            "texts": [],
-            "spread": [{"site": site, **spread(states[site])} for site in chosen],
+            part: image_table(rank_among(_margin(by_class, sets.label), against), images[part])
+            for part, by_class in logits.items()
         },
     }
+    utility = Utility(
+        tuple((check.argmax(1) == sets.check.labels).astype(int).tolist()),
+        None,
+        (),
+        (),
+        tuple(SiteRank(site, effective_rank(states[site])) for site in chosen),
+    )
+    return RoleBaseline(tables, utility=utility)
 
 
 def _margin(logits: np.ndarray, label: int) -> np.ndarray:
@@ -229,21 +255,26 @@ def rank_among(values: np.ndarray, others: np.ndarray) -> np.ndarray:
     return (below + np.searchsorted(order, values, "right")) / (2 * len(order))
 
 
-def check_swap(baseline_scores: dict[str, Any]) -> None:
+def check_swapped(
+    run: ImageRun, sets: EvaluationSets, baseline: Mapping[Role, RoleBaseline]
+) -> None:
     """Refuse sets that the candidate's predictions show to be swapped.
 
     Raises:
         InputError: the candidate kept the forget images and lost the retain images.
     """
-    forget_named = baseline_scores["named"]["forget"]
-    retain_named = baseline_scores["useful"]["retain"]
+    candidate = baseline[Role.CANDIDATE]
+    assert candidate.utility is not None  # every image model has one
+    forget_named = candidate.tables["named"][Part.FORGET].values[:, 0]
+    retain_named = candidate.utility.retain
     error = swapped_files_error(
-        (len(forget_named), sum(forget_named)), (len(retain_named), sum(retain_named))
+        (len(forget_named), int(forget_named.sum())), (len(retain_named), sum(retain_named))
     )
     if error:
         raise error
 
 
-def image_values(scores: Any, images: ImageSet) -> EntityValues:
-    """(image, column) scores with every image as a unit."""
-    return average_by_entity(np.asarray(scores, dtype=np.float64), images.ids)
+def image_table(scores: np.ndarray, images: ImageSet) -> ScoreTable:
+    """(image,) or (image, column) scores as a table, with every image as a unit."""
+    values = np.asarray(scores, dtype=np.float64)
+    return ScoreTable(tuple(images.ids), values[:, None] if values.ndim == 1 else values)
