@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from audits.axes.judgement import MetricComparison, compare_to_floors, status_with_controls
 from audits.core.config import AuditConfig, Rule
 from audits.core.context import AuditContext
+from audits.core.cost import Cost, PlanInputs
 from audits.core.preflight import Damage
 from audits.core.registry import ModalityName
 from audits.core.roles import Role
@@ -144,6 +145,11 @@ class Unmeasured:
     status: Literal["no_power", "error"] = "no_power"
 
 
+def measured_stage(axis: str) -> str:
+    """Name of the stage that holds an axis's measurement."""
+    return f"{axis}-measured"
+
+
 M = TypeVar("M")
 
 
@@ -196,12 +202,14 @@ class Axis(Generic[M]):
         measure: By modality: run the models. Expensive; the result is a stage, and further stages
             inside make it resumable.
         judge: Readings, controls and status from a measurement. Cheap, and without models.
+        cost: Upper bound of what the measurement takes.
     """
 
     spec: AxisSpec
     measured: type[M]
     measure: Mapping[ModalityName, Callable[[AuditContext[Any]], M | Unmeasured]]
     judge: Callable[[M, JudgementContext], AxisResult]
+    cost: Callable[[PlanInputs], Cost] = lambda plan: Cost()
 
     def result(self, measured: M | Unmeasured, ctx: JudgementContext) -> AxisResult:
         """The judged axis; one that could not measure has no readings."""

@@ -35,6 +35,7 @@ from audits.axes.judgement import (
 )
 from audits.core.config import Rule
 from audits.core.context import AuditContext
+from audits.core.cost import Cost, PlanInputs
 from audits.core.item_sets import TextSets
 from audits.core.roles import Role
 from audits.core.scores import Part, RoleScores, ScoreTable
@@ -79,6 +80,9 @@ STEP_MULTIPLES = (2, 4)
 # Further multiples for long answers that are unique to an entity: a model that never knew such
 # codes learns them much later. Rare, so the cost estimate leaves them out.
 EXTRA_STEP_MULTIPLES = (8, 16)
+
+# Copies of the weights in training: weights, gradients and AdamW's two moments.
+TRAINING_COPIES = 4
 
 SHOTS = 4
 """Training images. From eight on, a class that no model saw is learned as well as the
@@ -529,6 +533,28 @@ def relearn_images(
     )
 
 
+def cost(plan: PlanInputs) -> Cost:
+    """Every rate and every longer attempt, on both halves of each model."""
+    budget, references = plan.config.budget, plan.n_references
+    if plan.modality == "text":
+        steps = budget.relearn_steps * (
+            len(budget.relearn_rates) + sum(STEP_MULTIPLES) + sum(EXTRA_STEP_MULTIPLES)
+        )
+        # Two halves of the candidate and of each reference, and one of the planted suppression.
+        batch, runs = plan.main_prompts[Part.FORGET].units / 2, 2 * (1 + references) + 1
+        held_out = plan.units(Part.FORGET) / 2 + plan.units(Part.NEVER_TAUGHT) / 2
+        evaluations = steps / budget.relearn_every
+    else:
+        steps = IMAGE_STEPS * (len(budget.relearn_rates) + sum(STEP_MULTIPLES))
+        batch, runs = SHOTS + N_RETAIN, (2 + references) * (2 * ROUNDS + N_INVENTED_CLASSES)
+        held_out, evaluations = plan.units(Part.FORGET) / 2, steps / EVAL_EVERY
+    return Cost(
+        forward=int(runs * evaluations * (batch + held_out)),
+        trained=int(runs * steps * batch),
+        copies=TRAINING_COPIES,
+    )
+
+
 # Judgement
 
 
@@ -635,4 +661,4 @@ SPEC = AxisSpec(
     },
     work=0.45,
 )
-AXIS = Axis(SPEC, Measurement, {"text": measure_text, "images": measure_images}, judge)
+AXIS = Axis(SPEC, Measurement, {"text": measure_text, "images": measure_images}, judge, cost)

@@ -27,6 +27,7 @@ class Role(str):
     __slots__ = ()
 
     def __new__(cls, name: str) -> "Role":
+        """The role of this name."""
         if not _NAMES.fullmatch(name):
             raise InputError(
                 "this is no role of a model",

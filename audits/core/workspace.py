@@ -86,6 +86,21 @@ class Workspace:
             write_atomic(root / MARK, canonical_json(mark))
         return cls(root)
 
+    def saved(self, name: str, type_: type[Stored]) -> Stored:
+        """The saved result of a stage.
+
+        Raises:
+            InputError: the stage was not run, or its file is damaged.
+        """
+        done = self._saved(self.work / "stages" / f"{name}.json")
+        if done is None:
+            raise InputError(
+                f"{self.root} does not hold the measurement {name}",
+                expected="the output folder of a finished audit, with its work folder",
+                fix="run the audit again",
+            )
+        return from_json(type_, done.result)
+
     def run(self, name: str, compute: Callable[[], Any], files: Sequence[str] = ()) -> Stage:
         """Load the stage's saved result, or compute and save it.
 

@@ -7,9 +7,11 @@ from typing import Any, Generic, TypeVar
 from audits.core.baseline_scores import RoleBaseline
 from audits.core.config import AuditConfig
 from audits.core.context import RunOf
+from audits.core.cost import Amount
 from audits.core.inputs import InputsOf
 from audits.core.registry import ModalityName
 from audits.core.roles import Role
+from audits.core.scores import Part
 from audits.core.workspace import StageRunner
 from audits.modalities.planting import Planted
 from audits.modalities.vocabulary import Vocabulary
@@ -56,6 +58,10 @@ class Modality(Generic[Sets]):
         plant: Plants a known suppression in the original.
         edit_shape: Geometry of the weight change by component; None where none is measured.
         counts: Numbers of items and entities, for ``audit.json``.
+        amounts: Rows and units (tokens or images) of every part, with a number of prompts.
+        work: Floating-point operations of a forward pass over one unit, from the inputs and the
+            number of parameters.
+        unit: Plural noun of the unit.
         calibrated: Whether the probabilities of the verdict were calibrated on such models.
     """
 
@@ -68,5 +74,8 @@ class Modality(Generic[Sets]):
     check_swapped: Callable[[RunOf[Any], Sets, Mapping[Role, RoleBaseline]], None]
     plant: Callable[[RunOf[Any], Sets], Planted]
     counts: Callable[[InputsOf[Any], Sets], dict[str, int]]
+    amounts: Callable[[InputsOf[Any], AuditConfig, int], dict[Part, Amount]]
+    work: Callable[[InputsOf[Any], int], float]
+    unit: str
     edit_shape: Callable[[RunOf[Any], Sets, Sequence[str]], list[dict[str, Any]]] | None = None
     calibrated: bool = False

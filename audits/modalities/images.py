@@ -11,6 +11,7 @@ from audits.core.config import AuditConfig
 from audits.core.context import ImageRun
 from audits.core.inputs import ImageInputs, named_roles
 from audits.core.roles import Role
+from audits.modalities.amounts import image_amounts, image_work
 from audits.modalities.base import Modality, Sources
 from audits.modalities.image_sets import (
     EvaluationSets,
@@ -204,4 +205,7 @@ MODALITY = Modality(
     check_swapped=check_swapped,
     plant=plant_suppression,
     counts=_counts,
+    amounts=image_amounts,
+    work=image_work,
+    unit="images",
 )

@@ -6,7 +6,7 @@ not evidence.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,6 +27,8 @@ from evidence.storage.regular_files import open_regular
 MAX_FORGET_ACCURACY = 0.05
 # ... and above this retain accuracy.
 MIN_RETAIN_ACCURACY = 0.8
+MORE_STEPS = (2, 4)
+"""Multiples of the budget's steps, tried where no rate suffices within the budget."""
 # File of the changed tensors, in the audit's work folder.
 PLANTED_FILE = "planted.safetensors"
 
@@ -89,7 +91,7 @@ def plant(
     budget: Budget,
     folder: Path,
     device: str,
-    more_steps: tuple[int, ...] = (),
+    more_steps: Sequence[int] = (),
 ) -> Planted:
     """Train the original with growing learning rates until the suppression is valid.
 

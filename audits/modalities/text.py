@@ -22,9 +22,10 @@ from audits.core.preflight import effective_rank
 from audits.core.roles import Role
 from audits.core.scores import Part
 from audits.core.workspace import StageRunner
+from audits.modalities.amounts import text_amounts, text_work
 from audits.modalities.base import Modality, Sources
 from audits.modalities.edit_shape import edit_shape
-from audits.modalities.planting import Planted, plant, wrong_answers
+from audits.modalities.planting import MORE_STEPS, Planted, plant, wrong_answers
 from audits.modalities.vocabulary import FACTS
 from capture.activations.capture import capture_activations
 from capture.data.image_files import is_image_source
@@ -38,9 +39,6 @@ from erasure.unlearning.run import unlearn_
 from erasure.unlearning.training.config import UnlearnConfig
 from evidence.progress import Progress
 from evidence.seeds import numpy_rng
-
-MORE_STEPS = (2, 4)
-"""Multiples of the budget's planting steps, tried where no rate suffices within the budget."""
 
 
 def open_sources(sources: Sources, config: AuditConfig, progress: Progress) -> Inputs:
@@ -212,6 +210,9 @@ MODALITY = Modality(
     check_swapped=check_swapped,
     plant=plant_suppression,
     counts=_counts,
+    amounts=text_amounts,
+    work=text_work,
+    unit="tokens",
     edit_shape=edit_shape,
     calibrated=True,
 )

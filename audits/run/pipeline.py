@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from audits.axes.base import Axis, JudgementContext, Unmeasured
+from audits.axes.base import Axis, JudgementContext, Unmeasured, measured_stage
 from audits.core.baseline_scores import RoleBaseline
 from audits.core.config import AuditConfig, make_config
 from audits.core.context import AuditContext, RunOf, open_run
@@ -15,7 +15,8 @@ from audits.core.roles import Role
 from audits.core.workspace import StageRunner
 from audits.modalities.base import Modality, Sources
 from audits.modalities.planting import PLANTED_FILE, Planted, planted_model
-from audits.run.disk_space import check_room
+from audits.run.cost import plan_inputs, total_cost
+from audits.run.disk_space import check_disk_space
 from audits.run.weights import WeightDifference, weight_difference
 from evidence.progress import SILENT, Advance, Progress
 from evidence.results import AxisResult
@@ -85,7 +86,7 @@ def start(
     modality = modality_of(sources.forget, sources.retain)
     config = make_config(dict(settings))
     inputs = modality.open_inputs(sources, config, progress)
-    check_room(out, inputs, config, modality.name)
+    check_disk_space(out, total_cost(plan_inputs(modality, inputs, config)).disk)
     return OpenAudit(open_run(inputs, config, out, fresh, progress), modality)
 
 
@@ -172,11 +173,6 @@ def _result(axis: Axis[Any], ctx: AuditContext[Any], judging: JudgementContext) 
     name, measure = axis.spec.id, axis.measure[judging.modality]
     measured = ctx.stage(measured_stage(name), axis.measured | Unmeasured, lambda: measure(ctx))
     return ctx.stages.timed(f"{name}-judged", lambda: axis.result(measured, judging))
-
-
-def measured_stage(axis: str) -> str:
-    """Name of the stage that holds an axis's measurement."""
-    return f"{axis}-measured"
 
 
 def _damage(baseline: Mapping[Role, RoleBaseline], config: AuditConfig) -> Damage:

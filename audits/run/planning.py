@@ -14,18 +14,16 @@ from typing import Any
 import psutil
 import torch
 
-from audits.axes.relearning import STEP_MULTIPLES
-from audits.core.config import AuditConfig, make_config
-from audits.core.inputs import Inputs, open_inputs
-from audits.run.baseline import MAX_PARAMETERS
-from audits.run.disk_space import GIB, ActivationSize, activation_size, check_disk_space
+from audits.core.config import make_config
+from audits.modalities.base import Sources
+from audits.modalities.edit_shape import MAX_PARAMETERS
+from audits.run.cost import PARTS, looks_inside, plan_inputs, total_cost
+from audits.run.disk_space import GIB, check_disk_space
+from audits.run.pipeline import modality_of
 from capture.checkpoints.open import Checkpoint
 from capture.checkpoints.safetensors_files import NamedTensors, file_tensors, module_tensors
 from capture.checkpoints.weight_change import compare_weights
 from capture.checkpoints.weights.weight_files import find_shards
-from capture.data.items import ItemSet
-from capture.data.tokenization import encode
-from capture.network.network_size import NetworkSize, network_size
 from evidence.display.html_table import table_html
 from evidence.errors import InputError, quoted
 from evidence.machine.devices import choose_device
@@ -34,7 +32,7 @@ from evidence.progress import SILENT, Progress
 MAX_MEMORY_GIB = 1_000_000
 """Maximum of ``memory=``, in GiB."""
 BYTES_PER_PARAMETER = 4
-# Copies of the weights in training: weights, gradients and AdamW's two moments.
+# Copies of the weights where gradients are taken.
 TRAINING_COPIES = 4
 # Memory of a batch and the libraries, besides the weights.
 OVERHEAD_BYTES = int(2.25 * GIB)
@@ -48,7 +46,7 @@ class Plan:
         parameters: Of the largest model.
         models: Number of models, including the planted suppression.
         questions: Rows scored on every model.
-        tokens: Their prompt tokens.
+        tokens: Their prompt tokens; for images, their number.
         probed: Rows captured in every model.
         probed_tokens: Their tokens.
         taught_tokens: Tokens of all training steps, at every learning rate.
@@ -57,6 +55,8 @@ class Plan:
         disk: Stored activations, in bytes.
         work: Floating-point operations of forward passes and training steps.
         rate: Floating-point operations per second of a matrix product, measured now.
+        device: Where the rate was measured.
+        unit: "tokens" or "images".
 
     Examples:
         >>> found = exhume.plan("original", "unlearned", "forget.jsonl", "retain.jsonl", memory=4)
@@ -78,6 +78,7 @@ class Plan:
     work: float
     rate: float
     device: str
+    unit: str = "tokens"
 
     def __repr__(self) -> str:
         lines = [f"{what}: {amount}" for what, amount in self.rows()]
@@ -91,9 +92,9 @@ class Plan:
         return [
             ("parameters", f"{self.parameters:,}, in float32"),
             ("models", f"{self.models}, with the planted suppression if axes need it"),
-            ("asked of each", f"at most {self.questions:,} rows, {self.tokens:,} tokens"),
-            ("read in each", f"at most {self.probed:,} rows, {self.probed_tokens:,} tokens"),
-            ("taught", f"at most {self.taught_tokens:,} tokens"),
+            ("asked of each", f"at most {self.questions:,} rows, {self.tokens:,} {self.unit}"),
+            ("read in each", f"at most {self.probed:,} rows, {self.probed_tokens:,} {self.unit}"),
+            ("taught", f"at most {self.taught_tokens:,} {self.unit}"),
             ("memory", f"{self.memory / GIB:.1f} of {self.available / GIB:.1f} GiB"),
             ("activations kept", f"at most {_amount(self.disk)}"),
             (
@@ -125,11 +126,11 @@ class Plan:
 def plan(
     original: Any,
     unlearned: Any,
-    forget: Path | str | ItemSet,
-    retain: Path | str | ItemSet,
+    forget: Any,
+    retain: Any,
     *,
     reference: Sequence[Any] = (),
-    never_taught: Path | str | ItemSet | None = None,
+    never_taught: Any = None,
     out: Path | str | None = None,
     tokenizer: Any = None,
     memory: float | None = None,
@@ -170,32 +171,40 @@ def plan(
             got=quoted(memory),
         )
     config = make_config({"profile": profile, "axes": axes, "device": device})
-    inputs = open_inputs(
-        original,
-        unlearned,
-        forget,
-        retain,
-        references=reference,
-        never_taught=never_taught,
-        tokenizer=tokenizer,
-        config=config,
-        progress=progress,
-    )
-    structure = network_size(inputs.original)
-    activations = activation_size(inputs, config, structure)
+    sources = Sources(original, unlearned, forget, retain, reference, never_taught, tokenizer)
+    modality = modality_of(forget, retain)
+    inputs = modality.open_inputs(sources, config, progress)
+    planned = plan_inputs(modality, inputs, config)
+    cost = total_cost(planned)
     if out is not None:
-        check_disk_space(Path(out), activations)
+        check_disk_space(Path(out), cost.disk)
     chosen = choose_device(config.device)
     free = psutil.virtual_memory().available
     if chosen.startswith("cuda"):
         free = torch.cuda.mem_get_info()[0]
-    estimate = _counts(
-        inputs,
-        config,
-        structure,
-        activations,
-        chosen,
-        free if memory is None else int(memory * GIB),
+    opened = (inputs.original, inputs.unlearned, *inputs.references)
+    parameters = max(map(count_parameters, opened))
+    copies = cost.copies
+    if modality.edit_shape is not None and parameters <= MAX_PARAMETERS:
+        # The edit shape needs the weights, two gradients, and one in the making.
+        copies = TRAINING_COPIES
+    models = planned.n_models if looks_inside(planned) else planned.n_models - 1
+    units = cost.forward + cost.captured + 3 * cost.trained
+    estimate = Plan(
+        parameters=parameters,
+        models=models,
+        questions=sum(planned.amounts[part].rows for part in PARTS),
+        tokens=planned.units(*PARTS),
+        probed=cost.captured_rows // planned.n_models,
+        probed_tokens=cost.captured // planned.n_models,
+        taught_tokens=cost.trained,
+        memory=copies * BYTES_PER_PARAMETER * parameters + OVERHEAD_BYTES,
+        available=free if memory is None else int(memory * GIB),
+        disk=cost.disk,
+        work=modality.work(inputs, parameters) * units,
+        rate=_rate(chosen),
+        device=chosen,
+        unit=modality.unit,
     )
     if estimate.memory <= estimate.available:
         # Comparing an adapter merges it, which takes memory as well.
@@ -210,68 +219,6 @@ def _is_amount(memory: Any) -> bool:
     return number and 0 < memory <= MAX_MEMORY_GIB
 
 
-def _counts(
-    inputs: Inputs,
-    config: AuditConfig,
-    structure: NetworkSize,
-    activations: ActivationSize,
-    device: str,
-    available: int,
-) -> Plan:
-    budget = config.budget
-    opened = (inputs.original, inputs.unlearned, *inputs.references)
-    parameters = max(map(count_parameters, opened))
-    same = inputs.original.weights_hash == inputs.unlearned.weights_hash
-    runs_inner_axes = config.axes != ("behaviour",) and not same
-    models = len(opened) + runs_inner_axes
-    copies = budget.never_taught_copies
-    forget = _prompts(inputs.forget, budget.prompts_per_item)
-    retain_items = inputs.retain.of_entities(inputs.retain.entities[: budget.retain_entities])
-    retain = _prompts(retain_items, budget.prompts_per_item)
-    never_taught = forget * copies
-    if inputs.never_taught is not None:
-        never_taught = _prompts(inputs.never_taught, budget.prompts_per_item)
-    tokenizer = inputs.original.tokenizer
-
-    def tokens(prompts: list[str]) -> int:
-        return sum(map(len, encode(tokenizer, prompts).ids))
-
-    scored_tokens = tokens(forget) + tokens(retain) + tokens(never_taught)
-    forget_tokens = tokens(_prompts(inputs.forget, 1))
-    trained_tokens, work = (0, 2.0 * parameters * (scored_tokens + activations.tokens) * models)
-    if runs_inner_axes:
-        # Planting trains the last block on forget rows and three times as many retain rows; the
-        # blocks below are computed once.
-        trained_tokens += 4 * budget.plant_steps * forget_tokens
-        work += 6.0 * parameters / (structure.n_layers or 1) * trained_tokens
-    if "relearning" in config.axes and runs_inner_axes:
-        # Both halves of the forget set for each model, one for the planted, at every rate.
-        runs = 2 * (len(opened) - 1) + 1
-        attempts = len(budget.relearn_rates) + sum(STEP_MULTIPLES)
-        relearning_tokens = runs * attempts * budget.relearn_steps * forget_tokens // 2
-        trained_tokens += relearning_tokens
-        work += 6.0 * parameters * relearning_tokens
-    copies_held = 2 if runs_inner_axes else 1
-    # The edit shape needs the weights, two gradients, and one in the making.
-    if "relearning" in config.axes or parameters <= MAX_PARAMETERS:
-        copies_held = TRAINING_COPIES
-    return Plan(
-        parameters=parameters,
-        models=models,
-        questions=len(forget) + len(retain) + len(never_taught),
-        tokens=scored_tokens,
-        probed=activations.rows,
-        probed_tokens=activations.tokens,
-        taught_tokens=trained_tokens,
-        memory=copies_held * BYTES_PER_PARAMETER * parameters + OVERHEAD_BYTES,
-        available=available,
-        disk=activations.bytes,
-        work=work,
-        rate=_rate(device),
-        device=device,
-    )
-
-
 def count_parameters(checkpoint: Checkpoint) -> int:
     """Number of values in a checkpoint's tensors; those of an adapter are merged."""
 
@@ -284,10 +231,6 @@ def count_parameters(checkpoint: Checkpoint) -> int:
         raise InputError(f"checkpoint {checkpoint.name} has neither folder nor module")
     with file_tensors(find_shards(checkpoint.path)) as tensors:
         return total(tensors)
-
-
-def _prompts(items: ItemSet, max_prompts: int) -> list[str]:
-    return [prompt for item in items for prompt in (item.prompt, *item.paraphrases)[:max_prompts]]
 
 
 def _amount(size: int) -> str:

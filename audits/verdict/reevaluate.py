@@ -4,13 +4,17 @@ Measurements do not depend on the rule; statuses and the verdict do. So threshol
 and axes ablated, on audits that were run once.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from audits.core.config import Rule
+from audits.axes.base import JudgementContext, Unmeasured, measured_stage
+from audits.core.config import AuditConfig, Rule
 from audits.core.preflight import Damage
 from audits.core.registry import ModalityName, load_axis
+from audits.core.workspace import Workspace
+from audits.modalities.planting import Planted
 from audits.modalities.vocabulary import modality_name
 from audits.verdict.rule import Verdict, decide
 from evidence.results import AxisResult
@@ -48,6 +52,45 @@ def reevaluate(
         rule,
         modality,
     )
+
+
+def rejudge(
+    root: Path, document: Mapping[str, Any], rule: Rule | None = None
+) -> dict[str, AxisResult]:
+    """Judge every axis of a finished audit again from its saved measurement.
+
+    Unlike ``reevaluate``, controls and readings are made again, under the rule given.
+
+    Args:
+        root: Output folder of the audit.
+        document: Its ``audit.json``.
+        rule: Thresholds; those of the audit by default.
+
+    Raises:
+        InputError: a measurement is missing; the audit was made by another version, or its work
+            folder was deleted.
+    """
+    config = AuditConfig.model_validate(
+        {name: document["config"][name] for name in AuditConfig.model_fields}
+    )
+    if rule is not None:
+        config = config.model_copy(update={"rule": rule})
+    space, preflight = Workspace(root), document["preflight"]
+    utility = preflight["utility"]
+    ctx = JudgementContext(
+        config, modality_name(document), Damage(utility["shares"], tuple(utility["damage"]))
+    )
+    results: dict[str, AxisResult] = {}
+    for saved in document["axes"]:
+        axis = load_axis(saved["name"])
+        measured = space.saved(measured_stage(axis.spec.id), axis.measured | Unmeasured)
+        if axis.spec.inside:
+            behaviour = results.get("behaviour")
+            notes = space.saved("planted", Planted).notes
+            status = behaviour.status if behaviour is not None else None
+            ctx = replace(ctx, behaviour=status, notes=notes)
+        results[axis.spec.id] = axis.result(measured, ctx)
+    return results
 
 
 def _judged(axis: AxisResult, rule: Rule, modality: ModalityName) -> AxisResult:

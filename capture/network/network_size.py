@@ -1,5 +1,6 @@
 """Depth and width of a checkpoint's network, without loading its weights."""
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,17 @@ def network_size(checkpoint: Checkpoint) -> NetworkSize:
     width = getattr(text, "hidden_size", None)
     layers = None if transformer is None else len(transformer.blocks)
     return NetworkSize(layers, width)
+
+
+def meta_model(checkpoint: Checkpoint) -> nn.Module:
+    """The network on PyTorch's meta device: shapes without memory.
+
+    Raises:
+        InputError: it could not be built.
+    """
+    if checkpoint.live is not None:
+        return copy.deepcopy(checkpoint.live).to("meta")
+    return _bare(checkpoint.config)[0]
 
 
 def _bare(config: dict[str, Any]) -> tuple[nn.Module, Any]:
