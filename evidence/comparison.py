@@ -14,7 +14,7 @@ from evidence.intervals import (
     paired_correlation,
     rate_interval,
 )
-from evidence.results import MIN_RANGE, Reading
+from evidence.results import MIN_RANGE, Column, Reading
 
 
 def compare(
@@ -88,21 +88,21 @@ def compare(
                 paired,
             )
         )
-    used_rows = [row for row in rows if row["used"]]
-    best = max(used_rows, key=lambda row: row["difference"])
+    used_rows = [row for row in rows if row.used]
+    best = max(used_rows, key=lambda row: row.difference)
     scaled = [
-        tuple(bound / spans[columns.index(row["name"])] for bound in row["tost"])
+        tuple(bound / spans[columns.index(row.name)] for bound in row.tost)
         for row in used_rows
     ]
     return Reading(
         name=name,
         metric=metric,
-        statistic=best["statistic"],
-        interval=tuple(best["interval"]),
-        floor=best["floor"],
+        statistic=best.statistic,
+        interval=best.interval,
+        floor=best.floor,
         floor_kind=floor_kind,
-        ceiling=best["ceiling"],
-        residual=best["difference"] / spans[columns.index(best["name"])],
+        ceiling=best.ceiling,
+        residual=best.difference / spans[columns.index(best.name)],
         residual_interval=(
             float(min(low for low, _ in scaled)),
             float(max(high for _, high in scaled)),
@@ -110,7 +110,7 @@ def compare(
         p_value=test.p_value,
         p_below=p_below,
         smallest_p=test.smallest_p,
-        where=best["name"],
+        where=best.name,
         columns=tuple(rows),
     )
 
@@ -154,8 +154,8 @@ def _column_statistics(
     ceiling: float,
     p_value: float | None,
     paired: bool,
-) -> dict:
-    """Statistics of one column; ``tost`` is the 90 % interval of the difference."""
+) -> Column:
+    """Statistics of one column."""
 
     def interval(group: EntityValues, level: float) -> Interval:
         return rate_interval(group, index, level)
@@ -166,17 +166,9 @@ def _column_statistics(
         paired_correlation(candidate.values[:, index], floor.values[:, index]) if paired else 0.0
     )
     tost = difference_interval(x, interval(candidate, 0.9), y, interval(floor, 0.9), correlation)
-    return {
-        "name": name,
-        "used": p_value is not None,
-        "statistic": x,
-        "interval": [low, high],
-        "floor": y,
-        "ceiling": ceiling,
-        "difference": x - y,
-        "tost": list(tost),
-        "p_value": p_value,
-    }
+    return Column(
+        name, p_value is not None, x, (low, high), y, ceiling, x - y, tost, p_value
+    )
 
 
 __getattr__ = moved.names_of("evidence.comparison")

@@ -1,7 +1,8 @@
 """Result of one evidence axis: readings against a floor, controls, status."""
 
 import html
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -10,6 +11,7 @@ import pandas as pd
 from evidence.display.html_table import table_html
 from evidence.errors import InputError
 from evidence.intervals import Interval
+from evidence.storage.typed_json import Json, NotStored, from_json, to_json_object
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -96,12 +98,39 @@ class Control:
     passed: bool
     on_failure: OnFailure = OnFailure.SILENCE
     kind: ControlKind = "share"
-    failure: str = ""
+    failure: NotStored = ""
 
     @property
     def required(self) -> bool:
         """Whether a failure has an effect."""
         return self.on_failure is not OnFailure.INFORM
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a reading: a layer, a checkpoint, or another condition.
+
+    Attributes:
+        name: Name of the column.
+        used: Whether it counts: the original itself exceeds the floor there.
+        statistic: Value of the candidate.
+        interval: 95 % interval of ``statistic``.
+        floor: Value without the knowledge.
+        ceiling: Value of the original.
+        difference: ``statistic`` minus ``floor``.
+        tost: 90 % interval of ``difference``, for two one-sided tests.
+        p_value: One-sided, corrected for the maximum over columns; None where not used.
+    """
+
+    name: str
+    used: bool
+    statistic: float
+    interval: Interval
+    floor: float
+    ceiling: float
+    difference: float
+    tost: Interval
+    p_value: float | None
 
 
 @dataclass(frozen=True, repr=False)
@@ -122,9 +151,11 @@ class Reading:
         p_below: The same in the other direction; a small value means leakage.
         smallest_p: Smallest possible p-value.
         where: Name of the peak column.
-        columns: One dict per column: name, statistic, floor, ceiling, p-value, intervals.
+        columns: The same, column by column.
         metric: Stable id of the metric, such as "exact_match".
         primary: Whether the floor is the one that decides; other floors are only reported.
+        unit: Unit of the statistic; the axis's own where empty.
+        is_share: Whether it is written as a percentage.
 
     Examples:
         >>> reading = exhume.load("finished").axes["behaviour"].main_reading
@@ -144,9 +175,11 @@ class Reading:
     p_below: float
     smallest_p: float
     where: str
-    columns: tuple[dict[str, Any], ...] = ()
+    columns: tuple[Column, ...] = ()
     metric: str = ""
     primary: bool = True
+    unit: str = ""
+    is_share: bool = False
 
     def __repr__(self) -> str:
         low, high = self.residual_interval
@@ -162,17 +195,15 @@ class Reading:
 
         Unlike ``p_value``, the interval is not corrected for the choice of the column.
         """
-        peak = next(column for column in self.columns if column["name"] == self.where)
+        peak = next(column for column in self.columns if column.name == self.where)
         span = max(self.ceiling - self.floor, MIN_RANGE)
-        low, high = peak["tost"]
+        low, high = peak.tost
         return low / span, high / span
 
 
 @dataclass(frozen=True, repr=False)
 class AxisResult:
     """The result of one axis.
-
-    ``to_dict`` repeats the numbers of the first reading at the top level.
 
     Attributes:
         name: Axis name, such as "decodability".
@@ -208,7 +239,7 @@ class AxisResult:
     readings: tuple[Reading, ...] = ()
     controls: tuple[Control, ...] = ()
     n_entities: int = 0
-    details: dict[str, Any] = field(default_factory=dict)
+    details: Mapping[str, Json] = field(default_factory=dict)
     seconds: float = 0.0
     peak_memory_bytes: int = 0
     notes: tuple[str, ...] = ()
@@ -279,9 +310,9 @@ class AxisResult:
         figure = make_subplots(rows=count, cols=1, subplot_titles=titles)
         lines = {"statistic": "candidate", "floor": "floor", "ceiling": "original"}
         for row, reading in enumerate(self.readings, start=1):
-            names = [html.escape(str(column["name"])) for column in reading.columns]
+            names = [html.escape(column.name) for column in reading.columns]
             for key, label in lines.items():
-                values = [column[key] for column in reading.columns]
+                values = [getattr(column, key) for column in reading.columns]
                 trace = go.Scatter(x=names, y=values, name=label, legendgroup=label)
                 trace.update(
                     mode="lines+markers", showlegend=row == 1, line={"color": COLORS[label]}
@@ -297,63 +328,31 @@ class AxisResult:
     def to_frame(self) -> pd.DataFrame:
         """One row per reading and column (layer or checkpoint)."""
         rows = [
-            {"axis": self.name, "reading": reading.name, **column}
+            {"axis": self.name, "reading": reading.name, **asdict(column)}
             for reading in self.readings
             for column in reading.columns
         ]
         return pd.DataFrame(rows)
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready dict, without cost (seconds, memory), which differs by run."""
-        main = self.main_reading
-        top = {
-            "statistic": main.statistic if main else None,
-            "interval": list(main.interval) if main else None,
-            "p_value": main.p_value if main else None,
-            "floor": main.floor if main else None,
-            "ceiling": main.ceiling if main else None,
-            "residual": main.residual if main else None,
-            "residual_interval": list(main.residual_interval) if main else None,
-            "per_layer": list(main.columns) if main else [],
-        }
-        document = asdict(self)
-        del document["seconds"], document["peak_memory_bytes"]
-        for reading in document["readings"]:
-            del reading["metric"], reading["primary"]
-        for control, own in zip(document["controls"], self.controls, strict=True):
-            for key in ("id", "on_failure", "kind", "failure"):
-                del control[key]
-            control["required"] = own.required
-        return document | top
+    def to_json(self) -> dict[str, Json]:
+        """JSON object, without cost (seconds, memory), which differs by run."""
+        saved = dict(to_json_object(self))
+        del saved["seconds"], saved["peak_memory_bytes"]
+        return saved
 
     @classmethod
-    def from_dict(cls, saved: dict[str, Any]) -> "AxisResult":
-        """The inverse of ``to_dict``."""
-        readings = tuple(
-            replace(
-                Reading(**each),
-                interval=tuple(each["interval"]),
-                residual_interval=tuple(each["residual_interval"]),
-                columns=tuple(each["columns"]),
-            )
-            for each in saved["readings"]
-        )
-        return cls(
-            name=saved["name"],
-            question=saved["question"],
-            status=saved["status"],
-            statistic_name=saved["statistic_name"],
-            readings=readings,
-            controls=tuple(Control(**each) for each in saved["controls"]),
-            n_entities=saved["n_entities"],
-            details=saved["details"],
-            notes=tuple(saved["notes"]),
-        )
+    def from_json(cls, saved: Mapping[str, Json]) -> "AxisResult":
+        """The inverse of ``to_json``.
+
+        Raises:
+            InputError: it was not made by ``to_json``.
+        """
+        return from_json(cls, saved)
 
 
 def _error_bars(reading: Reading) -> dict[str, Any]:
     """Distances from each column's statistic to the ends of its 95 % interval."""
-    pairs = [(each["statistic"], each["interval"]) for each in reading.columns]
+    pairs = [(each.statistic, each.interval) for each in reading.columns]
     return {
         "type": "data",
         "symmetric": False,

@@ -14,7 +14,6 @@ from typing import Any
 
 import pandas as pd
 
-from audits.modalities.vocabulary import modality_name
 from audits.report.formatting import last_part
 from audits.run.api import Audit, load
 from evidence.display.html_table import frame_html
@@ -37,10 +36,10 @@ class Comparison:
 
     Examples:
         >>> found = exhume.compare(["finished", "finished-behaviour"])
-        >>> found.to_frame()[["audit", "verdict", "said_before", "said"]].round(2)
-                        audit       verdict  said_before  said
-        0            finished    suppressed          1.0   0.0
-        1  finished-behaviour  inconclusive          1.0   0.0
+        >>> found.to_frame()[["audit", "verdict", "exact_match_before", "exact_match"]].round(2)
+                        audit       verdict  exact_match_before  exact_match
+        0            finished    suppressed                 1.0          0.0
+        1  finished-behaviour  inconclusive                 1.0          0.0
     """
 
     names: tuple[str, ...]
@@ -126,9 +125,9 @@ def _row(name: str, audit: Audit, axes: Sequence[str]) -> dict[str, Any]:
         "candidate": _source(document, "unlearned"),
         "verdict": verdict["class"],
         "probability": probabilities.get(verdict["class"], nan),
-        "said_before": behaviour["forget_original"],
-        "said": behaviour["forget_unlearned"],
-        "said_floor": behaviour["forget_floor"],
+        "exact_match_before": behaviour["forget_original"],
+        "exact_match": behaviour["forget_unlearned"],
+        "exact_match_floor": behaviour["forget_floor"],
         "retain_kept": behaviour["utility"].get("retain accuracy", nan),
     }
     results = audit.axes
@@ -162,7 +161,7 @@ def _differences(names: Sequence[str], documents: Sequence[Mapping[str, Any]]) -
     for fact in dict.fromkeys(name for table in facts for name in table):
         groups: dict[str, list[str]] = {}
         for name, table in zip(names, facts, strict=True):
-            groups.setdefault(table.get(fact, "not said"), []).append(name)
+            groups.setdefault(table.get(fact, "not stated"), []).append(name)
         if len(groups) > 1:
             values = "; ".join(
                 f"{value[:MAX_SHOWN_CHARS]}: {', '.join(holders)}"
@@ -208,7 +207,7 @@ def _references(document: Mapping[str, Any]) -> str:
 
 # What must be equal besides settings and code: its name, and how to read it from a document.
 _SAME = {
-    "kind of data": lambda d: "images" if modality_name(d) == "images" else "texts",
+    "kind of data": lambda d: "images" if d["modality"] == "images" else "texts",
     "original (weights)": _hash_of("original"),
     "references (weights)": _references,
     "forget set": _items_of("forget"),

@@ -8,7 +8,6 @@ from urllib.parse import quote
 from audits.comparison.compare import Comparison
 from audits.comparison.csv_text import csv_text
 from audits.core.outputs import hold_folder
-from audits.modalities.vocabulary import modality_name
 from audits.report import formatting as write
 from audits.report.charts import residual_bar
 from audits.report.glossary import FLOORS, IMAGE_FLOORS, STATUSES, VERDICTS
@@ -62,9 +61,9 @@ def render(comparison: Comparison, folder: Path) -> str:
         axes=[(name, _question(comparison, name)) for name in comparison.axes],
         rows=[_row(name, audit, comparison.axes, folder) for name, audit in pairs],
         differences=comparison.differences,
-        exact_match_label="images named"
-        if all(modality_name(audit.document) == "images" for audit in comparison.audits)
-        else "answers said",
+        exact_match_label="images predicted as the class"
+        if all(audit.document["modality"] == "images" for audit in comparison.audits)
+        else "answers given",
         same=_same(comparison),
     )
 
@@ -79,7 +78,7 @@ def _same(comparison: Comparison) -> list[tuple[str, str]]:
     models = {model["role"]: model for model in document["manifest"]["models"]}
     config = document["config"]
     rule = config.get("rule", {})
-    floors = IMAGE_FLOORS if modality_name(document) == "images" else FLOORS
+    floors = IMAGE_FLOORS if document["modality"] == "images" else FLOORS
     return [
         ("Original", write.last_part(models.get("original", {}).get("source", "?"))),
         ("Floor", floors[document["verdict"]["floor"]]),
@@ -106,7 +105,7 @@ def _row(name: str, audit: Audit, axes: tuple[str, ...], folder: Path) -> dict[s
         "chance": None if probability is None else write.percent(probability),
         "outside": bool(verdict["calibration"]["outside"]),
         "reason": verdict["reasons"][0] if verdict["reasons"] else "",
-        "said": None if None in values else [write.percent(value) for value in values],
+        "given": None if None in values else [write.percent(value) for value in values],
         "kept": None if retain_accuracy is None else write.percent(retain_accuracy),
         "cells": [_cell(results.get(axis), margin) for axis in axes],
     }

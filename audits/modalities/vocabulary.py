@@ -4,11 +4,7 @@ The rule is the same; only its sentences differ. Reading names are used verbatim
 so that they can be found in the report's tables.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-from audits.core.registry import ModalityName
 
 ANSWER_FLOORS = {
     "reference": "a model retrained without the forget set",
@@ -95,9 +91,3 @@ CLASS = Vocabulary(
     units="images of the forgotten class",
     floors=CLASS_FLOORS,
 )
-
-
-def modality_name(document: Mapping[str, Any]) -> ModalityName:
-    """The modality of an audit, by its document."""
-    items = document.get("manifest", {}).get("items", ())
-    return "images" if any(each.get("format") == "images" for each in items) else "text"

@@ -106,8 +106,7 @@ def reading_plot(reading: Mapping[str, Any], as_percent: bool) -> Plot | None:
 def relearning_plots(axis: Mapping[str, Any]) -> list[Plot]:
     """Learning curves of every fine-tuned model, the candidate first.
 
-    One chart per model and metric: ``asked_said`` and ``never_said`` belong together, as do
-    ``asked_contrast`` and ``never_contrast``.
+    One chart per model and metric, with the held-out half and never-taught items.
     """
     details = axis["details"]
     steps, curves = numbers(details.get("steps")), details.get("curves")
@@ -117,9 +116,9 @@ def relearning_plots(axis: Mapping[str, Any]) -> list[Plot]:
     roles = sorted(curves, key=lambda role: (role != "unlearned", role))
     for role in roles[:MAX_MODELS]:
         table = curves[role] if isinstance(curves[role], dict) else {}
-        curve_names = [name for name in sorted(table) if name.startswith("asked")]
+        curve_names = [name for name in sorted(table) if name.startswith("held_out")]
         for name in curve_names:
-            plot = _relearning_plot(role, table, name.removeprefix("asked"), steps)
+            plot = _relearning_plot(role, table, name.removeprefix("held_out"), steps)
             if plot is not None:
                 plots.append(plot)
     return plots
@@ -130,28 +129,28 @@ def _relearning_plot(
 ) -> Plot | None:
     """One model, one metric."""
     as_percent = metric != "_contrast"
-    words = {"_contrast": "told from the others (chance 0.5)", "_said": "said", "": ""}
+    words = {"_contrast": "contrast (chance 0.5)", "_exact_match": "exact match", "": ""}
     title = ": ".join(filter(None, (name_of(role), words.get(metric, metric.strip("_")))))
     color = color_of(role)
     # Never-taught items are drawn as the floor in every model.
     parts = [
-        (f"asked{metric}", "half not taught", "solid", color),
-        (f"never{metric}", "never-taught items", "dash", "floor"),
+        (f"held_out{metric}", "held-out half", "solid", color),
+        (f"never_taught{metric}", "never-taught items", "dash", "floor"),
     ]
     if as_percent:  # training items have an exact match only
-        parts.append(("taught", "half taught", "dot", color))
+        parts.append(("training_accuracy", "training half", "dot", color))
     lines = [
         (y, label, dash, color_role)
         for part, label, dash, color_role in parts
         if (y := numbers(table.get(part), len(steps))) is not None
     ]
-    if not lines or lines[0][1] != "half not taught":
+    if not lines or lines[0][1] != "held-out half":
         return None
     curve = lines[0][0]
     return Plot(
         title=title,
         summary=(
-            f"Line chart over training steps, {title}. The half that is not taught "
+            f"Line chart over training steps, {title}. The held-out half "
             f"starts at {figure(curve[0], as_percent)} and reaches at most "
             f"{figure(max(curve), as_percent)}."
         ),
@@ -201,7 +200,7 @@ def wording_plot(axis: Mapping[str, Any]) -> Plot | None:
         "tickmode": "array",
         "tickvals": list(range(len(labels))),
         "ticktext": ticks,
-        "title": {"text": "how the question was put"},
+        "title": {"text": "prompt"},
     }
     layout = base_layout(axis_x, True, top=22) | {
         "barmode": "group",
@@ -209,8 +208,8 @@ def wording_plot(axis: Mapping[str, Any]) -> Plot | None:
         "bargroupgap": 0.08,
     }
     return Plot(
-        title="Answers said, by wording",
-        summary="Bar chart of the share of forgotten answers each model says: "
+        title="Answers given, by paraphrase",
+        summary="Bar chart of the share of forgotten answers each model gives: "
         + "; ".join(
             f"{name_of(role)} {', '.join(percent(each) for each in y)}"
             for role, y in shown_bars.items()

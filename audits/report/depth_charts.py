@@ -24,7 +24,7 @@ def depth_plot(axis: Mapping[str, Any]) -> Plot | None:
     if not isinstance(losses, dict) or not isinstance(sites, list):
         return None
     candidate = _table(losses.get("unlearned"), len(sites))
-    unrelated_losses = _table(losses.get("stranger"), len(sites))
+    unrelated_losses = _table(losses.get("unrelated"), len(sites))
     if not candidate or not isinstance(items, list) or len(items) != len(candidate):
         return None
     items, candidate = items[:MAX_ROWS], candidate[:MAX_ROWS]
@@ -48,7 +48,7 @@ def depth_plot(axis: Mapping[str, Any]) -> Plot | None:
         summary=(
             f"Heat map of the loss of {len(candidate)} items at {len(sites)} layers when the "
             "candidate's states replace the original's. The smallest mean loss is "
-            f"{plain(means[lowest])} nats at {sites[lowest]}; a stranger's states lose "
+            f"{plain(means[lowest])} nats at {sites[lowest]}; an unrelated entity's states lose "
             f"{plain(scale_max)} nats on average."
         ),
         data=[
@@ -67,7 +67,7 @@ def depth_plot(axis: Mapping[str, Any]) -> Plot | None:
             }
         ],
         layout=layout,
-        keys=(("candidate", "patch", "full colour: lost as with a stranger's states"),),
+        keys=(("candidate", "patch", "full color: lost as with an unrelated entity's states"),),
         head=("item", *map(str, sites)),
         rows=tuple(
             (label, *(plain(value) for value in row))

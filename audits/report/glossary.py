@@ -1,11 +1,4 @@
-"""Words of a report: verdicts, statuses, floors, units and glossary terms."""
-
-UNITS = (
-    ("told from the others", ("other answers outranked (chance 0.5)", False)),
-    ("said", ("share of answers said", True)),
-    ("named as the class", ("share of images named as the class", True)),
-    ("ranked among", ("other classes' images outranked (chance 0.5)", False)),
-)
+"""Words of a report: verdicts, statuses, floors and glossary terms."""
 
 # Word, symbol, and an explanation that needs no other part of the report.
 VERDICTS = {
@@ -17,7 +10,7 @@ VERDICTS = {
     "suppressed": (
         "Suppressed",
         "\u25d0",
-        "The candidate no longer says the answers, but the knowledge is still inside "
+        "The candidate no longer gives the answers, but the knowledge is still inside "
         "it and was recovered.",
     ),
     "deleted": (
@@ -41,30 +34,30 @@ VERDICTS = {
 STATUSES = {
     "retained": ("\u25cf", "still there", "beyond the floor"),
     "absent": ("\u25cb", "at the floor", "equivalent to a model that never knew"),
-    "no_power": ("?", "cannot tell", "the test could not have told; it does not vote"),
+    "no_power": ("?", "cannot tell", "the test had too little power; it does not vote"),
     "control_failed": ("!", "control failed", "a control failed; it does not vote"),
     "error": ("\u2715", "error", "it did not finish; it does not vote"),
 }
 BEHAVIOUR = {
-    "retained": "the answers are said beyond the floor",
-    "absent": "the answers are not said beyond the floor",
+    "retained": "the answers are given beyond the floor",
+    "absent": "the answers are not given beyond the floor",
 }
 FLOORS = {
     "reference": "models retrained without the forget set",
     "never_taught": "never-taught items: the same questions about invented entities",
 }
 CLASS_VERDICTS = {
-    "not_unlearned": "The candidate still names the class it should have forgotten.",
-    "suppressed": "The candidate no longer names the class, but it is still inside it "
+    "not_unlearned": "The candidate still predicts the class it should have forgotten.",
+    "suppressed": "The candidate no longer predicts the class, but it is still inside it "
     "and was recovered.",
     "deleted": "In every test made here, the candidate behaves like a model that never "
     "saw the class, and those that look inside were shown to find what is hidden.",
-    "damaged": "The candidate is broken: it no longer names other classes, so that it "
-    "does not name this one says nothing about deletion.",
+    "damaged": "The candidate is broken: it no longer predicts other classes, so its "
+    "silence about this one says nothing about deletion.",
 }
 CLASS_BEHAVIOUR = {
-    "retained": "the class is named beyond the floor",
-    "absent": "the class is not named beyond the floor",
+    "retained": "the class is predicted beyond the floor",
+    "absent": "the class is not predicted beyond the floor",
 }
 IMAGE_FLOORS = FLOORS | {"never_taught": "never-taught images: halves of two known classes each"}
 TERMS = (
@@ -87,11 +80,11 @@ TERMS = (
     ),
     (
         "concordance",
-        "How often a reader ranks a true answer above a false one: 0.5 is guessing, 1 is always.",
+        "How often a probe ranks a true answer above a false one: 0.5 is guessing, 1 is always.",
     ),
     (
         "probe",
-        "A linear reader of hidden states, fitted on facts that should stay. Refitted: "
+        "A linear classifier of hidden states, fitted on retain facts. Refitted: "
         "on the candidate. The original's own: fitted on the original and unchanged.",
     ),
     (
@@ -117,9 +110,9 @@ _IMAGE_WORDS = {
     "planted suppression": "A copy of the original edited on the spot to hide the "
     "class without removing it; a test that does not find it there proves nothing by "
     "silence.",
-    "concordance": "How often a reader ranks an image of the class above another "
+    "concordance": "How often a probe ranks an image of the class above another "
     "image: 0.5 is guessing, 1 is always.",
-    "probe": "A linear reader of hidden states, fitted on images. Refitted: on the "
+    "probe": "A linear classifier of hidden states, fitted on images. Refitted: on the "
     "candidate. The original's own: fitted on the original and unchanged.",
 }
 CLASS_TERMS = tuple((term, _IMAGE_WORDS.get(term, text)) for term, text in TERMS)

@@ -4,7 +4,6 @@ Everything in the document is untrusted: strings are cleaned and escaped (``temp
 are data and never code, and a content security policy forbids the page to load anything.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from typing import Any
 from markupsafe import Markup
 
 from audits.core.preflight import LIMITS
-from audits.modalities.vocabulary import modality_name
 from audits.report import formatting as write
 from audits.report.axis_charts import (
     logprob_plot,
@@ -32,7 +30,6 @@ from audits.report.glossary import (
     IMAGE_FLOORS,
     STATUSES,
     TERMS,
-    UNITS,
     VERDICTS,
     units,
 )
@@ -79,7 +76,7 @@ def render(document: Mapping[str, Any]) -> str:
 
     rule = document["config"].get("rule", {})
     margin = rule.get("margin") or 0.0
-    images = modality_name(document) == "images"
+    images = document["modality"] == "images"
     axes = [
         _axis(axis, number, document["verdict"]["adjusted_p"], margin, number_plot, images)
         for number, axis in enumerate(document["axes"], 1)
@@ -106,7 +103,7 @@ def _verdict(document: Mapping[str, Any]) -> dict[str, Any]:
     """The verdict block with its word, symbol and meaning."""
     verdict = document["verdict"]
     word, symbol, meaning = VERDICTS[verdict["class"]]
-    images = modality_name(document) == "images"
+    images = document["modality"] == "images"
     if images:
         meaning = CLASS_VERDICTS.get(verdict["class"], meaning)
     if document["preflight"]["identical_weights"]:
@@ -149,7 +146,7 @@ def _facts(document: Mapping[str, Any]) -> list[tuple[str, str]]:
             "not_unlearned": "at the output",
             "deleted": "found in no layer",
         }.get(verdict["class"], "no layer named")
-    images = modality_name(document) == "images"
+    images = document["modality"] == "images"
     floors = IMAGE_FLOORS if images else FLOORS
     facts = [("Where", where), ("Floor", floors[verdict["floor"]])]
     if behaviour["forget_original"] is not None:
@@ -157,12 +154,12 @@ def _facts(document: Mapping[str, Any]) -> list[tuple[str, str]]:
             write.percent(behaviour[f"forget_{name}"])
             for name in ("original", "unlearned", "floor")
         )
-        term = "Images of the class named" if images else "Answers said"
+        term = "Images predicted as the class" if images else "Answers given"
         facts.append((term, f"{before} before, {after} now (floor {floor})"))
     shares = document["preflight"]["utility"]["shares"]
     if "retain accuracy" in shares:
         retain_accuracy = write.percent(shares["retain accuracy"])
-        term = "Images to keep" if images else "Facts to keep"
+        term = "Retain images" if images else "Retain facts"
         facts.append((term, f"{retain_accuracy} of the original's"))
     items = counts.get("forget_items")
     facts_too = items is not None and not images
@@ -207,7 +204,7 @@ def _axis(
         used |= {"curves", "steps"}
     else:
         plots += [
-            number_plot(reading_plot(reading, _unit(reading["name"], label)[1]))
+            number_plot(reading_plot(reading, reading["is_share"]))
             for reading in axis["readings"]
         ]
     restoration = restoration_plots(axis)
@@ -232,7 +229,7 @@ def _axis(
         ],
         "plots": [plot for plot in plots if plot is not None],
         "controls": [
-            {**control, "measured": _measured(control["value"], control["expected"])}
+            {**control, "measured": _measured(control)}
             for control in controls
         ],
         "passed": sum(control["passed"] for control in controls),
@@ -246,13 +243,12 @@ def _row(
     reading: Mapping[str, Any], axis: str, label: str, adjusted: Mapping[str, float], margin: float
 ) -> dict[str, Any]:
     """One reading as text, with its residual bar."""
-    name = reading["name"]
-    corrected = adjusted.get(f"{axis}: {name}")
+    corrected = adjusted.get(f"{axis}.{reading['metric']}") if reading["primary"] else None
     low, high = reading["residual_interval"]
-    unit, as_percent = _unit(name, label)
+    as_percent = reading["is_share"]
     return {
-        "name": name,
-        "label": unit,
+        "name": reading["name"],
+        "label": reading["unit"] or label or "figure",
         "where": reading["where"],
         "figure": write.figure(reading["statistic"], as_percent),
         "interval": write.interval(reading["interval"], as_percent),
@@ -270,22 +266,10 @@ def _row(
     }
 
 
-def _unit(reading: str, label: str) -> tuple[str, bool]:
-    """Unit of a reading, and whether it is a percentage.
-
-    An axis names the statistic of its first reading; other readings may have their own.
-    """
-    for part, unit in UNITS:
-        if part in reading:
-            return unit
-    # Statistics with a chance level of 0.5 are not written as percentages.
-    share = re.search(r"accuracy|share|rate\b", label) and "chance" not in label
-    return label or "figure", bool(share)
-
-
-def _measured(value: float, expected: str) -> str:
-    """A control's figure, as a p-value where one was expected."""
-    return f"p {write.p_text(value)}" if expected.startswith("p ") else write.plain(value)
+def _measured(control: Mapping[str, Any]) -> str:
+    """A control's figure."""
+    p_value = control["kind"] == "p_value"
+    return f"p {write.p_text(control['value'])}" if p_value else write.plain(control["value"])
 
 
 def _items(saved: Any) -> list[Mapping[str, Any]]:
@@ -296,13 +280,13 @@ def _items(saved: Any) -> list[Mapping[str, Any]]:
         | {
             "before": write.plain(row.get("logprob_original"), 1),
             "after": write.plain(row.get("logprob_unlearned"), 1),
-            "said": bool(row.get("said")),
+            "given": bool(row.get("exact_match")),
         }
         for row in rows
         if isinstance(row, dict)
         and all(isinstance(row.get(name), str) for name in ("prompt", "answer"))
     ]
-    return sorted(complete_rows, key=lambda row: not row["said"])
+    return sorted(complete_rows, key=lambda row: not row["given"])
 
 
 def _preflight(

@@ -8,10 +8,10 @@ from audits.report.formatting import figure, in_plot, interval, percent, plain
 
 SHOWN = (
     ("steered", "candidate", "solid", "forgotten items, steered"),
-    ("random", "other", "dot", "as much, in directions turned at random"),
+    ("random", "other", "dot", "as much, in randomly rotated directions"),
     ("others", "planted", "dash", "as much, read from other items"),
     ("never", "floor", "dash", "never-taught items, steered"),
-    ("retain", "reference", "solid", "items to keep, steered (the price)"),
+    ("retain", "reference", "solid", "retain items, steered (side effect)"),
 )
 """Curve, color, line style, label; all but the first and last are controls."""
 
@@ -21,7 +21,7 @@ def restoration_plots(axis: Mapping[str, Any]) -> list[Plot]:
     if axis["name"] != "restoration":
         return []
     details = axis["details"]
-    plots = [_curve(details.get("curve")), _published(details.get("readout_intact"))]
+    plots = [_curve(details.get("curve")), _published(details.get("state_injection"))]
     return [plot for plot in plots if plot is not None]
 
 
@@ -51,12 +51,12 @@ def _curve(saved: Any) -> Plot | None:
         f"{label} {percent(tables[name][best][0])}" for name, _, _, label in SHOWN[1:]
     )
     axis_x = ticks([plain(strength) for strength in strengths])
-    axis_x |= {"title": {"text": "steering strength, at the places chosen"}}
+    axis_x |= {"title": {"text": "steering strength, at the chosen sites"}}
     return Plot(
         title="Restoration over strength",
         summary=(
-            f"Line chart of the share of answers said over {len(rows)} strengths. "
-            f"Steered, the candidate says most at {best_strength}: "
+            f"Line chart of the share of answers given over {len(rows)} strengths. "
+            f"Steered, the candidate gives most at {best_strength}: "
             f"{percent(tables['steered'][best][0])}; there, {controls}."
         ),
         data=data,
@@ -88,10 +88,10 @@ def _published(saved: Any) -> Plot | None:
     if not rates:
         return None
     return Plot(
-        title="Readout intact: the published test, which does not vote",
+        title="State injection: the published test, which does not vote",
         summary=(
             "Bar chart of the share of the lost answers that come back when the "
-            "original's states are put in, told by the true answer: "
+            "original's states are patched in by the true answer: "
             + "; ".join(f"{name} {percent(rate)}" for name, rate in zip(best, rates, strict=True))
             + "."
         ),
@@ -111,7 +111,7 @@ def _published(saved: Any) -> Plot | None:
         layout=base_layout(ticks([in_plot(name) for name in best]), True, top=22)
         | {"bargap": 0.35},
         keys=(("original", "patch", "share of the lost answers restored, best alpha"),),
-        head=("what is put in", "restored"),
+        head=("patched in", "restored"),
         rows=tuple((str(name), percent(rate)) for name, rate in zip(best, rates, strict=True)),
     )
 

@@ -64,7 +64,7 @@ class Audit:
     def axes(self) -> dict[str, AxisResult]:
         """Axis results by name."""
         saved = self.document["axes"]
-        return {axis["name"]: AxisResult.from_dict(axis) for axis in saved}
+        return {axis["name"]: AxisResult.from_json(axis) for axis in saved}
 
     @property
     def report(self) -> Path:

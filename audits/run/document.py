@@ -9,13 +9,14 @@ from typing import Any
 
 from audits.core.manifest import code_hash, hardware, versions
 from audits.run.pipeline import Findings, OpenAudit
+from audits.run.upgrade import OLD_VERSION, upgrade
 from audits.verdict.calibration import estimate, shipped
 from audits.verdict.rule import Verdict
 from evidence.errors import InputError, printable
 from evidence.storage.files import read_json, utf8_path
 from evidence.storage.regular_files import file_kind, is_folder
 
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "2.0"
 NOT_CALIBRATED = {
     "probabilities": None,
     "calibration": {
@@ -28,27 +29,32 @@ MAX_DEPTH = 30
 """Maximum nesting; our documents have ten levels."""
 
 
+SCHEMAS = {SCHEMA_VERSION: "audit.schema.json", OLD_VERSION: "audit-1.1.schema.json"}
+
+
 @cache
-def schema() -> dict[str, Any]:
+def schema(version: str = SCHEMA_VERSION) -> dict[str, Any]:
     """The published JSON Schema of ``audit.json``."""
-    text = files("audits.run").joinpath("audit.schema.json").read_text(encoding="utf-8")
+    text = files("audits.run").joinpath(SCHEMAS[version]).read_text(encoding="utf-8")
     return json.loads(text)
 
 
 @cache
-def _validator() -> Any:
+def _validator(version: str) -> Any:
     import jsonschema
 
-    return jsonschema.Draft202012Validator(schema())
+    return jsonschema.Draft202012Validator(schema(version))
 
 
 def validate_document(document: dict[str, Any]) -> None:
-    """Check a document against the schema.
+    """Check a document against the schema of its version.
 
     Raises:
         InputError: naming the first mismatch.
     """
-    error = next(_validator().iter_errors(document), None)
+    version = document.get("schema_version") if isinstance(document, dict) else None
+    validator = _validator(OLD_VERSION if version == OLD_VERSION else SCHEMA_VERSION)
+    error = next(validator.iter_errors(document), None)
     if error is not None:
         place = "/".join(map(str, error.absolute_path)) or "the document"
         raise InputError(
@@ -68,13 +74,14 @@ def build_document(opened: OpenAudit, findings: Findings, verdict: Verdict) -> d
     main = behaviour.main_reading if behaviour is not None else None
     document = {
         "schema_version": SCHEMA_VERSION,
+        "modality": opened.modality.name,
         "verdict": verdict.to_dict()
         | (
             estimate(shipped(), findings.axes, findings.preflight)
             if opened.modality.calibrated
             else NOT_CALIBRATED
         ),
-        "axes": [axis.to_dict() for axis in findings.axes.values()],
+        "axes": [axis.to_json() for axis in findings.axes.values()],
         "preflight": findings.preflight,
         "behaviour": {
             "forget_original": main.ceiling if main else None,
@@ -133,6 +140,8 @@ def document_text(document: dict[str, Any]) -> str:
 def read_document(root: Path) -> dict[str, Any]:
     """Read and validate the ``audit.json`` of an output folder, or the file itself.
 
+    A document of schema 1.1 is upgraded.
+
     Raises:
         InputError: there is none, or it does not fit the schema.
     """
@@ -145,4 +154,7 @@ def read_document(root: Path) -> dict[str, Any]:
         )
     document = read_json(path, max_depth=MAX_DEPTH)
     validate_document(document)
-    return document
+    upgraded = upgrade(document)
+    if upgraded["schema_version"] != document["schema_version"]:
+        validate_document(upgraded)
+    return upgraded

@@ -7,6 +7,7 @@ import numpy as np
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
+from audits.run.upgrade import upgrade
 from audits.validation.trials import FLOORS
 from audits.verdict.calibration import STATES, estimate, shipped
 from audits.verdict.reevaluate import reevaluate
@@ -59,14 +60,14 @@ class Case:
 
 def case_of(line: dict) -> Case:
     """A case from one line of ``python -m benchmarks verdict --only audits``."""
-    document = line["audit"]
+    document = upgrade(line["audit"])
     inner = [
-        axis["residual"]
+        axis["readings"][0]["residual"]
         for axis in document["axes"]
-        if axis["name"] != "behaviour" and axis["residual"] is not None
+        if axis["name"] != "behaviour" and axis["readings"]
     ]
     reasons = document["verdict"]["reasons"]
-    axes = {saved["name"]: AxisResult.from_dict(saved) for saved in document["axes"]}
+    axes = {saved["name"]: AxisResult.from_json(saved) for saved in document["axes"]}
     # Estimated again: the document may be older than the shipped calibration.
     calibrated = estimate(shipped(), axes, document["preflight"])
     return Case(
@@ -271,7 +272,7 @@ def ablation(lines: Sequence[dict]) -> list[dict]:
     for without in ((), *((name,) for name in names)):
         counts = {state: dict.fromkeys(VERDICTS, 0) for state in STATES}
         for line in certain:
-            verdict = reevaluate(line["audit"], without=without)
+            verdict = reevaluate(upgrade(line["audit"]), without=without)
             counts[line["state"]][verdict.verdict_class] += 1
         rows.append({"without": "".join(without), **counts})
     return rows

@@ -15,7 +15,6 @@ from audits.core.preflight import Damage
 from audits.core.registry import ModalityName, load_axis
 from audits.core.workspace import Workspace
 from audits.modalities.planting import Planted
-from audits.modalities.vocabulary import modality_name
 from audits.verdict.rule import Verdict, decide
 from evidence.results import AxisResult
 
@@ -36,9 +35,9 @@ def reevaluate(
         rule = Rule.model_validate(document["config"]["rule"])
     required = [name for name in rule.required_for_deleted if name not in without]
     rule = rule.model_copy(update={"required_for_deleted": tuple(required)})
-    modality = modality_name(document)
+    modality = document["modality"]
     results = [
-        _judged(AxisResult.from_dict(saved), rule, modality)
+        _judged(AxisResult.from_json(saved), rule, modality)
         for saved in document["axes"]
         if saved["name"] not in without
     ]
@@ -78,7 +77,7 @@ def rejudge(
     space, preflight = Workspace(root), document["preflight"]
     utility = preflight["utility"]
     ctx = JudgementContext(
-        config, modality_name(document), Damage(utility["shares"], tuple(utility["damage"]))
+        config, document["modality"], Damage(utility["shares"], tuple(utility["damage"]))
     )
     results: dict[str, AxisResult] = {}
     for saved in document["axes"]:

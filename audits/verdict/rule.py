@@ -166,7 +166,7 @@ def _hypotheses(
             continue
         for reading in axis.readings:
             if reading.primary and _spec(forms[name], reading).finding:
-                tests[f"{name}: {reading.name}"] = reading
+                tests[f"{name}.{reading.metric}"] = reading
     return tests
 
 
@@ -209,11 +209,11 @@ def _where(
     for name, axis in axes.items():
         for metric in forms[name].metrics:
             reading = axis.metric(metric.id)
-            if metric.names_sites and reading and f"{name}: {reading.name}" in recovered:
+            if metric.names_sites and reading and f"{name}.{metric.id}" in recovered:
                 return tuple(
-                    column["name"]
+                    column.name
                     for column in reading.columns
-                    if column["p_value"] is not None and column["p_value"] < rule.recovery
+                    if column.p_value is not None and column.p_value < rule.recovery
                 )
     return ()
 
@@ -232,7 +232,7 @@ def _recovery_reasons(
     sentences = []
     for key, p in recovered.items():
         reading = hypotheses[key]
-        finding = _spec(forms[key.split(": ", 1)[0]], reading).finding
+        finding = _spec(forms[key.split(".")[0]], reading).finding
         sentence = finding.format(
             it=vocabulary.pronoun, where=reading.where, value=reading.statistic
         )

@@ -10,13 +10,19 @@ from typing import Annotated, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import GetPydanticSchema, TypeAdapter, ValidationError
+from pydantic import Field, GetPydanticSchema, TypeAdapter, ValidationError
 from pydantic_core import core_schema
+from typing_extensions import TypeAliasType
 
 from evidence.errors import InputError
 
-Json = Mapping[str, "Json"] | Sequence["Json"] | str | int | float | bool | None
+Json = TypeAliasType(
+    "Json", "Mapping[str, Json] | Sequence[Json] | str | int | float | bool | None"
+)
 """A JSON value."""
+
+NotStored = Annotated[str, Field(exclude=True)]
+"""A text that is left out of the JSON, and empty when read."""
 
 T = TypeVar("T")
 

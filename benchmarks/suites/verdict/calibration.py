@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
+from audits.run.upgrade import upgrade
 from audits.verdict.calibration import (
     STATES,
     Calibration,
@@ -34,8 +35,8 @@ PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0)
 
 def figures(case: dict) -> dict[str, float]:
     """The calibration's figures of one line of the part audits."""
-    document = case["audit"]
-    axes = {each["name"]: AxisResult.from_dict(each) for each in document["axes"]}
+    document = upgrade(case["audit"])
+    axes = {each["name"]: AxisResult.from_json(each) for each in document["axes"]}
     return calibration_features(axes, document["preflight"]["utility"]["shares"])
 
 
@@ -70,8 +71,8 @@ def fit(cases: Sequence[dict], C: float, version: str) -> Calibration:
     ]
     facts: dict[str, list[float]] = {}
     for case in cases:
-        document = case["audit"]
-        axes = {each["name"]: AxisResult.from_dict(each) for each in document["axes"]}
+        document = upgrade(case["audit"])
+        axes = {each["name"]: AxisResult.from_json(each) for each in document["axes"]}
         for name, value in case_facts(axes, document["preflight"]).items():
             facts.setdefault(name, []).append(value)
     return Calibration(

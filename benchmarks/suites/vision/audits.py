@@ -94,7 +94,7 @@ def looked_into(
                     if not each.name.endswith("against never-taught items")
                 },
             }
-            for axis in map(AxisResult.from_dict, document["axes"])
+            for axis in map(AxisResult.from_json, document["axes"])
         },
         "seconds": made["seconds"],
         "commit": made["commit"],
