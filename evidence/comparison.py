@@ -91,8 +91,7 @@ def compare(
     used_rows = [row for row in rows if row.used]
     best = max(used_rows, key=lambda row: row.difference)
     scaled = [
-        tuple(bound / spans[columns.index(row.name)] for bound in row.tost)
-        for row in used_rows
+        tuple(bound / spans[columns.index(row.name)] for bound in row.tost) for row in used_rows
     ]
     return Reading(
         name=name,
@@ -166,9 +165,7 @@ def _column_statistics(
         paired_correlation(candidate.values[:, index], floor.values[:, index]) if paired else 0.0
     )
     tost = difference_interval(x, interval(candidate, 0.9), y, interval(floor, 0.9), correlation)
-    return Column(
-        name, p_value is not None, x, (low, high), y, ceiling, x - y, tost, p_value
-    )
+    return Column(name, p_value is not None, x, (low, high), y, ceiling, x - y, tost, p_value)
 
 
 __getattr__ = moved.names_of("evidence.comparison")

@@ -1,7 +1,7 @@
 """One contract for every axis: what it asks, what it measures, and how it is judged."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
@@ -16,6 +16,7 @@ from audits.core.registry import ModalityName
 from audits.core.roles import Role
 from audits.core.scores import Part, RoleScores
 from evidence.results import AxisResult, Control, Reading, Status
+from evidence.storage.typed_json import Json
 
 Judge = Callable[[Sequence[Reading], Sequence[Control], Rule], tuple[Status, list[str]]]
 """Status and notes of an axis, from its readings (those against the primary floor first)."""
@@ -49,6 +50,8 @@ class MetricSpec:
         trace: What the metric finds where it is recovered but makes no verdict, with ``{short}``:
             a residual trace, which blocks ``deleted``.
         names_sites: Whether the columns are layers, so that a finding says where.
+        unit: Unit of the statistic; the axis's own where empty.
+        is_share: Whether it is written as a percentage.
         min_residual: Share of the way from the floor to the original that must be exceeded, for
             metrics whose floor lies slightly below that of a model without the knowledge.
     """
@@ -59,6 +62,8 @@ class MetricSpec:
     finding: str = ""
     trace: str = ""
     names_sites: bool = False
+    unit: str = ""
+    is_share: bool = False
     min_residual: Callable[[Rule], float] = no_minimum
 
 
@@ -87,6 +92,35 @@ class AxisForm:
         if self.status_of is not None:
             return self.status_of(readings, controls, rule)
         return status_with_controls(readings[: self.n_deciding], controls, rule)
+
+    def result(
+        self,
+        axis: str,
+        readings: Sequence[Reading],
+        controls: Sequence[Control],
+        ctx: "JudgementContext",
+        *,
+        n_entities: int,
+        details: Mapping[str, Json] | None = None,
+        notes: Sequence[str] = (),
+    ) -> AxisResult:
+        """The axis's result, with the status that follows from readings and controls.
+
+        Args:
+            notes: Sentences after those about the status.
+        """
+        status, found = self.status(readings, controls, ctx.rule)
+        return AxisResult(
+            axis,
+            self.question,
+            status,
+            self.statistic,
+            readings=tuple(readings),
+            controls=tuple(controls),
+            n_entities=n_entities,
+            details=details or {},
+            notes=(*found, *notes, *ctx.notes),
+        )
 
 
 @dataclass(frozen=True)
@@ -189,7 +223,11 @@ def readings(
         )
         for metric in metrics
     ]
-    return compare_to_floors(axis, comparisons, list(scores.columns), config, mask)
+    units = {metric.id: (metric.unit, metric.is_share) for metric in metrics}
+    return [
+        replace(reading, unit=units[reading.metric][0], is_share=units[reading.metric][1])
+        for reading in compare_to_floors(axis, comparisons, list(scores.columns), config, mask)
+    ]
 
 
 @dataclass(frozen=True)

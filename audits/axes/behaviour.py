@@ -185,17 +185,13 @@ def judge(measured: Measurement, ctx: JudgementContext) -> AxisResult:
         ),
     ]
     found = readings(NAME, form.metrics, measured.scores, ctx.config)
-    status, notes = form.status(found, controls, ctx.rule)
-    return AxisResult(
+    return form.result(
         NAME,
-        form.question,
-        status,
-        form.statistic,
-        readings=tuple(found),
-        controls=tuple(controls),
+        found,
+        controls,
+        ctx,
         n_entities=len(original.values),
         details=_shown(measured.details),
-        notes=tuple(notes),
     )
 
 

@@ -569,23 +569,19 @@ def judge(measured: Measurement, ctx: JudgementContext) -> AxisResult:
     if Role.PLANTED in measured.curves:
         controls.append(_planted(scores, form.metrics[0], ctx))
     found = readings(NAME, form.metrics, scores, ctx.config)
-    status, notes = form.status(found, controls, ctx.rule)
     details: dict[str, Json] = {"learning_rate": measured.rate, "steps": candidate[0].steps}
     if text:
         details["curves"] = {role: _text_curves(c) for role, c in measured.curves.items()}
     else:
         details["images_taught"] = SHOTS
         details["by_checkpoint"] = {r: _image_curves(c) for r, c in measured.curves.items()}
-    return AxisResult(
+    return form.result(
         NAME,
-        form.question,
-        status,
-        form.statistic,
-        readings=tuple(found),
-        controls=tuple(controls),
+        found,
+        controls,
+        ctx,
         n_entities=len(scores.values(form.metrics[0].id, Role.CANDIDATE).entities),
         details=details,
-        notes=(*notes, *ctx.notes),
     )
 
 

@@ -10,7 +10,8 @@ from typing import Any, Literal
 from evidence.errors import InputError
 
 ProfileName = Literal["quick", "standard", "full"]
-ModalityName = Literal["text", "images"]
+ModalityName = str
+"""A key of ``MODALITIES``."""
 
 
 @dataclass(frozen=True)

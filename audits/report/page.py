@@ -204,8 +204,7 @@ def _axis(
         used |= {"curves", "steps"}
     else:
         plots += [
-            number_plot(reading_plot(reading, reading["is_share"]))
-            for reading in axis["readings"]
+            number_plot(reading_plot(reading, reading["is_share"])) for reading in axis["readings"]
         ]
     restoration = restoration_plots(axis)
     plots += [number_plot(plot) for plot in restoration]
@@ -228,10 +227,7 @@ def _axis(
             _row(reading, axis["name"], label, adjusted, margin) for reading in axis["readings"]
         ],
         "plots": [plot for plot in plots if plot is not None],
-        "controls": [
-            {**control, "measured": _measured(control)}
-            for control in controls
-        ],
+        "controls": [{**control, "measured": _measured(control)} for control in controls],
         "passed": sum(control["passed"] for control in controls),
         "items": items[:MAX_ITEMS],
         "items_in_all": len(items),
