@@ -2,9 +2,6 @@
 
 from typing import Any
 
-from audits.axes.causal_depth import axis as depth
-from audits.axes.decodability.axis import REFITTED, UNCHANGED
-from audits.axes.relearning import CONTRAST, EXACT_MATCH
 from audits.core.config import AuditConfig, Rule
 
 CONFIG = AuditConfig(axes=("behaviour",), seed=7, device="cpu", rule=Rule(margin=0.2))
@@ -28,9 +25,27 @@ def column(name, statistic, *, used=True, floor=0.1, ceiling=1.0):
     }
 
 
+METRICS = {
+    "exact match": ("exact_match", "share of answers given", True),
+    "entity-answer contrast": ("contrast", "other answers outranked (chance 0.5)", False),
+    "refitted probe": ("refitted_probe", "", True),
+    "original's own probe": ("original_probe", "", True),
+    "transferred states, exact match": ("exact_match", "share of answers given", True),
+    "transferred states, contrast": ("contrast", "other answers outranked (chance 0.5)", False),
+    "held-out half, exact match": ("exact_match", "share of answers given", True),
+    "held-out half, contrast": ("contrast", "other answers outranked (chance 0.5)", False),
+}
+"""Metric, unit and whether it is a share, by the name of the reading."""
+
+
 def reading(name, columns, residual=0.6, kind="never_taught"):
     best = max(columns, key=lambda each: each["difference"])
+    metric, unit, is_share = METRICS.get(name, (name.replace(" ", "_"), "", False))
     return {
+        "metric": metric,
+        "unit": unit,
+        "is_share": is_share,
+        "primary": True,
         "name": name,
         "statistic": best["statistic"],
         "interval": best["interval"],
@@ -48,26 +63,26 @@ def reading(name, columns, residual=0.6, kind="never_taught"):
 
 
 def control(name, passed=True, required=True):
+    planted = "planted" in name
+    on_failure = "no_absence" if planted else "silence"
     return {
+        "id": "planted" if planted else "power",
+        "kind": "p_value",
+        "on_failure": on_failure if required else "inform",
         "name": name,
         "value": 0.03,
         "expected": "p < 0.05",
         "passed": passed,
-        "required": required,
     }
 
 
 def axis(name, *readings, status="retained", controls=(), details=None, **other):
-    top = ("statistic", "interval", "p_value", "floor", "ceiling", "residual")
-    main = readings[0] if readings else {}
     return {
         "name": name,
         "question": f"What of {name}?",
         "status": status,
         "statistic_name": "accuracy",
-        **{key: main.get(key) for key in (*top, "residual_interval")},
         "controls": list(controls),
-        "per_layer": main.get("columns", []),
         "readings": list(readings),
         "n_entities": 12,
         "details": details or {},
@@ -78,16 +93,16 @@ def axis(name, *readings, status="retained", controls=(), details=None, **other)
 
 def behaviour(**other):
     item = {"id": "f-1", "entity": "Ada", "prompt": "Ada was born in", "answer": "Rome"}
-    scores = {"said": False, "logprob_original": -0.01, "logprob_unlearned": -7.254321}
+    scores = {"exact_match": False, "logprob_original": -0.01, "logprob_unlearned": -7.254321}
     return axis(
         "behaviour",
-        reading("said in full", [column("output", 0.08)], residual=-0.1),
+        reading("exact match", [column("output", 0.08)], residual=-0.1),
         status="absent",
-        statistic_name="share of answers said",
-        controls=[control("the original says it")],
+        statistic_name="share of answers given",
+        controls=[control("the original gives the answers")],
         details={
             "accuracy_by_wording": {"original": [1.0, 0.9], "unlearned": [0.1, 0.0]},
-            "items": [item | scores, item | scores | {"said": True, "answer": "Oslo"}],
+            "items": [item | scores, item | scores | {"exact_match": True, "answer": "Oslo"}],
             "truth_ratio": {"original": 0.001, "unlearned": 92.5},
         },
         **other,
@@ -99,10 +114,10 @@ def decodability(**other):
     sites += [column(f"resid.{layer}", 0.1 + 0.1 * layer) for layer in range(8)]
     return axis(
         "decodability",
-        reading(REFITTED, sites),
-        reading(UNCHANGED, sites),
+        reading("refitted probe", sites),
+        reading("original's own probe", sites),
         controls=[
-            control("the planted suppression is seen"),
+            control("the planted suppression is found"),
             control("a control that fails", passed=False),
             control("one that is only shown", passed=False, required=False),
         ],
@@ -117,17 +132,17 @@ def causal_depth(**other):
     columns = [column(site, 0.9 - 0.2 * place) for place, site in enumerate(sites)]
     return axis(
         "causal_depth",
-        reading(depth.CONTRAST, columns),
-        reading(depth.EXACT_MATCH, columns),
-        controls=[control("the planted suppression is seen")],
+        reading("transferred states, contrast", columns),
+        reading("transferred states, exact match", columns),
+        controls=[control("the planted suppression is found")],
         details={
             "sites": sites,
             "used": sites[:2],
-            "depth": {"stranger": figures | {"loss_by_layer": [0.0, 0.1, None]}},
+            "depth": {"unrelated": figures | {"loss_by_layer": [0.0, 0.1, None]}},
             "loss_items": [item, item | {"id": "f-2", "answer": "Oslo"}],
             "losses": {
                 "unlearned": [[0.0, 0.1, 5.25], [0.0, -0.2, 6.5]],
-                "stranger": [[4.0, 5.0, 6.0], [4.0, 5.0, 6.0]],
+                "unrelated": [[4.0, 5.0, 6.0], [4.0, 5.0, 6.0]],
             },
             "norms": {"unlearned": [1.0, 1.0, 1.6]},
         },
@@ -137,13 +152,16 @@ def causal_depth(**other):
 
 def relearning(**other):
     curve = [0.0, 0.4, 0.7]
-    parts = ("asked_said", "asked_contrast", "never_said", "never_contrast", "taught")
+    parts = (
+        *("held_out_exact_match", "held_out_contrast"),
+        *("never_taught_exact_match", "never_taught_contrast", "training_accuracy"),
+    )
     roles = ("unlearned", "planted", "reference-1")
     return axis(
         "relearning",
-        reading(CONTRAST, [column("after teaching", 0.8, floor=0.5)]),
-        reading(EXACT_MATCH, [column("after teaching", 0.7)]),
-        controls=[control("the planted suppression comes back")],
+        reading("held-out half, contrast", [column("after teaching", 0.8, floor=0.5)]),
+        reading("held-out half, exact match", [column("after teaching", 0.7)]),
+        controls=[control("the planted suppression returns")],
         details={
             "learning_rate": 1e-4,
             "steps": [0, 2, 4],
@@ -156,15 +174,16 @@ def relearning(**other):
 def document(*axes, verdict="suppressed", **preflight) -> dict[str, Any]:
     digest = "ab" * 32
     return {
-        "schema_version": "1.1",
+        "schema_version": "2.0",
+        "modality": "text",
         "verdict": {
             "class": verdict,
             "probabilities": {"suppressed": 0.91, "deleted": 0.09},
             "calibration": {"version": "a zoo", "outside": ["blocks of the model: 30"]},
-            "rule": "Rule 3: as told.",
+            "rule": "Rule 3: as stated.",
             "reasons": ["First reason.", "Second reason.", "Third.", "Fourth reason."],
             "floor": "never_taught",
-            "adjusted_p": {f"decodability: {UNCHANGED}": 0.0123, f"relearning: {CONTRAST}": 1},
+            "adjusted_p": {"decodability.original_probe": 0.0123, "relearning.contrast": 1},
             "where": ["resid.3", "resid.4", "resid.5"],
             "claims_allowed": ["This may be said."],
             "claims_disallowed": ["That may not."],
@@ -272,8 +291,8 @@ DOCUMENTS = {
     ),
     "unknown axis": lambda: document(
         axis(
-            "persistence",
-            reading("4 bit", [column("q4", 0.4), column("logits", 0.2)]),
+            "quantization",
+            reading("bits of the weights", [column("q4", 0.4), column("logits", 0.2)]),
             reading("by step", [column("step 0", 0.1, used=False), column("step 4", 1)]),
             statistic_name="gap",
             details={"codes": {"deep": [1, 2, 3]}, "rows": [{"a": 1}]},
@@ -291,7 +310,8 @@ DOCUMENTS = {
 
 def spoiled(value: Any) -> Any:
     """The document with every free text replaced by a hostile one."""
-    kept = {"schema_version", "class", "status", "floor", "floor_kind"}
+    kept = {"schema_version", "modality", "class", "status", "floor", "floor_kind"}
+    kept |= {"metric", "id", "kind", "on_failure", "axes", "adjusted_p"}
     kept |= {"sha256", "code_sha256", "profile", "role", "budget", "required_for_deleted"}
     known = ("behaviour", "decodability", "causal_depth", "relearning")
     if isinstance(value, dict):
