@@ -13,17 +13,10 @@ from transformers import (
     SwinForImageClassification,
 )
 
-from audits.axes.decodability.axis import REFITTED, UNCHANGED
 from audits.comparison.compare import compare
 from audits.comparison.page import write_page
-from audits.modalities.image_baseline import predicted_classes
-from audits.modalities.image_vocabulary import (
-    HELD_OUT_NAMED,
-    NAMED,
-    SKIPPED_AXES,
-    STEERED_NAMED,
-    TRANSFERRED_NAMED,
-)
+from audits.core.registry import AXES, load_axis
+from audits.modalities.image_sets import predicted_classes
 from audits.run.api import audit, load
 from audits.verdict.reevaluate import reevaluate
 from capture.checkpoints.open import open_checkpoint
@@ -71,11 +64,11 @@ def test_a_head_edit_is_suppressed_and_told_of_as_a_class(hidden):
     assert {each["format"] for each in document["manifest"]["items"]} == {"images"}
     axes = hidden.axes
     assert list(axes) == ["behaviour", "decodability", "causal_depth", "relearning"]
-    assert axes["behaviour"].main_reading.name == NAMED
+    assert axes["behaviour"].main_reading.metric == "named"
     assert axes["behaviour"].main_reading.statistic < 0.1
-    assert axes["decodability"].reading(UNCHANGED).residual > 0.7
-    assert axes["causal_depth"].reading(TRANSFERRED_NAMED).residual > 0.7
-    assert axes["relearning"].reading(HELD_OUT_NAMED) is not None
+    assert axes["decodability"].metric("original_probe").residual > 0.7
+    assert axes["causal_depth"].metric("named").residual > 0.7
+    assert axes["relearning"].metric("named") is not None
     assert not any("answers" in reason for reason in hidden.reasons)
 
 
@@ -87,23 +80,25 @@ def test_the_controls_of_a_head_edit_come_out(hidden):
     # that the planted suppression is in, and an axis that cannot see it has no say.
     depth = hidden.axes["causal_depth"]
     assert depth.status == "control_failed"
-    failed = [each.name for each in depth.controls if not each.passed]
-    assert failed == ["the planted suppression is seen"]
+    failed = [each.id for each in depth.controls if not each.passed]
+    assert failed == ["planted"]
 
 
 def test_the_report_says_what_image_pairs_do_not_have(hidden):
     page = hidden.report.read_text(encoding="utf-8")
-    for name, why in SKIPPED_AXES.items():
-        assert f"{name}: not run on images; {why}." in page
-    assert "Images of the class named" in page and "Facts to keep" not in page
-    assert "no longer names the class" in page and "no longer says" not in page
+    left_out = {name: load_axis(name).spec.unavailable.get("images") for name in AXES}
+    assert sum(map(bool, left_out.values())) == 4
+    for name, why in left_out.items():
+        assert (f"{name}: not run on images; {why}." in page) == bool(why)
+    assert "Images predicted as the class" in page and "Retain facts" not in page
+    assert "no longer predicts the class" in page and "no longer gives" not in page
     assert "none is stated for images" in page
 
 
 def test_the_same_call_goes_on_and_gives_the_same_bytes(digits_zoo, world, hidden):
     before = dict(hidden.document)
     (hidden.path / "audit.json").unlink()
-    (hidden.path / "work" / "stages" / "causal_depth.json").unlink()
+    (hidden.path / "work" / "stages" / "causal_depth-measured.json").unlink()
     resumed = audited(
         world,
         model_of(digits_zoo, "head_only"),
@@ -119,7 +114,7 @@ def test_the_same_call_goes_on_and_gives_the_same_bytes(digits_zoo, world, hidde
 def test_the_original_against_itself_is_not_unlearned(world, tmp_path):
     done = audited(world, world.original, tmp_path / "out")
     assert done.verdict == "not_unlearned"
-    assert "names 100% of the forgotten class's images" in " ".join(done.reasons)
+    assert "predicts the class for 100% of its images" in " ".join(done.reasons)
 
 
 def test_a_scratch_retrain_is_not_suppressed(digits_zoo, world, tmp_path):
@@ -127,7 +122,7 @@ def test_a_scratch_retrain_is_not_suppressed(digits_zoo, world, tmp_path):
     assert done.verdict == "inconclusive"
     assert done.axes["behaviour"].status == "absent"
     # Without a reference nothing can say how well an unseen class is read or learned.
-    assert done.axes["decodability"].reading(REFITTED) is None
+    assert done.axes["decodability"].metric("refitted_probe") is None
     assert "retrained without the class" in " ".join(done.axes["decodability"].notes)
 
 
@@ -135,7 +130,7 @@ def test_what_comes_after_the_last_block_is_found_by_steering(digits_zoo, world,
     axes = ["behaviour", "restoration"]
     candidate = model_of(digits_zoo, "logit_mask")
     done = audited(world, candidate, tmp_path / "out", axes=axes)
-    assert done.axes["restoration"].reading(STEERED_NAMED).residual > 0.5
+    assert done.axes["restoration"].metric("named").residual > 0.5
     # It informs, and makes no verdict.
     assert done.verdict == "inconclusive"
 
@@ -156,8 +151,8 @@ def test_without_the_output_an_image_audit_still_speaks_of_a_class(digits_zoo, w
     shutil.copytree(done.path, tmp_path / "again")
     beside = compare([done.path, tmp_path / "again"])
     page = write_page(beside, tmp_path / "page").read_text(encoding="utf-8")
-    assert "images named" in page
-    assert "answers said" not in page
+    assert "images predicted as the class" in page
+    assert "answers given" not in page
 
 
 def test_folders_of_pictures_are_audited_by_command(digits_zoo, world, tmp_path):

@@ -4,18 +4,20 @@ import numpy as np
 import pytest
 
 from audits.core.answers import distinct_share
+from audits.core.baseline_scores import GeneralText, SiteRank, Utility
 from audits.core.config import Rule, make_config
-from audits.core.preflight import compare_utility, spread
+from audits.core.preflight import compare_utility, effective_rank
 from evidence.errors import InputError
 
 
 def useful(retain=1.0, general=-3.0, texts=("a b c d",), rank=10.0, n=100):
-    return {
-        "retain": [int(i < retain * n) for i in range(n)],
-        "general": {"logprob_per_token": general, "logprob_of_guessing": -10.0},
-        "texts": list(texts),
-        "spread": [{"site": "resid.3", "effective_rank": rank}],
-    }
+    return Utility(
+        tuple(int(i < retain * n) for i in range(n)),
+        GeneralText(general, -10.0),
+        ("Once",),
+        tuple(texts),
+        (SiteRank("resid.3", rank),),
+    )
 
 
 @pytest.mark.parametrize(
@@ -46,12 +48,12 @@ def test_text_the_original_cannot_read_does_not_count():
 
 def test_effective_rank_counts_directions():
     rng = np.random.default_rng(0)
-    full = spread(rng.normal(size=(2000, 10)))["effective_rank"]
-    flat = spread(np.outer(rng.normal(size=50), rng.normal(size=10)))["effective_rank"]
+    full = effective_rank(rng.normal(size=(2000, 10)))
+    flat = effective_rank(np.outer(rng.normal(size=50), rng.normal(size=10)))
     assert full == pytest.approx(10, rel=0.05)
     assert flat == pytest.approx(1)
-    assert spread(np.ones((5, 3)))["effective_rank"] == 1.0
-    assert spread(np.full((5, 3), np.nan))["effective_rank"] == 1.0
+    assert effective_rank(np.ones((5, 3))) == 1.0
+    assert effective_rank(np.full((5, 3), np.nan)) == 1.0
 
 
 def test_repetition_is_measured_in_words():

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from audits.core.workspace import StageRunner, Workspace, axis_stage, canonical_json
+from audits.core.workspace import StageRunner, Workspace, canonical_json
 from evidence.errors import InputError
 from evidence.results import AxisResult
 from evidence.storage.files import write_atomic
@@ -121,20 +121,34 @@ def test_what_is_no_file_is_no_file_of_a_stage(tmp_path, kind):
             space.run("x", compute, ["planted.safetensors"])
 
 
-def test_an_axis_is_charged_with_the_stage_of_its_name(tmp_path):
+def test_an_axis_is_charged_with_the_stages_of_its_name(tmp_path):
     axis = AxisResult("behaviour", "?", "no_power")
     ledger = StageRunner(Workspace.open(tmp_path / "out", {"a": 1}, fresh=False))
     calls = []
 
     def compute():
         calls.append(1)
-        return axis
+        return (0.5, 1.0)
 
     for _ in (0, 1):
-        assert axis_stage(ledger.stage, "behaviour", compute) == axis
-    assert len(calls) == 1  # the second is found, with what it took
-    results = ledger.with_cost({"behaviour": axis, "other": axis})
-    spent = ledger.cost["behaviour"]
-    assert results["behaviour"].seconds == spent["seconds"] > 0
-    assert results["behaviour"].peak_memory_bytes == spent["peak_memory_bytes"] > 0
-    assert results["other"] == axis
+        found = ledger.typed("behaviour-measured", tuple[float, ...], compute)
+        assert found == (0.5, 1.0)
+    assert len(calls) == 1  # the second is read, with its cost
+    assert ledger.timed("behaviour-judged", lambda: axis) == axis
+    results = ledger.with_cost({"behaviour": axis, "behaviours": axis})
+    measured, judged = (ledger.cost[f"behaviour-{part}"] for part in ("measured", "judged"))
+    assert results["behaviour"].seconds == measured["seconds"] + judged["seconds"] > 0
+    assert results["behaviour"].peak_memory_bytes == max(
+        each["peak_memory_bytes"] for each in (measured, judged)
+    )
+    assert results["behaviours"] == axis
+
+
+def test_a_saved_stage_is_read_without_computing_it(tmp_path):
+    space = Workspace.open(tmp_path / "out", {"a": 1}, fresh=False)
+    StageRunner(space).typed("x", dict[str, float], lambda: {"a": 0.1})
+    assert space.saved("x", dict[str, float]) == {"a": 0.1}
+    with pytest.raises(InputError, match="does not hold the measurement y"):
+        space.saved("y", dict[str, float])
+    with pytest.raises(InputError, match="cannot be read"):
+        space.saved("x", tuple[int, ...])
