@@ -34,7 +34,7 @@ def margin(rule: Rule) -> float:
 
 def within_variance(rule: Rule) -> float:
     """Test against the residual that lies within the variance of seeds."""
-    return rule.still_there
+    return rule.min_residual
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,28 @@ from evidence.storage.typed_json import Json, to_json, to_json_object
 NAME = "behaviour"
 MAX_NEVER_TAUGHT = 0.25
 """Maximum share of never-taught items that the original may answer."""
-EXACT_MATCH = MetricSpec("exact_match", "said in full", stream="greedy")
-CONTRAST = MetricSpec("contrast", "told from the others", stream="contrast")
-NAMED = MetricSpec("named", "named as the class", stream="named")
-RANKED = MetricSpec("rank", "logit of the class, ranked among other images", stream="rank")
+EXACT_MATCH = MetricSpec(
+    "exact_match", "exact match", stream="greedy", unit="share of answers given", is_share=True
+)
+CONTRAST = MetricSpec(
+    "contrast",
+    "entity-answer contrast",
+    stream="contrast",
+    unit="other answers outranked (chance 0.5)",
+)
+NAMED = MetricSpec(
+    "named",
+    "predicted as the class",
+    stream="named",
+    unit="share of images predicted as the class",
+    is_share=True,
+)
+RANKED = MetricSpec(
+    "rank",
+    "rank of the class logit",
+    stream="rank",
+    unit="other classes' images outranked (chance 0.5)",
+)
 
 
 @dataclass(frozen=True)
@@ -33,7 +51,7 @@ class ItemScore:
     """One question of the forget set.
 
     Attributes:
-        said: Whether the candidate gives the answer.
+        exact_match: Whether the candidate gives the answer.
         logprob_original: Mean log-probability per answer token in the original, in nats.
         logprob_unlearned: The same in the candidate.
     """
@@ -42,7 +60,7 @@ class ItemScore:
     entity: str
     prompt: str
     answer: str
-    said: bool
+    exact_match: bool
     logprob_original: float
     logprob_unlearned: float
 
@@ -169,16 +187,16 @@ def judge(measured: Measurement, ctx: JudgementContext) -> AxisResult:
     controls = [
         Control(
             ControlId.POWER,
-            "the original says it" if text else "the original names it",
+            "the original gives the answers" if text else "the original predicts the class",
             share,
             "1 on the items kept" if text else "1 on the images kept",
             share > 0.5,
         ),
         Control(
             ControlId.NEVER_TAUGHT,
-            "the original does not say what it was never taught"
+            "the original does not give never-taught answers"
             if text
-            else "the original does not call never-taught images the class",
+            else "the original does not predict the class for never-taught images",
             measured.never_taught,
             f"below {MAX_NEVER_TAUGHT}",
             measured.never_taught < MAX_NEVER_TAUGHT,
@@ -199,7 +217,7 @@ def _shown(details: TextDetails | ImageDetails) -> Mapping[str, Json]:
     """The details as ``audit.json`` has them."""
     if isinstance(details, TextDetails):
         return to_json_object(details)
-    return {"class": details.label, "images": to_json(details.images, tuple[NamedImage, ...])}
+    return {"class_index": details.label, "images": to_json(details.images, tuple[NamedImage, ...])}
 
 
 def status_of(
@@ -210,15 +228,15 @@ def status_of(
         return "control_failed", []
     main = readings[0]
     low, high = main.residual_interval
-    if main.p_value < rule.alpha and low > rule.still_there:
+    if main.p_value < rule.alpha and low > rule.min_residual:
         return "retained", []
     # One-sided: an answer given less often than by a model that never knew it is as absent as
     # one given equally often.
     if high < rule.margin:
         return "absent", []
     return "no_power", [
-        "Some of the answers are still said: neither clearly kept (residual above "
-        f"{rule.still_there}) nor clearly gone."
+        "Some of the answers are still given: neither clearly kept (residual above "
+        f"{rule.min_residual}) nor clearly gone."
     ]
 
 
@@ -227,13 +245,13 @@ SPEC = AxisSpec(
     {
         "text": AxisForm(
             "Is the knowledge gone at the output?",
-            "share of answers said",
+            "share of answers given",
             (EXACT_MATCH, CONTRAST),
             status_of=status_of,
         ),
         "images": AxisForm(
-            "Is the class still named at the output?",
-            "share of images named as the class",
+            "Is the class still predicted at the output?",
+            "share of images predicted as the class",
             (NAMED, RANKED),
             status_of=status_of,
         ),

@@ -219,7 +219,7 @@ def status_from_readings(
     """
     notes = below_floor_notes(readings, rule.alpha)
     named = {reading.name: reading for reading in readings}
-    if readings_above_floor(named, rule.recovery if alpha is None else alpha, rule.still_there):
+    if readings_above_floor(named, rule.recovery if alpha is None else alpha, rule.min_residual):
         return "retained", notes
     if failed:
         return "no_power", [*notes, *(f"Control failed: {name}." for name in failed)]

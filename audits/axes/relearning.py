@@ -58,19 +58,27 @@ from evidence.storage.typed_json import FloatArray, Json
 NAME = "relearning"
 CONTRAST = MetricSpec(
     "contrast",
-    "half not taught, told from the others",
+    "held-out half, contrast",
     stream="contrast",
-    finding="After teaching one half of them, the candidate tells the untaught half from "
-    "the others' answers: {value:.2f}",
+    unit="other answers outranked (chance 0.5)",
+    finding="After teaching one half of them, the candidate ranks the answers of the held-out "
+    "half above those of other entities: {value:.2f}",
 )
 EXACT_MATCH = MetricSpec(
     "exact_match",
-    "half not taught, said",
+    "held-out half, exact match",
     stream="said",
-    finding="Teaching one half of them brings back the other half: it says {value:.2f} of them",
+    unit="share of answers given",
+    is_share=True,
+    finding="Teaching one half of them brings back the other half: the candidate gives "
+    "{value:.2f} of them",
 )
 NAMED = MetricSpec(
-    "named", "images not taught, named as the class", stream="images not taught, named as the class"
+    "named",
+    "held-out images, predicted as the class",
+    stream="images not taught, named as the class",
+    unit="share of images predicted as the class",
+    is_share=True,
 )
 
 # Minimum training accuracy: an attack that does not learn its training half has no power.
@@ -563,7 +571,9 @@ def judge(measured: Measurement, ctx: JudgementContext) -> AxisResult:
     form, scores, text = SPEC.form(ctx.modality), measured.scores, ctx.modality == "text"
     candidate = [each for each in measured.curves[Role.CANDIDATE] if Part.FORGET in each.entities]
     taught = min(max(curve.taught) for curve in candidate)
-    expected = "accuracy on taught items" if text else "share of taught images named"
+    expected = "accuracy on training items"
+    if not text:
+        expected = "share of training images predicted as the class"
     failure = f"The attack did not learn {'its own half' if text else 'what it was taught'}."
     controls = [attack_control(taught, MIN_LEARNED, f"{expected} at least {MIN_LEARNED}", failure)]
     if Role.PLANTED in measured.curves:
@@ -573,7 +583,7 @@ def judge(measured: Measurement, ctx: JudgementContext) -> AxisResult:
     if text:
         details["curves"] = {role: _text_curves(c) for role, c in measured.curves.items()}
     else:
-        details["images_taught"] = SHOTS
+        details["training_images"] = SHOTS
         details["by_checkpoint"] = {r: _image_curves(c) for r, c in measured.curves.items()}
     return form.result(
         NAME,
@@ -602,15 +612,17 @@ def _planted(scores: RoleScores, metric: MetricSpec, ctx: JudgementContext) -> C
         ctx.config.budget.permutations,
     )
     return planted_control(
-        test.p_value, ctx.rule.alpha, "the planted suppression comes back", OnFailure.NO_ABSENCE
+        test.p_value, ctx.rule.alpha, "the planted suppression returns", OnFailure.NO_ABSENCE
     )
 
 
 def _text_curves(curves: Sequence[Curve]) -> Json:
     """Mean scores at each checkpoint, by part and metric, for the report."""
-    means: dict[str, Json] = {"taught": np.mean([curve.taught for curve in curves], 0).tolist()}
-    for part, shown in ((Part.FORGET, "asked"), (Part.NEVER_TAUGHT, "never")):
-        for metric, name in ((EXACT_MATCH, "said"), (CONTRAST, "contrast")):
+    means: dict[str, Json] = {
+        "training_accuracy": np.mean([curve.taught for curve in curves], 0).tolist()
+    }
+    for part, shown in ((Part.FORGET, "held_out"), (Part.NEVER_TAUGHT, "never_taught")):
+        for metric, name in ((EXACT_MATCH, "exact_match"), (CONTRAST, "contrast")):
             rows = np.concatenate([curve.scores[part][metric.id].T for curve in curves])
             names = [entity for curve in curves for entity in curve.entities[part]]
             means[f"{shown}_{name}"] = average_by_entity(rows, names).mean.tolist()
@@ -634,8 +646,8 @@ def image_status(
     first = readings[0]
     if not failed_controls(controls, OnFailure.NO_POWER) and first.ceiling - first.floor < MIN_SPAN:
         return "no_power", [
-            f"What was never known is learned as well ({first.floor:.2f} of the images "
-            "not taught), so that they come back says nothing."
+            f"A class that was never known is learned as well ({first.floor:.2f} of the held-out "
+            "images), so a return is no evidence."
         ]
     return status_with_controls(readings[:1], controls, rule)
 
@@ -645,12 +657,12 @@ SPEC = AxisSpec(
     {
         "text": AxisForm(
             "Does teaching some of the forgotten facts bring back the others?",
-            "share of other answers outranked on the half not taught (chance 0.5)",
+            "share of other answers outranked on the held-out half (chance 0.5)",
             (CONTRAST, EXACT_MATCH),
         ),
         "images": AxisForm(
             "Do a few images of the class bring back the rest?",
-            "share of images not taught that are named as the class",
+            "share of held-out images that are predicted as the class",
             (NAMED,),
             status_of=image_status,
         ),

@@ -49,7 +49,7 @@ class Budget(_Frozen):
     """Prompts per statement in the unique-answer form."""
     depth_sites: int = Field(ge=2)
     """Maximum number of layers at which states are patched, evenly spaced."""
-    quantisations: tuple[Scheme, ...] = Field(min_length=1)
+    quantization_schemes: tuple[Scheme, ...] = Field(min_length=1)
     """Quantization schemes under which every model is scored again."""
     relearn_steps: int = Field(ge=1)
     relearn_every: int = Field(ge=1)
@@ -58,7 +58,7 @@ class Budget(_Frozen):
     plant_steps: int = Field(ge=1)
     plant_rates: tuple[float, ...]
     generate_prompts: int = Field(ge=1)
-    look_inside_damage: bool
+    probe_damaged_models: bool
     """Whether the other axes are run on a damaged candidate."""
 
 
@@ -73,7 +73,7 @@ BUDGETS: dict[ProfileName, Budget] = {
         block=5,
         statement_wordings=1,
         depth_sites=12,
-        quantisations=("nf4",),
+        quantization_schemes=("nf4",),
         relearn_steps=6,
         relearn_every=3,
         # Fewer steps need a higher rate than the lowest of the other profiles.
@@ -81,7 +81,7 @@ BUDGETS: dict[ProfileName, Budget] = {
         plant_steps=40,
         plant_rates=(1e-3, 3e-3),
         generate_prompts=8,
-        look_inside_damage=False,
+        probe_damaged_models=False,
     ),
     "standard": Budget(
         prompts_per_item=3,
@@ -91,14 +91,14 @@ BUDGETS: dict[ProfileName, Budget] = {
         block=6,
         statement_wordings=2,
         depth_sites=24,
-        quantisations=("nf4", "fp4", "int8"),
+        quantization_schemes=("nf4", "fp4", "int8"),
         relearn_steps=24,
         relearn_every=2,
         relearn_rates=_RATES,
         plant_steps=80,
         plant_rates=(1e-3, 3e-3),
         generate_prompts=16,
-        look_inside_damage=True,
+        probe_damaged_models=True,
     ),
     "full": Budget(
         prompts_per_item=8,
@@ -108,14 +108,14 @@ BUDGETS: dict[ProfileName, Budget] = {
         block=10,
         statement_wordings=3,
         depth_sites=256,
-        quantisations=("nf4", "nf4-double", "fp4", "int8"),
+        quantization_schemes=("nf4", "nf4-double", "fp4", "int8"),
         relearn_steps=60,
         relearn_every=3,
         relearn_rates=_RATES,
         plant_steps=160,
         plant_rates=(1e-3, 3e-3),
         generate_prompts=32,
-        look_inside_damage=True,
+        probe_damaged_models=True,
     ),
 }
 
@@ -130,7 +130,7 @@ class Rule(_Frozen):
     """Level, after Holm, at which a reading counts as beyond the floor."""
     margin: float = Field(default=0.3, gt=0, lt=1)
     """Equivalence margin on the residual scale (0 is the floor, 1 the original)."""
-    still_there: float = Field(default=0.1, ge=0, lt=1)
+    min_residual: float = Field(default=0.1, ge=0, lt=1)
     """Residual that a recovery must exceed with confidence; less is within seed variance."""
     utility: float = Field(default=0.8, gt=0, le=1)
     """Minimum share of the original's utility; below it, the candidate is damaged."""

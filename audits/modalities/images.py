@@ -34,9 +34,9 @@ from evidence.progress import Progress
 from evidence.seeds import numpy_rng
 
 NOT_MEASURED = (
-    "Not asked of image models: free text, general text and other wordings, which a "
-    "classifier does not have. What it is still good for is the share of the other "
-    "classes' images that it names, and the effective rank of its states."
+    "Not measured on image models: free text, general text and paraphrases, which a classifier "
+    "does not have. Its utility is the share of the other classes' images that it predicts, and "
+    "the effective rank of its states."
 )
 MIN_RETAIN_CLASSES = 2
 """Minimum number of retain classes: never-taught images compose halves of two."""

@@ -61,11 +61,11 @@ FACTS = Vocabulary(
     thing="the forgotten answers",
     short="the answers",
     pronoun="them",
-    still="the forgotten answers are still said",
-    unclear="some answers are still said, neither clearly kept nor gone.",
-    behaviour="The candidate says {now:.0%} of the forgotten answers (original "
+    still="the forgotten answers are still given",
+    unclear="some answers are still given, neither clearly kept nor gone.",
+    behaviour="The candidate gives {now:.0%} of the forgotten answers (original "
     "{before:.0%}, floor {floor:.0%}).",
-    at_output="The forgotten answers can be had by asking.",
+    at_output="The forgotten answers can be elicited by asking.",
     changed_by="A candidate that no longer gives the answers in any wording.",
     forgotten="The answers are gone at the output.",
     unclear_claim="The answers are not clearly kept at the output.",
@@ -78,12 +78,13 @@ CLASS = Vocabulary(
     thing="the forgotten class",
     short="the class",
     pronoun="it",
-    still="the forgotten class is still named",
-    unclear="some images of the forgotten class are still named, neither clearly kept nor gone.",
-    behaviour="The candidate names {now:.0%} of the forgotten class's images "
-    "(original {before:.0%}, floor {floor:.0%}).",
-    at_output="Images of the forgotten class are named as such.",
-    changed_by="A candidate that no longer names the class.",
+    still="the forgotten class is still predicted",
+    unclear="some images of the forgotten class are still predicted as it, neither clearly kept "
+    "nor gone.",
+    behaviour="The candidate predicts the class for {now:.0%} of its images (original "
+    "{before:.0%}, floor {floor:.0%}).",
+    at_output="Images of the forgotten class are predicted as such.",
+    changed_by="A candidate that no longer predicts the class.",
     forgotten="The class is gone at the output.",
     unclear_claim="The class is not clearly kept at the output.",
     unasked_claim="Whether the class is kept at the output was not asked.",

@@ -24,8 +24,8 @@ from evidence.results import AxisResult
 # Rough relative cost of a model's stages, for the progress bar.
 BASELINE_COST, AXES_COST, PLANTING_SHARE = 2.0, 4.0, 0.15
 SKIPPED_DAMAGED = (
-    "The candidate is damaged, which decides the verdict; this profile does not look "
-    "inside wreckage. The standard profile does."
+    "The candidate is damaged, which decides the verdict; this profile does not look inside "
+    "damaged models. The standard profile does."
 )
 
 
@@ -123,7 +123,7 @@ def collect(opened: OpenAudit) -> Findings:
             name: _result(axis, ctx, judging) for name, axis in axes.items() if not axis.spec.inside
         }
         inside = {name: axis for name, axis in axes.items() if axis.spec.inside}
-        skipped = damage.found and not run.config.budget.look_inside_damage
+        skipped = damage.found and not run.config.budget.probe_damaged_models
         if inside and not run.identical and not skipped:
             results |= _look_inside(opened, ctx, inside, results, lambda x: advance(x * inner))
         run.loaded.release()

@@ -45,7 +45,7 @@ def claims(
     if verdict == "deleted":
         return (
             [
-                f"Under these axes ({axes_run}) the candidate cannot be told from "
+                f"Under these axes ({axes_run}) the candidate cannot be distinguished from "
                 f"{floor_name}, within the stated margin."
             ],
             ["No attack whatever can bring the knowledge back.", vocabulary.others],

@@ -76,7 +76,7 @@ def decide(
     answered = behaviour is not None and behaviour.status == "retained"
     hypotheses = _hypotheses(axes, forms)
     adjusted = holm_adjusted({name: reading.p_value for name, reading in hypotheses.items()})
-    recovered = readings_above_floor(hypotheses, rule.recovery, rule.still_there)
+    recovered = readings_above_floor(hypotheses, rule.recovery, rule.min_residual)
     where = _where(axes, forms, recovered, rule)
     main = behaviour.main_reading if behaviour is not None else None
 
@@ -103,7 +103,7 @@ def decide(
             also.append(f"recovered by {', '.join(recovered)}")
         return verdict(
             "damaged",
-            "Rule 1: the candidate no longer works, and wreckage is never called deletion.",
+            "Rule 1: the candidate no longer works. A damaged model is never reported as deleted.",
             [f"{reason[0].upper()}{reason[1:]}." for reason in damage.reasons],
             also=tuple(also),
         )
@@ -259,17 +259,17 @@ def _output_trace(axes: Mapping[str, AxisResult], rule: Rule) -> str:
         return ""
     figures = f"({reading.statistic:.2f}, floor {reading.floor:.2f}, p "
     low, high = reading.residual_interval_at_peak
-    if reading.p_value < rule.recovery and low > rule.still_there:
+    if reading.p_value < rule.recovery and low > rule.min_residual:
         behavior = f"prefers each entity's own to the others' {figures}{reading.p_value:.4f})"
-    elif reading.p_below < rule.recovery / 2 and high < -rule.still_there:
+    elif reading.p_below < rule.recovery / 2 and high < -rule.min_residual:
         behavior = (
             f"puts each entity's own below the others' {figures}"
-            f"{reading.p_below:.4f}): it still knows which to avoid"
+            f"{reading.p_below:.4f}): it still holds which answers to avoid"
         )
     else:
         return ""
     return (
-        f"behaviour: the answers are not said, but the candidate {behavior}. That is a "
+        f"behaviour: the answers are not given, but the candidate {behavior}. That is a "
         "residual trace, which blocks deletion."
     )
 
@@ -315,7 +315,7 @@ def _binding(
 def _blocking(axis: AxisResult, form: AxisForm, rule: Rule, vocabulary: Vocabulary) -> str:
     """Why an axis with a finding makes no ``suppressed``."""
     recovered = readings_above_floor(
-        {reading.metric: reading for reading in axis.readings[:2]}, rule.recovery, rule.still_there
+        {reading.metric: reading for reading in axis.readings[:2]}, rule.recovery, rule.min_residual
     )
     votes = {metric.id for metric in form.metrics if metric.finding}
     trace = next((metric.trace for metric in form.metrics if metric.trace), "")
