@@ -139,7 +139,7 @@ def significance_control(
 def planted_control(
     p_value: float,
     alpha: float,
-    name: str = "the planted suppression is seen",
+    name: str = "the planted suppression is found",
     on_failure: OnFailure = OnFailure.SILENCE,
 ) -> Control:
     """The planted suppression must be found."""
@@ -155,7 +155,7 @@ def attack_control(learned: float, minimum: float, expected: str, failure: str) 
     """
     return Control(
         ControlId.ATTACK,
-        "the attack learns what it teaches",
+        "the attack learns its training items",
         learned,
         expected,
         learned >= minimum,
