@@ -27,6 +27,7 @@ SUITES = {
     "pga": "benchmarks.pga.suite",
     "pga-reasons": "benchmarks.pga.recipes",
     "house": "benchmarks.suites.house",
+    "contract": "benchmarks.suites.contract",
 }
 
 
