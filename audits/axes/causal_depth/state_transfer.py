@@ -202,7 +202,7 @@ def read_donors(
     return states
 
 
-def norm_ratios(donors: Mapping[Role, DonorStates]) -> dict[Role, tuple[float, ...]]:
+def norm_ratios(donors: Mapping[Role, DonorStates]) -> dict[str, tuple[float, ...]]:
     """Role to (site,) median ratio of state norms to the original's."""
     original = donors[Role.ORIGINAL]
     return {
@@ -219,7 +219,7 @@ def patched_scores(
     tokenizer: PreTrainedTokenizerBase,
     prompts: PatchingPrompts,
     donors: Mapping[Role, DonorStates],
-    norms: Mapping[Role, Sequence[float]],
+    norms: Mapping[str, Sequence[float]],
     progress: Progress,
 ) -> dict[Role, PatchedScores]:
     """Patch the states of every donor into a model.
@@ -231,7 +231,7 @@ def patched_scores(
         donors: States by role; the original's first.
         norms: As ``norm_ratios``.
     """
-    states: dict[str, DonorStates] = dict(donors)
+    states: dict[str, DonorStates] = {**donors}
     for role, donor in donors.items():
         off = [
             site
@@ -240,7 +240,7 @@ def patched_scores(
         ]
         if off and role != Role.ORIGINAL:
             mismatched = DonorStates({site: donor.values[site] for site in off}, donor.mask)
-            states[_matched(role)] = mismatched.with_norms_of(donors[Role.ORIGINAL])
+            states[f"{role}, matched"] = mismatched.with_norms_of(donors[Role.ORIGINAL])
     receivers = prompts.encoded(tokenizer, "receivers")
     own = first_tokens(receivers)
     watch = sorted(set(own))
@@ -254,7 +254,7 @@ def patched_scores(
 
     result = {}
     for role in donors:
-        matched = patched.get(_matched(role), {})
+        matched = patched.get(f"{role}, matched", {})
         unscaled = list(patched[role].values())
         scores = list((patched[role] | matched).values())
         result[role] = PatchedScores(
@@ -264,11 +264,6 @@ def patched_scores(
             contrast(unscaled) if matched else None,
         )
     return result
-
-
-def _matched(role: Role) -> str:
-    """Name of a donor's states with the original's norms."""
-    return f"{role}, matched"
 
 
 def _rows_by_site(by_site: Sequence[ArrayLike]) -> np.ndarray:
