@@ -44,6 +44,8 @@ class ControlId(StrEnum):
     """The attack learns what it teaches."""
     DAMAGE = "damage"
     """The candidate still works."""
+    FORGOTTEN = "forgotten"
+    """The candidate does not answer as it is."""
     EMBEDDING = "embedding"
     """The words alone, before any layer, read nothing."""
     OTHER_FACT = "other_fact"

@@ -12,251 +12,238 @@ survival measures of our own.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
-from transformers import PreTrainedTokenizerBase
 
-from audits.axes.behaviour import known_rows
-from audits.axes.judgement import (
-    MIN_SPAN,
-    MetricComparison,
-    compare_to_floors,
-    power_control,
-    status_with_controls,
-    unpaired_test,
+from audits.axes.base import (
+    Axis,
+    AxisForm,
+    AxisSpec,
+    JudgementContext,
+    MetricSpec,
+    margin,
+    readings,
+    within_variance,
 )
-from audits.core.answers import score_question_sets, scores_from_json
-from audits.core.config import AuditConfig
-from audits.core.context import AuditedModel, reference_roles
+from audits.axes.behaviour import known_rows
+from audits.axes.judgement import MIN_SPAN, power_control, unpaired_test
+from audits.core.answers import score_question_sets, score_tables
+from audits.core.context import AuditContext
+from audits.core.item_sets import TextSets
+from audits.core.roles import Role
+from audits.core.scores import Part, RoleScores, ScoreTable
 from capture.data.questions import Questions
 from erasure.weights.quantization import edit_survival, linear_weights, quantize_
-from evidence.intervals import EntityValues, average_by_entity
-from evidence.progress import Progress
-from evidence.results import AxisResult, Control, Reading
+from evidence.results import AxisResult, Control, ControlId
+from evidence.storage.typed_json import Json, to_json
 
 NAME = "persistence"
-QUESTION = "Does rounding the weights to four or eight bits bring the answers back?"
-EXACT_MATCH = "after quantisation, said"
-CONTRAST = "after quantisation, told from the others"
-STATISTIC_NAME = "share of answers said after quantisation"
-# Minimum share of the quantized original's retain answers that the candidate still gives.
+EXACT_MATCH = MetricSpec(
+    "exact_match",
+    "after quantisation, said",
+    stream="greedy",
+    finding="Quantising the candidate ({where}) brings answers back: it says {value:.2f} of them",
+    min_residual=within_variance,
+)
+# The contrast is slightly above chance also where nothing was ever known.
+CONTRAST = MetricSpec(
+    "contrast",
+    "after quantisation, told from the others",
+    stream="contrast",
+    finding="Quantised ({where}), the candidate tells them from the others' answers: {value:.2f}",
+    min_residual=margin,
+)
 MIN_RETAIN_SHARE = 0.5
+"""Minimum share of the quantized original's retain answers that the candidate still gives."""
+EDIT_MEASURES = ("bins", "same_codes", "fidelity", "edited")
 
-QuestionSets = Mapping[str, Questions]
+Tables = dict[str, dict[Part, ScoreTable]]
+"""Scores of one model by metric and part."""
+
+
+@dataclass(frozen=True)
+class WeightEdit:
+    """The edit of one weight matrix under one quantization scheme.
+
+    Attributes:
+        size: Number of weights.
+        bins: As in ``EditSurvival``, like the following.
+    """
+
+    name: str
+    scheme: str
+    size: int
+    bins: float
+    same_codes: float
+    fidelity: float
+    edited: float
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Scores after quantization, of the forget rows that the original itself answers.
+
+    Attributes:
+        scores: One column a quantization scheme.
+        full: Role to (row, 1) exact match at full precision.
+        edit: Every edited weight matrix, by scheme.
+    """
+
+    scores: RoleScores
+    full: dict[Role, ScoreTable]
+    edit: tuple[WeightEdit, ...]
+
+
+def measure_text(ctx: AuditContext[TextSets]) -> Measurement:
+    """Score every model but the planted suppression under each quantization scheme."""
+    known, n_prompts = known_rows(ctx.baseline[Role.ORIGINAL]), ctx.config.budget.prompts_per_item
+    questions = {
+        Part.FORGET: ctx.sets.questions(Part.FORGET, n_prompts),
+        Part.NEVER_TAUGHT: ctx.sets.questions(Part.NEVER_TAUGHT, n_prompts),
+        Part.RETAIN: ctx.sets.questions(Part.RETAIN, 1),
+    }
+    tables: dict[str, dict[Role, dict[Part, ScoreTable]]] = {EXACT_MATCH.id: {}, CONTRAST.id: {}}
+    for role in ctx.baseline:
+        scored = ctx.stage(
+            f"{NAME}-{role}", Tables, lambda role=role: score_quantized(ctx, role, questions)
+        )
+        for metric, by_part in scored.items():
+            tables[metric][role] = {**by_part, Part.FORGET: by_part[Part.FORGET].select(known)}
+    return Measurement(
+        RoleScores(tuple(ctx.config.budget.quantisations), tables),
+        {
+            role: each.tables[EXACT_MATCH.id][Part.FORGET].select(known)
+            for role, each in ctx.baseline.items()
+        },
+        ctx.stage(f"{NAME}-edit", tuple[WeightEdit, ...], lambda: edit_in_bins(ctx)),
+    )
 
 
 def score_quantized(
-    audited: AuditedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    sets: QuestionSets,
-    config: AuditConfig,
-    *,
-    device: str,
-    progress: Progress,
-) -> dict[str, Any]:
-    """Scores of one model under each quantization scheme of the profile; JSON-ready.
-
-    Returns:
-        Scheme to ``score_question_sets`` of the sets.
-    """
-    scores = {}
-    for scheme in config.budget.quantisations:
-        with audited.loaded(device) as model:
+    ctx: AuditContext[TextSets], role: Role, questions: Mapping[Part, Questions]
+) -> Tables:
+    """(row, scheme) scores of one model under each quantization scheme of the profile."""
+    by_scheme = []
+    for scheme in ctx.config.budget.quantisations:
+        with ctx.fresh(role) as model:
             quantize_(model, scheme)
-            scores[scheme] = score_question_sets(model, tokenizer, sets, progress)
-    return scores
+            scores = score_question_sets(model, ctx.tokenizer, questions, ctx.progress)
+            by_scheme.append(score_tables(questions, scores))
+    return {
+        metric: {
+            part: ScoreTable(
+                table.entities, np.concatenate([each[metric][part].values for each in by_scheme], 1)
+            )
+            for part, table in by_part.items()
+        }
+        for metric, by_part in by_scheme[0].items()
+    }
 
 
-def edit_in_bins(
-    original: AuditedModel, unlearned: AuditedModel, config: AuditConfig, device: str
-) -> list[dict[str, Any]]:
-    """``survival`` of every edited linear weight, by scheme; JSON-ready."""
+def edit_in_bins(ctx: AuditContext[TextSets]) -> tuple[WeightEdit, ...]:
+    """``edit_survival`` of every edited linear weight, by scheme."""
     rows = []
-    with original.loaded(device) as before_model, unlearned.loaded(device) as after_model:
+    with ctx.reading(Role.ORIGINAL) as before_model, ctx.reading(Role.CANDIDATE) as after_model:
         after = linear_weights(after_model)
         for name, (weight, transposed) in linear_weights(before_model).items():
             pair = [matrix.T if transposed else matrix for matrix in (weight, after[name][0])]
-            for scheme in config.budget.quantisations:
+            for scheme in ctx.config.budget.quantisations:
                 left = edit_survival(pair[0], pair[1], scheme)
                 if left.edited:
-                    rows.append(
-                        {
-                            "name": name,
-                            "scheme": scheme,
-                            "size": weight.numel(),
-                            "bins": left.bins,
-                            "same_codes": left.same_codes,
-                            "fidelity": left.fidelity,
-                            "edited": left.edited,
-                        }
-                    )
-    return rows
+                    measures = (getattr(left, measure) for measure in EDIT_MEASURES)
+                    rows.append(WeightEdit(name, scheme, weight.numel(), *measures))
+    return tuple(rows)
 
 
-def judge(
-    sets: QuestionSets,
-    baseline_scores: Mapping[str, dict[str, Any]],
-    quantized_scores: Mapping[str, dict[str, Any]],
-    edit: Sequence[dict[str, Any]],
-    absent_at_output: bool,
-    config: AuditConfig,
-    notes: Sequence[str],
-) -> AxisResult:
-    """Judge the axis.
-
-    Args:
-        sets: Questions "forget", "never_taught" and "retain".
-        baseline_scores: ``score_question_sets`` of "forget" by role, at full precision.
-        quantized_scores: ``score_quantized`` by role.
-        edit: As ``edit_in_bins``.
-        absent_at_output: Whether the behaviour axis is ``absent`` at full precision.
-    """
-    tables = _QuantizedScores(sets, baseline_scores, quantized_scores, config.budget.quantisations)
-    alpha = config.rule.alpha
-    ceiling = tables.values("forget", "original", "exact_match")
-    never_taught = tables.values("never_taught", "original", "exact_match")
-    power = unpaired_test(ceiling, never_taught, config, NAME, "original")
-    decodable = (power.p_column < alpha) & (power.difference > MIN_SPAN)
-    retain_share = tables.retain_shares()
+def judge(measured: Measurement, ctx: JudgementContext) -> AxisResult:
+    """Compare the scores after quantization with the floors."""
+    form, scores = SPEC.form(ctx.modality), measured.scores
+    ceiling = scores.values(EXACT_MATCH.id, Role.ORIGINAL)
+    never_taught = scores.values(EXACT_MATCH.id, Role.ORIGINAL, Part.NEVER_TAUGHT)
+    power = unpaired_test(ceiling, never_taught, ctx.config, NAME, "original")
+    decodable = (power.p_column < ctx.rule.alpha) & (power.difference > MIN_SPAN)
+    before, after = (
+        scores.values(EXACT_MATCH.id, role, Part.RETAIN).mean
+        for role in (Role.ORIGINAL, Role.CANDIDATE)
+    )
+    retain_share = after / np.maximum(before, 1e-9)
     mask = decodable & (retain_share >= MIN_RETAIN_SHARE)
     controls = [
         power_control(
-            "the quantised original still says them", power, alpha, bool(decodable.any())
+            "the quantised original still says them", power, ctx.rule.alpha, bool(decodable.any())
         ),
         Control(
+            ControlId.FORGOTTEN,
             "the answers are gone at full precision",
-            float(tables.full("unlearned", "exact_match").mean[0]),
+            float(measured.full[Role.CANDIDATE].by_entity().mean[0]),
             "behaviour at the floor: what was never forgotten cannot return",
-            absent_at_output,
+            ctx.behaviour == "absent",
         ),
         Control(
+            ControlId.RETAIN,
             "the quantised candidate answers what it should keep",
             float(retain_share[decodable].max()) if decodable.any() else 0.0,
             f"at least {MIN_RETAIN_SHARE} of the quantised original's",
             bool(mask.any()),
+            kind="ratio",
         ),
     ]
-    readings = _readings(tables, config, mask) if mask.any() else []
-    status, extra = status_with_controls(readings, controls, config.rule)
+    found = readings(NAME, form.metrics, scores, ctx.config, mask) if mask.any() else []
+    status, notes = form.status(found, controls, ctx.rule)
     return AxisResult(
         NAME,
-        QUESTION,
+        form.question,
         status,
-        STATISTIC_NAME,
-        readings=tuple(readings),
+        form.statistic,
+        readings=tuple(found),
         controls=tuple(controls),
         n_entities=len(ceiling.values),
         details={
-            "gap": {role: tables.gaps(role) for role in quantized_scores},
-            "edit": _summary(edit),
-            "edit_by_weight": list(edit),
+            "gap": {role: _gaps(measured, role) for role in measured.full},
+            "edit": _summary(measured.edit),
+            "edit_by_weight": to_json(measured.edit, tuple[WeightEdit, ...]),
         },
-        notes=(*extra, *_size_notes(edit), *notes),
+        notes=(*notes, *_size_notes(measured.edit)),
     )
 
 
-class _QuantizedScores:
-    """Scores by entity, one column a scheme, of the rows that the original answers."""
-
-    def __init__(
-        self,
-        sets: QuestionSets,
-        baseline_scores: Mapping[str, dict[str, Any]],
-        quantized_scores: Mapping[str, dict[str, Any]],
-        schemes: Sequence[str],
-    ):
-        self.sets, self.baseline, self.quantized = (sets, baseline_scores, quantized_scores)
-        self.schemes = list(schemes)
-        self.known = known_rows(sets["forget"], baseline_scores["original"]["forget"])
-
-    def values(self, part: str, role: str, metric: str) -> EntityValues:
-        """(entity, scheme)."""
-        columns = [
-            getattr(scores_from_json(self.quantized[role][scheme][part]), metric)
-            for scheme in self.schemes
-        ]
-        return self._by_entity(part, np.array(columns, dtype=float).T)
-
-    def full(self, role: str, metric: str) -> EntityValues:
-        """(entity, 1) at full precision."""
-        rows = getattr(scores_from_json(self.baseline[role]["forget"]), metric)
-        return self._by_entity("forget", np.asarray(rows, dtype=float)[:, None])
-
-    def _by_entity(self, part: str, rows: np.ndarray) -> EntityValues:
-        entities = self.sets[part].entities
-        if part == "forget":
-            known_entities = [
-                x for x, is_known in zip(entities, self.known, strict=True) if is_known
-            ]
-            return average_by_entity(rows[self.known], known_entities)
-        return average_by_entity(rows, entities)
-
-    def retain_shares(self) -> np.ndarray:
-        """(scheme,) share of the quantized original's retain accuracy."""
-        before = self.values("retain", "original", "exact_match").mean
-        after = self.values("retain", "unlearned", "exact_match").mean
-        return after / np.maximum(before, 1e-9)
-
-    def gaps(self, role: str) -> list[dict[str, Any]]:
-        """Accuracy when quantized minus at full precision, with a paired 95 % interval."""
-        before = self.full(role, "exact_match").values
-        after = self.values("forget", role, "exact_match").values
-        gaps = []
-        for scheme, column in zip(self.schemes, (after - before).T, strict=True):
-            quantile = stats.t.ppf(0.975, len(column) - 1) * column.std(ddof=1)
-            half = float(quantile / np.sqrt(len(column)))
-            middle = float(column.mean())
-            gaps.append(
-                {
-                    "scheme": scheme,
-                    "full": float(before.mean()),
-                    "quantised": float(before.mean()) + middle,
-                    "gap": middle,
-                    "interval": [middle - half, middle + half],
-                }
-            )
-        return gaps
-
-
-def _readings(tables: _QuantizedScores, config: AuditConfig, mask: np.ndarray) -> list[Reading]:
-    """Exact match and contrast against references (if any) and never-taught items."""
-    rule = config.rule
-    references = reference_roles(tables.quantized)
-    comparisons = [
-        MetricComparison(
-            name,
-            stream,
-            tables.values("forget", "unlearned", metric),
-            tables.values("forget", "original", metric),
-            [tables.values("forget", role, metric) for role in references],
-            tables.values("never_taught", "unlearned", metric),
-            min_residual,
+def _gaps(measured: Measurement, role: Role) -> list[Json]:
+    """Accuracy when quantized minus at full precision, with a paired 95 % interval."""
+    before = measured.full[role].by_entity().values
+    after = measured.scores.values(EXACT_MATCH.id, role).values
+    gaps: list[Json] = []
+    for scheme, column in zip(measured.scores.columns, (after - before).T, strict=True):
+        quantile = stats.t.ppf(0.975, len(column) - 1) * column.std(ddof=1)
+        half = float(quantile / np.sqrt(len(column)))
+        middle = float(column.mean())
+        gaps.append(
+            {
+                "scheme": scheme,
+                "full": float(before.mean()),
+                "quantised": float(before.mean()) + middle,
+                "gap": middle,
+                "interval": [middle - half, middle + half],
+            }
         )
-        for name, stream, metric, min_residual in (
-            (EXACT_MATCH, "greedy", "exact_match", rule.still_there),
-            # The contrast is slightly above chance also where nothing was ever known.
-            (CONTRAST, "contrast", "contrast", rule.margin),
-        )
-    ]
-    return compare_to_floors(NAME, comparisons, tables.schemes, config, mask)
+    return gaps
 
 
-def _summary(edit: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+def _summary(edit: Sequence[WeightEdit]) -> dict[str, dict[str, float]]:
     """Mean of each measure by scheme, weighted by the number of weights."""
     summary = {}
-    for scheme in dict.fromkeys(row["scheme"] for row in edit):
-        rows = [row for row in edit if row["scheme"] == scheme]
-        sizes = np.array([row["size"] for row in rows], dtype=float)
+    for scheme in dict.fromkeys(each.scheme for each in edit):
+        rows = [each for each in edit if each.scheme == scheme]
+        sizes = np.array([each.size for each in rows], dtype=float)
         summary[scheme] = {
-            measure: float(np.average([row[measure] for row in rows], weights=sizes))
-            for measure in ("bins", "same_codes", "fidelity", "edited")
+            measure: float(np.average([getattr(each, measure) for each in rows], weights=sizes))
+            for measure in EDIT_MEASURES
         }
     return summary
 
 
-def _size_notes(edit: Sequence[dict[str, Any]]) -> list[str]:
+def _size_notes(edit: Sequence[WeightEdit]) -> list[str]:
     """A note on whether an edit of this size can be rounded away at all."""
     summary = _summary(edit)
     if not summary:
@@ -271,3 +258,20 @@ def _size_notes(edit: Sequence[dict[str, Any]]) -> list[str]:
     if measures["bins"] >= 1:
         return [f"{text}. An edit of this size cannot be rounded away."]
     return [f"{text}."]
+
+
+SPEC = AxisSpec(
+    NAME,
+    {
+        "text": AxisForm(
+            "Does rounding the weights to four or eight bits bring the answers back?",
+            "share of answers said after quantisation",
+            (EXACT_MATCH, CONTRAST),
+        )
+    },
+    unavailable={
+        "images": "quantisation brings back answers that were trained away token by token; no "
+        "image model of known state was measured under it"
+    },
+)
+AXIS = Axis(SPEC, Measurement, {"text": measure_text}, judge)

@@ -1,272 +1,264 @@
 """Causal-depth axis: cross-model activation patching from the candidate into the original.
 
-The candidate's hidden states at the last prompt token replace the original's while the original
-reads the same question about an invented entity. Answers beyond the floor can only come from
-those states. An edit of later blocks leaves every earlier layer intact, so the largest reading
-over layers (one minus the smallest loss) decides. The Unlearning Depth Score is reported beside
-it.
+Text: the candidate's hidden states at the last prompt token replace the original's while the
+original reads the same question about an invented entity. Answers beyond the floor can only come
+from those states. An edit of later blocks leaves every earlier layer intact, so the largest
+reading over layers (one minus the smallest loss) decides. The Unlearning Depth Score is reported
+beside it.
+
+Images: the candidate's states of an image, at one site and at all positions, replace the
+original's; the class that the original then predicts comes from those states. Sites in the first
+half of the blocks are left out: their states still encode the picture itself, and a retrain from
+the same starting weights computes the same (``audits.modalities.image_sets.late_sites``).
 
 Source: cross-model patching after UDS (arXiv 2605.24614). The unrelated receiver prompt is
 ours; it keeps the original from answering from its own memory.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 
 from attribution.patching.depth_score import DepthScore, unlearning_depth
-from audits.axes.causal_depth.state_transfer import PatchingPrompts
+from audits.axes.base import Axis, AxisForm, AxisSpec, JudgementContext, readings
+from audits.axes.causal_depth.measurement import (
+    CONTRAST,
+    EXACT_MATCH,
+    NAMED,
+    LossItem,
+    Measurement,
+    TextDetails,
+    measure_images,
+    measure_text,
+)
 from audits.axes.judgement import (
     MIN_SPAN,
-    MetricComparison,
-    compare_to_floors,
     informative_columns,
     planted_control,
     power_control,
-    status_with_controls,
     unpaired_test,
 )
-from audits.core.config import AuditConfig
-from audits.core.context import reference_roles
-from audits.core.preflight import Damage
-from evidence.intervals import EntityValues, average_by_entity
-from evidence.results import AxisResult, Control, Reading
+from audits.core.roles import Role
+from audits.core.scores import Part, RoleScores
+from evidence.results import AxisResult, Control, ControlId
+from evidence.storage.typed_json import Json, to_json
 
 NAME = "causal_depth"
-QUESTION = "Do the original's later blocks still find the facts in the candidate?"
-CONTRAST = "carried states, told from the others"
-EXACT_MATCH = "carried states, said"
-STATISTIC_NAME = "share of other answers outranked from carried states (chance 0.5)"
-# Share of the original's excess over chance on retain facts that a layer must transfer.
+CHANCE = {CONTRAST.id: 0.5, NAMED.id: 0.0}
+"""Score of a guess."""
 MIN_TRANSFER_SHARE = 0.5
+"""Share of the original's excess over chance on retain items that a site must transfer."""
+MAX_RECALLED = 0.5
+"""Maximum share of its answers that the original may recall after a site by itself."""
+MAX_NEVER_TAUGHT = 0.25
+"""Maximum excess over chance on never-taught items, as a share of that on forgotten ones."""
 
 
-class PatchedScores:
-    """Patched scores (``state_transfer.transfer_states``) by entity.
-
-    Args:
-        prompts: Patching prompts by part.
-        tables: The result of ``transfer_states`` for them.
-    """
-
-    def __init__(self, prompts: Mapping[str, PatchingPrompts], tables: dict[str, Any]):
-        self.prompts, self.tables = prompts, tables
-        self.sites: list[str] = tables["sites"]
-
-    def roles(self, part: str) -> list[str]:
-        """Roles whose states were patched in."""
-        return list(self.tables["scores"][part])
-
-    def table(self, part: str, role: str, metric: str) -> np.ndarray:
-        """(row, site)."""
-        return np.array(self.tables["scores"][part][role][metric], dtype=np.float64)
-
-    def values(self, part: str, role: str, metric: str) -> EntityValues:
-        """(entity, site) ``said`` (exact match) or ``told`` (contrast)."""
-        entities = self.prompts[part].questions.entities
-        return average_by_entity(self.table(part, role, metric), entities)
-
-    def mean(self, part: str, role: str, metric: str = "told") -> np.ndarray:
-        """(site,) mean over entities."""
-        return self.values(part, role, metric).mean
-
-
-def judge(
-    scores: PatchedScores,
-    config: AuditConfig,
-    damage: Damage,
-    notes: Sequence[str],
-    reverse: PatchedScores | None = None,
-) -> AxisResult:
-    """Judge the axis from the patched scores.
-
-    Args:
-        scores: Parts "forget", "never_taught", "retain", "own" and "stranger", and "other"
-            where entities have several facts.
-        damage: Utility of the candidate.
-        reverse: Part "own" with the candidate as the receiver.
-    """
-    alpha = config.rule.alpha
-    ceiling = scores.values("forget", "original", "told")
-    never_taught = scores.values("never_taught", "original", "told")
-    power = unpaired_test(ceiling, never_taught, config, NAME, "original")
-    # Only layers whose states carry the facts in the original itself are informative.
-    decodable = informative_columns(power, config.rule)
-    informative, recalled = _recalled(scores, decodable)
-    readable, transfer_share = _transfer_share(scores)
+def judge(measured: Measurement, ctx: JudgementContext) -> AxisResult:
+    """Compare the scores from the candidate's states with the floors, at the sites that count."""
+    form, scores, text = SPEC.form(ctx.modality), measured.scores, measured.details is not None
+    metric = form.metrics[0].id
+    ceiling = scores.values(metric, Role.ORIGINAL)
+    never_taught = scores.values(metric, Role.ORIGINAL, Part.NEVER_TAUGHT)
+    power = unpaired_test(ceiling, never_taught, ctx.config, NAME, "original")
+    # Only sites whose states carry the knowledge in the original itself are informative.
+    decodable = informative_columns(power, ctx.rule)
+    recalled = _recalled_share(measured)
+    informative = decodable & (recalled < MAX_RECALLED)
+    transferred, readable = _transfer_share(scores, metric)
     mask = informative & readable
     controls = [
         power_control(
-            "the original's own states carry the facts", power, alpha, bool(decodable.any())
+            f"the original's own states carry the {'facts' if text else 'class'}",
+            power,
+            ctx.rule.alpha,
+            bool(decodable.any()),
         ),
         Control(
-            "the candidate still answers what it should keep",
-            float(min(damage.shares.values(), default=1.0)),
+            ControlId.DAMAGE,
+            f"the candidate still {'answers' if text else 'names'} what it should keep",
+            float(min(ctx.damage.shares.values(), default=1.0)),
             "not damaged: a loss would be wreckage, not depth",
-            not damage.found,
+            not ctx.damage.found,
+            kind="ratio",
         ),
     ]
+    share = transferred[Role.CANDIDATE]
+    if not text:
+        controls.append(_retain_control("classes", share, "'s, at some site", mask))
     if decodable.any():
-        controls += _controls(
-            scores, config, informative if informative.any() else decodable, recalled
+        used = informative if informative.any() else decodable
+        controls += _controls(measured, metric, used, recalled, ctx)
+    if text and informative.any():
+        share = share[informative]
+        controls.append(_retain_control("facts", share, "'s excess in some layer", mask))
+    references = [role for role in scores.roles(metric) if role.is_reference]
+    # The original cannot read the states of a model with another representation basis.
+    floors = [
+        role
+        for role in references
+        if text or (mask.any() and (transferred[role][mask] >= MIN_TRANSFER_SHARE).all())
+    ]
+    found = readings(NAME, form.metrics, scores, ctx.config, mask, floors) if mask.any() else []
+    status, notes = form.status(found, controls, ctx.rule)
+    if len(floors) < len(references):
+        notes.append(
+            f"{len(references) - len(floors)} of {len(references)} references have "
+            "another code, whose states the original cannot read; they are no floor."
         )
-    if informative.any():
-        controls.append(
-            Control(
-                "the candidate's states carry facts it should keep",
-                float(transfer_share[informative].max()),
-                f"at least {MIN_TRANSFER_SHARE} of the original's excess in some layer",
-                bool(mask.any()),
-            )
-        )
-    details = _details(scores, reverse, mask)
-    readings = _readings(scores, config, mask) if mask.any() else []
-    status, extra = status_with_controls(readings, controls, config.rule)
+    details: dict[str, Json] = {
+        "sites": scores.columns,
+        "used": [site for site, used in zip(scores.columns, mask, strict=True) if used],
+    }
+    if measured.details is not None:
+        details |= _text_details(measured.details)
+        notes += _norm_notes(measured.details)
+    else:
+        details["carried"] = _mean_by_part(scores)
     return AxisResult(
         NAME,
-        QUESTION,
+        form.question,
         status,
-        STATISTIC_NAME,
-        readings=tuple(readings),
+        form.statistic,
+        readings=tuple(found),
         controls=tuple(controls),
         n_entities=len(ceiling.values),
         details=details,
-        notes=(*extra, *_norm_notes(scores), *notes),
+        notes=(*notes, *ctx.notes),
     )
 
 
-def _recalled(patched: PatchedScores, decodable: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mask of usable sites, and the share that the original recalls by itself.
+def _recalled_share(measured: Measurement) -> np.ndarray:
+    """(site,) share of its answers that the original recalls by itself.
 
     States read from a question about another fact of the entity identify the entity, not the
     scored fact. Where they make the original give this fact all the same, its later blocks
     recall the fact by themselves, and the layer says nothing about the candidate.
-
-    Returns:
-        (site,) mask and (site,) share of the original's exact match.
     """
-    if "other" not in patched.prompts:
-        return decodable, np.zeros(len(patched.sites))
-    own_match = patched.mean("forget", "original", "said")
-    share = patched.mean("other", "original", "said") / np.maximum(own_match, 1e-9)
-    return decodable & (share < 0.5), share
+    scores, details = measured.scores, measured.details
+    if details is None or not details.other_fact:
+        return np.zeros(len(scores.columns))
+    own_match = scores.values(EXACT_MATCH.id, Role.ORIGINAL).mean
+    return np.array(details.other_fact) / np.maximum(own_match, 1e-9)
 
 
-def _transfer_share(patched: PatchedScores) -> tuple[np.ndarray, np.ndarray]:
+def _transfer_share(
+    scores: RoleScores, metric: str
+) -> tuple[Mapping[Role, np.ndarray], np.ndarray]:
     """Sites where the candidate's states are readable at all, and the share transferred.
 
     A model trained from other starting weights uses a different representation basis. Its
     states transfer nothing, and finding no forgotten fact in them is no evidence.
 
     Returns:
-        (site,) mask and (site,) share of the original's excess over chance on retain facts.
+        Role to (site,) share of the original's excess over chance on retain items, and (site,)
+        mask of the candidate's readable sites.
     """
-    candidate = patched.mean("retain", "unlearned") - 0.5
-    original = patched.mean("retain", "original") - 0.5
-    share = candidate / np.maximum(original, 1e-9)
-    return (share >= MIN_TRANSFER_SHARE) & (original > MIN_SPAN), share
+    excess = {
+        role: scores.values(metric, role, Part.RETAIN).mean - CHANCE[metric]
+        for role, by_part in scores.tables[metric].items()
+        if Part.RETAIN in by_part
+    }
+    original = excess[Role.ORIGINAL]
+    share = {role: each / np.maximum(original, 1e-9) for role, each in excess.items()}
+    return share, (share[Role.CANDIDATE] >= MIN_TRANSFER_SHARE) & (original > MIN_SPAN)
+
+
+def _retain_control(kept: str, share: np.ndarray, least: str, mask: np.ndarray) -> Control:
+    """The candidate's states must carry what it should keep."""
+    return Control(
+        ControlId.RETAIN,
+        f"the candidate's states carry {kept} it should keep",
+        float(share.max()),
+        f"at least {MIN_TRANSFER_SHARE} of the original{least}",
+        bool(mask.any()),
+        kind="ratio",
+    )
 
 
 def _controls(
-    patched: PatchedScores, config: AuditConfig, mask: np.ndarray, recalled: np.ndarray
+    measured: Measurement,
+    metric: str,
+    mask: np.ndarray,
+    recalled: np.ndarray,
+    ctx: JudgementContext,
 ) -> list[Control]:
     """Controls: never-taught items, another fact of the entity, the planted suppression."""
-    ceiling = patched.mean("forget", "original")[mask] - 0.5
-    never_taught_excess = patched.mean("never_taught", "original")[mask] - 0.5
-    worst = float((never_taught_excess / ceiling).max())
+    scores, details = measured.scores, measured.details
+    forget, never_taught = (
+        scores.values(metric, Role.ORIGINAL, part).mean[mask] - CHANCE[metric]
+        for part in (Part.FORGET, Part.NEVER_TAUGHT)
+    )
+    worst = float((never_taught / forget).max())
     controls = [
         Control(
-            "never-taught items are not carried",
+            ControlId.NEVER_TAUGHT,
+            f"never-taught {'images' if details is None else 'items'} are not carried",
             worst,
-            "below 0.25 of the original's excess",
-            worst < 0.25,
+            f"below {MAX_NEVER_TAUGHT} of the original's {'own' if details is None else 'excess'}",
+            worst < MAX_NEVER_TAUGHT,
+            kind="ratio",
         )
     ]
-    if "other" in patched.prompts:
+    if details is not None and details.other_fact:
         controls.append(
             Control(
+                ControlId.OTHER_FACT,
                 "states asked for another fact do not bring this one",
                 float(recalled[mask].min()),
                 "below half of what it says of its own states, in some layer",
-                bool((recalled[mask] < 0.5).any()),
+                bool((recalled[mask] < MAX_RECALLED).any()),
+                kind="ratio",
             )
         )
-    if "planted" in patched.roles("forget"):
+    if Role.PLANTED in scores.roles(metric):
         test = unpaired_test(
-            patched.values("forget", "planted", "told"),
-            patched.values("never_taught", "planted", "told"),
-            config,
+            scores.values(metric, Role.PLANTED),
+            scores.values(metric, Role.PLANTED, Part.NEVER_TAUGHT),
+            ctx.config,
             NAME,
             "planted",
             mask=mask,
         )
-        controls.append(planted_control(test.p_value, config.rule.alpha))
+        controls.append(planted_control(test.p_value, ctx.rule.alpha))
     return controls
 
 
-def _readings(patched: PatchedScores, config: AuditConfig, mask: np.ndarray) -> list[Reading]:
-    """Contrast and exact match against references (if any) and never-taught items."""
-    roles = patched.roles("forget")
-    references = reference_roles(roles)
-    comparisons = [
-        MetricComparison(
-            name,
-            metric,
-            patched.values("forget", "unlearned", metric),
-            patched.values("forget", "original", metric),
-            [patched.values("forget", role, metric) for role in references],
-            patched.values("never_taught", "unlearned", metric),
-            # States that encode only the entity, without the fact, still give the original a
-            # small advantage. So the test is against the margin, not the floor.
-            min_residual=config.rule.margin,
-        )
-        for name, metric in ((CONTRAST, "told"), (EXACT_MATCH, "said"))
-    ]
-    return compare_to_floors(NAME, comparisons, patched.sites, config, mask)
+def _mean_by_part(scores: RoleScores) -> Json:
+    """Role to part to (site,) share of images predicted from its states; see ``Measurement``."""
+    shown = {Part.FORGET: "forget", Part.NEVER_TAUGHT: "never", Part.RETAIN: "check"}
+    return {
+        role: {
+            shown[part]: np.round(table.values.mean(0), 4).tolist()
+            for part, table in by_part.items()
+        }
+        for role, by_part in scores.tables[NAMED.id].items()
+    }
 
 
-def _details(
-    patched: PatchedScores, reverse: PatchedScores | None, mask: np.ndarray
-) -> dict[str, Any]:
+def _text_details(details: TextDetails) -> dict[str, Json]:
     """Loss by item and layer, UDS against each model that never knew the facts, norms."""
-    clean = patched.table("own", "original", "logprob")
-    roles = [role for role in patched.roles("own") if role != "original"]
-    losses = {role: clean - patched.table("own", role, "logprob") for role in roles}
-    losses["stranger"] = clean - patched.table("stranger", "original", "logprob")
-    depths = {
-        name: unlearning_depth(loss, losses["unlearned"])
-        for name, loss in losses.items()
-        if name == "stranger" or name.startswith("reference")
+    candidate = details.losses[Role.CANDIDATE]
+    result: dict[str, Json] = {
+        "depth": {
+            name: _depth(unlearning_depth(loss, candidate))
+            for name, loss in details.losses.items()
+            if name == "stranger" or Role(name).is_reference
+        },
+        "loss_items": to_json(details.items, tuple[LossItem, ...]),
+        "losses": {name: np.round(loss, 4).tolist() for name, loss in details.losses.items()},
+        "norms": details.norms,
+        "reverse_said": details.reverse,
     }
-    questions = patched.prompts["own"].questions
-    details: dict[str, Any] = {
-        "sites": patched.sites,
-        "used": [site for site, used in zip(patched.sites, mask, strict=True) if used],
-        "depth": {name: _depth(depth) for name, depth in depths.items()},
-        "loss_items": [
-            {"id": item, "entity": entity, "prompt": prompt, "answer": answer}
-            for item, entity, prompt, answer in zip(
-                questions.ids, questions.entities, questions.prompts, questions.answers, strict=True
-            )
-        ],
-        "losses": {role: np.round(loss, 4).tolist() for role, loss in losses.items()},
-        "norms": patched.tables["norms"],
-    }
-    if "other" in patched.prompts:
-        details["said_when_another_fact_was_asked"] = patched.mean(
-            "other", "original", "said"
-        ).tolist()
-    raw = patched.tables["scores"]["forget"]["unlearned"].get("raw")
-    if raw is not None:
-        details["told_before_norms_were_matched"] = np.mean(raw["told"], 0).tolist()
-    if reverse is not None:
-        details["reverse_said"] = reverse.mean("own", "original", "said").tolist()
-    return details
+    if details.other_fact:
+        result["said_when_another_fact_was_asked"] = details.other_fact
+    if details.unmatched:
+        result["told_before_norms_were_matched"] = details.unmatched
+    return result
 
 
-def _depth(depth: DepthScore) -> dict[str, Any]:
-    """The depth score, JSON-ready; undefined figures are None."""
+def _depth(depth: DepthScore) -> Json:
+    """The depth score; undefined figures are None."""
 
     def figure(value: float) -> float | None:
         return None if np.isnan(value) else round(float(value), 4)
@@ -282,13 +274,32 @@ def _depth(depth: DepthScore) -> dict[str, Any]:
     }
 
 
-def _norm_notes(patched: PatchedScores) -> list[str]:
+def _norm_notes(details: TextDetails) -> list[str]:
     """A note where states were rescaled to the original's norms."""
-    if "raw" not in patched.tables["scores"]["forget"]["unlearned"]:
+    if not details.unmatched:
         return []
-    ratios = patched.tables["norms"]["unlearned"]
+    ratios = details.norms[Role.CANDIDATE]
     worst = max(ratios, key=lambda ratio: abs(np.log(max(ratio, 1e-9))))
     return [
         f"The candidate's states are off the original's scale (norms {worst:.2g} times "
         "as large): they were put in with the original's norms there."
     ]
+
+
+SPEC = AxisSpec(
+    NAME,
+    {
+        "text": AxisForm(
+            "Do the original's later blocks still find the facts in the candidate?",
+            "share of other answers outranked from carried states (chance 0.5)",
+            (CONTRAST, EXACT_MATCH),
+        ),
+        "images": AxisForm(
+            "Do the original's later blocks still find the class in the candidate?",
+            "share of images named as the class from carried states",
+            (NAMED,),
+            n_deciding=1,
+        ),
+    },
+)
+AXIS = Axis(SPEC, Measurement, {"text": measure_text, "images": measure_images}, judge)

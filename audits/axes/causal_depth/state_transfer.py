@@ -8,23 +8,31 @@ because the receiver prompt names another one.
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from attribution.patching.cross_model import DonorStates, read_states, score_patched
-from audits.core.context import AuditedModel
-from capture.data.questions import Questions
+from audits.core.context import AuditContext
+from audits.core.item_sets import TextSets
+from audits.core.roles import Role
+from audits.core.scores import Part
+from capture.data.questions import Questions, build_questions
 from capture.data.sequences import Sequences
 from capture.data.tokenization import encode, skip_joining_space
 from capture.network.sites import find_sites
 from capture.scoring.answers import AnswerScores
 from capture.scoring.contrast import entity_contrast, first_tokens
 from evidence.progress import Progress
+from evidence.seeds import numpy_rng
 
-# Donor states whose norms are off by more than this factor are rescaled.
+OWN, STRANGER, OTHER_FACT = "own", "stranger", "other"
+"""Further parts: the question itself as the receiver, an invented entity as the donor, and another
+fact of the entity as the donor."""
 MAX_NORM_RATIO = 2.0
+"""Donor states whose norms are off by more than this factor are rescaled."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,7 @@ def with_unrelated_receiver(questions: Questions, never_taught: Questions) -> Pa
         relation = never_taught.items[index].relation
         by_form[relation, wording].append(row)
         by_form[relation, None].append(row)
-    turns: dict[Any, int] = defaultdict(int)
+    turns: dict[tuple[str, int | None], int] = defaultdict(int)
     receivers: list[str | None] = []
     for index, wording in zip(questions.item_index, questions.wording, strict=True):
         item = questions.items[index]
@@ -124,103 +132,140 @@ def choose_sites(names: Sequence[str], max_sites: int) -> list[str]:
     return [names[position] for position in chosen]
 
 
-def transfer_states(
-    models: Mapping[str, AuditedModel],
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Mapping[str, PatchingPrompts],
-    roles: Mapping[str, Sequence[str]],
-    max_sites: int,
-    *,
-    receiver: str = "original",
-    device: str,
-    progress: Progress,
-) -> dict[str, Any]:
-    """Read the states of every model and patch them into one model; JSON-ready.
+@dataclass(frozen=True, eq=False)
+class PatchedScores:
+    """Answer scores of a receiver with the states of one donor.
+
+    Attributes:
+        exact_match: (row, site).
+        contrast: (row, site) as ``entity_contrast``.
+        logprob: (row, site) log-probability of the whole answer, in nats.
+        unmatched: (row, site) contrast before states were rescaled to the original's norms; None
+            where they were not.
+    """
+
+    exact_match: np.ndarray
+    contrast: np.ndarray
+    logprob: np.ndarray
+    unmatched: np.ndarray | None
+
+
+def patching_prompts(
+    sets: TextSets, known: np.ndarray, n_prompts: int, seed: int
+) -> dict[str, PatchingPrompts]:
+    """The patching prompts by part: those of ``Part``, and the further ones.
 
     Args:
-        models: Models by role, "original" among them.
-        prompts: Patching prompts by part.
-        roles: Roles whose states are read, by part; "original" first where it is read.
-        max_sites: Maximum number of layers patched.
-        receiver: Role of the model that is patched.
-
-    Returns:
-        ``sites``; ``norms``: by role (site,) median ratio of state norms to the original's, on
-        the first part; ``scores``: by part and role, (row, site) tables ``said`` (exact match),
-        ``told`` (contrast) and ``logprob`` (nats, whole answer). Where the norm ratio of a role
-        exceeds ``MAX_NORM_RATIO`` at a site, its states are rescaled to the original's norms
-        there, and ``raw`` holds the tables without rescaling.
+        known: (row,) forget questions that the original answers.
+        n_prompts: Prompts per item.
+        seed: Seed of the sample of retain items.
     """
-    rows = {name: prompt_set.encoded(tokenizer, "donors") for name, prompt_set in prompts.items()}
-    states: dict[str, dict[str, DonorStates]] = {name: {} for name in prompts}
-    sites: list[str] = []
-    for role, audited in models.items():
-        parts = [name for name in prompts if role in roles[name]]
-        if not parts:
-            continue
-        with audited.loaded(device) as model:
-            sites = choose_sites(find_sites(model).of("resid"), max_sites)
-            for name in parts:
-                states[name][role] = read_states(model, rows[name], sites)
-    lead = next(iter(prompts))
-    norms = {
-        role: [
-            float(np.median((donor.norms(site) / original.norms(site))[donor.mask]))
-            for site in sites
-        ]
-        for original in [states[lead]["original"]]
-        for role, donor in states[lead].items()
+    invented = sets.questions(Part.NEVER_TAUGHT, n_prompts)
+    names = sets.retain.entities
+    order = numpy_rng(seed, "causal_depth", "retain").permutation(len(names))
+    sample = sets.retain.of_entities([names[i] for i in order[: len(sets.forget.entities)]])
+    forget = with_unrelated_receiver(sets.questions(Part.FORGET, n_prompts).select(known), invented)
+    first = [wording == 0 for wording in forget.questions.wording]
+    main = forget.questions.select(first)
+    unrelated = tuple(
+        prompt for prompt, is_main in zip(forget.receivers, first, strict=True) if is_main
+    )
+    other_fact = with_other_fact_donor(PatchingPrompts(main, main.prompts, unrelated))
+    return {
+        Part.FORGET: forget,
+        Part.NEVER_TAUGHT: with_unrelated_receiver(invented, invented),
+        Part.RETAIN: with_unrelated_receiver(build_questions(sample, 1), invented),
+        OWN: PatchingPrompts(main, main.prompts, main.prompts),
+        STRANGER: PatchingPrompts(main, unrelated, main.prompts),
+        **({OTHER_FACT: other_fact} if len(other_fact) else {}),
     }
-    scores: dict[str, dict[str, Any]] = {}
-    with models[receiver].loaded(device) as model:
-        for name, prompt_set in prompts.items():
-            donors = dict(states[name])
-            for role in [donor_role for donor_role in donors if donor_role != "original"]:
-                off = _off(norms.get(role, ()), sites)
-                if off and "original" in donors:
-                    mismatched = DonorStates(
-                        {site: donors[role].values[site] for site in off}, donors[role].mask
-                    )
-                    donors[f"{role}, matched"] = mismatched.with_norms_of(donors["original"])
-            receivers = prompt_set.encoded(tokenizer, "receivers")
-            own = first_tokens(receivers)
-            watch = sorted(set(own))
-            right = np.searchsorted(watch, own)
-            patched = score_patched(model, receivers, donors, watch=watch, progress=progress)
-            scores[name] = {
-                role: _tables(prompt_set.questions, patched, role, sites, right)
-                for role in states[name]
-            }
-    return {"sites": sites, "norms": norms, "scores": scores}
 
 
-def _off(norms: Sequence[float], sites: Sequence[str]) -> list[str]:
-    return [
-        site
-        for site, norm in zip(sites, norms, strict=False)
-        if not 1 / MAX_NORM_RATIO <= norm <= MAX_NORM_RATIO
-    ]
+def read_donors(
+    ctx: AuditContext[TextSets],
+    prompts: Mapping[str, PatchingPrompts],
+    roles: Mapping[str, Sequence[Role]],
+) -> dict[str, dict[Role, DonorStates]]:
+    """Answer states of every model, by part and role, at evenly spaced layers.
+
+    Args:
+        roles: Roles whose states are read, by part.
+    """
+    rows = {part: each.encoded(ctx.tokenizer, "donors") for part, each in prompts.items()}
+    states: dict[str, dict[Role, DonorStates]] = {part: {} for part in prompts}
+    for role in ctx.models:
+        with ctx.reading(role) as model:
+            sites = choose_sites(find_sites(model).of("resid"), ctx.config.budget.depth_sites)
+            for part in prompts:
+                if role in roles[part]:
+                    states[part][role] = read_states(model, rows[part], sites)
+    return states
 
 
-def _tables(
-    questions: Questions,
-    patched: Mapping[str, Mapping[str, AnswerScores]],
-    role: str,
-    sites: Sequence[str],
-    right: np.ndarray,
-) -> dict[str, Any]:
-    """The tables of one role, rescaled where states were rescaled."""
-    matched = patched.get(f"{role}, matched", {})
+def norm_ratios(donors: Mapping[Role, DonorStates]) -> dict[str, tuple[float, ...]]:
+    """Role to (site,) median ratio of state norms to the original's."""
+    original = donors[Role.ORIGINAL]
+    return {
+        role: tuple(
+            float(np.median((donor.norms(site) / original.norms(site))[donor.mask]))
+            for site in donor.sites
+        )
+        for role, donor in donors.items()
+    }
 
-    def tables(chosen: Mapping[str, AnswerScores]) -> dict[str, Any]:
-        site_scores = [chosen[site] for site in sites]
-        contrast = [entity_contrast(questions, scores.watched, right) for scores in site_scores]
-        logprob = np.maximum([scores.logprob for scores in site_scores], -1e4)
-        return {
-            "said": np.array([scores.greedy for scores in site_scores], float).T.tolist(),
-            "told": np.array(contrast).T.tolist(),
-            "logprob": logprob.T.tolist(),
-        }
 
-    result = tables({**patched[role], **matched})
-    return result | ({"raw": tables(patched[role])} if matched else {})
+def patched_scores(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: PatchingPrompts,
+    donors: Mapping[Role, DonorStates],
+    norms: Mapping[str, Sequence[float]],
+    progress: Progress,
+) -> dict[Role, PatchedScores]:
+    """Patch the states of every donor into a model.
+
+    Where the norm ratio of a donor exceeds ``MAX_NORM_RATIO`` at a site, its states are rescaled
+    to the original's norms there.
+
+    Args:
+        donors: States by role; the original's first.
+        norms: As ``norm_ratios``.
+    """
+    states: dict[str, DonorStates] = {**donors}
+    for role, donor in donors.items():
+        off = [
+            site
+            for site, norm in zip(donor.sites, norms[role], strict=True)
+            if not 1 / MAX_NORM_RATIO <= norm <= MAX_NORM_RATIO
+        ]
+        if off and role != Role.ORIGINAL:
+            mismatched = DonorStates({site: donor.values[site] for site in off}, donor.mask)
+            states[f"{role}, matched"] = mismatched.with_norms_of(donors[Role.ORIGINAL])
+    receivers = prompts.encoded(tokenizer, "receivers")
+    own = first_tokens(receivers)
+    watch = sorted(set(own))
+    right = np.searchsorted(watch, own)
+    patched = score_patched(model, receivers, states, watch=watch, progress=progress)
+
+    def contrast(by_site: Sequence[AnswerScores]) -> np.ndarray:
+        return _rows_by_site(
+            [entity_contrast(prompts.questions, scores.watched, right) for scores in by_site]
+        )
+
+    result = {}
+    for role in donors:
+        matched = patched.get(f"{role}, matched", {})
+        unscaled = list(patched[role].values())
+        scores = list((patched[role] | matched).values())
+        result[role] = PatchedScores(
+            _rows_by_site([each.greedy for each in scores]),
+            contrast(scores),
+            np.maximum(_rows_by_site([each.logprob for each in scores]), -1e4),
+            contrast(unscaled) if matched else None,
+        )
+    return result
+
+
+def _rows_by_site(by_site: Sequence[ArrayLike]) -> np.ndarray:
+    """(row, site) table of (row,) scores a site."""
+    return np.ascontiguousarray(np.array(by_site, dtype=np.float64).T)

@@ -5,16 +5,24 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from audits.axes.persistence import EXACT_MATCH, edit_in_bins, judge, score_quantized
-from audits.core.answers import score_question_sets
+from audits.axes.base import JudgementContext
+from audits.axes.persistence import EXACT_MATCH, Measurement, WeightEdit, judge, measure_text
 from audits.core.config import AuditConfig
-from audits.core.context import AuditedModel
+from audits.core.context import AuditContext, open_run
+from audits.core.inputs import open_inputs
+from audits.core.item_sets import TextSets
+from audits.core.preflight import Damage
+from audits.core.roles import Role
+from audits.core.scores import Part, RoleScores, ScoreTable
+from audits.core.workspace import StageRunner
+from audits.modalities import text
 from capture.data.items import read_items
 from capture.data.questions import build_questions
 from capture.data.sequences import batches
 from capture.data.tokenization import encode
 from erasure.weights.quantization import linear_weights, quantize, quantize_
 from evidence.progress import SILENT
+from evidence.storage.typed_json import from_json, to_json
 
 CONFIG = AuditConfig()
 
@@ -67,43 +75,46 @@ def models(world):
     return original, hidden, tokenizer
 
 
-def subject(role, model):
-    """A live model in a role, copied by each loading as any other is."""
-    import copy
+@pytest.fixture
+def measured(world, models, tmp_path):
+    """The measurement of an edited model, with live models in place of checkpoints."""
+    original, _, tokenizer = models
 
-    return AuditedModel(role, role, {}, lambda device: copy.deepcopy(model).to(device))
-
-
-def persistence(world, models, candidate=None, gone=True):
-    original, hidden, tokenizer = models
-    sets = {
-        "forget": build_questions(read_items(world.forget), 2),
-        "never_taught": build_questions(read_items(world.never_taught), 2),
-        "retain": build_questions(read_items(world.retain), 1),
-    }
-    subjects = {
-        "original": subject("original", original),
-        "unlearned": subject("unlearned", hidden if candidate is None else candidate),
-    }
-    baseline_scores, quantized = {}, {}
-    for role, each in subjects.items():
-        with each.loaded("cpu") as model:
-            baseline_scores[role] = score_question_sets(model, tokenizer, sets, SILENT)
-        quantized[role] = score_quantized(
-            each, tokenizer, sets, CONFIG, device="cpu", progress=SILENT
+    def measure(candidate):
+        inputs = open_inputs(
+            original,
+            candidate,
+            world.forget,
+            world.retain,
+            references=(),
+            never_taught=world.never_taught,
+            tokenizer=tokenizer,
+            config=CONFIG,
+            progress=SILENT,
         )
-    edit = edit_in_bins(subjects["original"], subjects["unlearned"], CONFIG, "cpu")
-    return judge(sets, baseline_scores, quantized, edit, gone, CONFIG, ())
+        run = open_run(inputs, CONFIG, tmp_path, fresh=False, progress=SILENT)
+        assert inputs.never_taught is not None
+        sets = TextSets(inputs.forget, inputs.retain, inputs.never_taught)
+        baseline = {role: text.score_baseline(run, role, sets) for role in run.models}
+        stages = StageRunner(run.workspace)
+        ctx = AuditContext(run, stages, sets, run.models, baseline, Damage({}, ()))
+        return measure_text(ctx)
+
+    return measure
 
 
-def test_an_edit_inside_the_bins_is_restored_and_reported(world, models):
-    result = persistence(world, models)
+def judged(measured, behaviour="absent"):
+    return judge(measured, JudgementContext(CONFIG, "text", Damage({}, ()), behaviour))
+
+
+def test_an_edit_inside_the_bins_is_restored_and_reported(models, measured):
+    result = judged(measured(models[1]))
     (gap,) = result.details["gap"]["unlearned"]
     assert gap["full"] < 0.2
     assert gap["quantised"] > 0.9
     assert gap["interval"][0] > 0.5
     assert result.status == "retained"
-    assert result.reading(EXACT_MATCH).p_value < 0.05
+    assert result.metric(EXACT_MATCH.id).p_value < 0.05
     edit = result.details["edit"]["nf4"]
     assert edit["same_codes"] == 1.0
     assert edit["fidelity"] == 0.0
@@ -111,7 +122,7 @@ def test_an_edit_inside_the_bins_is_restored_and_reported(world, models):
     assert "stay the original's" in result.notes[0]
 
 
-def test_an_edit_of_ten_bins_is_not_restored(world, models):
+def test_an_edit_of_ten_bins_is_not_restored(world, models, measured):
     original = models[0]
     candidate = AutoModelForCausalLM.from_pretrained(world.twin).eval()
     start = {name: weight for name, (weight, _) in linear_weights(original).items()}
@@ -121,7 +132,7 @@ def test_an_edit_of_ten_bins_is_not_restored(world, models):
             edit = weight - start[name]
             width = quantize(start[name]).bin_widths.mean()
             weight.copy_(start[name] + edit * 10 * width / edit.square().mean().sqrt())
-    result = persistence(world, models, candidate)
+    result = judged(measured(candidate))
     assert result.status != "retained"
     (gap,) = result.details["gap"]["unlearned"]
     assert abs(gap["gap"]) < 0.2
@@ -132,9 +143,49 @@ def test_an_edit_of_ten_bins_is_not_restored(world, models):
     assert any("cannot be rounded away" in note for note in result.notes)
 
 
-def test_what_was_never_forgotten_cannot_return(world, models):
-    result = persistence(world, models, models[0], gone=False)
+def test_what_was_never_forgotten_cannot_return(models, measured):
+    result = judged(measured(models[0]), behaviour="retained")
     assert result.status == "control_failed"
     assert "gone at full precision" in result.notes[0]
     assert "No linear weight was edited" in result.notes[1]
     assert np.isclose(result.details["gap"]["unlearned"][0]["gap"], 0.0)
+
+
+def by_hand(after, *, retain=1.0):
+    """24 forgotten entities: nothing is said at full precision, a share after quantization."""
+
+    def table(part, share, count=24):
+        names = tuple(f"{part} {row}" for row in range(count))
+        return ScoreTable(names, (np.arange(count) < share * count).astype(float)[:, None])
+
+    def of(forget, never_taught, kept):
+        return {
+            Part.FORGET: table("known", forget),
+            Part.NEVER_TAUGHT: table("invented", never_taught, 72),
+            Part.RETAIN: table("kept", kept),
+        }
+
+    by_role = {Role.ORIGINAL: of(1.0, 0.0, 1.0), Role.CANDIDATE: of(after, 0.0, retain)}
+    full = {Role.ORIGINAL: table("known", 1.0), Role.CANDIDATE: table("known", 0.0)}
+    scores = RoleScores(("nf4",), {"exact_match": by_role, "contrast": by_role})
+    edit = (WeightEdit("a", "nf4", 300, 0.2, 0.9, 0.1, 1.0),)
+    return Measurement(scores, full, (*edit, WeightEdit("b", "nf4", 100, 0.6, 0.5, 0.5, 0.2)))
+
+
+@pytest.mark.parametrize(
+    ("after", "retain", "status"),
+    [(1.0, 1.0, "retained"), (0.0, 1.0, "absent"), (1.0, 0.2, "no_power")],
+)
+def test_answers_that_come_back_count_where_kept_ones_stay(after, retain, status):
+    result = judged(by_hand(after, retain=retain))
+    assert result.status == status
+    assert result.details["gap"]["unlearned"][0]["gap"] == after
+    assert result.details["edit"]["nf4"]["bins"] == pytest.approx(0.3)
+    assert result.notes[-1].startswith("The edited weights moved by 0.3 of a bin (nf4); 80%")
+
+
+def test_a_stored_measurement_is_judged_the_same_each_time():
+    before = by_hand(0.5)
+    result = judged(before)
+    assert judged(before) == result
+    assert judged(from_json(Measurement, to_json(before))) == result
