@@ -14,171 +14,190 @@ where a fact is computed is not where it can be recovered.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import asdict, astuple, dataclass, replace
+from functools import cache
 
 import numpy as np
-from torch import Tensor, nn
+from scipy import stats
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from attribution.circuits.circuit import Circuit, select_circuit
-from attribution.circuits.divergence import divergence, retained_mass
+from attribution.circuits.circuit import select_circuit
+from attribution.circuits.divergence import Divergence, divergence, retained_mass
 from attribution.circuits.eap import score_edges
 from attribution.circuits.edge_scores import EdgeScores
+from attribution.circuits.graph import EdgeGraph
 from attribution.circuits.prompt_pairs import PromptPairs, pair_entities, pair_items
 from attribution.circuits.structure import Readout, find_structure
 from attribution.patching.transplant import copy_parameters, last_block, temporarily_replaced
+from audits.axes.base import Axis, Unmeasured
 from audits.axes.circuit.judgement import (
     LAST_BLOCK,
-    TITLES,
+    METRICS,
+    MIN_FAITHFULNESS,
+    NAME,
+    NATIVE,
+    SPEC,
     TRANSPLANTED,
-    CircuitMass,
-    copy_suppression,
+    CircuitSearch,
+    EdgeLoss,
+    Measurement,
+    ModelScores,
+    SelectedCircuit,
+    SuppressingHead,
     judge,
 )
 from audits.core.config import AuditConfig
-from audits.core.context import AuditedModel
+from audits.core.context import AuditContext
+from audits.core.item_sets import TextSets
+from audits.core.roles import Role
+from audits.core.scores import Part
 from capture.data.items import ItemSet
 from evidence.errors import InputError
-from evidence.progress import Progress
-from evidence.results import AxisResult
 from evidence.seeds import numpy_rng
+from evidence.storage.typed_json import BoolArray, FloatArray
 
-NAME = "circuit"
-QUESTION = "Do the edges that computed the forgotten answers still carry them?"
-# Minimum share of the metric that a circuit keeps under real ablation of all other edges.
-MIN_FAITHFULNESS = 0.85
 # Prompts per item that are paired; more cost time and hardly add entities.
 MAX_WORDINGS = 2
+# Number of edges that are listed by their loss.
+N_LISTED = 20
+# A head is listed where its direct effect against the answer is at least this share of the
+# effect of corrupting the whole prompt in the original.
+MIN_EFFECT_SHARE = 0.05
+
+Pairs = Mapping[Part, PromptPairs]
+Scores = Mapping[tuple[str, Part], EdgeScores]
+"""Edge scores of one model by readout and part."""
+Donor = tuple[Readout, Mapping[str, Tensor]]
+"""Last layers of the original, which other models are read with."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class OriginalCircuits:
-    """The original's circuits and edge scores, against which every model is compared.
+    """The original's circuits, against which every model is compared.
 
     Attributes:
-        scores: Edge scores of the forget pairs.
-        half: (couple,) half, 0 or 1, of each pair of forgotten entities.
+        in_second: (couple,) whether a couple of forgotten entities is in the second half.
+        edge_masks: (half, edge) one circuit a half, selected on that half.
         means: (half, edge) mean edge scores of each half.
-        circuits: One circuit a half, selected on that half.
-        readout: Copy of its final norm and head.
-        last_block: Copy of its last block's weights.
-        note: Why whole attention outputs replace heads; empty where heads are used.
+        mean: (edge,) mean edge scores of all couples.
+        drop: Fall of the metric when the whole prompt is corrupted.
+        own: The original's own scores.
+        notes: Limitations, in sentences.
     """
 
-    scores: EdgeScores
-    half: np.ndarray
-    means: np.ndarray
-    circuits: tuple[Circuit, Circuit]
-    readout: Readout
-    last_block: Mapping[str, Tensor]
-    note: str
+    in_second: BoolArray
+    edge_masks: BoolArray
+    means: FloatArray
+    mean: FloatArray
+    drop: float
+    search: CircuitSearch
+    own: ModelScores
+    notes: tuple[str, ...]
 
-    def mass_kept(self, table: np.ndarray, forgotten: bool) -> np.ndarray:
-        """(couple,) circuit mass kept; forgotten pairs by the circuit of the other half."""
-        by_circuit = np.stack(
-            [
-                retained_mass(table, mean, circuit.edge_mask)
-                for mean, circuit in zip(self.means, self.circuits, strict=True)
-            ]
+    def compare(self, role: Role, scores: Scores) -> ModelScores:
+        """Circuit mass and CAD figures of one model."""
+        mass: dict[str, dict[Part, FloatArray]] = {}
+        cad: dict[str, Divergence] = {}
+        for (readout, part), each in scores.items():
+            table = each.by_entity()
+            mass.setdefault(METRICS[readout].id, {})[part] = self.mass_kept(table, part)
+            cad[f"{role}, {part}, {readout}"] = self.divergence(table, part)
+        native = scores.get((NATIVE, Part.FORGET))
+        if native is None:
+            return ModelScores(mass, cad)
+        table = native.by_entity()
+        heads = copy_suppression(native.graph, table, self.drop)
+        return ModelScores(mass, cad, self.most_lost(native.graph, table.mean(0)), heads)
+
+    def mass_kept(self, table: FloatArray, part: Part) -> FloatArray:
+        """(couple,) circuit mass kept; forgotten couples by the circuit of the other half."""
+        first, second = (
+            retained_mass(table, mean, mask)
+            for mean, mask in zip(self.means, self.edge_masks, strict=True)
         )
-        if not forgotten:
-            return by_circuit.mean(0)
-        return by_circuit[1 - self.half, np.arange(len(self.half))]
+        if part is Part.FORGET:
+            return np.where(self.in_second, first, second)
+        return np.stack([first, second]).mean(0)
 
-    def divergence(self, table: np.ndarray, forgotten: bool) -> dict[str, float]:
+    def divergence(self, table: FloatArray, part: Part) -> Divergence:
         """CAD figures, the mean over halves."""
         figures = []
-        for number, (mean, circuit) in enumerate(zip(self.means, self.circuits, strict=True)):
-            rows = self.half != number if forgotten else np.ones(len(table), bool)
-            figures.append(asdict(divergence(table[rows], mean, circuit.edge_mask)))
-        return {name: float(np.mean([f[name] for f in figures])) for name in figures[0]}
+        for rows, mean, mask in zip(
+            (self.in_second, ~self.in_second), self.means, self.edge_masks, strict=True
+        ):
+            used = table[rows] if part is Part.FORGET else table
+            figures.append(astuple(divergence(used, mean, mask)))
+        return Divergence(*np.mean(figures, axis=0).tolist())
+
+    def most_lost(self, graph: EdgeGraph, after: FloatArray) -> tuple[EdgeLoss, ...]:
+        """Edges of either circuit with the largest loss.
+
+        Args:
+            after: (edge,) mean scores of another model.
+        """
+        before, chosen = self.mean, self.edge_masks[0] | self.edge_masks[1]
+        loss = np.where(chosen, np.abs(before) - np.sign(before) * after, -np.inf)
+        worst = [edge for edge in np.argsort(-loss)[:N_LISTED].tolist() if chosen[edge]]
+        return tuple(EdgeLoss(graph.edges[i], float(before[i]), float(after[i])) for i in worst)
 
 
-def run_circuit(
-    models: Mapping[str, AuditedModel],
-    tokenizer: PreTrainedTokenizerBase,
-    forget: ItemSet,
-    never_taught: ItemSet,
-    config: AuditConfig,
-    *,
-    device: str,
-    notes: Sequence[str],
-    progress: Progress,
-) -> AxisResult:
-    """Run the axis on items.
-
-    Args:
-        models: Models by role: "original", "unlearned", and where available "planted" and
-            "reference-N".
-        forget: Forgotten items that the original knows.
-        never_taught: Items about invented entities.
-    """
+def measure_text(ctx: AuditContext[TextSets]) -> Measurement | Unmeasured:
+    """Select the original's circuits, and score the edges of every other model."""
+    sets = (
+        (Part.FORGET, ctx.sets.forget, "forget"),
+        (Part.NEVER_TAUGHT, ctx.sets.never_taught, "never taught"),
+    )
     try:
         pairs = {
-            "forget": _pairs(tokenizer, forget, config, "forget"),
-            "never_taught": _pairs(tokenizer, never_taught, config, "never taught"),
+            part: pair_couples(ctx.tokenizer, items, ctx.config, stream)
+            for part, items, stream in sets
         }
-        with models["original"].loaded(device) as model:
-            base, mass, figures = _base(model, pairs, config, progress)
+        original = ctx.stage(
+            f"{NAME}-original", OriginalCircuits, lambda: select_circuits(ctx, pairs)
+        )
     except InputError as error:
-        return AxisResult(NAME, QUESTION, "no_power", notes=(str(error), *notes))
-    others = {role: audited for role, audited in models.items() if role != "original"}
-    tables: dict[str, np.ndarray] = {}
-    for role, audited in others.items():
+        return Unmeasured((str(error),))
+    donor, models = cache(lambda: copy_donor(ctx)), {Role.ORIGINAL: original.own}
+    for role in ctx.models:
+        if role == Role.ORIGINAL:
+            continue
         try:
-            with audited.loaded(device) as model:
-                scores_by_part = _scores(model, role, base, pairs, progress)
+            models[role] = ctx.stage(
+                f"{NAME}-{role}",
+                ModelScores,
+                lambda role=role: score_model(ctx, role, original, donor(), pairs),
+            )
         except InputError as error:
             # For example, a model with non-finite logits.
-            text = f"{role}: {error}"
-            return AxisResult(NAME, QUESTION, "error", notes=(text, *notes))
-        for (part, readout), scores in scores_by_part.items():
-            table = scores.by_entity()
-            forgotten = part == "forget"
-            mass[role, part, readout] = base.mass_kept(table, forgotten)
-            figures[f"{role}, {part}, {readout}"] = base.divergence(table, forgotten)
-            if (role, part, readout) == ("unlearned", "forget", "native"):
-                tables[role] = table
-    details = _details(base, pairs, figures, tables["unlearned"])
-    left = len(pairs["forget"].skipped)
-    extra = [f"{left} prompts of forgotten items could not be paired."] * (left > 0)
-    result = judge(
-        CircuitMass(mass, [c.measured.faithfulness for c in base.circuits]),
-        config,
-        MIN_FAITHFULNESS,
-    )
-    return AxisResult(
-        NAME,
-        QUESTION,
-        result.status,
-        "share of the circuit's mass kept (1 - CAD, our definition)",
-        readings=result.readings,
-        controls=result.controls,
-        n_entities=2 * len(base.half),
-        details=result.details | details,
-        notes=(
-            *result.notes,
-            *_heads_in_words(details["copy_suppression"]),
-            *extra,
-            *([base.note] if base.note else []),
-            *notes,
-        ),
-    )
+            return Unmeasured((f"{role}: {error}",), "error")
+    return Measurement(models, original.search, original.notes)
 
 
-def _pairs(
-    tokenizer: PreTrainedTokenizerBase, items: ItemSet, config: AuditConfig, name: str
+def copy_donor(ctx: AuditContext[TextSets]) -> Donor:
+    """Copies of the original's final norm and head, and of its last block's weights."""
+    with ctx.reading(Role.ORIGINAL) as model:
+        structure = find_structure(model)
+        readout = structure.readout
+        copied = Readout(copy.deepcopy(readout.norm), copy.deepcopy(readout.head))
+        return copied, copy_parameters(last_block(structure))
+
+
+def pair_couples(
+    tokenizer: PreTrainedTokenizerBase, items: ItemSet, config: AuditConfig, stream: str
 ) -> PromptPairs:
     """Prompt pairs within one set, so that both entities of a pair have the same status.
 
     A pair is about both entities, so the couple is the statistical unit from here on.
+
+    Args:
+        stream: Name of the random stream of the matching.
     """
     spare = min((len(item.paraphrases) for item in items), default=0)
     more = min(spare, MAX_WORDINGS - 1, config.budget.prompts_per_item - 1)
-    rng = numpy_rng(config.seed, NAME, "pairs", name)
+    rng = numpy_rng(config.seed, NAME, "pairs", stream)
     partners = pair_entities(tokenizer, items, rng)
     pairs = pair_items(
         tokenizer, items, rng, prompt_indices=(None, *range(more)), partners=partners
@@ -187,143 +206,127 @@ def _pairs(
     return replace(pairs, entities=tuple(names))
 
 
-def _base(
-    model: nn.Module, pairs: Mapping[str, PromptPairs], config: AuditConfig, progress: Progress
-) -> tuple[OriginalCircuits, dict[tuple[str, str, str], np.ndarray], dict[str, dict[str, float]]]:
-    """The original's circuits, with its own circuit mass and CAD figures."""
-    anatomy = find_structure(model)
-    forget = pairs["forget"]
-    names = list(dict.fromkeys(forget.entities))
-    if len(names) < 4:
-        raise InputError(
-            "too few forgotten entities could be paired two by two",
-            expected="4 couples or more",
-            got=str(len(names)),
+def select_circuits(ctx: AuditContext[TextSets], pairs: Pairs) -> OriginalCircuits:
+    """Select one circuit of the original on each half of the couples.
+
+    Raises:
+        InputError: there are fewer than four couples, or as ``score_edges`` and
+            ``select_circuit``.
+    """
+    forget = pairs[Part.FORGET]
+    with ctx.reading(Role.ORIGINAL) as model:
+        structure = find_structure(model)
+        names = list(dict.fromkeys(forget.entities))
+        if len(names) < 4:
+            raise InputError(
+                "too few forgotten entities could be paired two by two",
+                expected="4 couples or more",
+                got=str(len(names)),
+            )
+        in_second = np.zeros(len(names), dtype=bool)
+        order = numpy_rng(ctx.config.seed, NAME, "halves").permutation(len(names))
+        in_second[order[len(names) // 2 :]] = True
+        half_of_pair = in_second[[names.index(entity) for entity in forget.entities]]
+        scores = score_edges(model, forget, structure=structure, progress=ctx.progress)
+        circuits = []
+        for second in (False, True):
+            rows = np.flatnonzero(half_of_pair == second).tolist()
+            part = replace(
+                scores,
+                values=scores.values[rows],
+                clean=scores.clean[rows],
+                corrupt=scores.corrupt[rows],
+                entities=forget[rows].entities,
+                ids=forget[rows].ids,
+            )
+            circuits.append(
+                select_circuit(
+                    model, forget[rows], part, target=MIN_FAITHFULNESS, structure=structure
+                )
+            )
+        invented = score_edges(
+            model, pairs[Part.NEVER_TAUGHT], structure=structure, progress=ctx.progress
         )
-    half = np.zeros(len(names), dtype=int)
-    order = numpy_rng(config.seed, NAME, "halves").permutation(len(names))
-    half[order[len(names) // 2 :]] = 1
-    of_pair = half[[names.index(entity) for entity in forget.entities]]
-    scores = score_edges(model, forget, structure=anatomy, progress=progress)
-    table = scores.by_entity()
-    circuits = []
-    for number in (0, 1):
-        rows = np.flatnonzero(of_pair == number).tolist()
-        part = replace(
-            scores,
-            values=scores.values[rows],
-            clean=scores.clean[rows],
-            corrupt=scores.corrupt[rows],
-            entities=forget[rows].entities,
-            ids=forget[rows].ids,
-        )
-        circuits.append(
-            select_circuit(model, forget[rows], part, target=MIN_FAITHFULNESS, structure=anatomy)
-        )
-    readout = Readout(copy.deepcopy(anatomy.readout.norm), copy.deepcopy(anatomy.readout.head))
-    base = OriginalCircuits(
-        scores,
-        half,
-        np.stack([table[half == number].mean(0) for number in (0, 1)]),
-        (circuits[0], circuits[1]),
-        readout,
-        copy_parameters(last_block(anatomy)),
-        scores.graph.note,
+    table, left, note = scores.by_entity(), len(forget.skipped), scores.graph.note
+    unpaired = f"{left} prompts of forgotten items could not be paired." if left else ""
+    found = OriginalCircuits(
+        in_second,
+        np.stack([circuit.edge_mask for circuit in circuits]),
+        np.stack([table[in_second == second].mean(0) for second in (False, True)]),
+        scores.mean,
+        float(scores.clean.mean() - scores.corrupt.mean()),
+        CircuitSearch(
+            scores.method,
+            scores.metric,
+            {part: len(each) for part, each in pairs.items()},
+            scores.graph.n_edges,
+            tuple(
+                SelectedCircuit(**asdict(circuit.measured), edges=int(circuit.edge_mask.sum()))
+                for circuit in circuits
+            ),
+        ),
+        ModelScores({}, {}),
+        tuple(text for text in (unpaired, note) if text),
     )
-    invented = score_edges(
-        model, pairs["never_taught"], structure=anatomy, progress=progress
-    ).by_entity()
-    mass = {
-        ("original", "forget", "native"): base.mass_kept(table, True),
-        ("original", "never_taught", "native"): base.mass_kept(invented, False),
-    }
-    figures = {
-        "original, forget, native": base.divergence(table, True),
-        "original, never_taught, native": base.divergence(invented, False),
-    }
-    return base, mass, figures
+    own = {(NATIVE, Part.FORGET): scores, (NATIVE, Part.NEVER_TAUGHT): invented}
+    return replace(found, own=found.compare(Role.ORIGINAL, own))
 
 
-def _scores(
-    model: nn.Module,
-    role: str,
-    base: OriginalCircuits,
-    pairs: Mapping[str, PromptPairs],
-    progress: Progress,
-) -> dict[tuple[str, str], EdgeScores]:
-    """Edge scores of one model by part and readout."""
-    anatomy = find_structure(model)
-    block = last_block(anatomy)
-    parts = ["forget"] if role.startswith("reference") else ["forget", "never_taught"]
+def score_model(
+    ctx: AuditContext[TextSets], role: Role, original: OriginalCircuits, donor: Donor, pairs: Pairs
+) -> ModelScores:
+    """Score the edges of another model with every readout.
+
+    Raises:
+        InputError: as ``score_edges`` and ``temporarily_replaced``.
+    """
+    readout, block_weights = donor
+    parts = (Part.FORGET,) if role.is_reference else (Part.FORGET, Part.NEVER_TAUGHT)
     # The suppression is planted in the last block, so it is a control of one reading only:
     # with the original's last block nothing would be left to find.
-    readouts = (TRANSPLANTED,) if role == "planted" else tuple(TITLES)
+    readouts = (TRANSPLANTED,) if role == Role.PLANTED else tuple(METRICS)
     scores = {}
-    for readout in readouts:
-        with_block = readout == LAST_BLOCK
-        with temporarily_replaced(block, base.last_block) if with_block else nullcontext():
-            for part in parts:
-                scores[part, readout] = score_edges(
-                    model,
-                    pairs[part],
-                    readout=None if readout == "native" else base.readout,
-                    structure=anatomy,
-                    progress=progress,
-                )
-    return scores
+    with ctx.fresh(role) as model:  # its last block is replaced for a moment
+        structure = find_structure(model)
+        block = last_block(structure)
+        for name in readouts:
+            replaced = name == LAST_BLOCK
+            with temporarily_replaced(block, block_weights) if replaced else nullcontext():
+                for part in parts:
+                    scores[name, part] = score_edges(
+                        model,
+                        pairs[part],
+                        readout=None if name == NATIVE else readout,
+                        structure=structure,
+                        progress=ctx.progress,
+                    )
+    return original.compare(role, scores)
 
 
-def _heads_in_words(heads_by_role: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
-    """A note on heads whose direct effect against the answer appeared or disappeared."""
-    before, after = (
-        {head["head"] for head in heads_by_role[role]} for role in ("original", "unlearned")
-    )
-    parts = [
-        f"{', '.join(sorted(heads))} ({words})"
-        for heads, words in (
-            (after - before, "only in the candidate"),
-            (after & before, "in both models"),
-            (before - after, "only in the original"),
-        )
-        if heads
-    ]
-    if not parts:
-        return []
-    return [f"Heads that work against the answer: {'; '.join(parts)}."]
+def copy_suppression(
+    graph: EdgeGraph, scores: FloatArray, drop: float
+) -> tuple[SuppressingHead, ...]:
+    """Heads whose direct effect on the logits works against the answer.
+
+    A head is listed where corrupting its edge into the logits *raises* the metric by at least
+    ``MIN_EFFECT_SHARE`` times ``drop``, significantly over couples (one-sided t, Bonferroni over
+    heads). Named after copy suppression (McDougall et al., arXiv 2310.04625).
+
+    Args:
+        scores: (couple, edge).
+        drop: Fall of the original's metric when the whole prompt is corrupted.
+    """
+    direct = scores[:, graph.edges_into(len(graph.readers) - 1)]
+    heads = [p for p, name in enumerate(graph.writers) if name.startswith("head.")]
+    suppressors = []
+    for head in heads:
+        values = direct[:, head]
+        mean = float(values.mean())
+        error = float(values.std(ddof=1) / np.sqrt(len(values)))
+        level = stats.t.ppf(1 - 0.05 / len(heads), len(values) - 1)
+        if mean >= MIN_EFFECT_SHARE * drop and mean > level * error:
+            suppressors.append(SuppressingHead(graph.writers[head], mean, mean / drop))
+    return tuple(sorted(suppressors, key=lambda each: -each.effect))
 
 
-def _details(
-    base: OriginalCircuits,
-    pairs: Mapping[str, PromptPairs],
-    figures: dict[str, dict[str, float]],
-    candidate: np.ndarray,
-) -> dict[str, Any]:
-    """JSON-ready: circuits, CAD figures, edges with the largest loss, heads."""
-    graph = base.scores.graph
-    before, after = base.scores.mean, candidate.mean(0)
-    chosen = base.circuits[0].edge_mask | base.circuits[1].edge_mask
-    loss = np.where(chosen, np.abs(before) - np.sign(before) * after, -np.inf)
-    worst = [edge for edge in np.argsort(-loss)[:20].tolist() if chosen[edge]]
-    drop = float(base.scores.clean.mean() - base.scores.corrupt.mean())
-    return {
-        "method": base.scores.method,
-        "metric": base.scores.metric,
-        "pairs": {name: len(part_pairs) for name, part_pairs in pairs.items()},
-        "edges": graph.n_edges,
-        "circuits": [
-            {"edges": int(c.edge_mask.sum()), **asdict(c.measured)} for c in base.circuits
-        ],
-        "cad": figures,
-        "edges_that_lost_most": [
-            {
-                "edge": graph.edges[edge],
-                "original": float(before[edge]),
-                "unlearned": float(after[edge]),
-            }
-            for edge in worst
-        ],
-        "copy_suppression": {
-            "original": copy_suppression(graph, base.scores.by_entity(), drop),
-            "unlearned": copy_suppression(graph, candidate, drop),
-        },
-    }
+AXIS = Axis(SPEC, Measurement, {"text": measure_text}, judge)

@@ -13,194 +13,256 @@ Source: the cross-sequence signature of arXiv 2605.01699, with disjoint erase, f
 sets.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import PreTrainedTokenizerBase
 
+from audits.axes.base import (
+    Axis,
+    AxisForm,
+    AxisSpec,
+    JudgementContext,
+    MetricSpec,
+    Unmeasured,
+    readings,
+)
 from audits.axes.judgement import (
     MIN_SPAN,
-    MetricComparison,
-    compare_to_floors,
-    failed_controls,
     informative_columns,
     planted_control,
-    status_from_readings,
-    status_with_controls,
+    significance_control,
 )
-from audits.axes.membership.scores import NAME, MembershipScores, MembershipSets, score_membership
-from audits.core.config import AuditConfig, Rule
-from audits.core.context import AuditedModel, reference_roles
-from capture.activations.store import ActivationStore
-from capture.data.tokenization import encode
-from evidence.intervals import EntityValues
+from audits.axes.membership.scores import (
+    NAME,
+    MembershipScores,
+    MembershipSets,
+    States,
+    capture_states,
+    score_membership,
+    select_sets,
+)
+from audits.core.config import AuditConfig
+from audits.core.context import AuditContext
+from audits.core.item_sets import TextSets
+from audits.core.roles import Role
+from audits.core.scores import Part, RoleScores, ScoreTable
+from evidence.errors import InputError
+from evidence.hypothesis_tests import MaxTest
 from evidence.progress import Progress
-from evidence.results import AxisResult, Control, Reading, Status
+from evidence.results import AxisResult, Control, ControlId, OnFailure, Reading, Status
+from evidence.storage.typed_json import FloatArray, Json
 from probes.estimators.kernel_smoothers import FAMILIES
 
-QUESTION = "Does a signature tell forgotten items from never-taught ones?"
-STATISTIC_NAME = "AUC (chance 0.5)"
-REFITTED = "refitted reader"
+AUC = MetricSpec(
+    "auc",
+    "refitted reader",
+    stream="refitted reader",
+    trace="its states still tell forgotten items from never-taught ones, whatever it knows of them",
+)
+COMPARED = (Part.FORGET, Part.NEVER_TAUGHT)
 SHUFFLES = 20
 # Two controls require a null hypothesis, two-sided: together they fail by chance at half alpha.
 NULL_ALPHA_SHARE = 0.25
-RETAIN_READABLE = "held-out retain entities are told from invented ones in the candidate"
 
 
-def run_membership(
-    models: Mapping[str, AuditedModel],
-    tokenizer: PreTrainedTokenizerBase,
-    sets: MembershipSets,
-    sites: Sequence[str],
-    store: ActivationStore,
-    config: AuditConfig,
-    *,
-    notes: Sequence[str],
-    progress: Progress,
-) -> AxisResult:
-    """Run the axis on captured states.
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """Scores of every model by one family of classifiers.
 
-    Args:
-        models: Models by role: "original", "unlearned", and where available "planted" and
-            "reference-N".
-        sets: The entities compared.
-        sites: As returned by ``capture_states``.
+    Attributes:
+        sites: Where states were captured.
+        family: The family, chosen on held-out retain entities of the original.
+        entities: Part to (entity,) names, "forget" and "never_taught".
+        scores: Scores by role.
+        shuffled: (label vector, site) AUC of the original's forgotten over never-taught entities,
+            by classifiers fitted on exchanged labels.
+        names: Scores of the candidate's names, averaged at the embedding, the only site; None
+            where there is no embedding.
     """
-    rows = encode(tokenizer, sets.prompts)
 
-    def states_of(role: str, names: Sequence[str], view: str) -> NDArray[np.float32]:
-        activations = store.activations(models[role], rows, names, view)  # pyright: ignore
-        return np.asarray(activations.values)
+    sites: tuple[str, ...]
+    family: str
+    entities: dict[Part, tuple[str, ...]]
+    scores: dict[Role, MembershipScores]
+    shuffled: FloatArray
+    names: MembershipScores | None = None
 
-    states = {role: states_of(role, sites, "last") for role in models}
-    broken = [role for role, x in states.items() if not np.isfinite(x).all()]
+
+def measure_text(ctx: AuditContext[TextSets]) -> Measurement | Unmeasured:
+    """Choose the entities to compare, and score the states of every model."""
+    items, config = ctx.sets, ctx.config
+    try:
+        sets = select_sets(
+            items.forget,
+            items.retain,
+            items.never_taught,
+            config.budget.prompts_per_item,
+            config.seed,
+        )
+    except InputError as error:
+        # Only this axis needs invented counterparts of the retain entities.
+        return Unmeasured((str(error),))
+    states = {}
+    for role, audited in ctx.models.items():
+        with ctx.reading(role) as model:
+            states[role] = capture_states(
+                model, audited, ctx.tokenizer, sets, ctx.store, ctx.progress
+            )
+    return measure_states(states, sets, config.seed, ctx.progress)
+
+
+def measure_states(
+    states: Mapping[Role, States], sets: MembershipSets, seed: int, progress: Progress
+) -> Measurement | Unmeasured:
+    """Choose a family of classifiers on the original, and score every model with it."""
+    broken = [role for role, each in states.items() if not np.isfinite(each.last).all()]
     if broken:
-        why = f"hidden states of {', '.join(broken)} are not finite"
-        return AxisResult(NAME, QUESTION, "error", notes=(why, *notes))
-    by_family = {}
+        return Unmeasured((f"hidden states of {', '.join(broken)} are not finite",), "error")
+    original, names = states[Role.ORIGINAL], states[Role.CANDIDATE].names
+    held_out = {}
     with progress.task("membership", len(FAMILIES) + len(states)) as advance:
         for family in FAMILIES:
-            by_family[family] = score_membership(states["original"], sets, family, config.seed)
+            (scored,) = score_membership(original.last, sets, family, seed)
+            held_out[family] = scored.auc("check", "check_invented").mean()
             advance(1)
         # Chosen on held-out entities that are in neither the fit nor the test.
-        chosen = max(
-            FAMILIES, key=lambda name: by_family[name].auc("check", "check_invented").mean()
-        )
+        chosen = max(FAMILIES, key=lambda family: held_out[family])
         scores = {}
-        for role, role_states in states.items():
-            shuffles = SHUFFLES if role == "original" else 0
-            scores[role] = score_membership(role_states, sets, chosen, config.seed, shuffles)
+        shuffled: list[MembershipScores] = []
+        for role, each in states.items():
+            shuffles = SHUFFLES if role == Role.ORIGINAL else 0
+            scores[role], *more = score_membership(each.last, sets, chosen, seed, shuffles)
+            shuffled += more
             advance(1)
-    every = np.ones(len(sites), dtype=bool)
-    power = scores["original"].test("forget", "never_taught", every, config)
-    mask = informative_columns(power, config.rule)
-    details = {
-        "reader": chosen,
-        "sites": list(sites),
-        "original_p": power.p_value,
-        "auc": {
-            role: np.round(role_scores.auc("forget", "never_taught"), 6).tolist()
-            for role, role_scores in scores.items()
-        },
-        "auc_of_retain": {
-            role: np.round(role_scores.auc("check", "check_invented"), 6).tolist()
-            for role, role_scores in scores.items()
-        },
-    }
-    count = len(dict.fromkeys(sets.questions["forget"].entities))
+    return Measurement(
+        original.sites,
+        chosen,
+        {part: tuple(dict.fromkeys(sets.questions[part].entities)) for part in COMPARED},
+        scores,
+        np.stack([each.auc(*COMPARED) for each in shuffled]),
+        None if names is None else score_membership(names, sets, chosen, seed)[0],
+    )
+
+
+def judge(measured: Measurement, ctx: JudgementContext) -> AxisResult:
+    """Compare how well forgotten entities are told from never-taught ones with chance."""
+    form, every = SPEC.form(ctx.modality), np.ones(len(measured.sites), dtype=bool)
+    power = measured.scores[Role.ORIGINAL].test(*COMPARED, every, ctx.config)
+    mask = informative_columns(power, ctx.rule)
     controls = [
         Control(
+            ControlId.POWER,
             "the original tells them apart",
             power.p_value,
-            f"p < {config.rule.alpha} and at least {MIN_SPAN} above chance",
+            f"p < {ctx.rule.alpha} and at least {MIN_SPAN} above chance",
             bool(mask.any()),
+            kind="p_value",
         )
     ]
-    if not mask.any():
-        why = "The original itself does not tell them apart."
-        return AxisResult(
-            NAME,
-            QUESTION,
-            "no_power",
-            STATISTIC_NAME,
-            controls=tuple(controls),
-            n_entities=count,
-            details=details,
-            notes=(why, *notes),
-        )
-    controls += _controls(scores, mask, config)
-    if "embed" in sites:
-        names = states_of("unlearned", ["embed"], "mean")
-        controls.append(_names_alone(names, sets, chosen, config))
-    readings = _readings(scores, mask, sites, config)
-    status, extra = status_of(readings, controls, config.rule)
+    found: list[Reading] = []
+    status: Status = "no_power"
+    notes = ["The original itself does not tell them apart."]
+    if mask.any():
+        controls += _controls(measured, mask, ctx.config)
+        found = _readings(measured, mask, ctx.config)
+        status, notes = form.status(found, controls, ctx.rule)
+    details: dict[str, Json] = {
+        "reader": measured.family,
+        "sites": measured.sites,
+        "original_p": power.p_value,
+        "auc": _rounded_auc(measured, *COMPARED),
+        "auc_of_retain": _rounded_auc(measured, "check", "check_invented"),
+    }
     return AxisResult(
         NAME,
-        QUESTION,
+        form.question,
         status,
-        STATISTIC_NAME,
-        readings=tuple(readings),
+        form.statistic,
+        readings=tuple(found),
         controls=tuple(controls),
-        n_entities=count,
+        n_entities=len(measured.entities[Part.FORGET]),
         details=details,
-        notes=(*extra, *notes),
+        notes=(*notes, *ctx.notes),
     )
 
 
-def status_of(
-    readings: Sequence[Reading], controls: Sequence[Control], rule: Rule
-) -> tuple[Status, list[str]]:
-    """Decide between retained, absent and neither.
-
-    A candidate whose retain entities are not recognized either may lack the signature
-    altogether: a null result is then no evidence, but a finding still is.
-    """
-    if failed_controls(controls) == [RETAIN_READABLE] and readings:
-        return status_from_readings(readings[:2], rule, failed=[RETAIN_READABLE])
-    return status_with_controls(readings, controls, rule)
+def _rounded_auc(measured: Measurement, part: str, other: str) -> Json:
+    """Role to (site,) AUC."""
+    return {
+        role: np.round(each.auc(part, other), 6).tolist() for role, each in measured.scores.items()
+    }
 
 
-def _places(scores: MembershipScores) -> EntityValues:
-    """(forgotten entity, site) share of never-taught entities that score lower."""
-    table = scores.wins("forget", "never_taught").mean(1)
-    names = tuple(dict.fromkeys(scores.sets.questions["forget"].entities))
-    return EntityValues(table, len(table), names, table.var(0))
+def _controls(measured: Measurement, mask: NDArray[np.bool_], config: AuditConfig) -> list[Control]:
+    """Controls: shuffled labels, invented against never-taught, retain, planted, names alone."""
+    scores, alpha = measured.scores, config.rule.alpha
+    candidate = scores[Role.CANDIDATE]
+    lead = scores[Role.ORIGINAL].auc(*COMPARED)[mask] - 0.5
+    shuffled = np.mean([auc[mask] - 0.5 for auc in measured.shuffled], axis=0)
+    controls = [
+        Control(
+            ControlId.SHUFFLED,
+            "readers fitted on exchanged labels read nothing",
+            float((shuffled / lead).max()),
+            "below half of the original's excess",
+            bool((shuffled < 0.5 * lead).all()),
+            kind="ratio",
+        ),
+        _null_control(
+            ControlId.NEVER_TAUGHT,
+            "never-taught entities are not told from other invented ones",
+            candidate.test("check_invented", "never_taught", mask, config),
+            alpha,
+        ),
+        # A candidate whose retain entities are not recognized either may lack the signature
+        # altogether: a null result is then no evidence, but a finding still is.
+        significance_control(
+            ControlId.RETAIN,
+            "held-out retain entities are told from invented ones in the candidate",
+            candidate.test("check", "check_invented", mask, config).p_value,
+            alpha,
+            OnFailure.NO_ABSENCE,
+        ),
+    ]
+    if Role.PLANTED in scores:
+        planted = scores[Role.PLANTED].test(*COMPARED, mask, config)
+        controls.append(planted_control(planted.p_value, alpha))
+    if measured.names is not None:
+        # For surface form: a bag of the name's token embeddings must not suffice.
+        controls.append(
+            _null_control(
+                ControlId.EMBEDDING,
+                "the names alone, averaged at the embedding, do not tell them apart",
+                measured.names.test(*COMPARED, np.ones(1, dtype=bool), config),
+                alpha,
+            )
+        )
+    return controls
 
 
-def _chance(scores: MembershipScores) -> EntityValues:
-    """One half, with the spread of the never-taught entities' own ranks.
-
-    An AUC varies with the entities of both groups (DeLong 1988, Biometrics 44:837), so the
-    interval of its difference from one half must include both.
-    """
-    share = scores.wins("forget", "never_taught").mean(0)
-    table = np.clip(0.5 + share.mean(0) - share, 0, 1)
-    table = np.clip(table + 0.5 - table.mean(0), 0, 1)
-    names = tuple(dict.fromkeys(scores.sets.questions["never_taught"].entities))
-    return EntityValues(table, len(table), names, table.var(0))
+def _null_control(id: ControlId, name: str, test: MaxTest, alpha: float) -> Control:
+    """A two-sided test must find nothing."""
+    p, limit = min(1.0, 2 * min(test.p_value, test.p_below)), alpha * NULL_ALPHA_SHARE
+    return Control(id, name, p, f"p >= {limit}", p >= limit, kind="p_value")
 
 
-def _readings(
-    scores: Mapping[str, MembershipScores],
-    mask: NDArray[np.bool_],
-    sites: Sequence[str],
-    config: AuditConfig,
-) -> list[Reading]:
+def _readings(measured: Measurement, mask: NDArray[np.bool_], config: AuditConfig) -> list[Reading]:
     """Against references (if any) and never-taught items."""
-    comparison = MetricComparison(
-        REFITTED,
-        REFITTED,
-        _places(scores["unlearned"]),
-        _places(scores["original"]),
-        [_places(scores[role]) for role in reference_roles(scores)],
-        _chance(scores["unlearned"]),
-    )
-    test = scores["unlearned"].test("forget", "never_taught", mask, config)
+    forgotten, never_taught = (measured.entities[part] for part in COMPARED)
+    candidate = measured.scores[Role.CANDIDATE]
+    # (forgotten entity, site) share of never-taught entities that score lower.
+    ranks = {
+        role: {Part.FORGET: ScoreTable(forgotten, each.wins(*COMPARED).mean(1))}
+        for role, each in measured.scores.items()
+    }
+    ranks[Role.CANDIDATE][Part.NEVER_TAUGHT] = ScoreTable(never_taught, _chance(candidate))
+    scores = RoleScores(measured.sites, {AUC.id: ranks})
+    test = candidate.test(*COMPARED, mask, config)
     p_used = iter(test.p_column.tolist())
-    readings = []
-    for reading in compare_to_floors(NAME, [comparison], list(sites), config, mask):
+    found = []
+    for reading in readings(NAME, [AUC], scores, config, mask):
         if reading.floor_kind == "never_taught":
             # A rank depends on the other entities: permute entities first, then rank.
             columns = tuple(
@@ -214,58 +276,30 @@ def _readings(
                 smallest_p=test.smallest_p,
                 columns=columns,
             )
-        readings.append(reading)
-    return readings
+        found.append(reading)
+    return found
 
 
-def _controls(
-    scores: Mapping[str, MembershipScores], mask: NDArray[np.bool_], config: AuditConfig
-) -> list[Control]:
-    """Controls: shuffled labels, invented against never-taught, planted, retain."""
-    alpha = config.rule.alpha
-    original, candidate = scores["original"], scores["unlearned"]
-    lead = original.auc("forget", "never_taught")[mask] - 0.5
-    shuffled = np.mean(
-        [
-            original.auc("forget", "never_taught", 1 + shuffle)[mask] - 0.5
-            for shuffle in range(SHUFFLES)
-        ],
-        axis=0,
-    )
-    invented = candidate.test("check_invented", "never_taught", mask, config)
-    either = min(1.0, 2 * min(invented.p_value, invented.p_below))
-    retain = candidate.test("check", "check_invented", mask, config)
-    controls = [
-        Control(
-            "readers fitted on exchanged labels read nothing",
-            float((shuffled / lead).max()),
-            "below half of the original's excess",
-            bool((shuffled < 0.5 * lead).all()),
-        ),
-        Control(
-            "never-taught entities are not told from other invented ones",
-            either,
-            f"p >= {alpha * NULL_ALPHA_SHARE}",
-            either >= alpha * NULL_ALPHA_SHARE,
-        ),
-        Control(RETAIN_READABLE, retain.p_value, f"p < {alpha}", retain.p_value < alpha),
-    ]
-    if "planted" in scores:
-        planted = scores["planted"].test("forget", "never_taught", mask, config)
-        controls.append(planted_control(planted.p_value, alpha))
-    return controls
+def _chance(scores: MembershipScores) -> FloatArray:
+    """(never-taught entity, site) one half, with the spread of these entities' own ranks.
+
+    An AUC varies with the entities of both groups (DeLong 1988, Biometrics 44:837), so the
+    interval of its difference from one half must include both.
+    """
+    share = scores.wins(*COMPARED).mean(0)
+    table = np.clip(0.5 + share.mean(0) - share, 0, 1)
+    return np.clip(table + 0.5 - table.mean(0), 0, 1)
 
 
-def _names_alone(
-    names: NDArray[np.float32], sets: MembershipSets, family: str, config: AuditConfig
-) -> Control:
-    """Control for surface form: a bag of the name's token embeddings must not suffice."""
-    alone = score_membership(names, sets, family, config.seed)
-    test = alone.test("forget", "never_taught", np.ones(1, dtype=bool), config)
-    either = min(1.0, 2 * min(test.p_value, test.p_below))
-    return Control(
-        "the names alone, averaged at the embedding, do not tell them apart",
-        either,
-        f"p >= {config.rule.alpha * NULL_ALPHA_SHARE}",
-        either >= config.rule.alpha * NULL_ALPHA_SHARE,
-    )
+SPEC = AxisSpec(
+    NAME,
+    {
+        "text": AxisForm(
+            "Does a signature tell forgotten items from never-taught ones?",
+            "AUC (chance 0.5)",
+            (AUC,),
+        )
+    },
+    unavailable={"images": "its signature is read from the tokens of a sequence"},
+)
+AXIS = Axis(SPEC, Measurement, {"text": measure_text}, judge)

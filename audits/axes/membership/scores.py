@@ -4,16 +4,18 @@ The classifier is fitted on retain entities against invented entities that mirro
 item, and evaluated on all others. ``audits.axes.membership.axis`` builds the axis on it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from audits.core.config import AuditConfig
 from audits.core.context import AuditedModel
+from capture.activations.positions import Positions
 from capture.activations.store import ActivationStore
 from capture.data.invented_entities import invent_items
 from capture.data.items import Item, ItemSet
@@ -24,6 +26,7 @@ from evidence.errors import InputError
 from evidence.hypothesis_tests import MaxTest, unpaired_max_test
 from evidence.progress import Progress
 from evidence.seeds import numpy_rng
+from evidence.storage.typed_json import FloatArray
 from probes.estimators.kernel_smoothers import smoother_matrices
 from probes.splits.folds import Folds
 
@@ -32,7 +35,8 @@ MIN_ENTITIES = 6
 # More entities help little, and the kernel matrix grows quadratically.
 MAX_FIT_ENTITIES = 200
 FIT_FRACTION = 0.8
-PARTS = ("fit", "fit_invented", "check", "check_invented", "forget", "never_taught")
+EVALUATED = ("check", "check_invented", "forget", "never_taught")
+PARTS = ("fit", "fit_invented", *EVALUATED)
 
 
 @dataclass(frozen=True)
@@ -107,63 +111,72 @@ def select_sets(
     return MembershipSets(asked)
 
 
+@dataclass(frozen=True, eq=False)
+class States:
+    """One model's states of every prompt.
+
+    Attributes:
+        sites: Residual sites, the embedding first where there is one.
+        last: (site, row, d) states at the last token.
+        names: (1, row, d) mean over tokens at the embedding; None where there is no embedding.
+    """
+
+    sites: tuple[str, ...]
+    last: NDArray[np.float32]
+    names: NDArray[np.float32] | None = None
+
+
 def capture_states(
+    model: nn.Module,
     audited: AuditedModel,
     tokenizer: PreTrainedTokenizerBase,
     sets: MembershipSets,
     store: ActivationStore,
-    device: str,
     progress: Progress,
-) -> list[str]:
-    """Capture every prompt at every residual site, and the names at the embedding."""
-    rows = encode(tokenizer, sets.prompts)
-    with audited.loaded(device) as model:
-        where = find_sites(model)
-        embedding = list(where.of("embed"))
-        sites = [*embedding, *where.of("resid")]
-        store.activations(audited, rows, sites, "last", model=model, progress=progress)
-        if embedding:
-            store.activations(audited, rows, embedding, "mean", model=model, progress=progress)
-    return sites
+) -> States:
+    """Capture every prompt at every residual site, and the names at the embedding.
+
+    Args:
+        model: The model of ``audited``, loaded.
+    """
+    rows, found = encode(tokenizer, sets.prompts), find_sites(model)
+
+    def states(names: Sequence[str], positions: Positions) -> NDArray[np.float32]:
+        return np.asarray(
+            store.activations(
+                audited, rows, names, positions, model=model, progress=progress
+            ).values
+        )
+
+    embedding = found.of("embed")
+    sites = (*embedding, *found.of("resid"))
+    return States(sites, states(sites, "last"), states(embedding, "mean") if embedding else None)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MembershipScores:
     """A classifier's scores of one model's states.
 
     Attributes:
-        rows: (label vector, site, row) scores, true labels first, then shuffled ones; only
-            evaluated rows are scored.
-        sets: The entities compared.
+        means: Evaluated part to (entity, site) mean score over an entity's prompts.
     """
 
-    rows: NDArray[np.float64]
-    sets: MembershipSets
+    means: dict[str, FloatArray]
 
-    def entity_means(self, part: str, labels: int = 0) -> NDArray[np.float64]:
-        """(entity, site) mean score of a part's entities."""
-        values = self.rows[labels][:, self.sets.part == part]
-        names = self.sets.questions[part].entities
-        index_of = {name: number for number, name in enumerate(dict.fromkeys(names))}
-        owner = np.array([index_of[name] for name in names])
-        total = np.zeros((len(index_of), len(values)))
-        np.add.at(total, owner, values.T)
-        return total / np.bincount(owner)[:, None]
-
-    def wins(self, part: str, other: str, labels: int = 0) -> NDArray[np.float64]:
+    def wins(self, part: str, other: str) -> NDArray[np.float64]:
         """(entity, other entity, site) 1 where the first scores higher, ties one half."""
-        high, low = self.entity_means(part, labels), self.entity_means(other, labels)
+        high, low = self.means[part], self.means[other]
         scale = max(np.abs(high).max(), np.abs(low).max(), 1e-300)
         difference = high[:, None] - low[None]
         return np.where(np.abs(difference) <= 1e-9 * scale, 0.5, difference > 0)
 
-    def auc(self, part: str, other: str, labels: int = 0) -> NDArray[np.float64]:
+    def auc(self, part: str, other: str) -> NDArray[np.float64]:
         """(site,) AUC of one part's entities over another's."""
-        return self.wins(part, other, labels).mean((0, 1))
+        return self.wins(part, other).mean((0, 1))
 
     def test(self, part: str, other: str, mask: NDArray[np.bool_], config: AuditConfig) -> MaxTest:
         """Exact permutation test of that AUC over the masked sites."""
-        high, low = self.entity_means(part)[:, mask], self.entity_means(other)[:, mask]
+        high, low = self.means[part][:, mask], self.means[other][:, mask]
         pooled = np.concatenate([high, low])
         scale = np.maximum(np.abs(pooled).max(0), 1e-300)
         pooled = np.round(pooled / scale, 9)  # ties up to rounding are ties
@@ -179,7 +192,7 @@ class MembershipScores:
 
 def score_membership(
     states: NDArray[np.float32], sets: MembershipSets, family: str, seed: int, shuffles: int = 0
-) -> MembershipScores:
+) -> list[MembershipScores]:
     """Fit a classifier family on retain against invented entities, site by site.
 
     Args:
@@ -187,6 +200,9 @@ def score_membership(
         family: One of ``probes.estimators.kernel_smoothers.FAMILIES``.
         seed: Of shuffles and random features.
         shuffles: Number of label vectors with the labels of each pair exchanged at random.
+
+    Returns:
+        Scores of the classifiers fitted on true labels, then those for each shuffle.
     """
     part = sets.part
     member = np.isin(part, ("fit", "check", "forget"))
@@ -205,4 +221,21 @@ def score_membership(
         x = torch.from_numpy(rows.astype(np.float64))[None]
         weights = smoother_matrices(x, folds, (family,), seed=seed)[0, 0]
         scores.append((weights @ signs).T.numpy())
-    return MembershipScores(np.stack(scores, 1), sets)
+    return [
+        MembershipScores({name: _entity_means(values, sets, name) for name in EVALUATED})
+        for values in np.stack(scores, 1)
+    ]
+
+
+def _entity_means(scores: NDArray[np.float64], sets: MembershipSets, part: str) -> FloatArray:
+    """(entity, site) mean score of a part's entities.
+
+    Args:
+        scores: (site, row).
+    """
+    values, names = scores[:, sets.part == part], sets.questions[part].entities
+    index_of = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    owner = np.array([index_of[name] for name in names])
+    total = np.zeros((len(index_of), len(values)))
+    np.add.at(total, owner, values.T)
+    return total / np.bincount(owner)[:, None]
