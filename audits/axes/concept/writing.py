@@ -1,8 +1,7 @@
-"""Writing with concept vectors, and the survival of the answers' value vectors."""
+"""Writing with concept vectors: does an added vector still elicit its answer?"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -10,20 +9,19 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from attribution.patching.steering import RowEdit, score_edited
-from attribution.value_vectors.find import KnowledgeTraces, find_value_vectors
-from attribution.value_vectors.survival import random_traces, trace_survival
 from audits.axes.decodability.tasks import Task
 from audits.axes.decodability.text_probes import ProbingData
-from audits.core.config import AuditConfig
-from audits.core.context import AuditedModel
-from capture.data.items import Item, normalize_text
+from audits.core.context import AuditContext
+from audits.core.item_sets import TextSets
+from audits.core.roles import Role
 from capture.data.tokenization import encode, skip_joining_space
 from capture.network.sites import find_sites
 from capture.scoring.contrast import first_tokens
-from evidence.seeds import numpy_rng, stage_seed
+from evidence.seeds import numpy_rng
 from probes.concepts.vectors import ConceptVectors
 
-AXIS = "concept"
+STREAM = "concept"
+"""First name of the random streams."""
 STRENGTHS = (1.0, 2.0, 4.0)
 MIN_WRITTEN_SHARE = 0.9
 """The search for a strength stops where the original gives this share of the answers."""
@@ -186,156 +184,111 @@ def _first_of_all(
     return (logits[np.arange(len(logits)), group.targets] >= logits.max(1)).tolist()
 
 
-def choose_site_and_strength(
+@dataclass(frozen=True)
+class Place:
+    """Where and how strongly vectors are added.
+
+    Attributes:
+        site: Name of the site.
+        number: Its index among the sites of the vectors.
+        strength: In units of the gap between class means.
+        rate: Share of the original's retain answers that are written there.
+    """
+
+    site: str
+    number: int
+    strength: float
+    rate: float
+
+
+@dataclass(frozen=True)
+class Writing:
+    """Shares of answers that concept vectors write.
+
+    Attributes:
+        place: Chosen on retain entities of the original.
+        random: As ``Place.rate``, with random directions.
+        ablated: Share of answers that the original still gives without its own vector, and after
+            an equal move in a random direction.
+        written: Role to part of the tasks to share written.
+    """
+
+    place: Place
+    random: float
+    ablated: dict[str, float]
+    written: dict[Role, dict[str, float]]
+
+
+def choose_place(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    tasks: Sequence[Task],
+    probing: ProbingData,
     vectors: Sequence[ConceptVectors],
-    sites: Sequence[str],
     mask: np.ndarray,
     targets: Sequence[WriteTargets],
-) -> dict[str, Any]:
+) -> Place | None:
     """Site and strength at which the original writes, chosen on retain entities alone.
 
     Sites are tried from the last to the first, each with growing strengths, until the share in
-    ``MIN_WRITTEN_SHARE`` is reached; otherwise the best is taken.
+    ``MIN_WRITTEN_SHARE`` is reached; otherwise the best is taken. None without a site.
     """
-    names = list(sites)
-    best: dict[str, Any] = {"rate": -1.0}
-    for site in np.flatnonzero(mask)[::-1].tolist():
+    best: Place | None = None
+    for number in np.flatnonzero(mask)[::-1].tolist():
+        site = probing.sites[number]
         for strength in STRENGTHS:
             rate = write_rate(
-                model, tokenizer, tasks, targets, vectors, site, names[site], strength
+                model, tokenizer, probing.tasks, targets, vectors, number, site, strength
             )
-            if rate > best["rate"]:
-                best = {"site": names[site], "number": site, "strength": strength, "rate": rate}
+            if best is None or rate > best.rate:
+                best = Place(site, number, strength, rate)
             if rate >= MIN_WRITTEN_SHARE:
                 return best
     return best
 
 
-def answer_traces(
-    original: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    answers: Sequence[tuple[str, str]],
-    k: int,
-) -> KnowledgeTraces:
-    """The value vectors that write each answer's first token.
-
-    Args:
-        answers: (prompt, answer) pairs; duplicate answers are dropped.
-        k: Neurons per answer.
-    """
-    once = {normalize_text(answer): (prompt, answer) for prompt, answer in reversed(answers)}
-    pairs = list(once.values())
-    rows = encode(tokenizer, [p for p, _ in pairs], [a for _, a in pairs])
-    tokens = first_tokens(skip_joining_space(tokenizer, rows))
-    concepts = {a: [t] for (_, a), t in zip(pairs, tokens, strict=True)}
-    return find_value_vectors(original, concepts, k=k)
-
-
-def mean_trace_survival(
-    original: nn.Module, candidate: nn.Module, traces: KnowledgeTraces, seed: int
-) -> dict[str, float]:
-    """Mean survival of value vectors in the candidate, and of as many random neurons."""
-    traced = trace_survival(original, candidate, traces)
-    random = trace_survival(original, candidate, random_traces(traces, original, seed))
-    kept_tokens = traced.kept_tokens[~np.isnan(traced.kept_tokens)]
-    return {
-        "cosine": float(traced.cosine.mean()),
-        "distance": float(traced.distance.mean()),
-        "jaccard": float(traced.jaccard.mean()),
-        "kept_tokens": float(kept_tokens.mean()) if len(kept_tokens) else 0.0,
-        "random_cosine": float(random.cosine.mean()),
-        "random_jaccard": float(random.jaccard.mean()),
-        "top": traced.top,
-    }
-
-
-def write_report(
-    models: Mapping[str, AuditedModel],
-    tokenizer: PreTrainedTokenizerBase,
+def write_answers(
+    ctx: AuditContext[TextSets],
     probing: ProbingData,
     vectors: Sequence[ConceptVectors],
-    mask: np.ndarray,
-    config: AuditConfig,
-    device: str,
-) -> dict[str, Any]:
-    """Shares of answers written into retain, forgotten and never-taught prompts."""
+    informative: np.ndarray,
+) -> Writing | None:
+    """Write other answers into retain, forgotten and never-taught prompts of every model.
 
-    def make_targets(part: str):
-        rng = numpy_rng(config.seed, AXIS, "targets", part)
-        return write_targets(probing.tasks, part, MAX_ENTITIES, rng)
+    Args:
+        vectors: The original's, one set a task.
+        informative: (site,) where they read the original.
 
-    parts = {part: make_targets(part) for part in ("check", "forget", "never_taught")}
+    Returns:
+        None where no answer can be written.
+    """
+    tokenizer, tasks, seed = ctx.tokenizer, probing.tasks, ctx.config.seed
+    parts = {
+        part: write_targets(tasks, part, MAX_ENTITIES, numpy_rng(seed, STREAM, "targets", part))
+        for part in ("check", "forget", "never_taught")
+    }
     if not any(parts.values()):
-        return {}
-    allowed = mask & np.array([site != "embed" for site in probing.sites])
-    report: dict[str, Any] = {}
-    with models["original"].loaded(device) as model:
-        report = choose_site_and_strength(
-            model, tokenizer, probing.tasks, vectors, probing.sites, allowed, parts["check"]
+        return None
+    allowed = informative & np.array([site != "embed" for site in probing.sites])
+    with ctx.reading(Role.ORIGINAL) as model:
+        place = choose_place(model, tokenizer, probing, vectors, allowed, parts["check"])
+        if place is None:
+            return None
+        rng = numpy_rng(seed, STREAM, "random directions")
+        at = (place.number, place.site)
+        random = write_rate(
+            model, tokenizer, tasks, parts["check"], vectors, *at, place.strength, rng=rng
         )
-        if "site" not in report:
-            return {}
-        rng = numpy_rng(config.seed, AXIS, "random directions")
-        location = (report["number"], report["site"], report["strength"])
-        report["random"] = write_rate(
-            model, tokenizer, probing.tasks, parts["check"], vectors, *location, rng=rng
-        )
-        own_targets = write_targets(
-            probing.tasks,
-            "check",
-            MAX_ENTITIES,
-            numpy_rng(config.seed, AXIS, "targets", "own"),
-            own_answers=True,
-        )
-        report["ablated"] = {
-            name: ablation_rate(
-                model, tokenizer, probing.tasks, own_targets, vectors, *location[:2], rng=drawn
-            )
+        own_rng = numpy_rng(seed, STREAM, "targets", "own")
+        own = write_targets(tasks, "check", MAX_ENTITIES, own_rng, own_answers=True)
+        ablated = {
+            name: ablation_rate(model, tokenizer, tasks, own, vectors, *at, rng=drawn)
             for name, drawn in (("own vector", None), ("random direction", rng))
         }
-    for role, audited in models.items():
-        with audited.loaded(device) as model:
-            report[role] = {
-                part: write_rate(model, tokenizer, probing.tasks, targets, vectors, *location)
+    written = {}
+    for role in ctx.models:
+        with ctx.reading(role) as model:
+            written[role] = {
+                part: write_rate(model, tokenizer, tasks, targets, vectors, *at, place.strength)
                 for part, targets in parts.items()
             }
-    return report
-
-
-def trace_report(
-    models: Mapping[str, AuditedModel],
-    tokenizer: PreTrainedTokenizerBase,
-    forget: Sequence[Item],
-    retain: Sequence[Item],
-    config: AuditConfig,
-    device: str,
-    k: int = 5,
-) -> dict[str, Any]:
-    """Survival of the value vectors of forgotten answers and of all other answers."""
-    forgotten = {item.answer.casefold() for item in forget}
-    sets = {
-        "forgotten answers": [(item.prompt, item.answer) for item in forget],
-        "other answers": [
-            (item.prompt, item.answer) for item in retain if item.answer.casefold() not in forgotten
-        ],
-    }
-    report: dict[str, Any] = {"neurons": k}
-    with models["original"].loaded(device) as original:
-        for role, audited in models.items():
-            if role == "original":
-                continue
-            with audited.loaded(device) as model:
-                report[role] = {
-                    name: mean_trace_survival(
-                        original,
-                        model,
-                        answer_traces(original, tokenizer, pairs, k),
-                        stage_seed(config.seed, AXIS, "traces"),
-                    )
-                    for name, pairs in sets.items()
-                    if pairs
-                }
-    return report
+    return Writing(place, random, ablated, written)
