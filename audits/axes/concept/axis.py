@@ -24,6 +24,7 @@ from audits.axes.decodability.site_probes import SiteProbe
 from audits.axes.decodability.tasks import Task
 from audits.axes.decodability.text_probes import (
     ProbingData,
+    choose,
     read_states,
     shuffle_rngs,
     shuffled_labels,
@@ -41,7 +42,7 @@ from audits.core.context import AuditContext
 from audits.core.cost import Cost, PlanInputs
 from audits.core.item_sets import TextSets
 from audits.core.roles import Role
-from audits.core.scores import Part, RoleScores
+from audits.core.scores import RoleScores
 from evidence.comparison import below_floor_notes
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
@@ -106,6 +107,11 @@ def fit_concepts(
     return vectors
 
 
+def probes_of(vectors: Sequence[ConceptVectors]) -> list[SiteProbe]:
+    """Concept vectors as probes, one a task."""
+    return [probe_of(each) for each in vectors]
+
+
 def probe_of(vectors: ConceptVectors) -> SiteProbe:
     """Concept vectors as a probe: the projection on each, in units of its gap."""
     live = vectors.gap != 0
@@ -145,10 +151,14 @@ def measure(ctx: AuditContext[TextSets]) -> Measurement | Unmeasured:
     if not probing.tasks:
         nothing = TextScores(RoleScores((), {}), (), (), {}, None, notes)
         return Measurement(nothing, np.zeros(0), None, traces)
-    method, vectors = choose_method(probing, ctx.progress)
-    probes = [probe_of(each) for each in vectors]
+    fits = {
+        method: fit_concepts(probing, Role.ORIGINAL, method, progress=ctx.progress)
+        for method in METHODS
+    }
+    method, probes = choose(probing, [(name, probes_of(each)) for name, each in fits.items()])
+    vectors = fits[method]
     shuffled = [
-        [probe_of(each) for each in fit_concepts(probing, Role.ORIGINAL, method, rng=rng)]
+        probes_of(fit_concepts(probing, Role.ORIGINAL, method, rng=rng))
         for rng in shuffle_rngs(NAME, ctx.config.seed)
     ]
     tables = {VECTORS.id: score_roles(probing, dict.fromkeys(probing.states, probes))}
@@ -159,19 +169,6 @@ def measure(ctx: AuditContext[TextSets]) -> Measurement | Unmeasured:
     null = read.null
     writing = None if null is None else write_answers(ctx, probing, vectors, null.informative)
     return Measurement(read, cosine, writing, traces)
-
-
-def choose_method(probing: ProbingData, progress: Progress) -> tuple[str, list[ConceptVectors]]:
-    """The fitting method that best reads held-out *retain* entities of the original."""
-    best, chosen = -1.0, (METHODS[0], [])
-    for method in METHODS:
-        vectors = fit_concepts(probing, Role.ORIGINAL, method, progress=progress)
-        probes = [probe_of(each) for each in vectors]
-        score = probing.score(probes, Role.ORIGINAL, Part.RETAIN).by_entity()
-        mean = float(score.mean.mean())
-        if mean > best + 1e-9:
-            best, chosen = mean, (method, vectors)
-    return chosen
 
 
 def mean_cosine(

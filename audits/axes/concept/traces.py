@@ -23,17 +23,7 @@ N_NEURONS = 5
 
 @dataclass(frozen=True)
 class Survival:
-    """Means over value vectors, and over as many random neurons.
-
-    Attributes:
-        cosine: Cosine with the original's vector.
-        distance: Norm of the change, in that of the original's vector.
-        jaccard: Jaccard index of the top tokens before and after.
-        kept_tokens: Share of the answer's tokens among the top tokens that stay there.
-        random_cosine: As ``cosine``, of random neurons.
-        random_jaccard: As ``jaccard``, of random neurons.
-        top: Number of top tokens.
-    """
+    """Means over value vectors, as ``TraceSurvival``, and over as many random neurons."""
 
     cosine: float
     distance: float

@@ -1,11 +1,11 @@
 """Writing with concept vectors: does an added vector still elicit its answer?"""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from attribution.patching.steering import RowEdit, score_edited
@@ -74,114 +74,114 @@ def write_targets(
     return targets_by_task
 
 
-def write_rate(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    tasks: Sequence[Task],
-    targets: Sequence[WriteTargets],
-    vectors: Sequence[ConceptVectors],
-    site: int,
-    name: str,
-    strength: float,
-    *,
-    rng: np.random.Generator | None = None,
-) -> float:
-    """Share of questions at which an added concept vector makes its answer rank first.
+@dataclass(frozen=True)
+class Writer:
+    """Concept vectors to write with, and the questions they belong to.
 
-    The vector of another entity's answer is added at the last prompt token. The answer counts
-    as written when its first token outranks those of all other answers of the relation. No
-    knowledge about any entity is needed for this.
-
-    Args:
-        targets: Questions with the answers to write.
+    Attributes:
         vectors: One set a task.
-        site: Index of the site among those of the vectors.
-        name: Name of that site.
-        strength: In units of the gap between class means.
-        rng: Use random directions of equal norm instead: the control.
     """
-    hits = []
-    for group in targets:
-        concept_vectors = vectors[group.task]
-        steering = concept_vectors.vectors[site, group.targets]
-        if rng is not None:
-            steering = _at_random(steering.shape, rng)
-        steering = steering * strength * concept_vectors.gap[site, group.targets][:, None]
-        table = torch.from_numpy(steering).float()
 
-        def add(states, rows, table=table):
-            return states + table[rows].to(states)
+    tokenizer: PreTrainedTokenizerBase
+    probing: ProbingData
+    vectors: Sequence[ConceptVectors]
 
-        hits += _first_of_all(model, tokenizer, tasks[group.task], group, {name: add})
-    return float(np.mean(hits)) if hits else 0.0
+    def write_rate(
+        self,
+        model: nn.Module,
+        targets: Sequence[WriteTargets],
+        site: int,
+        strength: float,
+        rng: np.random.Generator | None = None,
+    ) -> float:
+        """Share of questions at which an added concept vector makes its answer rank first.
 
+        The vector of another entity's answer is added at the last prompt token. No knowledge
+        about any entity is needed for this.
 
-def ablation_rate(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    tasks: Sequence[Task],
-    targets: Sequence[WriteTargets],
-    vectors: Sequence[ConceptVectors],
-    site: int,
-    name: str,
-    *,
-    rng: np.random.Generator | None = None,
-) -> float:
-    """Share of questions still answered after the answer's concept vector is ablated.
+        Args:
+            targets: Questions with the answers to write.
+            site: Index of the site.
+            strength: In units of the gap between class means.
+            rng: Use random directions of equal norm instead: the control.
+        """
 
-    At the last prompt token, the state is moved along its own answer's vector to the mean of
-    the rows without that answer. A low share means that the direction is used.
+        def added(vectors: ConceptVectors, target: np.ndarray) -> RowEdit:
+            steering = vectors.vectors[site, target]
+            if rng is not None:
+                steering = _at_random(steering.shape, rng)
+            steering = steering * strength * vectors.gap[site, target][:, None]
+            table = torch.from_numpy(steering).float()
+            return lambda states, rows: states + table[rows].to(states)
 
-    Args:
-        targets: Questions with the answers to ablate.
-        vectors: One set a task.
-        site: Index of the site among those of the vectors.
-        name: Name of that site.
-        rng: Move equally far in random directions instead: the control.
-    """
-    hits = []
-    for group in targets:
-        concept_vectors = vectors[group.task]
-        along = concept_vectors.vectors[site, group.targets]
-        gap, middle = (
-            values[site, group.targets] for values in (concept_vectors.gap, concept_vectors.offset)
-        )
-        to = along if rng is None else _at_random(along.shape, rng)
-        tables = [torch.from_numpy(direction).float() for direction in (along, to)]
-        without = torch.from_numpy(middle - gap / 2).float()
+        return self._rate(model, targets, site, added)
 
-        def remove(states, rows, tables=tables, without=without):
-            read, write = (table[rows].to(states) for table in tables)
-            size = (states * read).sum(1) - without[rows].to(states)
-            return states - size[:, None] * write
+    def ablation_rate(
+        self,
+        model: nn.Module,
+        targets: Sequence[WriteTargets],
+        site: int,
+        rng: np.random.Generator | None = None,
+    ) -> float:
+        """Share of questions still answered after the answer's concept vector is ablated.
 
-        hits += _first_of_all(model, tokenizer, tasks[group.task], group, {name: remove})
-    return float(np.mean(hits)) if hits else 0.0
+        At the last prompt token, the state is moved along its own answer's vector to the mean
+        of the rows without that answer. A low share means that the direction is used.
+
+        Args:
+            targets: Questions with the answers to ablate.
+            site: Index of the site.
+            rng: Move equally far in random directions instead: the control.
+        """
+
+        def removed(vectors: ConceptVectors, target: np.ndarray) -> RowEdit:
+            along = vectors.vectors[site, target]
+            gap, middle = vectors.gap[site, target], vectors.offset[site, target]
+            to = along if rng is None else _at_random(along.shape, rng)
+            tables = [torch.from_numpy(direction).float() for direction in (along, to)]
+            without = torch.from_numpy(middle - gap / 2).float()
+
+            def remove(states: Tensor, rows: np.ndarray) -> Tensor:
+                read, write = (table[rows].to(states) for table in tables)
+                size = (states * read).sum(1) - without[rows].to(states)
+                return states - size[:, None] * write
+
+            return remove
+
+        return self._rate(model, targets, site, removed)
+
+    def _rate(
+        self,
+        model: nn.Module,
+        targets: Sequence[WriteTargets],
+        site: int,
+        edit: Callable[[ConceptVectors, np.ndarray], RowEdit],
+    ) -> float:
+        """Share of questions whose target answer ranks first under an edit.
+
+        Its first token must outrank those of all other answers of the relation.
+        """
+        hits, sites = [], find_sites(model)
+        for group in targets:
+            classes = list(self.probing.tasks[group.task].classes)
+            # The token that begins an answer can depend on what it follows.
+            starts = encode(self.tokenizer, [group.prompts[0]] * len(classes), classes)
+            watch = first_tokens(skip_joining_space(self.tokenizer, starts))
+            answers = [classes[target] for target in group.targets]
+            rows = encode(self.tokenizer, group.prompts, answers)
+            rows = skip_joining_space(self.tokenizer, rows)
+            edits = {self.probing.sites[site]: edit(self.vectors[group.task], group.targets)}
+            scores = score_edited(model, rows, edits, watch=watch, known_sites=sites)
+            logits = np.nan_to_num(scores.watched, nan=-np.inf)
+            target_logits = logits[np.arange(len(logits)), group.targets]
+            hits += (target_logits >= logits.max(1)).tolist()
+        return float(np.mean(hits)) if hits else 0.0
 
 
 def _at_random(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     """(row, d) unit vectors."""
     drawn = rng.standard_normal(shape)
     return drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
-
-
-def _first_of_all(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    task: Task,
-    group: WriteTargets,
-    edits: Mapping[str, RowEdit],
-) -> list[bool]:
-    """(row,) whether the target answer's first token outranks those of all others."""
-    classes = list(task.classes)
-    # The token that begins an answer can depend on what it follows.
-    starts = encode(tokenizer, [group.prompts[0]] * len(classes), classes)
-    watch = first_tokens(skip_joining_space(tokenizer, starts))
-    answers = [classes[target] for target in group.targets]
-    sequences = skip_joining_space(tokenizer, encode(tokenizer, group.prompts, answers))
-    scores = score_edited(model, sequences, edits, watch=watch, known_sites=find_sites(model))
-    logits = np.nan_to_num(scores.watched, nan=-np.inf)
-    return (logits[np.arange(len(logits)), group.targets] >= logits.max(1)).tolist()
 
 
 @dataclass(frozen=True)
@@ -220,27 +220,22 @@ class Writing:
 
 
 def choose_place(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    probing: ProbingData,
-    vectors: Sequence[ConceptVectors],
-    mask: np.ndarray,
-    targets: Sequence[WriteTargets],
+    writer: Writer, model: nn.Module, targets: Sequence[WriteTargets], allowed: np.ndarray
 ) -> Place | None:
     """Site and strength at which the original writes, chosen on retain entities alone.
 
     Sites are tried from the last to the first, each with growing strengths, until the share in
     ``MIN_WRITTEN_SHARE`` is reached; otherwise the best is taken. None without a site.
+
+    Args:
+        allowed: (site,) sites to try.
     """
     best: Place | None = None
-    for number in np.flatnonzero(mask)[::-1].tolist():
-        site = probing.sites[number]
+    for number in np.flatnonzero(allowed)[::-1].tolist():
         for strength in STRENGTHS:
-            rate = write_rate(
-                model, tokenizer, probing.tasks, targets, vectors, number, site, strength
-            )
+            rate = writer.write_rate(model, targets, number, strength)
             if best is None or rate > best.rate:
-                best = Place(site, number, strength, rate)
+                best = Place(writer.probing.sites[number], number, strength, rate)
             if rate >= MIN_WRITTEN_SHARE:
                 return best
     return best
@@ -261,7 +256,8 @@ def write_answers(
     Returns:
         None where no answer can be written.
     """
-    tokenizer, tasks, seed = ctx.tokenizer, probing.tasks, ctx.config.seed
+    tasks, seed = probing.tasks, ctx.config.seed
+    writer = Writer(ctx.tokenizer, probing, vectors)
     parts = {
         part: write_targets(tasks, part, MAX_ENTITIES, numpy_rng(seed, STREAM, "targets", part))
         for part in ("check", "forget", "never_taught")
@@ -270,25 +266,22 @@ def write_answers(
         return None
     allowed = informative & np.array([site != "embed" for site in probing.sites])
     with ctx.reading(Role.ORIGINAL) as model:
-        place = choose_place(model, tokenizer, probing, vectors, allowed, parts["check"])
+        place = choose_place(writer, model, parts["check"], allowed)
         if place is None:
             return None
         rng = numpy_rng(seed, STREAM, "random directions")
-        at = (place.number, place.site)
-        random = write_rate(
-            model, tokenizer, tasks, parts["check"], vectors, *at, place.strength, rng=rng
-        )
+        random = writer.write_rate(model, parts["check"], place.number, place.strength, rng)
         own_rng = numpy_rng(seed, STREAM, "targets", "own")
         own = write_targets(tasks, "check", MAX_ENTITIES, own_rng, own_answers=True)
         ablated = {
-            name: ablation_rate(model, tokenizer, tasks, own, vectors, *at, rng=drawn)
+            name: writer.ablation_rate(model, own, place.number, drawn)
             for name, drawn in (("own vector", None), ("random direction", rng))
         }
     written = {}
     for role in ctx.models:
         with ctx.reading(role) as model:
             written[role] = {
-                part: write_rate(model, tokenizer, tasks, targets, vectors, *at, place.strength)
+                part: writer.write_rate(model, targets, place.number, place.strength)
                 for part, targets in parts.items()
             }
     return Writing(place, random, ablated, written)

@@ -26,10 +26,10 @@ from audits.axes.base import (
 )
 from audits.axes.decodability.cost import cost
 from audits.axes.decodability.image_probes import (
+    OriginalProbes,
     all_finite,
     fit_original_probes,
     read_set_states,
-    score_null_directions,
     score_original_probes,
     score_refitted_probes,
     score_retained_classes,
@@ -43,6 +43,7 @@ from audits.axes.decodability.text_probes import (
     shuffle_rngs,
 )
 from audits.axes.decodability.text_scores import (
+    Tables,
     TextScores,
     Wording,
     judge_text,
@@ -192,31 +193,23 @@ def _embedding_control(scores: RoleScores, config: AuditConfig) -> list[Control]
 def measure_images(ctx: AuditContext[EvaluationSets]) -> Measurement | Unmeasured:
     """Fit the original's probes of the class, and score them and refitted ones on every model."""
     sets, seed = ctx.sets, ctx.config.seed
-    with ctx.reading(Role.ORIGINAL) as model:
-        sites = late_sites(model)
-        states = read_set_states(model, sets, sites)
-    if not all_finite(states):
-        return _not_finite(Role.ORIGINAL)
-    probes = fit_original_probes(states, sets, seed)
-    shuffled = score_null_directions(probes.shuffled, states)
-    random = score_null_directions(probes.random, states)
-    tables: dict[str, dict[Role, dict[Part, ScoreTable]]] = {UNCHANGED.id: {}, REFITTED.id: {}}
+    sites: list[str] = []
+    probes: OriginalProbes | None = None
+    tables: dict[str, Tables] = {UNCHANGED.id: {}, REFITTED.id: {}}
     retained = {}
     for role in ctx.models:  # the original first
-        if role != Role.ORIGINAL:
-            with ctx.reading(role) as model:
-                states = read_set_states(model, sets, sites)
-            if not all_finite(states):
-                return _not_finite(role)
+        with ctx.reading(role) as model:
+            sites = sites or late_sites(model)
+            states = read_set_states(model, sets, sites)
+        if not all_finite(states):
+            return Unmeasured((f"states of {role} are not finite",), "error")
+        probes = probes or fit_original_probes(states, sets, seed)
         tables[UNCHANGED.id][role] = score_original_probes(probes, states, sets)
         tables[REFITTED.id][role] = score_refitted_probes(states, sets, seed)
         retained[role] = score_retained_classes(probes, states, sets)
+    assert probes is not None  # there is an original
     scores = RoleScores(tuple(sites), tables)
-    return Measurement(ImageScores(scores, retained, shuffled, random))
-
-
-def _not_finite(role: Role) -> Unmeasured:
-    return Unmeasured((f"states of {role} are not finite",), "error")
+    return Measurement(ImageScores(scores, retained, probes.shuffled, probes.random))
 
 
 # Judgement

@@ -38,18 +38,18 @@ class OriginalProbes:
     Attributes:
         halves: (image,) half, 0 or 1, of each forget image.
         forgotten: Site to (half, d): fitted without the images of that half.
-        shuffled: Site to (shuffle, d): fitted on shuffled labels.
-        random: Site to (direction, d): random directions.
         retained: Site to (class, d): probes of retain classes.
         retained_labels: (class,) their class indices.
+        shuffled: (site,) score of probes fitted on shuffled labels, on the original.
+        random: (site,) score of random directions, on the original.
     """
 
     halves: np.ndarray
     forgotten: dict[str, np.ndarray]
-    shuffled: dict[str, np.ndarray]
-    random: dict[str, np.ndarray]
     retained: dict[str, np.ndarray]
     retained_labels: np.ndarray
+    shuffled: np.ndarray
+    random: np.ndarray
 
 
 def read_set_states(model: nn.Module, sets: EvaluationSets, sites: list[str]) -> StatesBySet:
@@ -66,12 +66,13 @@ def all_finite(states: StatesBySet) -> bool:
 
 
 def fit_original_probes(states: StatesBySet, sets: EvaluationSets, seed: int) -> OriginalProbes:
-    """Fit the original's probes of the class, of retain classes, and the controls."""
+    """Fit the original's probes of the class and of retain classes, and score the controls."""
     count = len(sets.forget)
     halves = np.zeros(count, dtype=int)
     halves[numpy_rng(seed, "decodability", "halves").permutation(count)[::2]] = 1
     retained_labels = _common(sets)
-    own, shuffled, random, classes = {}, {}, {}, {}
+    own, classes = {}, {}
+    shuffled, random = [], []
     rng = numpy_rng(seed, "decodability", "nothing")
     for site, forget_states in states["forget"].items():
         retain_states = states["fit"][site]
@@ -84,10 +85,15 @@ def fit_original_probes(states: StatesBySet, sets: EvaluationSets, seed: int) ->
         rows = np.concatenate([forget_states, retain_states])
         marks = np.arange(len(rows)) < count
         shuffled_marks = np.stack([rng.permutation(marks) for _ in range(SHUFFLES)])
-        shuffled[site] = _discriminants(rows, shuffled_marks)
-        random[site] = rng.standard_normal((DIRECTIONS, rows.shape[1]))
+        directions = rng.standard_normal((DIRECTIONS, rows.shape[1]))
+        for vectors, by_site in (
+            (_discriminants(rows, shuffled_marks), shuffled),
+            (directions, random),
+        ):
+            by_site.append(_outranked(forget_states, vectors, states["check"][site]).mean())
         classes[site] = _discriminants(retain_states, sets.fit.labels == retained_labels[:, None])
-    return OriginalProbes(halves, own, shuffled, random, classes, retained_labels)
+    nulls = np.array(shuffled), np.array(random)
+    return OriginalProbes(halves, own, classes, retained_labels, *nulls)
 
 
 def _common(sets: EvaluationSets) -> np.ndarray:
@@ -133,16 +139,6 @@ def score_original_probes(
         Part.FORGET: image_table(np.stack(forget, axis=1), sets.forget),
         Part.NEVER_TAUGHT: image_table(np.stack(never_taught, axis=1), sets.never_taught),
     }
-
-
-def score_null_directions(directions: Mapping[str, np.ndarray], states: StatesBySet) -> np.ndarray:
-    """(site,) mean score of directions, such as those of shuffled labels, on forget images."""
-    return np.array(
-        [
-            _outranked(states["forget"][site], vectors, states["check"][site]).mean()
-            for site, vectors in directions.items()
-        ]
-    )
 
 
 def score_retained_classes(

@@ -1,7 +1,8 @@
 """Hidden states of every model of a text audit, and the probes fitted on them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -27,6 +28,8 @@ FIT_FRACTION = 0.8
 SHUFFLES = 5
 TASK_PARTS = {Part.FORGET: "forget", Part.NEVER_TAUGHT: "never_taught", Part.RETAIN: "check"}
 """The part of a task that each part of the scores is read from."""
+
+Setting = TypeVar("Setting")
 
 
 def make_audit_tasks(
@@ -176,10 +179,8 @@ def fit_probes(
         role: Role of the model whose states are used.
         penalty: Inverse regularization strength.
     """
-    return [
-        _fitted(probing, role, number, [task.parts["fit"].labels], penalty, progress)[0]
-        for number, task in enumerate(probing.tasks)
-    ]
+    labels = [[task.parts["fit"].labels] for task in probing.tasks]
+    return _fitted(probing, role, labels, penalty, progress)[0]
 
 
 def fit_shuffled_probes(
@@ -190,31 +191,33 @@ def fit_shuffled_probes(
     progress: Progress,
 ) -> list[list[SiteProbe]]:
     """As ``fit_probes`` on shuffled answers, once a generator: the control."""
-    by_task = []
-    for number, task in enumerate(probing.tasks):
-        labels = [shuffled_labels(task, rng) for rng in rngs]
-        by_task.append(_fitted(probing, role, number, labels, penalty, progress))
-    return [list(probes) for probes in zip(*by_task, strict=True)]
+    labels = [[shuffled_labels(task, rng) for rng in rngs] for task in probing.tasks]
+    return _fitted(probing, role, labels, penalty, progress)
 
 
 def _fitted(
     probing: ProbingData,
     role: Role,
-    number: int,
-    labels: Sequence[np.ndarray],
+    labels: Sequence[Sequence[np.ndarray]],
     penalty: float,
     progress: Progress,
-) -> list[SiteProbe]:
-    """One probe for each label vector of a task; records uncertified fits."""
-    states = probing.states[role]
-    probes = fit_site_probes(states.parts[number, "fit"], labels, penalty, progress)
-    name = f"{role}, {probing.tasks[number].relation}, C = {penalty:g}"
-    states.uncertified += [
-        replace(fit, name=name, inner="" if len(labels) == 1 else f"shuffle {shuffle}")
-        for shuffle, probe in enumerate(probes)
-        for fit in probe.uncertified
-    ]
-    return probes
+) -> list[list[SiteProbe]]:
+    """(label vector, task) probes; records uncertified fits.
+
+    Args:
+        labels: (task, label vector).
+    """
+    by_task, states = [], probing.states[role]
+    for number, (task, vectors) in enumerate(zip(probing.tasks, labels, strict=True)):
+        probes = fit_site_probes(states.parts[number, "fit"], vectors, penalty, progress)
+        name = f"{role}, {task.relation}, C = {penalty:g}"
+        states.uncertified += [
+            replace(fit, name=name, inner="" if len(vectors) == 1 else f"shuffle {shuffle}")
+            for shuffle, probe in enumerate(probes)
+            for fit in probe.uncertified
+        ]
+        by_task.append(probes)
+    return [list(probes) for probes in zip(*by_task, strict=True)]
 
 
 def shuffle_rngs(axis: str, seed: int) -> list[np.random.Generator]:
@@ -239,13 +242,25 @@ def shuffled_labels(task: Task, rng: np.random.Generator) -> np.ndarray:
     return labels
 
 
-def choose_penalty(probing: ProbingData, progress: Progress) -> tuple[float, list[SiteProbe]]:
-    """The penalty that best reads held-out *retain* entities of the original, and its probes."""
-    best, chosen = -1.0, (PENALTIES[0], [])
-    for penalty in PENALTIES:
-        probes = fit_probes(probing, Role.ORIGINAL, penalty, progress)
-        score = probing.score(probes, Role.ORIGINAL, Part.RETAIN).by_entity()
-        mean = float(score.mean.mean())
-        if mean > best + 1e-9:
-            best, chosen = mean, (penalty, probes)
+def choose(
+    probing: ProbingData, fits: Iterable[tuple[Setting, list[SiteProbe]]]
+) -> tuple[Setting, list[SiteProbe]]:
+    """The setting whose probes best read held-out *retain* entities of the original.
+
+    Args:
+        fits: Settings, each with probes fitted on the original, one a task.
+    """
+    best, chosen = -1.0, None
+    for setting, probes in fits:
+        scores = probing.score(probes, Role.ORIGINAL, Part.RETAIN)
+        mean = float(scores.by_entity().mean.mean())
+        if chosen is None or mean > best + 1e-9:
+            best, chosen = mean, (setting, probes)
+    assert chosen is not None  # there are settings to choose from
     return chosen
+
+
+def choose_penalty(probing: ProbingData, progress: Progress) -> tuple[float, list[SiteProbe]]:
+    """As ``choose``, from the penalties."""
+    fits = ((each, fit_probes(probing, Role.ORIGINAL, each, progress)) for each in PENALTIES)
+    return choose(probing, fits)
