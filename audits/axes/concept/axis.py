@@ -11,46 +11,62 @@ writes other people's answers equally well. After KIF (arXiv 2601.10566) and Con
 (arXiv 2406.11614).
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
-from audits.axes.concept.writing import trace_report, write_report
-from audits.axes.decodability.label_permutation import answer_permutation_test
+from audits.axes.base import Axis, AxisForm, AxisSpec, JudgementContext, MetricSpec, Unmeasured
+from audits.axes.concept.traces import Traces, trace_answers
+from audits.axes.concept.writing import MAX_ENTITIES, STRENGTHS, Writing, write_answers
+from audits.axes.decodability.cost import probing_cost
 from audits.axes.decodability.site_probes import SiteProbe
 from audits.axes.decodability.tasks import Task
-from audits.axes.decodability.text_probes import ProbingData, read_all_states, shuffled_labels
-from audits.axes.judgement import (
-    MetricComparison,
-    compare_to_floors,
-    failed_controls,
-    informative_columns,
-    planted_control,
-    power_control,
-    status_from_readings,
-    unpaired_test,
+from audits.axes.decodability.text_probes import (
+    ProbingData,
+    choose,
+    read_states,
+    shuffle_rngs,
+    shuffled_labels,
 )
-from audits.core.config import AuditConfig
-from audits.core.context import AuditedModel, reference_roles
-from capture.activations.store import ActivationStore
-from capture.data.items import Item
+from audits.axes.decodability.text_scores import (
+    TextScores,
+    Wording,
+    judge_text,
+    score_roles,
+    text_scores,
+)
+from audits.axes.judgement import failed_controls, status_with_controls
+from audits.core.config import Rule
+from audits.core.context import AuditContext
+from audits.core.cost import Cost, PlanInputs
+from audits.core.item_sets import TextSets
+from audits.core.roles import Role
+from audits.core.scores import RoleScores
 from evidence.comparison import below_floor_notes
 from evidence.errors import InputError
-from evidence.intervals import EntityValues, average_models
 from evidence.progress import SILENT, Progress
-from evidence.results import AxisResult, Control, Reading, Status
-from evidence.seeds import numpy_rng
+from evidence.results import AxisResult, Control, OnFailure, Reading, Status
+from evidence.storage.typed_json import FloatArray, Json, to_json_object
 from probes.concepts.labels import Concepts
 from probes.concepts.vectors import ConceptVectors, concept_vectors
 
 NAME = "concept"
-QUESTION = "Do the concept vectors of the answers still read and write?"
-READING = "original's concept vectors"
-SHUFFLES = 5
-
-
+VECTORS = MetricSpec(
+    "concept_vectors",
+    "original's concept vectors",
+    stream="original's concept vectors",
+    finding="The original's concept vectors, unchanged, still read them in the candidate at "
+    "{where}: {value:.2f}",
+)
+WORDING = Wording(
+    unread="No concept vector read the forget set well enough in the original itself.",
+    shuffled="vectors of shuffled answers read nothing",
+    retain="answers of held-out retain entities are read in the candidate",
+    # Where not even retain answers are read, a missing forgotten answer is no evidence.
+    other_basis="The candidate has another code: the original's vectors do not read the "
+    "answers of retain entities in it.",
+)
 METHODS = ("mean", "lda")
 
 
@@ -64,7 +80,7 @@ def answer_concepts(task: Task, labels: np.ndarray) -> Concepts:
 
 def fit_concepts(
     probing: ProbingData,
-    role: str,
+    role: Role,
     method: str,
     *,
     rng: np.random.Generator | None = None,
@@ -91,6 +107,11 @@ def fit_concepts(
     return vectors
 
 
+def probes_of(vectors: Sequence[ConceptVectors]) -> list[SiteProbe]:
+    """Concept vectors as probes, one a task."""
+    return [probe_of(each) for each in vectors]
+
+
 def probe_of(vectors: ConceptVectors) -> SiteProbe:
     """Concept vectors as a probe: the projection on each, in units of its gap."""
     live = vectors.gap != 0
@@ -100,211 +121,91 @@ def probe_of(vectors: ConceptVectors) -> SiteProbe:
     return SiteProbe(weights.transpose(0, 2, 1), bias)
 
 
-def mean_cosine(
-    vectors: Sequence[ConceptVectors], other_vectors: Sequence[ConceptVectors]
-) -> list[float]:
-    """(site,) mean cosine between two models' vectors of the same concepts."""
-    cosines = [(a.vectors * b.vectors).sum(2) for a, b in zip(vectors, other_vectors, strict=True)]
-    return np.concatenate(cosines, axis=1).mean(1).tolist()
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """Scores of the original's concept vectors, and measurements that do not vote.
 
-
-def run_concept(
-    models: Mapping[str, AuditedModel],
-    tokenizer: PreTrainedTokenizerBase,
-    tasks: Sequence[Task],
-    sites: Sequence[str],
-    forget: Sequence[Item],
-    retain: Sequence[Item],
-    store: ActivationStore,
-    config: AuditConfig,
-    *,
-    device: str,
-    notes: Sequence[str],
-    progress: Progress,
-) -> AxisResult:
-    """Run the axis on captured states.
-
-    Args:
-        models: Models by role: "original", "unlearned", and where available "planted" and
-            "reference-N".
-        tasks: The tasks of decodability.
-        sites: As returned by ``capture_states``.
-        forget: Forgotten items, whose value vectors are traced.
-        retain: Retain items, likewise.
+    Attributes:
+        read: Scores; without relations where none can be probed.
+        refitted_cosine: (site,) mean cosine with vectors refitted on the candidate.
+        writing: None where the vectors read nothing, or nothing can be written.
+        traces: None where value vectors cannot be traced.
     """
-    traces: dict[str, Any] = {}
+
+    read: TextScores
+    refitted_cosine: FloatArray
+    writing: Writing | None
+    traces: Traces | None
+
+
+def measure(ctx: AuditContext[TextSets]) -> Measurement | Unmeasured:
+    """Fit concept vectors on the original, and read and write with them in every model."""
+    probing = read_states(ctx)
+    if isinstance(probing, Unmeasured):
+        return probing
+    traces, notes = None, probing.left_out
     try:
-        traces = trace_report(models, tokenizer, forget, retain, config, device)
+        traces = trace_answers(ctx)
     except InputError as error:  # e.g. a mixture of experts; concept vectors still work
         notes = (f"Value vectors are not traced: {error}", *notes)
-    if not tasks:
-        return AxisResult(
-            NAME, QUESTION, "no_power", details={"traces": traces}, notes=tuple(notes)
-        )
-    states, broken = read_all_states(models, tokenizer, tasks, sites, store)
-    if broken:
-        return AxisResult(
-            NAME,
-            QUESTION,
-            "error",
-            notes=(f"hidden states of {', '.join(broken)} are not finite", *notes),
-        )
-    probing = ProbingData(tasks, tuple(sites), states)
-    method, vectors = _choose_method(probing, progress)
-    states["original"].probes = [probe_of(task_vectors) for task_vectors in vectors]
-    ceiling = probing.values("original", "original", "forget")
-    never_taught = probing.values("original", "original", "never_taught")
-    power = unpaired_test(ceiling, never_taught, config, NAME, "original")
-    details: dict[str, Any] = {
-        "form": sorted({task.form for task in tasks}),
-        "method": method,
-        "sites": list(sites),
-        "relations": [task.relation for task in tasks],
-        "original_p": power.p_value,
-        "traces": traces,
-        "cosine_of_refitted": mean_cosine(vectors, fit_concepts(probing, "unlearned", method)),
+    if not probing.tasks:
+        nothing = TextScores(RoleScores((), {}), (), (), {}, None, notes)
+        return Measurement(nothing, np.zeros(0), None, traces)
+    fits = {
+        method: fit_concepts(probing, Role.ORIGINAL, method, progress=ctx.progress)
+        for method in METHODS
     }
-    mask = informative_columns(power, config.rule)
-    controls = [
-        power_control(
-            "the original is read beyond never-taught items",
-            power,
-            config.rule.alpha,
-            bool(mask.any()),
-        )
+    method, probes = choose(probing, [(name, probes_of(each)) for name, each in fits.items()])
+    vectors = fits[method]
+    shuffled = [
+        probes_of(fit_concepts(probing, Role.ORIGINAL, method, rng=rng))
+        for rng in shuffle_rngs(NAME, ctx.config.seed)
     ]
-    name = "accuracy" if details["form"] == ["shared"] else "concordance (chance 0.5)"
-    if not mask.any():
-        return AxisResult(
-            NAME,
-            QUESTION,
-            "no_power",
-            name,
-            controls=tuple(controls),
-            n_entities=len(ceiling.values),
-            details=details,
-            notes=(
-                "No concept vector read the forget set well enough in the original itself.",
-                *notes,
-            ),
-        )
-    details["write"] = write_report(models, tokenizer, probing, vectors, mask, config, device)
-    controls += _controls(probing, config, mask, ceiling, method)
-    readings = _readings(probing, config, mask, ceiling)
-    status, extra = _status(readings, controls, config)
-    return AxisResult(
-        NAME,
-        QUESTION,
-        status,
-        name,
-        readings=tuple(readings),
-        controls=tuple(controls),
-        n_entities=len(ceiling.values),
-        details=details,
-        notes=(*extra, *_remarks(details), *notes),
+    tables = {VECTORS.id: score_roles(probing, dict.fromkeys(probing.states, probes))}
+    read = text_scores(
+        NAME, probing, tables, probes, shuffled, {"method": method}, ctx.config, notes
     )
+    cosine = mean_cosine(vectors, fit_concepts(probing, Role.CANDIDATE, method))
+    null = read.null
+    writing = None if null is None else write_answers(ctx, probing, vectors, null.informative)
+    return Measurement(read, cosine, writing, traces)
 
 
-def _choose_method(probing: ProbingData, progress: Progress) -> tuple[str, list[ConceptVectors]]:
-    """The fitting method that best reads held-out *retain* entities of the original."""
-    best, chosen = -1.0, (METHODS[0], [])
-    for method in METHODS:
-        vectors = fit_concepts(probing, "original", method, progress=progress)
-        readers = [probe_of(task_vectors) for task_vectors in vectors]
-        mean = float(probing.score(readers, "original", "check").mean.mean())
-        if mean > best + 1e-9:
-            best, chosen = mean, (method, vectors)
-    return chosen
+def mean_cosine(
+    vectors: Sequence[ConceptVectors], other_vectors: Sequence[ConceptVectors]
+) -> np.ndarray:
+    """(site,) mean cosine between two models' vectors of the same concepts."""
+    cosines = [(a.vectors * b.vectors).sum(2) for a, b in zip(vectors, other_vectors, strict=True)]
+    return np.concatenate(cosines, axis=1).mean(1)
 
 
-def _controls(
-    probing: ProbingData, config: AuditConfig, mask: np.ndarray, ceiling: EntityValues, method: str
-) -> list[Control]:
-    """Controls: never-taught and shuffled answers, planted suppression, held-out retain."""
-    rule, permutations = config.rule, config.budget.permutations
-    probes = probing.states["original"].probes
-    permuted, chance = answer_permutation_test(
-        probing,
-        probes,
-        "original",
-        "never_taught",
-        mask,
-        numpy_rng(config.seed, NAME, "never taught"),
-        permutations,
-    )
-    spans = ceiling.mean[mask] - chance
-    leak = float(permuted.difference.mean() / max(spans.mean(), 1e-9))
-    shuffles = average_models(
-        [
-            probing.score(
-                [probe_of(v) for v in fit_concepts(probing, "original", method, rng=r)],
-                "original",
-                "forget",
-            )
-            for r in (
-                numpy_rng(config.seed, NAME, "shuffle", str(number)) for number in range(SHUFFLES)
-            )
-        ]
-    )
-    controls = [
-        Control(
-            "answers of never-taught items are read no better than dealt ones",
-            leak,
-            f"below 0.25 of the original's excess, or p >= {rule.alpha / 2}",
-            leak < 0.25 or permuted.p_value >= rule.alpha / 2,
-        ),
-        Control(
-            "vectors of shuffled answers read nothing",
-            float(((shuffles.mean[mask] - chance) / spans).max()),
-            "below half of the original's excess",
-            bool((shuffles.mean[mask] < chance + 0.5 * spans).all()),
-        ),
-    ]
-    if "planted" in probing.states:
-        test = unpaired_test(
-            probing.values("original", "planted", "forget"),
-            probing.values("original", "planted", "never_taught"),
-            config,
-            NAME,
-            "planted",
-            mask=mask,
-        )
-        controls.append(planted_control(test.p_value, rule.alpha))
-    candidate, original = (
-        probing.values("original", role, "check").mean[mask].max()
-        for role in ("unlearned", "original")
-    )
-    retain_share = (candidate - chance.mean()) / max(original - chance.mean(), 1e-9)
-    controls.append(
-        Control(
-            # Where not even retain answers are read, the representation basis itself changed.
-            "answers of held-out retain entities are read in the candidate",
-            float(retain_share),
-            "at least half of the original's excess",
-            bool(retain_share >= 0.5),
-        )
-    )
-    return controls
+def cost(plan: PlanInputs) -> Cost:
+    """Writing at every site, besides the states where decodability does not store them."""
+    stored = Cost() if "decodability" in plan.config.axes else probing_cost(plan)
+    longest = max(-(-each.units // each.rows) for each in plan.amounts.values() if each.rows)
+    prompts = MAX_ENTITIES * len({item.relation for item in plan.inputs.forget})
+    # Sites and strengths that are tried, three controls, and three parts of each model.
+    trials = (plan.size.n_layers or 0) * len(STRENGTHS) + 3 + 3 * plan.n_models
+    # Value vectors are compared between two models.
+    return stored + Cost(forward=trials * prompts * longest, copies=2)
 
 
-def _readings(
-    probing: ProbingData, config: AuditConfig, mask: np.ndarray, ceiling: EntityValues
-) -> list[Reading]:
-    """Against references (if any) and against never-taught items."""
-    references = reference_roles(probing.states)
-    comparison = MetricComparison(
-        READING,
-        READING,
-        probing.values("original", "unlearned", "forget"),
-        ceiling,
-        [probing.values("original", role, "forget") for role in references],
-        probing.values("original", "unlearned", "never_taught"),
-    )
-    return compare_to_floors(NAME, [comparison], probing.sites, config, mask)
+def judge(measured: Measurement, ctx: JudgementContext) -> AxisResult:
+    """Compare the readings with the floors; writing and traces are reported beside them."""
+    form, read = SPEC.form(ctx.modality), measured.read
+    details: dict[str, Json] = {"traces": _survival(measured.traces)}
+    if not read.relations:
+        notes = (*read.notes, *ctx.notes)
+        return AxisResult(NAME, form.question, "no_power", details=details, notes=notes)
+    details["cosine_of_refitted"] = measured.refitted_cosine.tolist()
+    if read.null is not None:
+        details["write"] = _written(measured.writing)
+    remarks = _remarks(measured.writing, measured.traces)
+    return judge_text(NAME, form, read, WORDING, ctx, details=details, remarks=remarks)
 
 
-def _status(
-    readings: Sequence[Reading], controls: Sequence[Control], config: AuditConfig
+def status_of(
+    readings: Sequence[Reading], controls: Sequence[Control], rule: Rule
 ) -> tuple[Status, list[str]]:
     """Decide between retained, absent and neither.
 
@@ -312,36 +213,69 @@ def _status(
     representation basis, and a missing forgotten answer is no evidence.
     """
     main = readings[:1]
-    failed = failed_controls(controls)
-    if failed == [controls[-1].name]:
-        return "no_power", [
-            *below_floor_notes(main, config.rule.alpha),
-            "The candidate has another code: the original's vectors do not read the "
-            "answers of retain entities in it.",
-        ]
-    if failed:
-        return "control_failed", [f"Control failed: {name}." for name in failed]
-    return status_from_readings(main, config.rule)
+    status, notes = status_with_controls(main, controls, rule)
+    if status == "no_power" and failed_controls(controls, OnFailure.NO_POWER):
+        notes = [*below_floor_notes(main, rule.alpha), *notes]
+    return status, notes
 
 
-def _remarks(details: Mapping[str, Any]) -> list[str]:
+def _survival(traces: Traces | None) -> Json:
+    """The traces as ``audit.json`` has them."""
+    if traces is None:
+        return {}
+    by_role = {
+        role: {name: to_json_object(each) for name, each in sets.items()}
+        for role, sets in traces.survival.items()
+    }
+    return {"neurons": traces.neurons, **by_role}
+
+
+def _written(writing: Writing | None) -> Json:
+    """The writing as ``audit.json`` has it."""
+    if writing is None:
+        return {}
+    shares = {"random": writing.random, "ablated": writing.ablated}
+    return {**to_json_object(writing.place), **shares, **writing.written}
+
+
+def _remarks(writing: Writing | None, traces: Traces | None) -> list[str]:
     """Notes on measurements that do not vote."""
     remarks = []
-    write = details.get("write") or {}
-    if write:
-        candidate, original = write["unlearned"], write["original"]
+    if writing is not None:
+        candidate, original = (writing.written[role] for role in (Role.CANDIDATE, Role.ORIGINAL))
         remarks.append(
-            f"Added at {write['site']}, the original's vectors write their answer into "
+            f"Added at {writing.place.site}, the original's vectors write their answer into "
             f"{candidate['forget']:.0%} of forgotten prompts in the candidate (original "
             f"{original['forget']:.0%}; never-taught prompts in the candidate "
-            f"{candidate['never_taught']:.0%}; random directions {write['random']:.0%})."
+            f"{candidate['never_taught']:.0%}; random directions {writing.random:.0%})."
         )
-    traces = details["traces"].get("unlearned", {}).get("forgotten answers")
-    if traces:
+    traced = None
+    if traces is not None:
+        traced = traces.survival[Role.CANDIDATE].get("forgotten answers")
+    if traced is not None:
         remarks.append(
             "Value vectors of the forgotten answers have a mean cosine of "
-            f"{traces['cosine']:.2f} with the original's (other neurons "
-            f"{traces['random_cosine']:.2f}) and share {traces['jaccard']:.0%} of "
-            f"their top {traces['top']} tokens."
+            f"{traced.cosine:.2f} with the original's (other neurons "
+            f"{traced.random_cosine:.2f}) and share {traced.jaccard:.0%} of "
+            f"their top {traced.top} tokens."
         )
     return remarks
+
+
+SPEC = AxisSpec(
+    NAME,
+    {
+        "text": AxisForm(
+            "Do the concept vectors of the answers still read and write?",
+            "accuracy",
+            (VECTORS,),
+            status_of=status_of,
+        )
+    },
+    unavailable={
+        "images": "a concept of a fact is an answer read across entities; of a class it "
+        "would be the probe that decodability reads already"
+    },
+    work=0.2,
+)
+AXIS = Axis(SPEC, Measurement, {"text": measure}, judge, cost)

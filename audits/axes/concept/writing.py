@@ -1,29 +1,27 @@
-"""Writing with concept vectors, and the survival of the answers' value vectors."""
+"""Writing with concept vectors: does an added vector still elicit its answer?"""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from attribution.patching.steering import RowEdit, score_edited
-from attribution.value_vectors.find import KnowledgeTraces, find_value_vectors
-from attribution.value_vectors.survival import random_traces, trace_survival
 from audits.axes.decodability.tasks import Task
 from audits.axes.decodability.text_probes import ProbingData
-from audits.core.config import AuditConfig
-from audits.core.context import AuditedModel
-from capture.data.items import Item, normalize_text
+from audits.core.context import AuditContext
+from audits.core.item_sets import TextSets
+from audits.core.roles import Role
 from capture.data.tokenization import encode, skip_joining_space
 from capture.network.sites import find_sites
 from capture.scoring.contrast import first_tokens
-from evidence.seeds import numpy_rng, stage_seed
+from evidence.seeds import numpy_rng
 from probes.concepts.vectors import ConceptVectors
 
-AXIS = "concept"
+STREAM = "concept"
+"""First name of the random streams."""
 STRENGTHS = (1.0, 2.0, 4.0)
 MIN_WRITTEN_SHARE = 0.9
 """The search for a strength stops where the original gives this share of the answers."""
@@ -76,89 +74,108 @@ def write_targets(
     return targets_by_task
 
 
-def write_rate(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    tasks: Sequence[Task],
-    targets: Sequence[WriteTargets],
-    vectors: Sequence[ConceptVectors],
-    site: int,
-    name: str,
-    strength: float,
-    *,
-    rng: np.random.Generator | None = None,
-) -> float:
-    """Share of questions at which an added concept vector makes its answer rank first.
+@dataclass(frozen=True)
+class Writer:
+    """Concept vectors to write with, and the questions they belong to.
 
-    The vector of another entity's answer is added at the last prompt token. The answer counts
-    as written when its first token outranks those of all other answers of the relation. No
-    knowledge about any entity is needed for this.
-
-    Args:
-        targets: Questions with the answers to write.
+    Attributes:
         vectors: One set a task.
-        site: Index of the site among those of the vectors.
-        name: Name of that site.
-        strength: In units of the gap between class means.
-        rng: Use random directions of equal norm instead: the control.
     """
-    hits = []
-    for group in targets:
-        concept_vectors = vectors[group.task]
-        steering = concept_vectors.vectors[site, group.targets]
-        if rng is not None:
-            steering = _at_random(steering.shape, rng)
-        steering = steering * strength * concept_vectors.gap[site, group.targets][:, None]
-        table = torch.from_numpy(steering).float()
 
-        def add(states, rows, table=table):
-            return states + table[rows].to(states)
+    tokenizer: PreTrainedTokenizerBase
+    probing: ProbingData
+    vectors: Sequence[ConceptVectors]
 
-        hits += _first_of_all(model, tokenizer, tasks[group.task], group, {name: add})
-    return float(np.mean(hits)) if hits else 0.0
+    def write_rate(
+        self,
+        model: nn.Module,
+        targets: Sequence[WriteTargets],
+        site: int,
+        strength: float,
+        rng: np.random.Generator | None = None,
+    ) -> float:
+        """Share of questions at which an added concept vector makes its answer rank first.
 
+        The vector of another entity's answer is added at the last prompt token. No knowledge
+        about any entity is needed for this.
 
-def ablation_rate(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    tasks: Sequence[Task],
-    targets: Sequence[WriteTargets],
-    vectors: Sequence[ConceptVectors],
-    site: int,
-    name: str,
-    *,
-    rng: np.random.Generator | None = None,
-) -> float:
-    """Share of questions still answered after the answer's concept vector is ablated.
+        Args:
+            targets: Questions with the answers to write.
+            site: Index of the site.
+            strength: In units of the gap between class means.
+            rng: Use random directions of equal norm instead: the control.
+        """
 
-    At the last prompt token, the state is moved along its own answer's vector to the mean of
-    the rows without that answer. A low share means that the direction is used.
+        def added(vectors: ConceptVectors, target: np.ndarray) -> RowEdit:
+            steering = vectors.vectors[site, target]
+            if rng is not None:
+                steering = _at_random(steering.shape, rng)
+            steering = steering * strength * vectors.gap[site, target][:, None]
+            table = torch.from_numpy(steering).float()
+            return lambda states, rows: states + table[rows].to(states)
 
-    Args:
-        targets: Questions with the answers to ablate.
-        vectors: One set a task.
-        site: Index of the site among those of the vectors.
-        name: Name of that site.
-        rng: Move equally far in random directions instead: the control.
-    """
-    hits = []
-    for group in targets:
-        concept_vectors = vectors[group.task]
-        along = concept_vectors.vectors[site, group.targets]
-        gap, middle = (
-            values[site, group.targets] for values in (concept_vectors.gap, concept_vectors.offset)
-        )
-        to = along if rng is None else _at_random(along.shape, rng)
-        tables = [torch.from_numpy(direction).float() for direction in (along, to)]
-        without = torch.from_numpy(middle - gap / 2).float()
+        return self._rate(model, targets, site, added)
 
-        def remove(states, rows, tables=tables, without=without):
-            read, write = (table[rows].to(states) for table in tables)
-            size = (states * read).sum(1) - without[rows].to(states)
-            return states - size[:, None] * write
+    def ablation_rate(
+        self,
+        model: nn.Module,
+        targets: Sequence[WriteTargets],
+        site: int,
+        rng: np.random.Generator | None = None,
+    ) -> float:
+        """Share of questions still answered after the answer's concept vector is ablated.
 
-        hits += _first_of_all(model, tokenizer, tasks[group.task], group, {name: remove})
-    return float(np.mean(hits)) if hits else 0.0
+        At the last prompt token, the state is moved along its own answer's vector to the mean
+        of the rows without that answer. A low share means that the direction is used.
+
+        Args:
+            targets: Questions with the answers to ablate.
+            site: Index of the site.
+            rng: Move equally far in random directions instead: the control.
+        """
+
+        def removed(vectors: ConceptVectors, target: np.ndarray) -> RowEdit:
+            along = vectors.vectors[site, target]
+            gap, middle = vectors.gap[site, target], vectors.offset[site, target]
+            to = along if rng is None else _at_random(along.shape, rng)
+            tables = [torch.from_numpy(direction).float() for direction in (along, to)]
+            without = torch.from_numpy(middle - gap / 2).float()
+
+            def remove(states: Tensor, rows: np.ndarray) -> Tensor:
+                read, write = (table[rows].to(states) for table in tables)
+                size = (states * read).sum(1) - without[rows].to(states)
+                return states - size[:, None] * write
+
+            return remove
+
+        return self._rate(model, targets, site, removed)
+
+    def _rate(
+        self,
+        model: nn.Module,
+        targets: Sequence[WriteTargets],
+        site: int,
+        edit: Callable[[ConceptVectors, np.ndarray], RowEdit],
+    ) -> float:
+        """Share of questions whose target answer ranks first under an edit.
+
+        Its first token must outrank those of all other answers of the relation.
+        """
+        hits, sites = [], find_sites(model)
+        for group in targets:
+            classes = list(self.probing.tasks[group.task].classes)
+            # The token that begins an answer can depend on what it follows.
+            starts = encode(self.tokenizer, [group.prompts[0]] * len(classes), classes)
+            watch = first_tokens(skip_joining_space(self.tokenizer, starts))
+            answers = [classes[target] for target in group.targets]
+            rows = encode(self.tokenizer, group.prompts, answers)
+            rows = skip_joining_space(self.tokenizer, rows)
+            edits = {self.probing.sites[site]: edit(self.vectors[group.task], group.targets)}
+            scores = score_edited(model, rows, edits, watch=watch, known_sites=sites)
+            logits = np.nan_to_num(scores.watched, nan=-np.inf)
+            target_logits = logits[np.arange(len(logits)), group.targets]
+            hits += (target_logits >= logits.max(1)).tolist()
+        return float(np.mean(hits)) if hits else 0.0
 
 
 def _at_random(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
@@ -167,175 +184,104 @@ def _at_random(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     return drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
 
 
-def _first_of_all(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    task: Task,
-    group: WriteTargets,
-    edits: Mapping[str, RowEdit],
-) -> list[bool]:
-    """(row,) whether the target answer's first token outranks those of all others."""
-    classes = list(task.classes)
-    # The token that begins an answer can depend on what it follows.
-    starts = encode(tokenizer, [group.prompts[0]] * len(classes), classes)
-    watch = first_tokens(skip_joining_space(tokenizer, starts))
-    answers = [classes[target] for target in group.targets]
-    sequences = skip_joining_space(tokenizer, encode(tokenizer, group.prompts, answers))
-    scores = score_edited(model, sequences, edits, watch=watch, known_sites=find_sites(model))
-    logits = np.nan_to_num(scores.watched, nan=-np.inf)
-    return (logits[np.arange(len(logits)), group.targets] >= logits.max(1)).tolist()
+@dataclass(frozen=True)
+class Place:
+    """Where and how strongly vectors are added.
+
+    Attributes:
+        site: Name of the site.
+        number: Its index among the sites of the vectors.
+        strength: In units of the gap between class means.
+        rate: Share of the original's retain answers that are written there.
+    """
+
+    site: str
+    number: int
+    strength: float
+    rate: float
 
 
-def choose_site_and_strength(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    tasks: Sequence[Task],
-    vectors: Sequence[ConceptVectors],
-    sites: Sequence[str],
-    mask: np.ndarray,
-    targets: Sequence[WriteTargets],
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Writing:
+    """Shares of answers that concept vectors write.
+
+    Attributes:
+        place: Chosen on retain entities of the original.
+        random: As ``Place.rate``, with random directions.
+        ablated: Share of answers that the original still gives without its own vector, and after
+            an equal move in a random direction.
+        written: Role to part of the tasks to share written.
+    """
+
+    place: Place
+    random: float
+    ablated: dict[str, float]
+    written: dict[Role, dict[str, float]]
+
+
+def choose_place(
+    writer: Writer, model: nn.Module, targets: Sequence[WriteTargets], allowed: np.ndarray
+) -> Place | None:
     """Site and strength at which the original writes, chosen on retain entities alone.
 
     Sites are tried from the last to the first, each with growing strengths, until the share in
-    ``MIN_WRITTEN_SHARE`` is reached; otherwise the best is taken.
+    ``MIN_WRITTEN_SHARE`` is reached; otherwise the best is taken. None without a site.
+
+    Args:
+        allowed: (site,) sites to try.
     """
-    names = list(sites)
-    best: dict[str, Any] = {"rate": -1.0}
-    for site in np.flatnonzero(mask)[::-1].tolist():
+    best: Place | None = None
+    for number in np.flatnonzero(allowed)[::-1].tolist():
         for strength in STRENGTHS:
-            rate = write_rate(
-                model, tokenizer, tasks, targets, vectors, site, names[site], strength
-            )
-            if rate > best["rate"]:
-                best = {"site": names[site], "number": site, "strength": strength, "rate": rate}
+            rate = writer.write_rate(model, targets, number, strength)
+            if best is None or rate > best.rate:
+                best = Place(writer.probing.sites[number], number, strength, rate)
             if rate >= MIN_WRITTEN_SHARE:
                 return best
     return best
 
 
-def answer_traces(
-    original: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    answers: Sequence[tuple[str, str]],
-    k: int,
-) -> KnowledgeTraces:
-    """The value vectors that write each answer's first token.
-
-    Args:
-        answers: (prompt, answer) pairs; duplicate answers are dropped.
-        k: Neurons per answer.
-    """
-    once = {normalize_text(answer): (prompt, answer) for prompt, answer in reversed(answers)}
-    pairs = list(once.values())
-    rows = encode(tokenizer, [p for p, _ in pairs], [a for _, a in pairs])
-    tokens = first_tokens(skip_joining_space(tokenizer, rows))
-    concepts = {a: [t] for (_, a), t in zip(pairs, tokens, strict=True)}
-    return find_value_vectors(original, concepts, k=k)
-
-
-def mean_trace_survival(
-    original: nn.Module, candidate: nn.Module, traces: KnowledgeTraces, seed: int
-) -> dict[str, float]:
-    """Mean survival of value vectors in the candidate, and of as many random neurons."""
-    traced = trace_survival(original, candidate, traces)
-    random = trace_survival(original, candidate, random_traces(traces, original, seed))
-    kept_tokens = traced.kept_tokens[~np.isnan(traced.kept_tokens)]
-    return {
-        "cosine": float(traced.cosine.mean()),
-        "distance": float(traced.distance.mean()),
-        "jaccard": float(traced.jaccard.mean()),
-        "kept_tokens": float(kept_tokens.mean()) if len(kept_tokens) else 0.0,
-        "random_cosine": float(random.cosine.mean()),
-        "random_jaccard": float(random.jaccard.mean()),
-        "top": traced.top,
-    }
-
-
-def write_report(
-    models: Mapping[str, AuditedModel],
-    tokenizer: PreTrainedTokenizerBase,
+def write_answers(
+    ctx: AuditContext[TextSets],
     probing: ProbingData,
     vectors: Sequence[ConceptVectors],
-    mask: np.ndarray,
-    config: AuditConfig,
-    device: str,
-) -> dict[str, Any]:
-    """Shares of answers written into retain, forgotten and never-taught prompts."""
+    informative: np.ndarray,
+) -> Writing | None:
+    """Write other answers into retain, forgotten and never-taught prompts of every model.
 
-    def make_targets(part: str):
-        rng = numpy_rng(config.seed, AXIS, "targets", part)
-        return write_targets(probing.tasks, part, MAX_ENTITIES, rng)
+    Args:
+        vectors: The original's, one set a task.
+        informative: (site,) where they read the original.
 
-    parts = {part: make_targets(part) for part in ("check", "forget", "never_taught")}
+    Returns:
+        None where no answer can be written.
+    """
+    tasks, seed = probing.tasks, ctx.config.seed
+    writer = Writer(ctx.tokenizer, probing, vectors)
+    parts = {
+        part: write_targets(tasks, part, MAX_ENTITIES, numpy_rng(seed, STREAM, "targets", part))
+        for part in ("check", "forget", "never_taught")
+    }
     if not any(parts.values()):
-        return {}
-    allowed = mask & np.array([site != "embed" for site in probing.sites])
-    report: dict[str, Any] = {}
-    with models["original"].loaded(device) as model:
-        report = choose_site_and_strength(
-            model, tokenizer, probing.tasks, vectors, probing.sites, allowed, parts["check"]
-        )
-        if "site" not in report:
-            return {}
-        rng = numpy_rng(config.seed, AXIS, "random directions")
-        location = (report["number"], report["site"], report["strength"])
-        report["random"] = write_rate(
-            model, tokenizer, probing.tasks, parts["check"], vectors, *location, rng=rng
-        )
-        own_targets = write_targets(
-            probing.tasks,
-            "check",
-            MAX_ENTITIES,
-            numpy_rng(config.seed, AXIS, "targets", "own"),
-            own_answers=True,
-        )
-        report["ablated"] = {
-            name: ablation_rate(
-                model, tokenizer, probing.tasks, own_targets, vectors, *location[:2], rng=drawn
-            )
+        return None
+    allowed = informative & np.array([site != "embed" for site in probing.sites])
+    with ctx.reading(Role.ORIGINAL) as model:
+        place = choose_place(writer, model, parts["check"], allowed)
+        if place is None:
+            return None
+        rng = numpy_rng(seed, STREAM, "random directions")
+        random = writer.write_rate(model, parts["check"], place.number, place.strength, rng)
+        own_rng = numpy_rng(seed, STREAM, "targets", "own")
+        own = write_targets(tasks, "check", MAX_ENTITIES, own_rng, own_answers=True)
+        ablated = {
+            name: writer.ablation_rate(model, own, place.number, drawn)
             for name, drawn in (("own vector", None), ("random direction", rng))
         }
-    for role, audited in models.items():
-        with audited.loaded(device) as model:
-            report[role] = {
-                part: write_rate(model, tokenizer, probing.tasks, targets, vectors, *location)
+    written = {}
+    for role in ctx.models:
+        with ctx.reading(role) as model:
+            written[role] = {
+                part: writer.write_rate(model, targets, place.number, place.strength)
                 for part, targets in parts.items()
             }
-    return report
-
-
-def trace_report(
-    models: Mapping[str, AuditedModel],
-    tokenizer: PreTrainedTokenizerBase,
-    forget: Sequence[Item],
-    retain: Sequence[Item],
-    config: AuditConfig,
-    device: str,
-    k: int = 5,
-) -> dict[str, Any]:
-    """Survival of the value vectors of forgotten answers and of all other answers."""
-    forgotten = {item.answer.casefold() for item in forget}
-    sets = {
-        "forgotten answers": [(item.prompt, item.answer) for item in forget],
-        "other answers": [
-            (item.prompt, item.answer) for item in retain if item.answer.casefold() not in forgotten
-        ],
-    }
-    report: dict[str, Any] = {"neurons": k}
-    with models["original"].loaded(device) as original:
-        for role, audited in models.items():
-            if role == "original":
-                continue
-            with audited.loaded(device) as model:
-                report[role] = {
-                    name: mean_trace_survival(
-                        original,
-                        model,
-                        answer_traces(original, tokenizer, pairs, k),
-                        stage_seed(config.seed, AXIS, "traces"),
-                    )
-                    for name, pairs in sets.items()
-                    if pairs
-                }
-    return report
+    return Writing(place, random, ablated, written)

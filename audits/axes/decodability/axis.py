@@ -1,245 +1,388 @@
-"""Decodability axis: can a linear probe still read the forgotten answers?
+"""Decodability axis: can a linear probe still read what was forgotten?
 
-Probes are fitted on retain entities and evaluated on forgotten ones, so no probe has seen a
-forgotten answer. Two probes read the candidate: one refitted on its own states, and the
+Text: probes are fitted on retain entities and evaluated on forgotten ones, so no probe has seen
+a forgotten answer. Two probes read the candidate: one refitted on its own states, and the
 original's, unchanged.
+
+Images: probes of one class (``audits.axes.decodability.image_probes``). One class is one
+direction, however many images there are: a model with a different representation basis puts
+them on either side of it by chance. So the original's probe counts only at sites where its
+probes of the retain classes still read those classes in the candidate.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
-from audits.axes.decodability.label_permutation import answer_permutation_test
-from audits.axes.decodability.site_probes import SiteProbe
-from audits.axes.decodability.tasks import Task
+from audits.axes.base import (
+    Axis,
+    AxisForm,
+    AxisSpec,
+    JudgementContext,
+    MetricSpec,
+    Unmeasured,
+    readings,
+)
+from audits.axes.decodability.cost import cost
+from audits.axes.decodability.image_probes import (
+    OriginalProbes,
+    all_finite,
+    fit_original_probes,
+    read_set_states,
+    score_original_probes,
+    score_refitted_probes,
+    score_retained_classes,
+)
 from audits.axes.decodability.text_probes import (
     ProbingData,
     choose_penalty,
     fit_probes,
     fit_shuffled_probes,
-    read_all_states,
+    read_states,
+    shuffle_rngs,
+)
+from audits.axes.decodability.text_scores import (
+    Tables,
+    TextScores,
+    Wording,
+    judge_text,
+    original_power,
+    score_roles,
+    text_scores,
 )
 from audits.axes.judgement import (
-    MetricComparison,
-    compare_to_floors,
+    failed_controls,
     informative_columns,
     planted_control,
     power_control,
+    status_from_readings,
     status_with_controls,
     unpaired_test,
 )
-from audits.core.config import AuditConfig
-from audits.core.context import AuditedModel, reference_roles
-from capture.activations.store import ActivationStore
-from evidence.intervals import EntityValues, average_models
+from audits.core.config import AuditConfig, Rule
+from audits.core.context import AuditContext
+from audits.core.item_sets import TextSets
+from audits.core.roles import Role
+from audits.core.scores import Part, RoleScores, ScoreTable
+from audits.modalities.image_sets import MIN_DIFFERENCE, EvaluationSets, late_sites
+from evidence.hypothesis_tests import (
+    MaxTest,
+    paired_max_test,
+    readings_above_floor,
+    unpaired_max_test,
+)
+from evidence.intervals import average_models
 from evidence.progress import Progress
-from evidence.results import AxisResult, Control, Reading
+from evidence.results import AxisResult, Control, ControlId, Reading, Status
 from evidence.seeds import numpy_rng
+from evidence.storage.typed_json import FloatArray, Json
 
 NAME = "decodability"
-QUESTION = "Can a linear reader of the hidden states still tell the forgotten answers?"
-SHUFFLES = 5
-REFITTED, UNCHANGED = "refitted probe", "original's own probe"
+REFITTED = MetricSpec(
+    "refitted_probe",
+    "refitted probe",
+    stream="refitted probe",
+    trace="a refitted probe still reads {short} but the original's own does not",
+)
+UNCHANGED = MetricSpec(
+    "original_probe",
+    "original's own probe",
+    stream="original's own probe",
+    finding="The original's own probe, unchanged, still reads {it} in the candidate at "
+    "{where}: {value:.2f}",
+    names_sites=True,
+)
+WORDING = Wording(
+    unread="No probe read the forget set well enough in the original itself.",
+    shuffled="probes fitted on shuffled answers read nothing",
+    retain="held-out retain entities can be read in the candidate",
+)
+MIN_BASIS_KEPT = 0.5
+"""Minimum share of the original's excess on retain classes for a shared basis."""
 
 
-def run_decodability(
-    models: Mapping[str, AuditedModel],
-    tokenizer: PreTrainedTokenizerBase,
-    tasks: Sequence[Task],
-    sites: Sequence[str],
-    store: ActivationStore,
-    config: AuditConfig,
-    *,
-    notes: Sequence[str],
-    progress: Progress,
-) -> AxisResult:
-    """Run the axis on captured states.
+@dataclass(frozen=True, eq=False)
+class ImageScores:
+    """Scores of probes of one class on the states of every model.
 
-    Args:
-        models: Models by role: "original", "unlearned", and where available "planted" and
-            "reference-N".
-        tasks: The probing tasks.
-        sites: As returned by ``capture_states``.
+    Attributes:
+        scores: By metric, role and part; columns are sites.
+        retained: Role to (site,) mean score of the original's probes of retain classes.
+        shuffled: (site,) the original's score by probes of shuffled classes.
+        random: (site,) the same by random directions.
     """
-    if not tasks:
-        return AxisResult(NAME, QUESTION, "no_power", notes=tuple(notes))
-    states, broken = read_all_states(models, tokenizer, tasks, sites, store)
-    if broken:
-        return AxisResult(
-            NAME,
-            QUESTION,
-            "error",
-            notes=(f"hidden states of {', '.join(broken)} are not finite", *notes),
-        )
-    probing = ProbingData(tasks, tuple(sites), states)
-    penalty = choose_penalty(probing, progress)
-    for role in states:
-        if not states[role].probes:
-            states[role].probes = fit_probes(probing, role, penalty, progress)
-    rngs = [numpy_rng(config.seed, NAME, "shuffle", str(number)) for number in range(SHUFFLES)]
-    shuffled = fit_shuffled_probes(probing, "original", penalty, rngs, progress)
-    return _judge(probing, shuffled, config, penalty, [*probing.notes, *notes])
+
+    scores: RoleScores
+    retained: dict[Role, FloatArray]
+    shuffled: FloatArray
+    random: FloatArray
 
 
-def _judge(
-    probing: ProbingData,
-    shuffled: Sequence[Sequence[SiteProbe]],
-    config: AuditConfig,
-    penalty: float,
-    notes: Sequence[str],
-) -> AxisResult:
-    """Compute controls, readings and status from the fitted probes."""
-    rule = config.rule
-    forms = sorted({task.form for task in probing.tasks})
-    ceiling = probing.values("original", "original", "forget")
-    never_taught = probing.values("original", "original", "never_taught")
-    power = unpaired_test(ceiling, never_taught, config, NAME, "original")
-    # Only layers at which the original itself is decodable are informative.
-    mask = informative_columns(power, rule)
-    shuffles = average_models([probing.score(probes, "original", "forget") for probes in shuffled])
-    details = {
-        "form": forms,
-        "penalty": penalty,
-        "sites": list(probing.sites),
-        "relations": [task.relation for task in probing.tasks],
-        "original_p": power.p_value,
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """Scores of the probes, by modality."""
+
+    read: TextScores | ImageScores
+
+
+# Text
+
+
+def measure_text(ctx: AuditContext[TextSets]) -> Measurement | Unmeasured:
+    """Read the states of every model, and score probes on them."""
+    probing = read_states(ctx)
+    if isinstance(probing, Unmeasured):
+        return probing
+    if not probing.tasks:
+        return Unmeasured(probing.notes)
+    return Measurement(score_probes(probing, ctx.config, ctx.progress))
+
+
+def score_probes(probing: ProbingData, config: AuditConfig, progress: Progress) -> TextScores:
+    """Fit and score every role's own probes and the original's."""
+    penalty, own = choose_penalty(probing, progress)
+    probes = {
+        role: own if role == Role.ORIGINAL else fit_probes(probing, role, penalty, progress)
+        for role in probing.states
     }
-    controls = [
-        power_control(
-            "the original is read beyond never-taught items", power, rule.alpha, bool(mask.any())
+    rngs = shuffle_rngs(NAME, config.seed)
+    shuffled = fit_shuffled_probes(probing, Role.ORIGINAL, penalty, rngs, progress)
+    refitted = score_roles(probing, probes)
+    unchanged = score_roles(
+        probing, {role: own for role in probes if role not in (Role.ORIGINAL, Role.PLANTED)}
+    )
+    tables = {
+        REFITTED.id: refitted,
+        UNCHANGED.id: {Role.ORIGINAL: refitted[Role.ORIGINAL], **unchanged},
+    }
+    chosen: dict[str, float | str] = {"penalty": penalty}
+    return text_scores(NAME, probing, tables, own, shuffled, chosen, config, probing.notes)
+
+
+def _embedding_control(scores: RoleScores, config: AuditConfig) -> list[Control]:
+    """The words alone, before any layer, tell nothing; no control without such a site."""
+    embedding = np.array([site == "embed" for site in scores.columns])
+    if not embedding.any():
+        return []
+    test = unpaired_test(
+        scores.values(REFITTED.id, Role.CANDIDATE),
+        scores.values(REFITTED.id, Role.CANDIDATE, Part.NEVER_TAUGHT),
+        config,
+        NAME,
+        "embedding",
+        mask=embedding,
+    )
+    # Half the level for each of two such controls, and half of that for each side.
+    smaller_p, level = min(test.p_value, test.p_below), config.rule.alpha / 2 / 2
+    return [
+        Control(
+            ControlId.EMBEDDING,
+            "the embedding layer is at the floor",
+            smaller_p,
+            f"p >= {level} on both sides",
+            smaller_p >= level,
+            kind="p_value",
         )
     ]
-    name = "accuracy" if forms == ["shared"] else "concordance (chance 0.5)"
-    if not mask.any():
-        return AxisResult(
-            NAME,
-            QUESTION,
-            "no_power",
-            name,
-            controls=tuple(controls),
-            n_entities=len(ceiling.values),
-            details=details,
-            notes=("No probe read the forget set well enough in the original itself.", *notes),
+
+
+# Images
+
+
+def measure_images(ctx: AuditContext[EvaluationSets]) -> Measurement | Unmeasured:
+    """Fit the original's probes of the class, and score them and refitted ones on every model."""
+    sets, seed = ctx.sets, ctx.config.seed
+    sites: list[str] = []
+    probes: OriginalProbes | None = None
+    tables: dict[str, Tables] = {UNCHANGED.id: {}, REFITTED.id: {}}
+    retained = {}
+    for role in ctx.models:  # the original first
+        with ctx.reading(role) as model:
+            sites = sites or late_sites(model)
+            states = read_set_states(model, sets, sites)
+        if not all_finite(states):
+            return Unmeasured((f"states of {role} are not finite",), "error")
+        probes = probes or fit_original_probes(states, sets, seed)
+        tables[UNCHANGED.id][role] = score_original_probes(probes, states, sets)
+        tables[REFITTED.id][role] = score_refitted_probes(states, sets, seed)
+        retained[role] = score_retained_classes(probes, states, sets)
+    assert probes is not None  # there is an original
+    scores = RoleScores(tuple(sites), tables)
+    return Measurement(ImageScores(scores, retained, probes.shuffled, probes.random))
+
+
+# Judgement
+
+
+def judge(measured: Measurement, ctx: JudgementContext) -> AxisResult:
+    """Compare the probes' scores with the floors."""
+    read, form = measured.read, SPEC.form(ctx.modality)
+    if isinstance(read, ImageScores):
+        return _judge_images(read, form, ctx)
+    controls = _embedding_control(read.scores, ctx.config)
+    return judge_text(NAME, form, read, WORDING, ctx, controls=controls)
+
+
+def _judge_images(measured: ImageScores, form: AxisForm, ctx: JudgementContext) -> AxisResult:
+    """As ``judge``: the sites that count differ by metric, and so do the floors."""
+    scores, config = measured.scores, ctx.config
+    power = original_power(NAME, scores, UNCHANGED.id, config)
+    decodable = informative_columns(power, ctx.rule)
+    basis = {role: basis_kept(measured.retained, role) for role in measured.retained}
+    mask = decodable & (basis[Role.CANDIDATE] >= MIN_BASIS_KEPT)
+    references = [role for role in basis if role.is_reference]
+    # A reference with a different representation basis gives no floor.
+    same_basis = [role for role in references if (basis[role][mask] >= MIN_BASIS_KEPT).all()]
+    found: list[Reading] = []
+    notes: list[str] = []
+    if mask.any():
+        found += readings(NAME, form.metrics[:1], scores, config, mask, same_basis)
+        if len(same_basis) < len(references):
+            notes.append(
+                f"{len(references) - len(same_basis)} of {len(references)} references have "
+                "another code, in which the original's probe reads nothing; they are "
+                "no floor for it."
+            )
+    elif decodable.any():
+        notes.append(
+            "The candidate has another code: the original's probes of the classes that "
+            "stay do not read them in it, so its probe of the class says nothing."
         )
-    controls += _controls(probing, config, mask, ceiling, never_taught, shuffles)
-    readings = _readings(probing, config, mask, ceiling)
-    status, extra = status_with_controls(readings, controls, config.rule)
+    refitted, refitted_notes = _refitted(scores, config)
+    found = sorted([*found, *refitted], key=lambda reading: not reading.primary)
+    controls = _image_controls(measured, power, decodable, ctx)
+    status, status_notes = form.status(found, controls, ctx.rule)
+    details: dict[str, Json] = {
+        "sites": list(scores.columns),
+        "used": [site for site, used in zip(scores.columns, mask, strict=True) if used],
+        "code_kept": {role: np.round(x, 4).tolist() for role, x in basis.items()},
+        "own_by_site": _means(scores.tables[UNCHANGED.id]),
+        "refitted_by_site": _means(scores.tables[REFITTED.id]),
+    }
     return AxisResult(
         NAME,
-        QUESTION,
+        form.question,
         status,
-        name,
-        readings=tuple(readings),
+        form.statistic,
+        readings=tuple(found),
         controls=tuple(controls),
-        n_entities=len(ceiling.values),
+        n_entities=len(scores.values(UNCHANGED.id, Role.ORIGINAL).entities),
         details=details,
-        notes=(*extra, *notes),
+        notes=(*status_notes, *notes, *refitted_notes, *ctx.notes),
     )
 
 
-def _controls(
-    probing: ProbingData,
-    config: AuditConfig,
-    mask: np.ndarray,
-    ceiling: EntityValues,
-    never_taught: EntityValues,
-    shuffles: EntityValues,
-) -> list[Control]:
-    """Controls: never-taught, shuffled labels, planted suppression, embedding, retain."""
-    alpha = config.rule.alpha
-    # Two controls require a null hypothesis to hold: each is tested at half the level.
-    null_alpha = alpha / 2
+def basis_kept(retained: Mapping[Role, np.ndarray], role: Role) -> np.ndarray:
+    """(site,) share of the original's excess on retain classes that a model keeps."""
+    return (retained[role] - 0.5) / np.maximum(retained[Role.ORIGINAL] - 0.5, 1e-9)
 
-    # Chance is the score on permuted answers. A few fits on shuffled labels would be a noisy
-    # estimate of it.
-    probes = probing.states["original"].probes
-    permuted, chance = answer_permutation_test(
-        probing,
-        probes,
-        "original",
-        "never_taught",
-        mask,
-        numpy_rng(config.seed, NAME, "never taught"),
-        config.budget.permutations,
-    )
-    spans = ceiling.mean[mask] - chance
-    leak = float(permuted.difference.mean() / max(spans.mean(), 1e-9))
-    controls = [
-        Control(
-            "answers of never-taught items are read no better than dealt ones",
-            leak,
-            f"below 0.25 of the original's excess, or p >= {null_alpha}",
-            leak < 0.25 or permuted.p_value >= null_alpha,
-        ),
-        Control(
-            "probes fitted on shuffled answers read nothing",
-            float(((shuffles.mean[mask] - chance) / spans).max()),
-            "below half of the original's excess",
-            bool((shuffles.mean[mask] < chance + 0.5 * spans).all()),
-        ),
+
+def _refitted(scores: RoleScores, config: AuditConfig) -> tuple[list[Reading], list[str]]:
+    """Readings of the refitted probe, against the floors at which it has power."""
+    ceiling = scores.values(REFITTED.id, Role.ORIGINAL)
+    references = [role for role in scores.roles(REFITTED.id) if role.is_reference]
+    never_taught = scores.values(REFITTED.id, Role.ORIGINAL, Part.NEVER_TAUGHT)
+    of_references = scores.references(REFITTED.id)
+    first = average_models(of_references) if of_references else never_taught
+    found: list[Reading] = []
+    for floors in [references, []] if references else [[]]:
+        floor = first if floors else never_taught
+        test = (paired_max_test if floors else unpaired_max_test)(
+            ceiling.values,
+            floor.values,
+            numpy_rng(config.seed, NAME, REFITTED.stream, "references" if floors else "never"),
+            config.budget.permutations,
+        )
+        mask = informative_columns(test, config.rule)
+        if mask.any():
+            reading = readings(NAME, [REFITTED], scores, config, mask, floors)[0]
+            found.append(replace(reading, primary=floors == references))
+    if found and found[0].primary:
+        return found, []
+    return [], [
+        f"A refitted probe says nothing here: it reads {ceiling.mean.max():.2f} in the "
+        f"original and {first.mean.max():.2f} where nothing was known. What tells the "
+        "other classes apart tells an unseen one from them as well."
     ]
-    if "planted" in probing.states:
+
+
+def _image_controls(
+    measured: ImageScores, power: MaxTest, decodable: np.ndarray, ctx: JudgementContext
+) -> list[Control]:
+    """Controls: power, shuffled labels, random directions, the planted suppression."""
+    scores, alpha = measured.scores, ctx.rule.alpha
+    name = "the original is read beyond never-taught images"
+    controls = [power_control(name, power, alpha, bool(decodable.any()))]
+    excess = np.maximum(scores.values(UNCHANGED.id, Role.ORIGINAL).mean - 0.5, 1e-9)
+    for id, name, by_site in (
+        (ControlId.SHUFFLED, "probes fitted on shuffled classes read nothing", measured.shuffled),
+        (ControlId.RANDOM_EDIT, "random directions read nothing", measured.random),
+    ):
+        share = float(((by_site - 0.5) / excess).max())
+        expected = "below half of the original's excess"
+        controls.append(Control(id, name, share, expected, share < 0.5, kind="ratio"))
+    if Role.PLANTED in measured.retained and decodable.any():
         test = unpaired_test(
-            probing.values("planted", "planted", "forget"),
-            probing.values("planted", "planted", "never_taught"),
-            config,
+            scores.values(UNCHANGED.id, Role.PLANTED),
+            scores.values(UNCHANGED.id, Role.PLANTED, Part.NEVER_TAUGHT),
+            ctx.config,
             NAME,
             "planted",
-            mask=mask,
+            mask=decodable,
         )
         controls.append(planted_control(test.p_value, alpha))
-    first = np.array([site == "embed" for site in probing.sites])
-    if first.any():
-        test = unpaired_test(
-            probing.values("unlearned", "unlearned", "forget"),
-            probing.values("unlearned", "unlearned", "never_taught"),
-            config,
-            NAME,
-            "embedding",
-            mask=first,
-        )
-        smaller_p = min(test.p_value, test.p_below)
-        controls.append(
-            Control(
-                "the embedding layer is at the floor",
-                smaller_p,
-                f"p >= {null_alpha / 2} on both sides",
-                smaller_p >= null_alpha / 2,
-            )
-        )
-    candidate = probing.values("unlearned", "unlearned", "check").mean[mask].max()
-    original = probing.values("original", "original", "check").mean[mask].max()
-    base = chance.mean()
-    retain_share = (candidate - base) / max(original - base, 1e-9)
-    controls.append(
-        Control(
-            "held-out retain entities can be read in the candidate",
-            float(retain_share),
-            "at least half of the original's excess",
-            bool(retain_share >= 0.5),
-        )
-    )
     return controls
 
 
-def _readings(
-    probing: ProbingData, config: AuditConfig, mask: np.ndarray, ceiling: EntityValues
-) -> list[Reading]:
-    """Both probes against references (if any) and never-taught items."""
-    references = reference_roles(probing.states)
-    comparisons = [
-        MetricComparison(
-            name,
-            name,
-            probing.values(reader, "unlearned", "forget"),
-            ceiling,
-            [
-                probing.values(role if name == REFITTED else "original", role, "forget")
-                for role in references
-            ],
-            probing.values(reader, "unlearned", "never_taught"),
-        )
-        for name, reader in ((REFITTED, "unlearned"), (UNCHANGED, "original"))
-    ]
-    return compare_to_floors(NAME, comparisons, probing.sites, config, mask)
+def _means(tables: Mapping[Role, Mapping[Part, ScoreTable]]) -> dict[str, Json]:
+    """Mean scores by role, part and site, for the report."""
+    shown = {Part.FORGET: "forget", Part.NEVER_TAUGHT: "never"}
+    return {
+        role: {
+            name: np.round(np.mean(of_role[part].values, axis=0), 4).tolist()
+            for part, name in shown.items()
+        }
+        for role, of_role in tables.items()
+    }
+
+
+def image_status(
+    readings: Sequence[Reading], controls: Sequence[Control], rule: Rule
+) -> tuple[Status, list[str]]:
+    """Decide between retained, absent and neither.
+
+    Only the refitted probe can show absence. The original's probe is a single direction, and no
+    floor says where that direction lies in a model that never knew the class.
+    """
+    primary = {reading.metric: reading for reading in readings if reading.primary}
+    if failed_controls(controls):
+        return status_with_controls(list(primary.values()), controls, rule)
+    if readings_above_floor(primary, rule.recovery, rule.still_there):
+        return "retained", []
+    if REFITTED.id not in primary:
+        return "no_power", [
+            "The original's probe can show that the class is there, not that it is "
+            "gone; that takes a refitted one and a model retrained without the class."
+        ]
+    return status_from_readings([primary[REFITTED.id]], rule)
+
+
+SPEC = AxisSpec(
+    NAME,
+    {
+        "text": AxisForm(
+            "Can a linear reader of the hidden states still tell the forgotten answers?",
+            "accuracy",
+            (REFITTED, UNCHANGED),
+        ),
+        "images": AxisForm(
+            "Can a linear reader of the states still tell the forgotten class?",
+            "other classes' images outranked (chance 0.5)",
+            (replace(UNCHANGED, min_residual=lambda rule: MIN_DIFFERENCE), REFITTED),
+            status_of=image_status,
+        ),
+    },
+    work=0.3,
+)
+AXIS = Axis(SPEC, Measurement, {"text": measure_text, "images": measure_images}, judge, cost)

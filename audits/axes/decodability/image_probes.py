@@ -8,16 +8,15 @@ classes separate an unseen one too. The score is the share of the other classes'
 image of the class outranks.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from audits.core.context import AuditedModel
-from audits.modalities.image_baseline import EvaluationSets, pooled_states, rank_among
-from capture.data.images import ImageSet
+from audits.core.scores import Part, ScoreTable
+from audits.modalities.image_sets import EvaluationSets, image_table, pooled_states, rank_among
 from evidence.seeds import numpy_rng
 from probes.concepts.directions import discriminant
 
@@ -39,29 +38,26 @@ class OriginalProbes:
     Attributes:
         halves: (image,) half, 0 or 1, of each forget image.
         forgotten: Site to (half, d): fitted without the images of that half.
-        shuffled: Site to (shuffle, d): fitted on shuffled labels.
-        random: Site to (direction, d): random directions.
         retained: Site to (class, d): probes of retain classes.
         retained_labels: (class,) their class indices.
+        shuffled: (site,) score of probes fitted on shuffled labels, on the original.
+        random: (site,) score of random directions, on the original.
     """
 
     halves: np.ndarray
     forgotten: dict[str, np.ndarray]
-    shuffled: dict[str, np.ndarray]
-    random: dict[str, np.ndarray]
     retained: dict[str, np.ndarray]
     retained_labels: np.ndarray
+    shuffled: np.ndarray
+    random: np.ndarray
 
 
-def read_set_states(
-    audited: AuditedModel, sets: EvaluationSets, sites: list[str], device: str
-) -> dict[str, dict[str, np.ndarray]]:
+def read_set_states(model: nn.Module, sets: EvaluationSets, sites: list[str]) -> StatesBySet:
     """States of every image set at every site."""
-    with audited.loaded(device) as model:
-        return {
-            name: pooled_states(model, getattr(sets, name), sites)
-            for name in ("forget", "fit", "check", "never")
-        }
+    return {
+        name: pooled_states(model, getattr(sets, name), sites)
+        for name in ("forget", "fit", "check", "never_taught")
+    }
 
 
 def all_finite(states: StatesBySet) -> bool:
@@ -70,12 +66,13 @@ def all_finite(states: StatesBySet) -> bool:
 
 
 def fit_original_probes(states: StatesBySet, sets: EvaluationSets, seed: int) -> OriginalProbes:
-    """Fit the original's probes of the class, of retain classes, and the controls."""
+    """Fit the original's probes of the class and of retain classes, and score the controls."""
     count = len(sets.forget)
     halves = np.zeros(count, dtype=int)
     halves[numpy_rng(seed, "decodability", "halves").permutation(count)[::2]] = 1
     retained_labels = _common(sets)
-    own, shuffled, random, classes = {}, {}, {}, {}
+    own, classes = {}, {}
+    shuffled, random = [], []
     rng = numpy_rng(seed, "decodability", "nothing")
     for site, forget_states in states["forget"].items():
         retain_states = states["fit"][site]
@@ -88,10 +85,15 @@ def fit_original_probes(states: StatesBySet, sets: EvaluationSets, seed: int) ->
         rows = np.concatenate([forget_states, retain_states])
         marks = np.arange(len(rows)) < count
         shuffled_marks = np.stack([rng.permutation(marks) for _ in range(SHUFFLES)])
-        shuffled[site] = _discriminants(rows, shuffled_marks)
-        random[site] = rng.standard_normal((DIRECTIONS, rows.shape[1]))
+        directions = rng.standard_normal((DIRECTIONS, rows.shape[1]))
+        for vectors, by_site in (
+            (_discriminants(rows, shuffled_marks), shuffled),
+            (directions, random),
+        ):
+            by_site.append(_outranked(forget_states, vectors, states["check"][site]).mean())
         classes[site] = _discriminants(retain_states, sets.fit.labels == retained_labels[:, None])
-    return OriginalProbes(halves, own, shuffled, random, classes, retained_labels)
+    nulls = np.array(shuffled), np.array(random)
+    return OriginalProbes(halves, own, classes, retained_labels, *nulls)
 
 
 def _common(sets: EvaluationSets) -> np.ndarray:
@@ -115,62 +117,59 @@ def _discriminants(rows: np.ndarray, marks: np.ndarray) -> np.ndarray:
     return directions.numpy()
 
 
+def _outranked(rows: np.ndarray, vectors: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """(vector, image) share of the other images with a lower projection."""
+    return np.stack([rank_among(rows @ vector, others @ vector) for vector in vectors])
+
+
 def score_original_probes(
     probes: OriginalProbes, states: StatesBySet, sets: EvaluationSets
-) -> dict[str, Any]:
-    """Scores of the original's probes on a model's states; JSON-ready.
+) -> dict[Part, ScoreTable]:
+    """(image, site) scores of the original's probes on a model's states.
 
-    Returns:
-        ``forget`` and ``never``: (image, site) shares outranked, each forget image by the probe
-        that has not seen it; ``classes``: (site,) the mean of the same over retain classes and
-        their images; ``shuffled`` and ``random``: (site,) means.
+    Each forget image is scored by the probe that has not seen it.
     """
-    columns: dict[str, list[Any]] = {
-        name: [] for name in ("forget", "never", "classes", "shuffled", "random")
+    forget, never_taught = [], []
+    for site, vectors in probes.forgotten.items():
+        others = states["check"][site]
+        by_half = _outranked(states["forget"][site], vectors, others)
+        forget.append(by_half[probes.halves, np.arange(len(probes.halves))])
+        never_taught.append(_outranked(states["never_taught"][site], vectors, others).mean(0))
+    return {
+        Part.FORGET: image_table(np.stack(forget, axis=1), sets.forget),
+        Part.NEVER_TAUGHT: image_table(np.stack(never_taught, axis=1), sets.never_taught),
     }
-    half = probes.halves
-    for site in probes.forgotten:
-        forget_states, other, invented = (
-            states[part][site] for part in ("forget", "check", "never")
-        )
-
-        def outranked(rows: np.ndarray, vectors: np.ndarray, other=other) -> np.ndarray:
-            """(vector, image)."""
-            found = [rank_among(rows @ each, other @ each) for each in vectors]
-            return np.stack(found)
-
-        by_half = outranked(forget_states, probes.forgotten[site])
-        columns["forget"].append(by_half[half, np.arange(len(forget_states))])
-        columns["never"].append(outranked(invented, probes.forgotten[site]).mean(0))
-        columns["shuffled"].append(outranked(forget_states, probes.shuffled[site]).mean())
-        columns["random"].append(outranked(forget_states, probes.random[site]).mean())
-        columns["classes"].append(_of_classes(probes, site, other, sets.check))
-    # (site, image) becomes (image, site); means stay (site,).
-    return {name: np.array(column).T.tolist() for name, column in columns.items()}
 
 
-def _of_classes(readers: OriginalProbes, site: str, states: np.ndarray, images: ImageSet) -> float:
-    shares = []
-    for label, vector in zip(readers.retained_labels, readers.retained[site], strict=True):
-        projections, members = states @ vector, images.labels == label
-        shares.append(rank_among(projections[members], projections[~members]).mean())
-    return float(np.mean(shares)) if shares else 0.5
+def score_retained_classes(
+    probes: OriginalProbes, states: StatesBySet, sets: EvaluationSets
+) -> np.ndarray:
+    """(site,) mean score of the original's probes of retain classes on images of theirs."""
+    by_site = []
+    for site, vectors in probes.retained.items():
+        shares = []
+        for label, vector in zip(probes.retained_labels, vectors, strict=True):
+            projections, members = states["check"][site] @ vector, sets.check.labels == label
+            shares.append(rank_among(projections[members], projections[~members]).mean())
+        by_site.append(float(np.mean(shares)) if shares else 0.5)
+    return np.array(by_site)
 
 
-def score_refitted_probes(states: StatesBySet, sets: EvaluationSets, seed: int) -> dict[str, Any]:
-    """Scores of single-image probes; (image, site) "forget" and "never"."""
+def score_refitted_probes(
+    states: StatesBySet, sets: EvaluationSets, seed: int
+) -> dict[Part, ScoreTable]:
+    """(image, site) scores of single-image probes."""
     rng = numpy_rng(seed, "decodability", "shots")
     count = len(sets.forget)
     shots = rng.permutation(count)[:SHOTS]
-    kinds = [np.flatnonzero(sets.never.labels == k) for k in np.unique(sets.never.labels)]
-    groups = [(np.arange(count), shots, "forget")] + [
-        (kind, kind[:NEVER_TAUGHT_SHOTS], "never") for kind in kinds if len(kind) > 1
+    labels = sets.never_taught.labels
+    kinds = [np.flatnonzero(labels == kind) for kind in np.unique(labels)]
+    groups = [(np.arange(count), shots, Part.FORGET)] + [
+        (kind, kind[:NEVER_TAUGHT_SHOTS], Part.NEVER_TAUGHT) for kind in kinds if len(kind) > 1
     ]
     # A never-taught class with a single image cannot be scored and stays at chance.
-    result = {
-        part: np.full((len(getattr(sets, part)), len(states["fit"])), 0.5)
-        for part in ("forget", "never")
-    }
+    images = {Part.FORGET: sets.forget, Part.NEVER_TAUGHT: sets.never_taught}
+    result = {part: np.full((len(each), len(states["fit"])), 0.5) for part, each in images.items()}
     for column, site in enumerate(states["fit"]):
         fit_states, check_states = states["fit"][site], states["check"][site]
         solve = _whitener(fit_states, sets.fit.labels)
@@ -183,10 +182,10 @@ def score_refitted_probes(states: StatesBySet, sets: EvaluationSets, seed: int) 
                 total[others] += rank_among(rows[members[others]] @ vector, check_states @ vector)
                 times[others] += 1
             result[part][members, column] = total / np.maximum(times, 1)
-    return {part: table.tolist() for part, table in result.items()}
+    return {part: image_table(table, images[part]) for part, table in result.items()}
 
 
-def _whitener(states: np.ndarray, labels: np.ndarray):
+def _whitener(states: np.ndarray, labels: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """Solve with the shrunk within-class covariance of the retain classes."""
     means = {label: states[labels == label].mean(0) for label in np.unique(labels)}
     centered = states - np.stack([means[label] for label in labels])

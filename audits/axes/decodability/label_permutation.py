@@ -12,15 +12,17 @@ import numpy as np
 
 from audits.axes.decodability.site_probes import SiteProbe
 from audits.axes.decodability.tasks import Task, TaskPart, within_entity_rank
-from audits.axes.decodability.text_probes import ProbingData
+from audits.axes.decodability.text_probes import TASK_PARTS, ProbingData
+from audits.core.roles import Role
+from audits.core.scores import Part
 from evidence.hypothesis_tests import MaxTest, max_test
 
 
 def answer_permutation_test(
     probing: ProbingData,
     probes: Sequence[SiteProbe],
-    role: str,
-    part: str,
+    role: Role,
+    part: Part,
     mask: np.ndarray,
     rng: np.random.Generator,
     n_permutations: int,
@@ -32,7 +34,6 @@ def answer_permutation_test(
     Args:
         probes: One probe a task.
         role: Role whose states are read.
-        part: Part of the tasks.
         mask: (site,) mask of the sites tested.
         n_permutations: Number of permutations.
 
@@ -40,14 +41,15 @@ def answer_permutation_test(
         The max test over the masked sites, with differences from the permutation mean, and that
         mean (masked site,).
     """
-    names = [e for task in probing.tasks for e in scored_entities(task, part)]
+    key = TASK_PARTS[part]
+    names = [e for task in probing.tasks for e in scored_entities(task, key)]
     counts = {name: names.count(name) for name in dict.fromkeys(names)}
     observed = np.zeros(int(mask.sum()))
     null = np.zeros((n_permutations, int(mask.sum())))
     n_distinct = 1
-    for number, (task, reader) in enumerate(zip(probing.tasks, probes, strict=True)):
-        texts = task.parts[part]
-        scores = reader.scores(probing.states[role].parts[number, part])[mask]
+    for number, (task, probe) in enumerate(zip(probing.tasks, probes, strict=True)):
+        texts = task.parts[key]
+        scores = probe.scores(probing.states[role].parts[number, key])[mask]
         weights = np.array([1 / counts[name] for name in texts.entities]) / len(counts)
         permute = _permute_shared if task.form == "shared" else _permute_unique
         true, permuted, distinct = permute(texts, scores, weights, rng, n_permutations)
@@ -99,7 +101,7 @@ def _permute_unique(
     rng: np.random.Generator,
     n_permutations: int,
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """As ``_deal_shared``: entities of one block exchange their answers."""
+    """As ``_permute_shared``: entities of one block exchange their answers."""
     ranks = within_entity_rank(part, scores[:, :, 0])
     true = (weights * (part.labels == 1)) @ ranks
     null = np.zeros((n_permutations, len(scores)))

@@ -1,20 +1,23 @@
-"""Hidden states of every model of an audit, and the probes fitted on them."""
+"""Hidden states of every model of a text audit, and the probes fitted on them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from audits.axes.base import Unmeasured
 from audits.axes.decodability.site_probes import SiteProbe, fit_site_probes
 from audits.axes.decodability.tasks import PARTS, Task, TaskPart, make_tasks, row_scores
 from audits.core.config import AuditConfig
-from audits.core.context import AuditedModel
-from capture.activations.store import ActivationStore
+from audits.core.context import AuditContext
+from audits.core.item_sets import TextSets
+from audits.core.roles import Role
+from audits.core.scores import Part, ScoreTable
 from capture.data.items import ItemSet
 from capture.data.sequences import Sequences
 from capture.network.sites import find_sites
-from evidence.intervals import EntityValues, average_by_entity
 from evidence.progress import Progress
 from evidence.seeds import numpy_rng
 from probes.solvers.uncertified import UncertifiedFit, describe
@@ -22,6 +25,11 @@ from probes.solvers.uncertified import UncertifiedFit, describe
 PENALTIES = (0.003, 0.03, 0.3)
 # Share of the retain entities that probes are fitted on; the rest is held out ("check").
 FIT_FRACTION = 0.8
+SHUFFLES = 5
+TASK_PARTS = {Part.FORGET: "forget", Part.NEVER_TAUGHT: "never_taught", Part.RETAIN: "check"}
+"""The part of a task that each part of the scores is read from."""
+
+Setting = TypeVar("Setting")
 
 
 def make_audit_tasks(
@@ -59,103 +67,93 @@ def make_audit_tasks(
 
 @dataclass
 class TaskStates:
-    """Hidden states of one model, and the probes fitted on them.
+    """Hidden states of one model.
 
     Attributes:
         parts: States (site, row, d_model) by task index and part.
-        probes: One probe a task.
         uncertified: Fits on these states without a certificate of optimality, including those
             of other penalties and of shuffled labels.
     """
 
     parts: dict[tuple[int, str], np.ndarray]
-    probes: list[SiteProbe] = field(default_factory=list)
     uncertified: list[UncertifiedFit] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class ProbingData:
-    """Tasks, sites, and states by role."""
+    """Tasks, sites, and states by role.
+
+    Attributes:
+        left_out: Relations that are not probed, in sentences.
+    """
 
     tasks: Sequence[Task]
     sites: tuple[str, ...]
-    states: Mapping[str, TaskStates]
+    states: Mapping[Role, TaskStates]
+    left_out: tuple[str, ...] = ()
 
     @property
-    def notes(self) -> list[str]:
-        """A note on fits without a certificate of optimality, if any."""
+    def notes(self) -> tuple[str, ...]:
+        """Fits without a certificate of optimality, if any, and relations left out."""
         sentence = describe([fit for s in self.states.values() for fit in s.uncertified])
-        return [f"Of the probes, {sentence}."] if sentence else []
+        return (*([f"Of the probes, {sentence}."] if sentence else []), *self.left_out)
 
-    def values(self, probe_role: str, state_role: str, part: str) -> EntityValues:
-        """(entity, site) score of one role's probes on another role's states."""
-        return self.score(self.states[probe_role].probes, state_role, part)
-
-    def score(self, probes: Sequence[SiteProbe], state_role: str, part: str) -> EntityValues:
-        """As ``values``, for given probes."""
+    def score(self, probes: Sequence[SiteProbe], role: Role, part: Part) -> ScoreTable:
+        """(row, site) scores of probes, one a task, on a role's states."""
         rows, entities = [], []
-        for number, (task, reader) in enumerate(zip(self.tasks, probes, strict=True)):
-            texts = task.parts[part]
-            scores = reader.scores(self.states[state_role].parts[number, part])
-            table = row_scores(task, texts, scores)
+        for number, (task, probe) in enumerate(zip(self.tasks, probes, strict=True)):
+            texts = task.parts[TASK_PARTS[part]]
+            states = self.states[role].parts[number, TASK_PARTS[part]]
+            table = row_scores(task, texts, probe.scores(states))
             scored = ~np.isnan(table).any(1)
             rows.append(table[scored])
             entities += [texts.entities[row] for row in np.flatnonzero(scored)]
-        return average_by_entity(np.concatenate(rows), entities)
+        return ScoreTable(tuple(entities), np.concatenate(rows))
 
 
-def capture_states(
-    audited: AuditedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    tasks: Sequence[Task],
-    store: ActivationStore,
-    device: str,
-    progress: Progress,
-) -> list[str]:
-    """Capture every text of every task at every residual site into the store.
+def read_states(ctx: AuditContext[TextSets]) -> ProbingData | Unmeasured:
+    """The probing tasks, and the states of every model at every residual site.
 
-    Returns:
-        The site names.
+    States are kept in the activation store, by one stage a model; axes share them.
     """
-    with audited.loaded(device) as model:
-        where = find_sites(model)
-        sites = [*where.of("embed"), *where.of("resid")]
-        rows, _ = _all_texts(tokenizer, tasks)
-        store.activations(audited, rows, sites, "last", model=model, progress=progress)
-    return sites
-
-
-def read_states(
-    audited: AuditedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    tasks: Sequence[Task],
-    sites: Sequence[str],
-    store: ActivationStore,
-) -> TaskStates:
-    """Read the captured states back; states missing from the store are captured again."""
-    rows, bounds = _all_texts(tokenizer, tasks)
-    values = np.asarray(store.activations(audited, rows, sites, "last").values)
-    return TaskStates({key: values[:, part] for key, part in bounds.items()})
-
-
-def read_all_states(
-    models: Mapping[str, AuditedModel],
-    tokenizer: PreTrainedTokenizerBase,
-    tasks: Sequence[Task],
-    sites: Sequence[str],
-    store: ActivationStore,
-) -> tuple[dict[str, TaskStates], list[str]]:
-    """``read_states`` of every role, and the roles with non-finite states."""
-    states = {
-        role: read_states(audited, tokenizer, tasks, sites, store)
-        for role, audited in models.items()
-    }
+    sets = ctx.sets
+    tasks, left_out = make_audit_tasks(
+        sets.forget, sets.retain, sets.never_taught, ctx.tokenizer, ctx.config
+    )
+    if not tasks:
+        return ProbingData((), (), {}, tuple(left_out))
+    rows, bounds = _all_texts(ctx.tokenizer, tasks)
+    sites: tuple[str, ...] = ()
+    for role in ctx.models:
+        # All models share one architecture, and so the same sites.
+        sites = ctx.stage(
+            f"decodability-states-{role}",
+            tuple[str, ...],
+            lambda role=role: capture_states(ctx, role, rows),
+        )
+    states = {}
+    for role, audited in ctx.models.items():
+        # States missing from the store are captured again.
+        values = np.asarray(ctx.store.activations(audited, rows, sites, "last").values)
+        states[role] = TaskStates({key: values[:, part] for key, part in bounds.items()})
     broken = [
         role
-        for role, task_states in states.items()
-        if not all(np.isfinite(part).all() for part in task_states.parts.values())
+        for role, of_role in states.items()
+        if not all(np.isfinite(part).all() for part in of_role.parts.values())
     ]
-    return states, broken
+    if broken:
+        return Unmeasured((f"hidden states of {', '.join(broken)} are not finite",), "error")
+    return ProbingData(tasks, sites, states, tuple(left_out))
+
+
+def capture_states(ctx: AuditContext[TextSets], role: Role, rows: Sequences) -> tuple[str, ...]:
+    """Capture the last token of every text into the store; returns the site names."""
+    with ctx.reading(role) as model:
+        where = find_sites(model)
+        sites = (*where.of("embed"), *where.of("resid"))
+        audited, progress = ctx.models[role], ctx.progress
+        ctx.store.activations(audited, rows, sites, "last", model=model, progress=progress)
+    return sites
 
 
 def _all_texts(
@@ -173,7 +171,7 @@ def _all_texts(
 
 
 def fit_probes(
-    probing: ProbingData, role: str, penalty: float, progress: Progress
+    probing: ProbingData, role: Role, penalty: float, progress: Progress
 ) -> list[SiteProbe]:
     """One probe a task, fitted on a model's states of the fitting entities.
 
@@ -181,45 +179,50 @@ def fit_probes(
         role: Role of the model whose states are used.
         penalty: Inverse regularization strength.
     """
-    return [
-        _fitted(probing, role, number, [task.parts["fit"].labels], penalty, progress)[0]
-        for number, task in enumerate(probing.tasks)
-    ]
+    labels = [[task.parts["fit"].labels] for task in probing.tasks]
+    return _fitted(probing, role, labels, penalty, progress)[0]
 
 
 def fit_shuffled_probes(
     probing: ProbingData,
-    role: str,
+    role: Role,
     penalty: float,
     rngs: Sequence[np.random.Generator],
     progress: Progress,
 ) -> list[list[SiteProbe]]:
     """As ``fit_probes`` on shuffled answers, once a generator: the control."""
-    by_task = []
-    for number, task in enumerate(probing.tasks):
-        labels = [shuffled_labels(task, rng) for rng in rngs]
-        by_task.append(_fitted(probing, role, number, labels, penalty, progress))
-    return [list(readers) for readers in zip(*by_task, strict=True)]
+    labels = [[shuffled_labels(task, rng) for rng in rngs] for task in probing.tasks]
+    return _fitted(probing, role, labels, penalty, progress)
 
 
 def _fitted(
     probing: ProbingData,
-    role: str,
-    number: int,
-    labels: Sequence[np.ndarray],
+    role: Role,
+    labels: Sequence[Sequence[np.ndarray]],
     penalty: float,
     progress: Progress,
-) -> list[SiteProbe]:
-    """One probe for each label vector of a task; records uncertified fits."""
-    states = probing.states[role]
-    probes = fit_site_probes(states.parts[number, "fit"], labels, penalty, progress)
-    name = f"{role}, {probing.tasks[number].relation}, C = {penalty:g}"
-    states.uncertified += [
-        replace(fit, name=name, inner="" if len(labels) == 1 else f"shuffle {shuffle}")
-        for shuffle, reader in enumerate(probes)
-        for fit in reader.uncertified
-    ]
-    return probes
+) -> list[list[SiteProbe]]:
+    """(label vector, task) probes; records uncertified fits.
+
+    Args:
+        labels: (task, label vector).
+    """
+    by_task, states = [], probing.states[role]
+    for number, (task, vectors) in enumerate(zip(probing.tasks, labels, strict=True)):
+        probes = fit_site_probes(states.parts[number, "fit"], vectors, penalty, progress)
+        name = f"{role}, {task.relation}, C = {penalty:g}"
+        states.uncertified += [
+            replace(fit, name=name, inner="" if len(vectors) == 1 else f"shuffle {shuffle}")
+            for shuffle, probe in enumerate(probes)
+            for fit in probe.uncertified
+        ]
+        by_task.append(probes)
+    return [list(probes) for probes in zip(*by_task, strict=True)]
+
+
+def shuffle_rngs(axis: str, seed: int) -> list[np.random.Generator]:
+    """Generators of the shuffled answers of an axis."""
+    return [numpy_rng(seed, axis, "shuffle", str(number)) for number in range(SHUFFLES)]
 
 
 def shuffled_labels(task: Task, rng: np.random.Generator) -> np.ndarray:
@@ -239,13 +242,25 @@ def shuffled_labels(task: Task, rng: np.random.Generator) -> np.ndarray:
     return labels
 
 
-def choose_penalty(probing: ProbingData, progress: Progress) -> float:
-    """The penalty that best reads held-out *retain* entities of the original."""
-    best, chosen = -1.0, PENALTIES[0]
-    for penalty in PENALTIES:
-        readers = fit_probes(probing, "original", penalty, progress)
-        mean = float(probing.score(readers, "original", "check").mean.mean())
-        if mean > best + 1e-9:
-            best, chosen = mean, penalty
-            probing.states["original"].probes = readers
+def choose(
+    probing: ProbingData, fits: Iterable[tuple[Setting, list[SiteProbe]]]
+) -> tuple[Setting, list[SiteProbe]]:
+    """The setting whose probes best read held-out *retain* entities of the original.
+
+    Args:
+        fits: Settings, each with probes fitted on the original, one a task.
+    """
+    best, chosen = -1.0, None
+    for setting, probes in fits:
+        scores = probing.score(probes, Role.ORIGINAL, Part.RETAIN)
+        mean = float(scores.by_entity().mean.mean())
+        if chosen is None or mean > best + 1e-9:
+            best, chosen = mean, (setting, probes)
+    assert chosen is not None  # there are settings to choose from
     return chosen
+
+
+def choose_penalty(probing: ProbingData, progress: Progress) -> tuple[float, list[SiteProbe]]:
+    """As ``choose``, from the penalties."""
+    fits = ((each, fit_probes(probing, Role.ORIGINAL, each, progress)) for each in PENALTIES)
+    return choose(probing, fits)
