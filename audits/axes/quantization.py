@@ -1,4 +1,4 @@
-"""Persistence axis: does quantizing the weights, as in 4-bit deployment, restore answers?
+"""Quantization axis: does quantizing the weights, as in 4-bit deployment, restore answers?
 
 The candidate is evaluated again with quantized linear weights. An edit that is smaller than a
 quantization bin is rounded away, and the forgetting with it. A null result is weaker evidence
@@ -39,20 +39,26 @@ from erasure.weights.quantization import edit_survival, linear_weights, quantize
 from evidence.results import AxisResult, Control, ControlId
 from evidence.storage.typed_json import Json, to_json
 
-NAME = "persistence"
+NAME = "quantization"
+# The random streams keep the axis's former name, or p-values would change.
+STREAM = "persistence"
 EXACT_MATCH = MetricSpec(
     "exact_match",
-    "after quantisation, said",
+    "quantized, exact match",
     stream="greedy",
-    finding="Quantising the candidate ({where}) brings answers back: it says {value:.2f} of them",
+    unit="share of answers given",
+    is_share=True,
+    finding="Quantizing the candidate ({where}) brings answers back: it gives {value:.2f} of them",
     min_residual=within_variance,
 )
 # The contrast is slightly above chance also where nothing was ever known.
 CONTRAST = MetricSpec(
     "contrast",
-    "after quantisation, told from the others",
+    "quantized, contrast",
     stream="contrast",
-    finding="Quantised ({where}), the candidate tells them from the others' answers: {value:.2f}",
+    unit="other answers outranked (chance 0.5)",
+    finding="Quantized ({where}), the candidate ranks them above other entities' answers: "
+    "{value:.2f}",
     min_residual=margin,
 )
 MIN_RETAIN_SHARE = 0.5
@@ -112,7 +118,7 @@ def measure_text(ctx: AuditContext[TextSets]) -> Measurement:
         for metric, by_part in scored.items():
             tables[metric][role] = {**by_part, Part.FORGET: by_part[Part.FORGET].select(known)}
     return Measurement(
-        RoleScores(tuple(ctx.config.budget.quantisations), tables),
+        RoleScores(tuple(ctx.config.budget.quantization_schemes), tables),
         {
             role: each.tables[EXACT_MATCH.id][Part.FORGET].select(known)
             for role, each in ctx.baseline.items()
@@ -126,7 +132,7 @@ def score_quantized(
 ) -> Tables:
     """(row, scheme) scores of one model under each quantization scheme of the profile."""
     by_scheme = []
-    for scheme in ctx.config.budget.quantisations:
+    for scheme in ctx.config.budget.quantization_schemes:
         with ctx.fresh(role) as model:
             quantize_(model, scheme)
             scores = score_question_sets(model, ctx.tokenizer, questions, ctx.progress)
@@ -149,7 +155,7 @@ def edit_in_bins(ctx: AuditContext[TextSets]) -> tuple[WeightEdit, ...]:
         after = linear_weights(after_model)
         for name, (weight, transposed) in linear_weights(before_model).items():
             pair = [matrix.T if transposed else matrix for matrix in (weight, after[name][0])]
-            for scheme in ctx.config.budget.quantisations:
+            for scheme in ctx.config.budget.quantization_schemes:
                 left = edit_survival(pair[0], pair[1], scheme)
                 if left.edited:
                     measures = (getattr(left, measure) for measure in EDIT_MEASURES)
@@ -162,7 +168,7 @@ def judge(measured: Measurement, ctx: JudgementContext) -> AxisResult:
     form, scores = SPEC.form(ctx.modality), measured.scores
     ceiling = scores.values(EXACT_MATCH.id, Role.ORIGINAL)
     never_taught = scores.values(EXACT_MATCH.id, Role.ORIGINAL, Part.NEVER_TAUGHT)
-    power = unpaired_test(ceiling, never_taught, ctx.config, NAME, "original")
+    power = unpaired_test(ceiling, never_taught, ctx.config, STREAM, "original")
     decodable = (power.p_column < ctx.rule.alpha) & (power.difference > MIN_SPAN)
     before, after = (
         scores.values(EXACT_MATCH.id, role, Part.RETAIN).mean
@@ -172,25 +178,25 @@ def judge(measured: Measurement, ctx: JudgementContext) -> AxisResult:
     mask = decodable & (retain_share >= MIN_RETAIN_SHARE)
     controls = [
         power_control(
-            "the quantised original still says them", power, ctx.rule.alpha, bool(decodable.any())
+            "the quantized original gives the answers", power, ctx.rule.alpha, bool(decodable.any())
         ),
         Control(
             ControlId.FORGOTTEN,
-            "the answers are gone at full precision",
+            "the answers are absent at full precision",
             float(measured.full[Role.CANDIDATE].by_entity().mean[0]),
-            "behaviour at the floor: what was never forgotten cannot return",
+            "behaviour at the floor: answers that were never forgotten cannot return",
             ctx.behaviour == "absent",
         ),
         Control(
             ControlId.RETAIN,
-            "the quantised candidate answers what it should keep",
+            "the quantized candidate gives retain answers",
             float(retain_share[decodable].max()) if decodable.any() else 0.0,
             f"at least {MIN_RETAIN_SHARE} of the quantised original's",
             bool(mask.any()),
             kind="ratio",
         ),
     ]
-    found = readings(NAME, form.metrics, scores, ctx.config, mask) if mask.any() else []
+    found = readings(STREAM, form.metrics, scores, ctx.config, mask) if mask.any() else []
     status, notes = form.status(found, controls, ctx.rule)
     return AxisResult(
         NAME,
@@ -222,7 +228,7 @@ def _gaps(measured: Measurement, role: Role) -> list[Json]:
             {
                 "scheme": scheme,
                 "full": float(before.mean()),
-                "quantised": float(before.mean()) + middle,
+                "quantized": float(before.mean()) + middle,
                 "gap": middle,
                 "interval": [middle - half, middle + half],
             }
@@ -247,7 +253,7 @@ def _size_notes(edit: Sequence[WeightEdit]) -> list[str]:
     """A note on whether an edit of this size can be rounded away at all."""
     summary = _summary(edit)
     if not summary:
-        return ["No linear weight was edited: quantisation has nothing to round away."]
+        return ["No linear weight was edited: quantization has nothing to round away."]
     coarsest = max(summary, key=lambda scheme: summary[scheme]["same_codes"])
     measures = summary[coarsest]
     text = (
@@ -264,13 +270,13 @@ SPEC = AxisSpec(
     NAME,
     {
         "text": AxisForm(
-            "Does rounding the weights to four or eight bits bring the answers back?",
-            "share of answers said after quantisation",
+            "Does quantizing the weights to four or eight bits bring the answers back?",
+            "share of answers given after quantization",
             (EXACT_MATCH, CONTRAST),
         )
     },
     unavailable={
-        "images": "quantisation brings back answers that were trained away token by token; no "
+        "images": "quantization brings back answers that were trained away token by token; no "
         "image model of known state was measured under it"
     },
 )

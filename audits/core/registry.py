@@ -29,7 +29,7 @@ class AxisEntry:
 
 EVERY: tuple[ProfileName, ...] = ("quick", "standard", "full")
 
-# In the order in which axes run and are reported. Persistence scores every model under each
+# In the order in which axes run and are reported. Quantization scores every model under each
 # quantization scheme, which takes longer than the whole quick profile. Of the axes in no profile,
 # concept and restoration changed no verdict where they were measured; the error rates of circuit
 # and membership are unmeasured or too high.
@@ -39,7 +39,7 @@ AXES: dict[str, AxisEntry] = {
     "concept": AxisEntry("audits.axes.concept.axis"),
     "membership": AxisEntry("audits.axes.membership.axis"),
     "causal_depth": AxisEntry("audits.axes.causal_depth.axis", EVERY),
-    "persistence": AxisEntry("audits.axes.persistence", ("standard", "full")),
+    "quantization": AxisEntry("audits.axes.quantization", ("standard", "full")),
     "relearning": AxisEntry("audits.axes.relearning", EVERY),
     "restoration": AxisEntry("audits.axes.restoration.axis"),
     "circuit": AxisEntry("audits.axes.circuit.axis"),

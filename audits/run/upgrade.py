@@ -79,7 +79,7 @@ def _axis(axis: Mapping[str, Any], modality: str) -> dict[str, Any]:
         "name": name,
         "question": _sentence(axis["question"]),
         "statistic_name": _sentence(axis["statistic_name"]),
-        "readings": [_reading(each, name, modality) for each in axis["readings"]],
+        "readings": [_reading(each, axis, name, modality) for each in axis["readings"]],
         "controls": [_control(each, name) for each in axis["controls"]],
         "details": _renamed(axis["details"], _tables()["details"].get(name, {})),
         "notes": [_sentence(text) for text in axis["notes"]],
@@ -98,14 +98,16 @@ def _metric(name: str, axis: str, modality: str) -> dict[str, Any]:
     return row
 
 
-def _reading(reading: Mapping[str, Any], axis: str, modality: str) -> dict[str, Any]:
-    row = _metric(reading["name"], axis, modality)
+def _reading(
+    reading: Mapping[str, Any], axis: Mapping[str, Any], name: str, modality: str
+) -> dict[str, Any]:
+    row = _metric(reading["name"], name, modality)
     secondary = reading["name"].endswith(SECOND_FLOOR)
     return dict(reading) | {
         "metric": row["metric"],
         "name": row["name"] + SECOND_FLOOR * secondary,
         "unit": row.get("unit", ""),
-        "is_share": row.get("share", False),
+        "is_share": row.get("share", axis["statistic_name"] == "accuracy"),
         "primary": not secondary,
     }
 

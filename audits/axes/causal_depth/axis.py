@@ -69,16 +69,16 @@ def judge(measured: Measurement, ctx: JudgementContext) -> AxisResult:
     mask = informative & readable
     controls = [
         power_control(
-            f"the original's own states carry the {'facts' if text else 'class'}",
+            f"the original's own states transfer the {'facts' if text else 'class'}",
             power,
             ctx.rule.alpha,
             bool(decodable.any()),
         ),
         Control(
             ControlId.DAMAGE,
-            f"the candidate still {'answers' if text else 'names'} what it should keep",
+            f"the candidate still {'gives retain answers' if text else 'predicts retain classes'}",
             float(min(ctx.damage.shares.values(), default=1.0)),
-            "not damaged: a loss would be wreckage, not depth",
+            "not damaged: a loss would be damage, not depth",
             not ctx.damage.found,
             kind="ratio",
         ),
@@ -103,8 +103,8 @@ def judge(measured: Measurement, ctx: JudgementContext) -> AxisResult:
     status, notes = form.status(found, controls, ctx.rule)
     if len(floors) < len(references):
         notes.append(
-            f"{len(references) - len(floors)} of {len(references)} references have "
-            "another code, whose states the original cannot read; they are no floor."
+            f"{len(references) - len(floors)} of {len(references)} references use a different "
+            "representation basis, whose states the original cannot read; they are no floor."
         )
     details: dict[str, Json] = {
         "sites": scores.columns,
@@ -114,7 +114,7 @@ def judge(measured: Measurement, ctx: JudgementContext) -> AxisResult:
         details |= _text_details(measured.details)
         notes += _norm_notes(measured.details)
     else:
-        details["carried"] = _mean_by_part(scores)
+        details["transferred"] = _mean_by_part(scores)
     return AxisResult(
         NAME,
         form.question,
@@ -165,10 +165,10 @@ def _transfer_share(
 
 
 def _retain_control(kept: str, share: np.ndarray, least: str, mask: np.ndarray) -> Control:
-    """The candidate's states must carry what it should keep."""
+    """The candidate's states must transfer retain items."""
     return Control(
         ControlId.RETAIN,
-        f"the candidate's states carry {kept} it should keep",
+        f"the candidate's states transfer retain {kept}",
         float(share.max()),
         f"at least {MIN_TRANSFER_SHARE} of the original{least}",
         bool(mask.any()),
@@ -193,7 +193,7 @@ def _controls(
     controls = [
         Control(
             ControlId.NEVER_TAUGHT,
-            f"never-taught {'images' if details is None else 'items'} are not carried",
+            f"states of never-taught {'images' if details is None else 'items'} transfer nothing",
             worst,
             f"below {MAX_NEVER_TAUGHT} of the original's {'own' if details is None else 'excess'}",
             worst < MAX_NEVER_TAUGHT,
@@ -204,9 +204,9 @@ def _controls(
         controls.append(
             Control(
                 ControlId.OTHER_FACT,
-                "states asked for another fact do not bring this one",
+                "states about another fact do not transfer this one",
                 float(recalled[mask].min()),
-                "below half of what it says of its own states, in some layer",
+                "below half of what the original's own states transfer, in some layer",
                 bool((recalled[mask] < MAX_RECALLED).any()),
                 kind="ratio",
             )
@@ -243,17 +243,17 @@ def _text_details(details: TextDetails) -> dict[str, Json]:
         "depth": {
             name: _depth(unlearning_depth(loss, candidate))
             for name, loss in details.losses.items()
-            if name == "stranger" or Role(name).is_reference
+            if name == "unrelated" or Role(name).is_reference
         },
         "loss_items": to_json(details.items, tuple[LossItem, ...]),
         "losses": {name: np.round(loss, 4).tolist() for name, loss in details.losses.items()},
         "norms": details.norms,
-        "reverse_said": details.reverse,
+        "reverse_exact_match": details.reverse,
     }
     if details.other_fact:
-        result["said_when_another_fact_was_asked"] = details.other_fact
+        result["other_fact_exact_match"] = details.other_fact
     if details.unmatched:
-        result["told_before_norms_were_matched"] = details.unmatched
+        result["contrast_before_norm_matching"] = details.unmatched
     return result
 
 
@@ -291,12 +291,12 @@ SPEC = AxisSpec(
     {
         "text": AxisForm(
             "Do the original's later blocks still find the facts in the candidate?",
-            "share of other answers outranked from carried states (chance 0.5)",
+            "share of other answers outranked from transferred states (chance 0.5)",
             (CONTRAST, EXACT_MATCH),
         ),
         "images": AxisForm(
             "Do the original's later blocks still find the class in the candidate?",
-            "share of images named as the class from carried states",
+            "share of images predicted as the class from transferred states",
             (NAMED,),
             n_deciding=1,
         ),

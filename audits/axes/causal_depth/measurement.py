@@ -34,27 +34,32 @@ from evidence.storage.typed_json import FloatArray
 # advantage. So the test is against the margin, not the floor.
 CONTRAST = MetricSpec(
     "contrast",
-    "carried states, told from the others",
+    "transferred states, contrast",
     stream="told",
-    finding="The candidate's states at {where}, put into the original, tell them from the "
-    "others' answers: {value:.2f}",
+    unit="other answers outranked (chance 0.5)",
+    finding="The candidate's states at {where}, put into the original, rank them above other "
+    "entities' answers: {value:.2f}",
     names_sites=True,
     min_residual=margin,
 )
 EXACT_MATCH = MetricSpec(
     "exact_match",
-    "carried states, said",
+    "transferred states, exact match",
     stream="said",
-    finding="The candidate's states at {where}, put into the original, make it say them: "
+    unit="share of answers given",
+    is_share=True,
+    finding="The candidate's states at {where}, put into the original, make it give them: "
     "{value:.2f}",
     names_sites=True,
     min_residual=margin,
 )
 NAMED = MetricSpec(
     "named",
-    "carried states, named as the class",
+    "transferred states, predicted as the class",
     stream="carried states, named as the class",
-    finding="The candidate's states at {where}, put into the original, make it name the class: "
+    unit="share of images predicted as the class",
+    is_share=True,
+    finding="The candidate's states at {where}, put into the original, make it predict the class: "
     "{value:.2f} of its images",
     names_sites=True,
     min_residual=lambda _: MIN_DIFFERENCE,
@@ -77,7 +82,7 @@ class TextDetails:
 
     Attributes:
         items: Questions with their own prompts as receivers.
-        losses: Role, or "stranger" for states of an invented entity, to (item, site) loss of the
+        losses: Role, or "unrelated" for states of an invented entity, to (item, site) loss of the
             answer against the original's own states, in nats.
         norms: Role to (site,) median ratio of state norms to the original's.
         other_fact: (site,) exact match of the original from its states about another fact of the
@@ -172,7 +177,7 @@ def _details(
     losses: dict[str, np.ndarray] = {
         role: clean - scores.logprob for role, scores in own.items() if role != Role.ORIGINAL
     }
-    losses["stranger"] = clean - patched[STRANGER][Role.ORIGINAL].logprob
+    losses["unrelated"] = clean - patched[STRANGER][Role.ORIGINAL].logprob
     rows = zip(questions.ids, questions.entities, questions.prompts, questions.answers, strict=True)
     other_fact = patched.get(OTHER_FACT)
     unmatched = patched[Part.FORGET][Role.CANDIDATE].unmatched

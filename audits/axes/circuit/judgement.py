@@ -15,7 +15,16 @@ from audits.core.roles import Role
 from audits.core.scores import Part
 from evidence.hypothesis_tests import MaxTest, paired_max_test, unpaired_max_test
 from evidence.intervals import Interval
-from evidence.results import MIN_RANGE, AxisResult, Control, ControlId, OnFailure, Reading, Status
+from evidence.results import (
+    MIN_RANGE,
+    AxisResult,
+    Column,
+    Control,
+    ControlId,
+    OnFailure,
+    Reading,
+    Status,
+)
 from evidence.seeds import numpy_rng
 from evidence.storage.typed_json import FloatArray, Json, to_json, to_json_object
 
@@ -23,18 +32,23 @@ NAME = "circuit"
 NATIVE, TRANSPLANTED = "native", "original's readout"
 LAST_BLOCK = "original's last block and readout"
 OWN_READOUT = MetricSpec(
-    "own_readout", "circuit mass kept, own readout", stream="circuit mass kept, own readout"
+    "own_readout",
+    "circuit mass kept, own readout",
+    stream="circuit mass kept, own readout",
+    is_share=True,
 )
 METRICS = {
     TRANSPLANTED: MetricSpec(
         "original_readout",
         "circuit mass kept, original's readout",
         stream="circuit mass kept, original's readout",
+        is_share=True,
     ),
     LAST_BLOCK: MetricSpec(
         "original_last_block",
         "circuit mass kept, original's last block and readout",
         stream="circuit mass kept, original's last block and readout",
+        is_share=True,
     ),
     NATIVE: OWN_READOUT,
 }
@@ -151,10 +165,10 @@ def judge(measured: Measurement, ctx: JudgementContext) -> AxisResult:
     if controls[0].passed:
         readings = _readings(measured, ctx.config)
         status, notes = form.status(readings, controls, ctx.rule)
-        details["normalised"] = {
+        details["normalized"] = {
             reading.name: {
                 "floor_kind": reading.floor_kind,
-                "normalised_cad": 1 - reading.residual,
+                "normalized_cad": 1 - reading.residual,
                 "interval_90": [1 - bound for bound in reversed(reading.residual_interval)],
             }
             for reading in readings
@@ -189,7 +203,7 @@ def _controls(measured: Measurement, config: AuditConfig) -> list[Control]:
         ),
         Control(
             ControlId.FAITHFULNESS,
-            "the circuit carries the answers when nothing else does",
+            "the circuit alone carries the answers",
             faithfulness,
             f"faithfulness at least {MIN_FAITHFULNESS} under real ablation",
             faithfulness >= MIN_FAITHFULNESS,
@@ -203,7 +217,7 @@ def _controls(measured: Measurement, config: AuditConfig) -> list[Control]:
         ),
         Control(
             ControlId.NEVER_TAUGHT,
-            "never-taught answers are not carried by the original's circuit",
+            "the original's circuit does not carry never-taught answers",
             float(never_taught.mean()),
             "below 0.25 either way",
             bool(abs(never_taught.mean()) < 0.25),
@@ -276,17 +290,18 @@ def _reading(
     error = candidate.std(ddof=1) / np.sqrt(count)
     half_width = float(error * stats.t.ppf(0.975, count - 1))
     interval: Interval = (mean - half_width, mean + half_width)
-    column = {
-        "name": "circuit",
-        "used": True,
-        "statistic": mean,
-        "interval": list(interval),
-        "floor": float(floor.mean()),
-        "ceiling": float(ceiling.mean()),
-        "difference": mean - float(floor.mean()),
-        "tost": [bound * span for bound in residual_interval],
-        "p_value": test.p_value,
-    }
+    low, high = residual_interval
+    column = Column(
+        name="circuit",
+        used=True,
+        statistic=mean,
+        interval=interval,
+        floor=float(floor.mean()),
+        ceiling=float(ceiling.mean()),
+        difference=mean - float(floor.mean()),
+        tost=(low * span, high * span),
+        p_value=test.p_value,
+    )
     return Reading(
         name=metric.label + suffix,
         statistic=mean,
@@ -303,6 +318,8 @@ def _reading(
         columns=(column,),
         metric=metric.id,
         primary=not suffix,
+        unit=metric.unit,
+        is_share=metric.is_share,
     )
 
 

@@ -64,7 +64,8 @@ WORDING = Wording(
     shuffled="vectors of shuffled answers read nothing",
     retain="answers of held-out retain entities are read in the candidate",
     # Where not even retain answers are read, a missing forgotten answer is no evidence.
-    other_basis="The candidate has another code: the original's vectors do not read the "
+    other_basis="The candidate uses a different representation basis: the original's vectors do "
+    "not read the "
     "answers of retain entities in it.",
 )
 METHODS = ("mean", "lda")

@@ -96,7 +96,7 @@ UNCHANGED = MetricSpec(
 WORDING = Wording(
     unread="No probe read the forget set well enough in the original itself.",
     shuffled="probes fitted on shuffled answers read nothing",
-    retain="held-out retain entities can be read in the candidate",
+    retain="held-out retain entities are read in the candidate",
 )
 MIN_BASIS_KEPT = 0.5
 """Minimum share of the original's excess on retain classes for a shared basis."""
@@ -240,14 +240,14 @@ def _judge_images(measured: ImageScores, form: AxisForm, ctx: JudgementContext) 
         found += readings(NAME, form.metrics[:1], scores, config, mask, same_basis)
         if len(same_basis) < len(references):
             notes.append(
-                f"{len(references) - len(same_basis)} of {len(references)} references have "
-                "another code, in which the original's probe reads nothing; they are "
-                "no floor for it."
+                f"{len(references) - len(same_basis)} of {len(references)} references use a "
+                "different representation basis, in which the original's probe reads nothing; "
+                "they are no floor for it."
             )
     elif decodable.any():
         notes.append(
-            "The candidate has another code: the original's probes of the classes that "
-            "stay do not read them in it, so its probe of the class says nothing."
+            "The candidate uses a different representation basis: the original's probes of the "
+            "retain classes do not read them in it, so its probe of the class says nothing."
         )
     refitted, refitted_notes = _refitted(scores, config)
     found = sorted([*found, *refitted], key=lambda reading: not reading.primary)
@@ -256,9 +256,9 @@ def _judge_images(measured: ImageScores, form: AxisForm, ctx: JudgementContext) 
     details: dict[str, Json] = {
         "sites": list(scores.columns),
         "used": [site for site, used in zip(scores.columns, mask, strict=True) if used],
-        "code_kept": {role: np.round(x, 4).tolist() for role, x in basis.items()},
-        "own_by_site": _means(scores.tables[UNCHANGED.id]),
-        "refitted_by_site": _means(scores.tables[REFITTED.id]),
+        "basis_kept": {role: np.round(x, 4).tolist() for role, x in basis.items()},
+        "original_probe_by_site": _means(scores.tables[UNCHANGED.id]),
+        "refitted_probe_by_site": _means(scores.tables[REFITTED.id]),
     }
     return AxisResult(
         NAME,
@@ -302,8 +302,8 @@ def _refitted(scores: RoleScores, config: AuditConfig) -> tuple[list[Reading], l
         return found, []
     return [], [
         f"A refitted probe says nothing here: it reads {ceiling.mean.max():.2f} in the "
-        f"original and {first.mean.max():.2f} where nothing was known. What tells the "
-        "other classes apart tells an unseen one from them as well."
+        f"original and {first.mean.max():.2f} where nothing was known. Features that separate "
+        "the other classes separate an unseen one as well."
     ]
 
 
@@ -358,7 +358,7 @@ def image_status(
     primary = {reading.metric: reading for reading in readings if reading.primary}
     if failed_controls(controls):
         return status_with_controls(list(primary.values()), controls, rule)
-    if readings_above_floor(primary, rule.recovery, rule.still_there):
+    if readings_above_floor(primary, rule.recovery, rule.min_residual):
         return "retained", []
     if REFITTED.id not in primary:
         return "no_power", [
@@ -372,12 +372,12 @@ SPEC = AxisSpec(
     NAME,
     {
         "text": AxisForm(
-            "Can a linear reader of the hidden states still tell the forgotten answers?",
+            "Can a linear probe of the hidden states still read the forgotten answers?",
             "accuracy",
             (REFITTED, UNCHANGED),
         ),
         "images": AxisForm(
-            "Can a linear reader of the states still tell the forgotten class?",
+            "Can a linear probe of the hidden states still read the forgotten class?",
             "other classes' images outranked (chance 0.5)",
             (replace(UNCHANGED, min_residual=lambda rule: MIN_DIFFERENCE), REFITTED),
             status_of=image_status,

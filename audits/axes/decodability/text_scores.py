@@ -194,7 +194,10 @@ def judge_text(
         *controls,
         _retain_control(scores, metric, null, wording),
     ]
-    found = readings(axis, form.metrics, scores, ctx.config, null.informative)
+    found = [
+        replace(reading, is_share=shared)
+        for reading in readings(axis, form.metrics, scores, ctx.config, null.informative)
+    ]
     status, notes = form.status(found, checked, ctx.rule)
     return replace(
         result,
@@ -217,7 +220,7 @@ def _null_controls(
     return [
         Control(
             ControlId.NEVER_TAUGHT,
-            "answers of never-taught items are read no better than dealt ones",
+            "answers of never-taught items are read no better than permuted ones",
             leak,
             f"below 0.25 of the original's excess, or p >= {null_alpha}",
             leak < 0.25 or null.p_value >= null_alpha,

@@ -57,9 +57,10 @@ from probes.estimators.kernel_smoothers import FAMILIES
 
 AUC = MetricSpec(
     "auc",
-    "refitted reader",
+    "refitted classifier",
     stream="refitted reader",
-    trace="its states still tell forgotten items from never-taught ones, whatever it knows of them",
+    trace="its states still separate forgotten items from never-taught ones, whatever it knows "
+    "of them",
 )
 COMPARED = (Part.FORGET, Part.NEVER_TAUGHT)
 SHUFFLES = 20
@@ -147,14 +148,14 @@ def measure_states(
 
 
 def judge(measured: Measurement, ctx: JudgementContext) -> AxisResult:
-    """Compare how well forgotten entities are told from never-taught ones with chance."""
+    """Compare the separation of forgotten from never-taught entities with chance."""
     form, every = SPEC.form(ctx.modality), np.ones(len(measured.sites), dtype=bool)
     power = measured.scores[Role.ORIGINAL].test(*COMPARED, every, ctx.config)
     mask = informative_columns(power, ctx.rule)
     controls = [
         Control(
             ControlId.POWER,
-            "the original tells them apart",
+            "the original separates them",
             power.p_value,
             f"p < {ctx.rule.alpha} and at least {MIN_SPAN} above chance",
             bool(mask.any()),
@@ -163,13 +164,13 @@ def judge(measured: Measurement, ctx: JudgementContext) -> AxisResult:
     ]
     found: list[Reading] = []
     status: Status = "no_power"
-    notes = ["The original itself does not tell them apart."]
+    notes = ["The original itself does not separate them."]
     if mask.any():
         controls += _controls(measured, mask, ctx.config)
         found = _readings(measured, mask, ctx.config)
         status, notes = form.status(found, controls, ctx.rule)
     details: dict[str, Json] = {
-        "reader": measured.family,
+        "classifier": measured.family,
         "sites": measured.sites,
         "original_p": power.p_value,
         "auc": _rounded_auc(measured, *COMPARED),
@@ -204,7 +205,7 @@ def _controls(measured: Measurement, mask: NDArray[np.bool_], config: AuditConfi
     controls = [
         Control(
             ControlId.SHUFFLED,
-            "readers fitted on exchanged labels read nothing",
+            "classifiers fitted on shuffled labels read nothing",
             float((shuffled / lead).max()),
             "below half of the original's excess",
             bool((shuffled < 0.5 * lead).all()),
@@ -212,7 +213,7 @@ def _controls(measured: Measurement, mask: NDArray[np.bool_], config: AuditConfi
         ),
         _null_control(
             ControlId.NEVER_TAUGHT,
-            "never-taught entities are not told from other invented ones",
+            "never-taught entities are not separated from other invented ones",
             candidate.test("check_invented", "never_taught", mask, config),
             alpha,
         ),
@@ -220,7 +221,7 @@ def _controls(measured: Measurement, mask: NDArray[np.bool_], config: AuditConfi
         # altogether: a null result is then no evidence, but a finding still is.
         significance_control(
             ControlId.RETAIN,
-            "held-out retain entities are told from invented ones in the candidate",
+            "held-out retain entities are separated from invented ones in the candidate",
             candidate.test("check", "check_invented", mask, config).p_value,
             alpha,
             OnFailure.NO_ABSENCE,
@@ -234,7 +235,7 @@ def _controls(measured: Measurement, mask: NDArray[np.bool_], config: AuditConfi
         controls.append(
             _null_control(
                 ControlId.EMBEDDING,
-                "the names alone, averaged at the embedding, do not tell them apart",
+                "the names alone, averaged at the embedding, do not separate them",
                 measured.names.test(*COMPARED, np.ones(1, dtype=bool), config),
                 alpha,
             )
@@ -266,7 +267,7 @@ def _readings(measured: Measurement, mask: NDArray[np.bool_], config: AuditConfi
         if reading.floor_kind == "never_taught":
             # A rank depends on the other entities: permute entities first, then rank.
             columns = tuple(
-                {**column, "p_value": next(p_used) if column["used"] else None}
+                replace(column, p_value=next(p_used) if column.used else None)
                 for column in reading.columns
             )
             reading = replace(
@@ -295,11 +296,11 @@ SPEC = AxisSpec(
     NAME,
     {
         "text": AxisForm(
-            "Does a signature tell forgotten items from never-taught ones?",
+            "Do the hidden states separate forgotten items from never-taught ones?",
             "AUC (chance 0.5)",
             (AUC,),
         )
     },
-    unavailable={"images": "its signature is read from the tokens of a sequence"},
+    unavailable={"images": "it compares names that occur in a sequence of tokens"},
 )
 AXIS = Axis(SPEC, Measurement, {"text": measure_text}, judge)
