@@ -191,7 +191,7 @@ def judge(measured: Measurement, ctx: JudgementContext) -> AxisResult:
             ControlId.RETAIN,
             "the quantized candidate gives retain answers",
             float(retain_share[decodable].max()) if decodable.any() else 0.0,
-            f"at least {MIN_RETAIN_SHARE} of the quantised original's",
+            f"at least {MIN_RETAIN_SHARE} of the quantized original's",
             bool(mask.any()),
             kind="ratio",
         ),
