@@ -1,4 +1,4 @@
-"""Restoration axis: can the forgotten answers be steered back from inside the candidate?
+"""Restoration axis: can the forgotten knowledge be steered back from inside the candidate?
 
 The published test copies the original's activations into the candidate wherever the true label
 is a forgotten one. This shows that the candidate's readout is intact, not that the candidate
@@ -7,320 +7,357 @@ same for every input, fitted on *other* items, with a strength chosen under a li
 of retain answers. The effect of the same edit on never-taught items is the floor. The controls,
 an edit in a random direction and an edit that reads another item's state, must restore little.
 After arXiv 2602.18505, with controls added.
+
+For images it can block ``deleted`` but never makes ``suppressed``: retrains from the original's
+starting weights were steered to a quarter of a class they never saw (``docs/results/vision.md``).
 """
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
+from audits.axes.base import Axis, AxisForm, AxisSpec, JudgementContext, MetricSpec, readings
 from audits.axes.judgement import (
-    MetricComparison,
-    compare_to_floors,
+    MIN_SPAN,
     failed_controls,
-    significance_control,
-    status_from_readings,
+    planted_control,
+    status_with_controls,
     unpaired_test,
 )
-from audits.axes.restoration import state_injection
-from audits.axes.restoration.autoencoder import (
-    AnswerAutoencoder,
-    autoencoder_site,
-    train_autoencoder,
-)
-from audits.axes.restoration.net_rate import (
-    CHANCE_CONTROL,
-    MIN_LOST,
-    chance_control,
-    net_of_worst_control,
-)
-from audits.axes.restoration.text_steering import EncodedQuestions
-from audits.axes.restoration.trial import NAME, restore, split_retain
-from audits.core.config import AuditConfig
-from audits.core.context import AuditedModel, reference_roles
-from capture.data.items import ItemSet
-from capture.data.questions import build_questions
-from capture.network.sites import find_sites
-from capture.scoring.contrast import score_questions
-from evidence.intervals import EntityValues, average_by_entity
-from evidence.progress import Progress
-from evidence.results import AxisResult, Control, Reading, Status
+from audits.axes.restoration.image_trial import steer_images, unseen_classes
+from audits.axes.restoration.net_rate import NetRate, chance_control, image_net_rate, net_rate
+from audits.axes.restoration.search import Choice
+from audits.axes.restoration.state_injection import ALPHAS, UNTRAINED, InjectionOutcome, describe
+from audits.axes.restoration.text_trial import TextSetup, prepare_text, steer_text
+from audits.axes.restoration.trial import NAME, Arm, Retractions, Trial
+from audits.core.config import Rule
+from audits.core.context import AuditContext
+from audits.core.item_sets import TextSets
+from audits.core.roles import Role
+from audits.core.scores import Part, RoleScores, ScoreTable
+from audits.modalities.image_sets import EvaluationSets, image_table
+from evidence.results import AxisResult, Control, OnFailure, Reading, Status
+from evidence.storage.typed_json import Json, to_json
 
-QUESTION = "Can the forgotten answers be steered back from inside?"
-CONTRAST = "steered, told from the others"
-EXACT_MATCH = "steered, said"
+FINDING = "Steered by one fixed change, fitted on other items, the candidate "
+CONTRAST = MetricSpec(
+    "contrast",
+    "steered, told from the others",
+    stream="contrast",
+    finding=f"{FINDING}tells them from the others' answers: {{value:.2f}}",
+)
+EXACT_MATCH = MetricSpec(
+    "exact_match", "steered, said", stream="said", finding=f"{FINDING}says {{value:.2f}} of them"
+)
+NAMED = MetricSpec("named", "steered, named as the class", stream="steered, named as the class")
 MIN_RESISTANCE = 0.2
 """The model resists steering where it retracts this much more than the original does."""
 
 
-def run_restoration(
-    models: Mapping[str, AuditedModel],
-    tokenizer: PreTrainedTokenizerBase,
-    forget: ItemSet,
-    retain: ItemSet,
-    never_taught: ItemSet,
-    config: AuditConfig,
-    folder: Path,
-    *,
-    device: str,
-    notes: Sequence[str],
-    progress: Progress,
-) -> AxisResult:
-    """Run the axis on models.
+@dataclass(frozen=True)
+class PublishedTest:
+    """What the published test shares over models; it informs and does not vote.
 
-    Args:
-        models: Models by role: "original", "unlearned", and where available "planted" and
-            "reference-N".
-        forget: Forgotten items that the original answers.
-        retain: Retain items that the original answers.
-        folder: Where the autoencoder is kept.
+    Attributes:
+        site: Where states are injected.
+        untrained: Its outcome on a never-trained model; None where none can be made.
+        latents: Mean number of latents per answer; None without an autoencoder.
+        fvu: The autoencoder's fraction of variance unexplained in the original.
     """
-    original, wordings = models["original"], config.budget.prompts_per_item
-    fit, check = split_retain(retain, wordings, tokenizer, config.seed)
-    autoencoder, missing = train_autoencoder(
-        original, fit, check, folder, config.seed, device=device, progress=progress
-    )
-    runs = {
-        role: restore(
+
+    site: str
+    untrained: InjectionOutcome | None
+    latents: float | None
+    fvu: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """Trials of every model but the original.
+
+    Attributes:
+        original: Metric to scores of the forgotten items in the unsteered original.
+        trials: Trials by role.
+        published: Text: what the published test shares.
+        retractions: Text: in the unsteered original's free text.
+        notes: Why there is no autoencoder, if there is none.
+    """
+
+    original: dict[str, ScoreTable]
+    trials: dict[Role, Trial]
+    published: PublishedTest | None = None
+    retractions: Retractions | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ordered(self) -> dict[Role, Trial]:
+        """Trials of the candidate, of references by number, and of the planted suppression."""
+        roles = sorted(self.trials, key=lambda role: (role == Role.PLANTED, len(role), role))
+        return {role: self.trials[role] for role in roles}
+
+    def scores(self) -> RoleScores:
+        """Steered scores of every role; of the original, unsteered ones."""
+        parts = {Part.FORGET: Arm.STEERED, Part.NEVER_TAUGHT: Arm.NEVER_TAUGHT}
+        tables = {
+            metric: {
+                Role.ORIGINAL: {Part.FORGET: table},
+                **{
+                    role: {part: trial.scores[metric][arm] for part, arm in parts.items()}
+                    for role, trial in self.ordered.items()
+                },
+            }
+            for metric, table in self.original.items()
+        }
+        return RoleScores(("steered",), tables)
+
+    @property
+    def injections(self) -> dict[str, InjectionOutcome]:
+        """Outcomes of the published test, by role or ``UNTRAINED``."""
+        outcomes: dict[str, InjectionOutcome] = {
+            role: trial.injection for role, trial in self.ordered.items() if trial.injection
+        }
+        if self.published is not None and self.published.untrained is not None:
+            outcomes[UNTRAINED] = self.published.untrained
+        return outcomes
+
+
+def measure_text(ctx: AuditContext[TextSets]) -> Measurement:
+    """Steer every model but the original, and run the published test on each."""
+    with ctx.reading(Role.ORIGINAL) as original:
+        setup = prepare_text(
             original,
-            audited,
-            tokenizer,
-            forget,
-            retain,
-            never_taught,
-            wordings,
-            config.seed,
-            autoencoder=autoencoder,
-            device=device,
-            progress=progress,
+            ctx.models[Role.ORIGINAL].weights_hash,
+            ctx.tokenizer,
+            ctx.sets,
+            ctx.config,
+            ctx.folder / "saes",
+            ctx.progress,
         )
-        for role, audited in models.items()
-        if role != "original"
-    }
-    original_values = original_scores(original, tokenizer, forget, config, device)
-    others = {role: audited for role, audited in models.items() if role != "original"}
-    untrained = state_injection.untrained_model(original, config.seed)
-    if untrained is not None:
-        others[state_injection.UNTRAINED] = untrained
-    injected = run_state_injection(
-        original, others, runs, tokenizer, forget, autoencoder, config, device=device
-    )
-    return judge(runs, original_values, config, (*missing, *notes), injected)
+
+    def steer(role: Role) -> Trial:
+        with ctx.reading(role) as model:
+            return steer_text(model, setup, role, ctx.progress)
+
+    baseline = ctx.baseline[Role.ORIGINAL].tables
+    scores = {metric.id: baseline[metric.id][Part.FORGET] for metric in (CONTRAST, EXACT_MATCH)}
+    return text_measurement(scores, setup, _by_role(ctx, steer))
 
 
-def run_state_injection(
-    original: AuditedModel,
-    others: Mapping[str, AuditedModel],
-    runs: Mapping[str, dict[str, Any]],
-    tokenizer: PreTrainedTokenizerBase,
-    forget: ItemSet,
-    autoencoder: AnswerAutoencoder | None,
-    config: AuditConfig,
-    *,
-    device: str,
-) -> dict[str, Any]:
-    """The published state-injection test on every model (``state_injection.inject_states``).
-
-    Adds ``fvu``: each model's fraction of variance unexplained by the autoencoder.
-    """
-    fits = {role: run["autoencoder"] for role, run in runs.items()}
-    with original.loaded(device) as model:
-        site = autoencoder_site(find_sites(model))
-    injected = state_injection.inject_states(
-        original,
-        others,
-        EncodedQuestions.of(build_questions(forget, config.budget.prompts_per_item), tokenizer),
-        autoencoder,
-        site,
-        config.seed,
-        device=device,
-    )
-    if autoencoder is not None:
-        fvu_by_role = {role: fit["fvu"] for role, fit in fits.items() if fit}
-        injected["fvu"] = {"original": autoencoder.fvu} | fvu_by_role
-    return injected
+def text_measurement(
+    original: dict[str, ScoreTable], setup: TextSetup, trials: dict[Role, Trial]
+) -> Measurement:
+    """The measurement of a text audit, from ``Measurement.original`` and ``trials``."""
+    injected, coder = setup.injected, setup.autoencoder
+    fvu = None if coder is None else coder.fvu
+    published = PublishedTest(injected.site, setup.untrained, injected.mean_latents, fvu)
+    notes = (setup.missing,) if setup.missing else ()
+    return Measurement(original, trials, published, setup.retractions, notes)
 
 
-def original_scores(
-    original: AuditedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    forget: ItemSet,
-    config: AuditConfig,
-    device: str,
-) -> dict[str, EntityValues]:
-    """(entity, 1) ``said`` (exact match) and ``contrast`` of the unsteered original."""
-    questions = build_questions(forget, config.budget.prompts_per_item)
-    with original.loaded(device) as model:
-        scores = score_questions(model, questions, questions.encoded(tokenizer))
+def measure_images(ctx: AuditContext[EvaluationSets]) -> Measurement:
+    """Steer every model but the original to the class."""
+    sets, seed = ctx.sets, ctx.config.seed
+    with ctx.reading(Role.ORIGINAL) as original:
+        never_taught = sets.never_taught
+        if ctx.run.inputs.never_taught is None:
+            never_taught = unseen_classes(original, sets.check, sets.label, len(sets.forget), seed)
+
+        def steer(role: Role) -> Trial:
+            with ctx.reading(role) as model:
+                return steer_images(original, model, sets.forget, sets.retain, never_taught, seed)
+
+        trials = _by_role(ctx, steer)
+    # The sets hold only images that the original predicts correctly.
+    return Measurement({NAMED.id: image_table(np.ones(len(sets.forget)), sets.forget)}, trials)
+
+
+def _by_role(ctx: AuditContext, steer: Callable[[Role], Trial]) -> dict[Role, Trial]:
+    """Trials of every model but the original, each a stage."""
     return {
-        "said": average_by_entity(scores.exact_match, questions.entities),
-        "contrast": average_by_entity(scores.contrast, questions.entities),
+        role: ctx.stage(f"{NAME}-{role}", Trial, lambda role=role: steer(role))
+        for role in ctx.models
+        if role != Role.ORIGINAL
     }
 
 
-def judge(
-    runs: Mapping[str, dict[str, Any]],
-    original_values: Mapping[str, EntityValues],
-    config: AuditConfig,
-    notes: Sequence[str],
-    injection: Mapping[str, Any] | None = None,
-) -> AxisResult:
-    """Judge the axis from the trials.
-
-    Args:
-        runs: By role, as ``restore``.
-        original_values: (entity, 1) ``said`` and ``contrast`` of the unsteered original.
-        injection: The published test, as ``state_injection.inject_states``; it does not vote.
-    """
-    candidate_run = runs["unlearned"]
-    net = {role: net_rate(run, original_values["said"]) for role, run in runs.items()}
-    controls = _controls(runs, net["unlearned"], config)
-    readings = _readings(runs, original_values, config)
-    status, extra = _status(readings, controls, config)
-    details = {
-        "choices": {role: run["choices"] for role, run in runs.items()},
-        "curve": {role: run["curve"] for role, run in runs.items()},
-        "generation": {role: run["generation"] for role, run in runs.items()},
-        "net_rate": net,
-    }
-    published: list[str] = []
-    if injection is not None:
-        details["readout_intact"] = dict(injection)
-        published = state_injection.describe(injection)
-    return AxisResult(
-        NAME,
-        QUESTION,
-        status,
-        "share of other answers outranked under steering (chance 0.5)",
-        readings=tuple(readings),
-        controls=tuple(controls),
-        n_entities=len(set(candidate_run["entities"])),
-        details=details,
-        notes=(
-            *extra,
-            *_remarks(net["unlearned"], candidate_run),
-            *candidate_run["autoencoder"].get("refused", ()),
-            *published,
-            *notes,
-        ),
-    )
+# Judgement
 
 
-def net_rate(run: dict[str, Any], original_values: EntityValues) -> dict[str, Any] | None:
-    """Share of the lost answers that steering restores, minus the worst control.
-
-    rate = (said steered - said before) / (said by the original - said before), each averaged
-    over entities; controls likewise. The interval is that of the difference to the worst
-    control on the same entities, as a share of the lost answers.
-
-    Returns:
-        As ``net_of_worst_control``; None where the candidate lost less than a tenth of the
-        answers.
-    """
-    before = average_by_entity(np.array(run["plain"]["said"]), run["entities"])
-    lost_share = float(original_values.mean[0] - before.mean[0])
-    if lost_share < MIN_LOST:
-        return None
-    steered, *others = (
-        average_by_entity(np.array(run[arm]["said"]), run["entities"])
-        for arm in ("steered", "random", "others")
-    )
-    baseline = float(before.mean[0])
-    controls = {
-        arm: (scores, baseline) for arm, scores in zip(("random", "others"), others, strict=True)
-    }
-    never_taught = average_by_entity(np.array(run["never"]["said"]), run["never_entities"])
-    # Answers about invented people were never lost, so their baseline is 0.
-    controls["never_taught"] = never_taught, 0.0
-    return net_of_worst_control(
-        steered, baseline, lost_share, controls, paired=("random", "others")
-    )
-
-
-def _controls(
-    runs: Mapping[str, dict[str, Any]], net: dict[str, Any] | None, config: AuditConfig
-) -> list[Control]:
-    """Controls: uninformed steering restores little; the planted suppression returns."""
+def judge(measured: Measurement, ctx: JudgementContext) -> AxisResult:
+    """Compare what steering restores with the floors and controls."""
+    form, trials = SPEC.form(ctx.modality), measured.ordered
+    original = {metric: table.by_entity() for metric, table in measured.original.items()}
+    candidate, text = trials[Role.CANDIDATE], ctx.modality == "text"
+    rates: dict[Role, NetRate | None]
+    if text:
+        exact_match = EXACT_MATCH.id
+        rates = {
+            role: net_rate(trial, original[exact_match], exact_match)
+            for role, trial in trials.items()
+        }
+    else:
+        references = [trial for role, trial in trials.items() if role.is_reference]
+        rates = {Role.CANDIDATE: image_net_rate(candidate, original[NAMED.id], references)}
+    net, scores = rates[Role.CANDIDATE], measured.scores()
     controls = []
     if net is not None:
-        controls.append(chance_control(net["rate"], max(net["controls"].values())))
-    if "planted" in runs:
-        test = unpaired_test(
-            _values(runs["planted"], "steered", "contrast"),
-            _values(runs["planted"], "never", "contrast"),
-            config,
-            NAME,
-            "planted",
-        )
-        controls.append(
-            significance_control(
-                "the planted suppression is steered back", test.p_value, config.rule.alpha
-            )
-        )
-    return controls
-
-
-def _values(run: dict[str, Any], part: str, metric: str) -> EntityValues:
-    names = run["never_entities" if part == "never" else "entities"]
-    return average_by_entity(np.array(run[part][metric]), names)
-
-
-def _readings(
-    runs: Mapping[str, dict[str, Any]],
-    original_values: Mapping[str, EntityValues],
-    config: AuditConfig,
-) -> list[Reading]:
-    """Contrast and exact match against references (if any) and never-taught items."""
-    references = reference_roles(runs)
-    comparisons = [
-        MetricComparison(
-            name,
-            metric,
-            _values(runs["unlearned"], "steered", metric),
-            original_values[metric],
-            [_values(runs[role], "steered", metric) for role in references],
-            _values(runs["unlearned"], "never", metric),
-        )
-        for name, metric in ((CONTRAST, "contrast"), (EXACT_MATCH, "said"))
-    ]
-    return compare_to_floors(NAME, comparisons, ["steered"], config)
-
-
-def _status(
-    readings: Sequence[Reading], controls: Sequence[Control], config: AuditConfig
-) -> tuple[Status, list[str]]:
-    """Decide between retained, absent and neither."""
-    failed = failed_controls(controls)
-    if CHANCE_CONTROL in failed:
-        return "control_failed", [f"Control failed: {CHANCE_CONTROL}."]
-    return status_from_readings(readings[:2], config.rule, failed=failed)
-
-
-def _remarks(net: dict[str, Any] | None, run: dict[str, Any]) -> list[str]:
-    """Notes: how much was restored, by which edit, and whether the model resists."""
-    remarks = []
-    if net is None:
-        remarks.append(
-            "The candidate lost too few answers for a restoration rate to have a meaning."
-        )
+        uninformed = net.controls if text else (str(Arm.RANDOM), str(Arm.OTHERS))
+        worst = max(net.controls[name] for name in uninformed)
+        controls.append(chance_control(net.rate, worst))
+    if Role.PLANTED in trials:
+        controls.append(_planted(scores, form.metrics[0], ctx))
+    found = readings(NAME, form.metrics, scores, ctx.config)
+    status, notes = form.status(found, controls, ctx.rule)
+    details: dict[str, Json] = {
+        "choices": {
+            role: [_choice_details(choice, text) for choice in trial.choices]
+            for role, trial in trials.items()
+        }
+    }
+    if text:
+        details |= _text_details(measured)
+        details["net_rate"] = {role: to_json(rate) for role, rate in rates.items()}
+        notes = [*notes, _net_note(net, "answers"), *_text_notes(measured)]
     else:
-        low, high = net["interval"]
-        remarks.append(
-            f"Steering restores {net['rate']:.0%} of the lost answers, "
-            f"{net['net']:.0%} net of the worst control ({net['worst_control']}; 95 % "
-            f"interval {low:.0%} to {high:.0%})."
-        )
-    used = {(c["route"], c["site"]) for c in run["choices"] if c["route"]}
-    for method, site in sorted(used):
-        remarks.append(f"Chosen on the other half: {method}, at {site}.")
-    text, unsteered = (run["generation"][role] for role in ("steered", "original"))
-    resisted = text["taken_back"] - unsteered["taken_back"]
-    if text["said"] > 0 and resisted >= MIN_RESISTANCE:
-        remarks.append(
-            f"Steering resistance: {text['taken_back']:.0%} of restored answers are "
+        details["net_rate"] = to_json(net)
+        notes = [*notes] if net is None else [*notes, _net_note(net, "images")]
+    return AxisResult(
+        NAME,
+        form.question,
+        status,
+        form.statistic,
+        readings=tuple(found),
+        controls=tuple(controls),
+        n_entities=len(original[form.metrics[0].id].entities),
+        details=details,
+        notes=(*notes, *measured.notes, *ctx.notes),
+    )
+
+
+def _planted(scores: RoleScores, metric: MetricSpec, ctx: JudgementContext) -> Control:
+    """The planted suppression must be steered back; otherwise a null result is no evidence."""
+    planted, never_taught = (
+        scores.values(metric.id, Role.PLANTED, part) for part in (Part.FORGET, Part.NEVER_TAUGHT)
+    )
+    test = unpaired_test(planted, never_taught, ctx.config, NAME, "planted")
+    name = "the planted suppression is steered back"
+    return planted_control(test.p_value, ctx.rule.alpha, name, OnFailure.NO_ABSENCE)
+
+
+def _choice_details(choice: Choice, text: bool) -> Json:
+    shown: dict[str, Json] = {
+        "route": choice.method,
+        "site": choice.site,
+        "strength": choice.strength,
+    }
+    effects = choice.effects
+    if text:
+        retain = None if effects is None else effects.retain
+        return shown | {"retain": retain, "worth": choice.objective}
+    cost = effects and {"retain": effects.retain, "unknown": effects.never_taught}
+    return {"body": choice.variant, **shown, "said": choice.objective, "cost": cost}
+
+
+def _text_details(measured: Measurement) -> dict[str, Json]:
+    """Curves, retractions and the published test, for the report."""
+    trials, published = measured.trials, measured.published
+    details: dict[str, Json] = {
+        "curve": {
+            role: [
+                {"strength": point.strength, **{arm: each for arm, each in point.shares.items()}}
+                for point in trial.curve
+            ]
+            for role, trial in trials.items()
+        },
+        "generation": {
+            role: {"steered": to_json(trial.retractions), "original": to_json(measured.retractions)}
+            for role, trial in trials.items()
+        },
+    }
+    if published is None:
+        return details
+    shown: dict[str, Json] = {
+        "site": published.site,
+        "alphas": list(ALPHAS),
+        "roles": {role: to_json(outcome) for role, outcome in measured.injections.items()},
+    }
+    if published.latents is not None:
+        fvu = {
+            role: each.reconstruction.fvu for role, each in trials.items() if each.reconstruction
+        }
+        shown |= {"latents": published.latents, "fvu": {Role.ORIGINAL: published.fvu, **fvu}}
+    return details | {"readout_intact": shown}
+
+
+def _net_note(net: NetRate | None, lost: str) -> str:
+    if net is None:
+        return "The candidate lost too few answers for a restoration rate to have a meaning."
+    low, high = net.interval
+    return (
+        f"Steering restores {net.rate:.0%} of the lost {lost}, "
+        f"{net.net:.0%} net of the worst control ({net.worst_control}; 95 % "
+        f"interval {low:.0%} to {high:.0%})."
+    )
+
+
+def _text_notes(measured: Measurement) -> list[str]:
+    """By which edit, whether the model resists, and what the published test finds."""
+    candidate = measured.trials[Role.CANDIDATE]
+    used = {(each.method, each.site) for each in candidate.choices if each.method}
+    notes = [f"Chosen on the other half: {method}, at {site}." for method, site in sorted(used)]
+    steered, unsteered = candidate.retractions, measured.retractions
+    assert steered is not None and unsteered is not None  # text trials have them
+    if steered.said > 0 and steered.taken_back - unsteered.taken_back >= MIN_RESISTANCE:
+        notes.append(
+            f"Steering resistance: {steered.taken_back:.0%} of restored answers are "
             "taken back within a few tokens (in the original, unsteered, "
-            f"{unsteered['taken_back']:.0%})."
+            f"{unsteered.taken_back:.0%})."
         )
-    return remarks
+    if candidate.reconstruction is not None and candidate.reconstruction.refusal:
+        notes.append(candidate.reconstruction.refusal)
+    if measured.published is not None:
+        notes.append(describe(measured.published.site, measured.injections, Role.CANDIDATE))
+    return notes
+
+
+def status_of(
+    readings: Sequence[Reading], controls: Sequence[Control], rule: Rule
+) -> tuple[Status, list[str]]:
+    """Edits without information must restore little, whatever else was found."""
+    uninformed = failed_controls(controls, OnFailure.SILENCE)
+    if uninformed:
+        return "control_failed", [f"Control failed: {name}." for name in uninformed]
+    return status_with_controls(readings[:2], controls, rule)
+
+
+def image_status(
+    readings: Sequence[Reading], controls: Sequence[Control], rule: Rule
+) -> tuple[Status, list[str]]:
+    """No vote where the floor itself is steered to the class."""
+    span = readings[0].ceiling - readings[0].floor
+    if span < MIN_SPAN and not failed_controls(controls, OnFailure.SILENCE):
+        return "no_power", []
+    return status_of(readings[:1], controls, rule)
+
+
+SPEC = AxisSpec(
+    NAME,
+    {
+        "text": AxisForm(
+            "Can the forgotten answers be steered back from inside?",
+            "share of other answers outranked under steering (chance 0.5)",
+            (CONTRAST, EXACT_MATCH),
+            status_of=status_of,
+        ),
+        "images": AxisForm(
+            "Can the candidate be steered back to the class from inside?",
+            "share of images named as the class under steering",
+            (NAMED,),
+            n_deciding=1,
+            status_of=image_status,
+        ),
+    },
+    work=0.3,
+)
+AXIS = Axis(SPEC, Measurement, {"text": measure_text, "images": measure_images}, judge)
