@@ -6,22 +6,27 @@ given size; the other moves every matrix by ten of its bins, towards a model tha
 knew. The persistence axis is asked about both.
 """
 
-import copy
 from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from audits.axes.persistence import edit_in_bins, judge, score_quantized
-from audits.core.answers import score_question_sets
+from audits.axes.base import JudgementContext
+from audits.axes.persistence import judge, measure_text
 from audits.core.config import AuditConfig
-from audits.core.context import AuditedModel
+from audits.core.context import AuditContext, open_run
+from audits.core.inputs import open_inputs
+from audits.core.item_sets import TextSets
+from audits.core.preflight import Damage
+from audits.core.workspace import StageRunner
+from audits.modalities.text import score_baseline
 from benchmarks.harness.results import Row, at_least, at_most, row
 from benchmarks.harness.runner import Run
 from capture.checkpoints.open import open_checkpoint
 from capture.data.items import read_items
-from capture.data.questions import build_questions
 from capture.data.sequences import Sequences, batches
 from capture.data.tokenization import encode_items
 from capture.scoring.answers import score_answers
@@ -180,26 +185,29 @@ def _judged(world: BiosWorld, candidate: nn.Module, name: str, returns: bool) ->
 
     Asked directly: an edit of many bins is a wreck, into which an audit does not look.
     """
-    tokenizer = open_checkpoint(world.original).tokenizer
-    sets = {
-        "forget": build_questions(read_items(world.forget), 2),
-        "never_taught": build_questions(read_items(world.never_taught), 2),
-        "retain": build_questions(read_items(world.retain), 1),
-    }
     config = AuditConfig(device="cpu")
-    subjects = {
-        "original": _subject("original", _on_grid(world)),
-        "unlearned": _subject("unlearned", candidate),
-    }
-    scores, quantized_scores = {}, {}
-    for role, each in subjects.items():
-        with each.loaded("cpu") as model:
-            scores[role] = score_question_sets(model, tokenizer, sets, SILENT)
-        quantized_scores[role] = score_quantized(
-            each, tokenizer, sets, config, device="cpu", progress=SILENT
+    inputs = open_inputs(
+        _on_grid(world),
+        candidate,
+        world.forget,
+        world.retain,
+        references=(),
+        never_taught=world.never_taught,
+        tokenizer=open_checkpoint(world.original).tokenizer,
+        config=config,
+        progress=SILENT,
+    )
+    assert inputs.never_taught is not None
+    sets = TextSets(inputs.forget, inputs.retain, inputs.never_taught)
+    undamaged = Damage({}, ())
+    with TemporaryDirectory() as folder:
+        opened = open_run(inputs, config, Path(folder), False, SILENT)
+        baseline = {role: score_baseline(opened, role, sets) for role in opened.models}
+        stages = StageRunner(opened.workspace)
+        measured = measure_text(
+            AuditContext(opened, stages, sets, opened.models, baseline, undamaged)
         )
-    bins = edit_in_bins(subjects["original"], subjects["unlearned"], config, "cpu")
-    axis = judge(sets, scores, quantized_scores, bins, True, config, ())
+    axis = judge(measured, JudgementContext(config, "text", undamaged, "absent"))
     gap: dict[str, Any] = axis.details["gap"]["unlearned"][0]
     edit = axis.details["edit"]["nf4"]
     figure = f"{name}: answers said after rounding less before"
@@ -211,11 +219,6 @@ def _judged(world: BiosWorld, candidate: nn.Module, name: str, returns: bool) ->
     back = int(axis.status == "retained")
     yield row(figure, back, goal, "0 or 1", GRID, notes=list(axis.notes))
     yield row(f"{name}: codes kept", edit["same_codes"], at_least(), "share", GRID)
-
-
-def _subject(role: str, model: nn.Module) -> AuditedModel:
-    """A live model in a role; every loading gets a copy."""
-    return AuditedModel(role, role, {}, lambda device: copy.deepcopy(model).to(device))
 
 
 def _codes(model: nn.Module) -> Iterator[Row]:

@@ -6,7 +6,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from audits.axes.base import JudgementContext
-from audits.axes.persistence import EXACT_MATCH, Measurement, WeightEdit, judge, measure_text
+from audits.axes.persistence import Measurement, WeightEdit, judge, measure_text
 from audits.core.config import AuditConfig
 from audits.core.context import AuditContext, open_run
 from audits.core.inputs import open_inputs
@@ -22,6 +22,7 @@ from capture.data.sequences import batches
 from capture.data.tokenization import encode
 from erasure.weights.quantization import linear_weights, quantize, quantize_
 from evidence.progress import SILENT
+from evidence.results import Status
 from evidence.storage.typed_json import from_json, to_json
 
 CONFIG = AuditConfig()
@@ -103,7 +104,7 @@ def measured(world, models, tmp_path):
     return measure
 
 
-def judged(measured, behaviour="absent"):
+def judged(measured, behaviour: Status = "absent"):
     return judge(measured, JudgementContext(CONFIG, "text", Damage({}, ()), behaviour))
 
 
@@ -114,7 +115,7 @@ def test_an_edit_inside_the_bins_is_restored_and_reported(models, measured):
     assert gap["quantised"] > 0.9
     assert gap["interval"][0] > 0.5
     assert result.status == "retained"
-    assert result.metric(EXACT_MATCH.id).p_value < 0.05
+    assert result.readings[0].p_value < 0.05
     edit = result.details["edit"]["nf4"]
     assert edit["same_codes"] == 1.0
     assert edit["fidelity"] == 0.0
