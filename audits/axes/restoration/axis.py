@@ -43,14 +43,26 @@ from evidence.storage.typed_json import Json, to_json
 FINDING = "Steered by one fixed change, fitted on other items, the candidate "
 CONTRAST = MetricSpec(
     "contrast",
-    "steered, told from the others",
+    "steered, contrast",
     stream="contrast",
-    finding=f"{FINDING}tells them from the others' answers: {{value:.2f}}",
+    unit="other answers outranked (chance 0.5)",
+    finding=f"{FINDING}ranks them above other entities' answers: {{value:.2f}}",
 )
 EXACT_MATCH = MetricSpec(
-    "exact_match", "steered, said", stream="said", finding=f"{FINDING}says {{value:.2f}} of them"
+    "exact_match",
+    "steered, exact match",
+    stream="said",
+    unit="share of answers given",
+    is_share=True,
+    finding=f"{FINDING}gives {{value:.2f}} of them",
 )
-NAMED = MetricSpec("named", "steered, named as the class", stream="steered, named as the class")
+NAMED = MetricSpec(
+    "named",
+    "steered, predicted as the class",
+    stream="steered, named as the class",
+    unit="share of images predicted as the class",
+    is_share=True,
+)
 MIN_RESISTANCE = 0.2
 """The model resists steering where it retracts this much more than the original does."""
 
@@ -247,16 +259,16 @@ def _planted(scores: RoleScores, metric: MetricSpec, ctx: JudgementContext) -> C
 
 def _choice_details(choice: Choice, text: bool) -> Json:
     shown: dict[str, Json] = {
-        "route": choice.method,
+        "method": choice.method,
         "site": choice.site,
         "strength": choice.strength,
     }
     effects = choice.effects
     if text:
         retain = None if effects is None else effects.retain
-        return shown | {"retain": retain, "worth": choice.objective}
-    cost = effects and {"retain": effects.retain, "unknown": effects.never_taught}
-    return {"body": choice.variant, **shown, "said": choice.objective, "cost": cost}
+        return shown | {"retain": retain, "objective": choice.objective}
+    cost = effects and {"retain": effects.retain, "never_taught": effects.never_taught}
+    return {"variant": choice.variant, **shown, "share": choice.objective, "cost": cost}
 
 
 def _text_details(measured: Measurement) -> dict[str, Json]:
@@ -287,7 +299,7 @@ def _text_details(measured: Measurement) -> dict[str, Json]:
             role: each.reconstruction.fvu for role, each in trials.items() if each.reconstruction
         }
         shown |= {"latents": published.latents, "fvu": {Role.ORIGINAL: published.fvu, **fvu}}
-    return details | {"readout_intact": shown}
+    return details | {"state_injection": shown}
 
 
 def _net_note(net: NetRate | None, lost: str) -> str:
@@ -308,11 +320,11 @@ def _text_notes(measured: Measurement) -> list[str]:
     notes = [f"Chosen on the other half: {method}, at {site}." for method, site in sorted(used)]
     steered, unsteered = candidate.retractions, measured.retractions
     assert steered is not None and unsteered is not None  # text trials have them
-    if steered.said > 0 and steered.taken_back - unsteered.taken_back >= MIN_RESISTANCE:
+    if steered.share > 0 and steered.retracted - unsteered.retracted >= MIN_RESISTANCE:
         notes.append(
-            f"Steering resistance: {steered.taken_back:.0%} of restored answers are "
-            "taken back within a few tokens (in the original, unsteered, "
-            f"{unsteered.taken_back:.0%})."
+            f"Steering resistance: {steered.retracted:.0%} of restored answers are "
+            "retracted within a few tokens (in the original, unsteered, "
+            f"{unsteered.retracted:.0%})."
         )
     if candidate.reconstruction is not None and candidate.reconstruction.refusal:
         notes.append(candidate.reconstruction.refusal)
@@ -352,7 +364,7 @@ SPEC = AxisSpec(
         ),
         "images": AxisForm(
             "Can the candidate be steered back to the class from inside?",
-            "share of images named as the class under steering",
+            "share of images predicted as the class under steering",
             (NAMED,),
             n_deciding=1,
             status_of=image_status,

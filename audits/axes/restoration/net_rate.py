@@ -11,7 +11,7 @@ from audits.core.roles import Role
 from evidence.intervals import EntityValues, difference_interval, paired_correlation, rate_interval
 from evidence.results import MIN_RANGE, Control, ControlId
 
-CHANCE_CONTROL = "turned at random, or read from other items, it restores little"
+CHANCE_CONTROL = "randomly rotated edits, and edits read from other items, restore little"
 MAX_BY_CHANCE = 0.2
 """Maximum share of the lost answers that a control may restore."""
 

@@ -52,13 +52,13 @@ class ArmOutcome:
     """One arm of the test on one model.
 
     Attributes:
-        said: (alpha,) share of the forgotten items answered.
+        share: (alpha,) share of the forgotten items answered.
         rate: (alpha,) share of the lost answers restored; None where too few were lost.
         best: The largest rate.
         interval: 95 % interval of the share at the best alpha.
     """
 
-    said: tuple[float, ...]
+    share: tuple[float, ...]
     rate: tuple[float, ...] | None
     best: float | None
     interval: tuple[float, float]
@@ -175,7 +175,7 @@ class InjectionSource:
         questions: The forget questions; their true answers select the injection.
         site: Where it is injected.
         states: (row,) the original's states (position, d) of each prompt.
-        said: Share of the questions that the original answers.
+        original_share: Share of the questions that the original answers.
         autoencoder: Autoencoder of the original; without one, only whole states are injected. As
             published, its fit to the other models is not checked here.
         seed: Of random latents and permuted items.
@@ -184,7 +184,7 @@ class InjectionSource:
     questions: EncodedQuestions
     site: str
     states: list[NDArray[np.float32]]
-    said: float
+    original_share: float
     autoencoder: ExpertAutoencoder | None
     seed: int
 
@@ -199,7 +199,7 @@ class InjectionSource:
         """Capture the original's states."""
         site = autoencoder_site(find_sites(original))
         states = states_by_prompt(original, questions.rows, site)
-        said = _said(original, questions, {}).mean()
+        said = _answered(original, questions, {}).mean()
         return cls(questions, site, states, said, autoencoder, seed)
 
     @property
@@ -215,12 +215,12 @@ def inject_prompts(model: nn.Module, source: InjectionSource) -> InjectionOutcom
 
     def score(arm: str, alpha: float) -> NDArray[np.float64]:
         edits = {source.site: prompt_injection(arm, source, alpha)}
-        return _said(model, source.questions, edits)
+        return _answered(model, source.questions, edits)
 
     names = ARMS if source.autoencoder is not None else (STATE, OTHER_STATES)
     arms = {arm: partial(score, arm) for arm in names}
-    before = _said(model, source.questions, {})
-    return run_arms(arms, source.questions.questions.entities, source.said, before)
+    before = _answered(model, source.questions, {})
+    return run_arms(arms, source.questions.questions.entities, source.original_share, before)
 
 
 def prompt_injection(arm: str, source: InjectionSource, alpha: float) -> RowEdit:
@@ -279,7 +279,7 @@ def _aligned(donor_states: NDArray[np.float32], states: Tensor) -> Tensor:
     return out
 
 
-def _said(
+def _answered(
     model: nn.Module, questions: EncodedQuestions, edits: Mapping[str, RowEdit]
 ) -> NDArray[np.float64]:
     """(row,) exact match."""
@@ -304,7 +304,7 @@ def describe(site: str, outcomes: Mapping[str, InjectionOutcome], role: str) -> 
         if name != role and outcome.main.best is not None
     )
     return (
-        f"Readout intact (published test, no vote): the original's states put in at "
+        f"State injection (published test, no vote): the original's states patched in at "
         f"{site} where the true answer was forgotten restore "
         f"{main.best:.0%} of the lost answers at the best of alpha "
         f"{', '.join(f'{a:g}' for a in ALPHAS)}. {beside}. "

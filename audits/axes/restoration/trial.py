@@ -59,13 +59,13 @@ class Retractions:
 
     Attributes:
         prompts: Number of texts.
-        said: Share that gives the answer.
-        taken_back: Share of these that name another answer of the relation within a few tokens.
+        share: Share that gives the answer.
+        retracted: Share of these that name another answer of the relation within a few tokens.
     """
 
     prompts: int
-    said: float
-    taken_back: float
+    share: float
+    retracted: float
 
 
 @dataclass(frozen=True, eq=False)
