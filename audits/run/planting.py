@@ -17,8 +17,8 @@ from capture.checkpoints.schemas.library_errors import library_errors
 from capture.data.items import Item, normalize_text
 from capture.data.tokenization import encode, encode_items
 from capture.scoring.answers import score_answers
+from erasure.unlearning.config import UnlearnConfig
 from erasure.unlearning.run import unlearn_
-from erasure.unlearning.training.config import UnlearnConfig
 from evidence.progress import Progress
 from evidence.seeds import numpy_rng
 from evidence.storage.files import write_atomic

@@ -20,15 +20,11 @@ import torch
 from torch import nn
 
 from capture.data.sequences import Sequences
+from erasure.unlearning.config import DISTILLATION_METHODS, RELABELING_METHODS, UnlearnConfig
 from erasure.unlearning.methods.dampening import dampen_parameters_, diagonal_fisher
 from erasure.unlearning.methods.distillation import distillation_losses
-from erasure.unlearning.methods.saliency import masked_gradients, saliency_masks
+from erasure.unlearning.methods.relabeling import masked_gradients, saliency_masks
 from erasure.unlearning.training.batch_order import alternating_steps, paired_steps
-from erasure.unlearning.training.config import (
-    DISTILLATION_METHODS,
-    RELABELING_METHODS,
-    UnlearnConfig,
-)
 from erasure.unlearning.training.frozen_prefix import cached_prefix
 from erasure.unlearning.training.loop import (
     Evaluate,

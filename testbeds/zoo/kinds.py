@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from erasure.unlearning.training.config import IMAGE_METHODS, RETAIN_ONLY_METHODS
+from erasure.unlearning.config import IMAGE_METHODS, RETAIN_ONLY_METHODS
 from testbeds.edits import adversarial, digits_edits, workbench
 from testbeds.edits import late_layers as suppressions
 from testbeds.edits import sae_clamp as clamping

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from capture.data.sequences import Padded, Sequences, batches, pad
 from capture.network.logits import answer_logits
 from capture.network.structure import model_device, random_like
-from erasure.unlearning.training.config import UnlearnConfig
+from erasure.unlearning.config import UnlearnConfig
 from erasure.unlearning.training.loop import backward_mean, backward_nll, chunk_tokens
 from erasure.unlearning.training.objectives import (
     count_scored,

@@ -24,14 +24,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from capture.network.structure import block_at, find_blocks, random_like
 from capture.scoring.class_logits import class_logits
-from erasure.unlearning.methods.dampening import dampen_parameters_
-from erasure.unlearning.methods.saliency import largest_gradient_masks, masked_gradients
-from erasure.unlearning.training.batch_order import alternating_steps, paired_steps
-from erasure.unlearning.training.config import (
+from erasure.unlearning.config import (
     IMAGE_FORGET_ONLY_METHODS,
     IMAGE_RETAIN_ONLY_METHODS,
     ImageUnlearnConfig,
 )
+from erasure.unlearning.methods.dampening import dampen_parameters_
+from erasure.unlearning.methods.relabeling import largest_gradient_masks, masked_gradients
+from erasure.unlearning.training.batch_order import alternating_steps, paired_steps
 from erasure.unlearning.training.image_task import (
     class_centroids,
     fgsm_target_class,

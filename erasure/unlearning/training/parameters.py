@@ -17,7 +17,7 @@ from capture.network.structure import (
     own_head_,
     random_like,
 )
-from erasure.unlearning.training.config import RETAIN_ONLY_METHODS, UnlearnConfig
+from erasure.unlearning.config import RETAIN_ONLY_METHODS, UnlearnConfig
 from evidence.errors import InputError
 from evidence.seeds import stage_seed
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from capture.activations.hidden_states import module_output
 from capture.data.sequences import Padded, Sequences, batches, pad
 from capture.network.structure import model_device
-from erasure.unlearning.training.config import RETAIN_ONLY_METHODS, UnlearnConfig
+from erasure.unlearning.config import RETAIN_ONLY_METHODS, UnlearnConfig
 from erasure.unlearning.training.loop import backward_mean, backward_nll, chunk_tokens
 from erasure.unlearning.training.objectives import (
     control_vector,

@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 from capture.data.sequences import Sequences, pad
 from capture.network.structure import find_blocks
 from erasure.unlearning import run as methods
-from erasure.unlearning.training.config import UnlearnConfig
+from erasure.unlearning.config import UnlearnConfig
 from erasure.unlearning.training.frozen_prefix import cached_prefix
 from tests.helpers.tiny_erasure import FORGET, RELABELLED, RETAIN, tiny_gpt2, tiny_llama, tiny_neox
 

@@ -8,12 +8,8 @@ from torch.nn import functional
 from capture.network.hooks import count_hooks
 from capture.network.structure import classifier_of, find_blocks
 from capture.scoring.class_logits import class_logits
+from erasure.unlearning.config import IMAGE_FORGET_ONLY_METHODS, IMAGE_METHODS, ImageUnlearnConfig
 from erasure.unlearning.methods.image_methods import image_fisher, last_parameters, unlearn_images_
-from erasure.unlearning.training.config import (
-    IMAGE_FORGET_ONLY_METHODS,
-    IMAGE_METHODS,
-    ImageUnlearnConfig,
-)
 from erasure.unlearning.training.image_task import (
     class_centroids,
     fgsm_target_class,

@@ -9,10 +9,10 @@ from torch.testing import assert_close
 
 from capture.data.sequences import Sequences, pad
 from capture.network.structure import blocks_and_after, random_like
+from erasure.unlearning.config import METHODS, UnlearnConfig
 from erasure.unlearning.methods.dampening import dampen_, diagonal_fisher
-from erasure.unlearning.methods.saliency import masked_gradients, saliency_masks
+from erasure.unlearning.methods.relabeling import masked_gradients, saliency_masks
 from erasure.unlearning.run import unlearn_
-from erasure.unlearning.training.config import METHODS, UnlearnConfig
 from erasure.unlearning.training.loop import finetune_
 from erasure.unlearning.training.objectives import dpo, sequence_logprobs, simnpo
 from evidence.errors import InputError
