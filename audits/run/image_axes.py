@@ -36,7 +36,7 @@ from audits.run.planting import (
     planting_notes,
 )
 from capture.scoring.class_logits import class_logits
-from erasure.unlearning.methods.image_methods import last_parameters
+from erasure.unlearning.training.image_task import last_parameters
 from erasure.unlearning.training.loop import Schedule, only_training, train_steps
 from evidence.results import AxisResult
 from evidence.seeds import numpy_rng

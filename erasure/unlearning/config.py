@@ -1,25 +1,29 @@
-"""Settings of an unlearning run, for language models and for image classifiers."""
+"""Settings of an unlearning run in one flat record, as recipes and cards store them.
 
-from dataclasses import dataclass
+A config names a method of the registry and holds the settings of all of them. ``parts`` takes it
+apart into the method's class and the training settings that all methods share. Field names and
+defaults are stored and hashed: do not change them.
+"""
 
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
+
+from erasure.unlearning.methods.base import Method
+from erasure.unlearning.methods.registry import unlearning_methods
+from erasure.unlearning.methods.representation import RMU
 from erasure.unlearning.training.loop import Schedule, check_values
+from erasure.unlearning.training.settings import TrainingSettings
 from evidence.fields import check_fields
 
-# Methods trained on wrong answers in place of the true ones.
-RELABELING_METHODS = ("relabel", "last_block_relabel", "salun")
-# Methods that distill from the logits of a frozen model.
-DISTILLATION_METHODS = ("undial", "scrub", "bad_teacher", "elm")
-# Methods that train the end of the network on retain rows only.
-RETAIN_ONLY_METHODS = ("cf_k", "eu_k")
-METHODS = (
-    *("grad_ascent", "grad_diff", "npo", "simnpo", "dpo", "rmu"),
-    *RELABELING_METHODS,
-    *DISTILLATION_METHODS,
-    *RETAIN_ONLY_METHODS,
-    *("task_vector", "ssd"),
-)
-# Methods that act on single weights, so adapters cannot be used.
-_WITHOUT_ADAPTERS = ("salun", "eu_k", "ssd")
+METHODS = tuple(unlearning_methods("text"))
+IMAGE_METHODS = tuple(unlearning_methods("images"))
+# Method to its hyperparameters that a config calls otherwise.
+_TEXT_NAMES = {
+    "rmu": {"block": "rmu_layer", "coefficient": "rmu_coefficient", "parameters": "rmu_parameters"},
+    "undial": {"penalty": "lowered"},
+}
+_IMAGE_NAMES = {"l1_sparse": {"penalty": "anchor"}}
+Settings = TypeVar("Settings", bound=Method[Any] | TrainingSettings)
 
 
 @dataclass(frozen=True)
@@ -105,53 +109,16 @@ class UnlearnConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        checks = {
-            "method": (self.method in METHODS, ", ".join(METHODS), self.method),
-            "beta": (self.beta > 0, "a number > 0", self.beta),
-            "retain_weight": (
-                self.retain_weight > 0
-                or (self.retain_weight == 0 and self.method not in RETAIN_ONLY_METHODS),
-                f"0 or more, and more with {' and '.join(RETAIN_ONLY_METHODS)}",
-                self.retain_weight,
-            ),
-            "forget_weight": (self.forget_weight > 0, "> 0", self.forget_weight),
-            "temperature": (self.temperature > 0, "a number > 0", self.temperature),
-            "ascents": (self.ascents >= 0, "0 or more", self.ascents),
-            "last_k": (self.last_k >= 1, "1 or more", self.last_k),
-            "saliency": (0 < self.saliency <= 1, "a share above 0", self.saliency),
-            "dampen_above": (self.dampen_above > 0, "> 0", self.dampen_above),
-            "dampen_by": (self.dampen_by > 0, "> 0", self.dampen_by),
-            "lora_rank": (
-                self.lora_rank is None
-                or (self.lora_rank >= 1 and self.method not in _WITHOUT_ADAPTERS),
-                f"None, or 1 or more with another method than {', '.join(_WITHOUT_ADAPTERS)}",
-                self.lora_rank,
-            ),
-            "loss_on": (self.loss_on in ("answer", "all"), "'answer' or 'all'", self.loss_on),
-            "rmu_parameters": (
-                self.rmu_parameters in ("down", "all"),
-                "'down' or 'all'",
-                self.rmu_parameters,
-            ),
-        }
-        check_values(checks)
-        self.schedule()
+        method, training = self.parts()
+        method.check_training(training)
+
+    def parts(self) -> tuple[Method[Any], TrainingSettings]:
+        """The method with its hyperparameters, and the training settings."""
+        return _parts(self, "text", _TEXT_NAMES)
 
     def schedule(self) -> Schedule:
         """The validated learning-rate schedule."""
-        return Schedule(
-            self.lr, self.steps, self.weight_decay, self.clip, self.warmup, every=self.every
-        )
-
-
-IMAGE_METHODS = (
-    *("grad_ascent", "grad_diff", "relabel", "salun", "ssd", "scrub", "bad_teacher"),
-    *("boundary_shrink", "duck", "famr", "cf_k", "eu_k", "rmu", "l1_sparse"),
-)
-# Methods trained on retain images only.
-IMAGE_RETAIN_ONLY_METHODS = ("cf_k", "eu_k", "l1_sparse")
-# Methods trained on forget images only.
-IMAGE_FORGET_ONLY_METHODS = ("grad_ascent", "boundary_shrink", "famr")
+        return self.parts()[1].schedule()
 
 
 @dataclass(frozen=True)
@@ -211,21 +178,37 @@ class ImageUnlearnConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        checks = {
-            "method": (self.method in IMAGE_METHODS, ", ".join(IMAGE_METHODS), self.method),
-            "temperature": (self.temperature > 0, "a number > 0", self.temperature),
-            "ascents": (self.ascents >= 0, "0 or more", self.ascents),
-            "saliency": (0 < self.saliency <= 1, "a share above 0", self.saliency),
-            "dampen_above": (self.dampen_above > 0, "> 0", self.dampen_above),
-            "dampen_by": (self.dampen_by > 0, "> 0", self.dampen_by),
-            "step": (self.step > 0, "a number > 0", self.step),
-            "anchor": (self.anchor >= 0, "0 or more", self.anchor),
-            "last_k": (self.last_k >= 1, "1 or more", self.last_k),
-            "coefficient": (self.coefficient > 0, "a number > 0", self.coefficient),
-        }
-        check_values(checks)
-        self.schedule()
+        method, training = self.parts()
+        method.check_training(training)
+
+    def parts(self) -> tuple[Method[Any], TrainingSettings]:
+        """The method with its hyperparameters, and the training settings."""
+        method, training = _parts(self, "images", _IMAGE_NAMES)
+        if isinstance(method, RMU):
+            method = replace(method, parameters="prefix")
+        return method, training
 
     def schedule(self) -> Schedule:
         """The validated learning-rate schedule."""
-        return Schedule(self.lr, self.steps, self.weight_decay, self.clip)
+        return self.parts()[1].schedule()
+
+
+def _parts(
+    config: UnlearnConfig | ImageUnlearnConfig, modality: str, names: dict[str, dict[str, str]]
+) -> tuple[Method[Any], TrainingSettings]:
+    methods = unlearning_methods(modality)
+    check_values({"method": (config.method in methods, ", ".join(methods), config.method)})
+    # Building them all checks the settings that this method does not use, too.
+    built = {
+        name: _from_config(method, config, names.get(name, {})) for name, method in methods.items()
+    }
+    return built[config.method], _from_config(TrainingSettings, config, {})
+
+
+def _from_config(
+    made: type[Settings], config: UnlearnConfig | ImageUnlearnConfig, names: dict[str, str]
+) -> Settings:
+    """A settings dataclass from the fields of a config; its defaults for fields of its own."""
+    held = {each.name for each in fields(config)}
+    given = {each.name: names.get(each.name, each.name) for each in fields(made)}
+    return made(**{to: getattr(config, name) for to, name in given.items() if name in held})

@@ -1,33 +1,146 @@
-"""SalUn's saliency masks: train only the weights with the largest forget gradient.
-
-Source: Fan, Liu, Zhang, Wong, Wei, Liu (2023), SalUn, arXiv 2310.12508.
-"""
+"""Methods that teach wrong answers, and SalUn's masks of the weights that matter."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from capture.data.sequences import Sequences
-from erasure.unlearning.training.loop import backward_nll
+from capture.network.structure import find_blocks, own_head_
+from erasure.unlearning.methods.base import Method, Run, positive, share
+from erasure.unlearning.training.frozen_prefix import cached_prefix
+from erasure.unlearning.training.image_task import ImageTask, fgsm_target_class
+from erasure.unlearning.training.loop import Schedule, shortest_row
+from erasure.unlearning.training.parameters import Scope
+from erasure.unlearning.training.settings import TrainingSettings
+from erasure.unlearning.training.task import Losses, Part, Supply, Term, TextTask, UnlearningTask
+
+
+def relabel_term(run: Run[UnlearningTask]) -> Term:
+    """Negative log-likelihood of the wrong answers, nats."""
+    task, weight = run.task, run.training.forget_weight
+    return lambda rows: task.nll("relabeled", rows, weight)
+
+
+@dataclass(frozen=True)
+class Relabel(Method[UnlearningTask]):
+    """Training on wrong answers: given ones for text, random classes for images.
+
+    Source: as in TOFU (Maini et al. 2024, arXiv 2401.06121) and the alternative answers of Eldan &
+    Russinovich (2023, arXiv 2310.02238); random labels as in SalUn (Fan et al. 2023, arXiv
+    2310.12508).
+    """
+
+    name: ClassVar[str] = "relabel"
+    needs: ClassVar[tuple[Supply, ...]] = ("relabeled",)
+    forget_part: ClassVar[Part] = "relabeled"
+
+    def losses(self, run: Run[UnlearningTask]) -> Losses:
+        """NLL of the wrong answers and of the retain answers, nats."""
+        return Losses(relabel_term(run), run.keep_answers)
+
+
+@dataclass(frozen=True)
+class LastBlockRelabel(Method[TextTask]):
+    """Relabeling that trains the last block alone, so everything before it is unchanged.
+
+    Not published: it makes models whose knowledge is suppressed by construction.
+
+    Attributes:
+        train_head: Whether the output head is trained too.
+    """
+
+    name: ClassVar[str] = "last_block_relabel"
+    modalities: ClassVar[tuple[str, ...]] = ("text",)
+    needs: ClassVar[tuple[Supply, ...]] = ("relabeled",)
+    forget_part: ClassVar[Part] = "relabeled"
+    train_head: bool = False
+
+    def scope(self, task: TextTask) -> Scope:
+        """The last block, and the output head if it is trained."""
+        head = [own_head_(task.model)] if self.train_head else []
+        return Scope.of(find_blocks(task.model)[-1], *head)
+
+    def losses(self, run: Run[TextTask]) -> Losses:
+        """NLL of the wrong answers and of the retain answers, nats."""
+        task, weight = run.task, run.training.forget_weight
+        return Losses(lambda rows: task.nll("relabeled", rows, weight), run.keep_answers)
+
+    def during(self, run: Run[TextTask]) -> AbstractContextManager[None]:
+        """The blocks below run once per row."""
+        model = run.task.model
+        return cached_prefix(model, shortest_row(model, run.task.data("relabeled")))
+
+
+@dataclass(frozen=True)
+class SalUn(Method[UnlearningTask]):
+    """Relabeling of the weights with the largest forget gradient.
+
+    Source: Fan, Liu, Zhang, Wong, Wei, Liu (2023), arXiv 2310.12508.
+
+    Attributes:
+        saliency: Share of the weights that are trained.
+    """
+
+    name: ClassVar[str] = "salun"
+    needs: ClassVar[tuple[Supply, ...]] = ("relabeled",)
+    forget_part: ClassVar[Part] = "relabeled"
+    adapters: ClassVar[bool] = False
+    saliency: float = share(0.5)
+
+    def losses(self, run: Run[UnlearningTask]) -> Losses:
+        """NLL of the wrong answers and of the retain answers, nats."""
+        return Losses(relabel_term(run), run.keep_answers)
+
+    def schedule(self, training: TrainingSettings) -> Schedule:
+        """Without weight decay, which would also change the weights outside the mask."""
+        return replace(training.schedule(), weight_decay=0.0)
+
+    def during(self, run: Run[UnlearningTask]) -> AbstractContextManager[None]:
+        """Gradients outside the mask are zero."""
+        masks = saliency_masks(run.task, run.parameters, self.saliency)
+        return masked_gradients(run.parameters, masks)
+
+
+@dataclass(frozen=True)
+class BoundaryShrink(Method[ImageTask]):
+    """Training on the class across the nearest decision boundary.
+
+    Source: Chen et al. (2023), arXiv 2303.11570.
+
+    Attributes:
+        step: Size of the FGSM step that finds the class, in pixel values.
+    """
+
+    name: ClassVar[str] = "boundary_shrink"
+    modalities: ClassVar[tuple[str, ...]] = ("images",)
+    reads_retain: ClassVar[bool] = False
+    step: float = positive(0.2)
+
+    def losses(self, run: Run[ImageTask]) -> Losses:
+        """Cross-entropy of the neighboring class, nats."""
+        pixels, labels = run.task.forget
+        neighbor = fgsm_target_class(run.task.model, pixels, labels, self.step)
+        task = replace(run.task, relabeled=(pixels, neighbor))
+        weight = run.training.forget_weight
+        return Losses(lambda rows: task.nll("relabeled", rows, weight), None)
 
 
 def saliency_masks(
-    model: nn.Module, parameters: list[nn.Parameter], forget: Sequences, loss_on: str, share: float
+    task: UnlearningTask, parameters: list[nn.Parameter], share: float
 ) -> list[Tensor]:
     """Masks of the ``share`` of all weights with the largest forget gradient.
 
     Args:
-        model: A causal language model.
+        task: Its forget rows have their true answers.
         parameters: The parameters, which take gradients.
-        forget: Rows with their true answers.
-        loss_on: ``"answer"`` or ``"all"`` tokens.
         share: In (0, 1]; one threshold for all parameters together.
     """
     for parameter in parameters:
         parameter.grad = None
-    backward_nll(model, forget, loss_on, 1.0)
+    task.nll("forget", list(range(task.count("forget"))), 1.0)
     return largest_gradient_masks(parameters, share)
 
 

@@ -18,8 +18,7 @@ import torch
 from capture.data.sequences import Sequences
 from capture.network.structure import find_blocks
 from erasure.unlearning.config import IMAGE_METHODS, METHODS, ImageUnlearnConfig, UnlearnConfig
-from erasure.unlearning.methods.image_methods import unlearn_images_
-from erasure.unlearning.run import unlearn_
+from erasure.unlearning.run import unlearn_, unlearn_images_
 from testbeds.worlds.digits import DigitsConfig, new_classifier
 from tests.helpers.tiny_erasure import (
     ANSWERS,
