@@ -6,7 +6,7 @@ defaults are stored and hashed: do not change them.
 """
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from erasure.unlearning.methods.base import Method
 from erasure.unlearning.methods.registry import unlearning_methods
@@ -17,13 +17,43 @@ from evidence.fields import check_fields
 
 METHODS = tuple(unlearning_methods("text"))
 IMAGE_METHODS = tuple(unlearning_methods("images"))
-# Method to its hyperparameters that a config calls otherwise.
-_TEXT_NAMES = {
+
+
+def _same(*names: str) -> dict[str, str]:
+    return {name: name for name in names}
+
+
+# Method to its hyperparameters, each with its name in the config. A method that is not here has its
+# own defaults: the fields of the configs are closed.
+_TEXT_FIELDS = {
+    "npo": _same("beta"),
+    "simnpo": _same("beta", "margin"),
+    "dpo": _same("beta"),
     "rmu": {"block": "rmu_layer", "coefficient": "rmu_coefficient", "parameters": "rmu_parameters"},
+    "last_block_relabel": _same("train_head"),
+    "salun": _same("saliency"),
     "undial": {"penalty": "lowered"},
+    "scrub": _same("temperature", "distil_weight", "ascents"),
+    "bad_teacher": _same("temperature"),
+    "elm": _same("guidance"),
+    "cf_k": _same("last_k"),
+    "eu_k": _same("last_k"),
+    "task_vector": _same("scale"),
+    "ssd": _same("dampen_above", "dampen_by"),
 }
-_IMAGE_NAMES = {"l1_sparse": {"penalty": "anchor"}}
-Settings = TypeVar("Settings", bound=Method[Any] | TrainingSettings)
+_IMAGE_FIELDS = {
+    "salun": _same("saliency"),
+    "ssd": _same("dampen_above", "dampen_by"),
+    "scrub": _same("temperature", "distil_weight", "ascents"),
+    "bad_teacher": _same("temperature"),
+    "boundary_shrink": _same("step"),
+    "duck": _same("temperature"),
+    "famr": _same("anchor"),
+    "cf_k": _same("last_k"),
+    "eu_k": _same("last_k"),
+    "rmu": _same("block", "coefficient"),
+    "l1_sparse": {"penalty": "anchor"},
+}
 
 
 @dataclass(frozen=True)
@@ -114,7 +144,7 @@ class UnlearnConfig:
 
     def parts(self) -> tuple[Method[Any], TrainingSettings]:
         """The method with its hyperparameters, and the training settings."""
-        return _parts(self, "text", _TEXT_NAMES)
+        return _parts(self, "text", _TEXT_FIELDS)
 
     def schedule(self) -> Schedule:
         """The validated learning-rate schedule."""
@@ -183,7 +213,7 @@ class ImageUnlearnConfig:
 
     def parts(self) -> tuple[Method[Any], TrainingSettings]:
         """The method with its hyperparameters, and the training settings."""
-        method, training = _parts(self, "images", _IMAGE_NAMES)
+        method, training = _parts(self, "images", _IMAGE_FIELDS)
         if isinstance(method, RMU):
             method = replace(method, parameters="prefix")
         return method, training
@@ -194,21 +224,16 @@ class ImageUnlearnConfig:
 
 
 def _parts(
-    config: UnlearnConfig | ImageUnlearnConfig, modality: str, names: dict[str, dict[str, str]]
+    config: UnlearnConfig | ImageUnlearnConfig, modality: str, named: dict[str, dict[str, str]]
 ) -> tuple[Method[Any], TrainingSettings]:
     methods = unlearning_methods(modality)
     check_values({"method": (config.method in methods, ", ".join(methods), config.method)})
-    # Building them all checks the settings that this method does not use, too.
-    built = {
-        name: _from_config(method, config, names.get(name, {})) for name, method in methods.items()
+    values = {
+        method: {field: getattr(config, name) for field, name in names.items()}
+        for method, names in named.items()
     }
-    return built[config.method], _from_config(TrainingSettings, config, {})
-
-
-def _from_config(
-    made: type[Settings], config: UnlearnConfig | ImageUnlearnConfig, names: dict[str, str]
-) -> Settings:
-    """A settings dataclass from the fields of a config; its defaults for fields of its own."""
-    held = {each.name for each in fields(config)}
-    given = {each.name: names.get(each.name, each.name) for each in fields(made)}
-    return made(**{to: getattr(config, name) for to, name in given.items() if name in held})
+    for method, names in named.items():  # settings of the other methods are checked as well
+        methods[method].check_hyperparameters(values[method], names)
+    shared = {each.name for each in fields(TrainingSettings)} & {e.name for e in fields(config)}
+    training = TrainingSettings(**{name: getattr(config, name) for name in shared})
+    return methods[config.method](**values.get(config.method, {})), training

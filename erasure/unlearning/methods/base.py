@@ -4,7 +4,7 @@ A method that trains gives two loss terms (``losses``); the base class runs the 
 that edits weights once replaces ``run``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Generic, TypeVar
@@ -105,12 +105,23 @@ class Method(Generic[Task]):
 
     def __post_init__(self) -> None:
         check_fields(self)
+        self.check_hyperparameters({each.name: getattr(self, each.name) for each in fields(self)})
+
+    @classmethod
+    def check_hyperparameters(
+        cls, values: Mapping[str, object], shown: Mapping[str, str] | None = None
+    ) -> None:
+        """Check values of fields; ``shown`` are the names in the error, where others are used."""
+        shown = shown or {}
+        checked = [each for each in fields(cls) if "valid" in each.metadata and each.name in values]
         check_values(
             {
-                each.name: (each.metadata["valid"](value), each.metadata["expected"], value)
-                for each in fields(self)
-                if "valid" in each.metadata
-                for value in (getattr(self, each.name),)
+                shown.get(each.name, each.name): (
+                    each.metadata["valid"](values[each.name]),
+                    each.metadata["expected"],
+                    values[each.name],
+                )
+                for each in checked
             }
         )
 

@@ -12,6 +12,7 @@ from erasure.unlearning.methods.relabeling import BoundaryShrink, LastBlockRelab
 from erasure.unlearning.methods.representation import DUCK, RMU
 from erasure.unlearning.methods.retain_only import CFk, EUk, L1Sparse
 from erasure.unlearning.methods.task_vector import TaskVector
+from evidence.errors import InputError
 
 REGISTRY: dict[str, type[Method[Any]]] = {
     method.name: method
@@ -40,6 +41,24 @@ REGISTRY: dict[str, type[Method[Any]]] = {
     )
 }
 """Every method, one line each. The order of image methods is that of the zoo's kinds."""
+
+
+def register(method: type[Method[Any]]) -> None:
+    """Add a method that is defined elsewhere, until the process ends.
+
+    Raises:
+        InputError: The class has no name of its own, or neither losses nor a run.
+    """
+    name = getattr(method, "name", None)
+    if not isinstance(name, str) or name in REGISTRY:
+        raise InputError(
+            "a method needs a name of its own",
+            expected="a name that is not in the registry",
+            got=repr(name),
+        )
+    if method.losses is Method.losses and method.run is Method.run:
+        raise InputError(f"{name} does nothing", expected="a method with losses or run")
+    REGISTRY[name] = method
 
 
 def unlearning_methods(modality: str | None = None) -> dict[str, type[Method[Any]]]:
