@@ -58,47 +58,25 @@ _IMAGE_FIELDS = {
 
 @dataclass(frozen=True)
 class UnlearnConfig:
-    """A method and its settings.
+    """A method for language models and its settings.
+
+    The fields are those of ``TrainingSettings`` and the hyperparameters of the methods, which
+    ``unlearning_methods("text")`` documents:
 
     Attributes:
         method: One of ``METHODS``.
-        lr: AdamW's learning rate.
-        steps: Maximum number of optimizer steps.
-        batch_size: Forget rows per step; None for all of them.
-        retain_batch_size: Retain rows per step; None for as many as forget rows.
-        retain_weight: Weight of the retain term (ignored by ``grad_ascent``). RMU's authors call it
-            alpha and use 1200 on a 7B model.
-        forget_weight: Weight of the forget term.
-        beta: Inverse temperature. The authors of NPO and DPO use 0.1, SimNPO's 2.5 or 4.5.
-        margin: SimNPO's reward margin.
-        lowered: UNDIAL's penalty on the logit of the true token.
-        temperature: Of the distillation in ``scrub`` (the authors use 2 or 4) and ``bad_teacher``
-            (1).
-        distil_weight: Weight of SCRUB's retain distillation, added to the retain loss.
-        ascents: SCRUB's epochs of ascent on forget rows.
-        guidance: ELM's strength: at 1 the target is the original's distribution for an unknown
-            entity; above 1 it is extrapolated.
-        last_k: Number of last blocks trained by ``cf_k`` and ``eu_k``, with everything after them.
-        saliency: Share of the weights that SalUn trains.
-        scale: Factor on the subtracted task vector.
-        dampen_above: SSD dampens weights that are this many times as important to the forget rows
-            as to all rows (the authors' alpha).
-        dampen_by: SSD's factor on the ratio of importances (the authors' lambda).
-        weight_decay: AdamW's decoupled weight decay.
-        clip: Maximum gradient norm; None for no limit.
-        warmup: Steps of linear warmup.
-        loss_on: ``"answer"`` or ``"all"`` tokens (RMU always uses all).
-        lora_rank: Train LoRA adapters of this rank and merge them at the end; None trains the
-            weights.
-        lora_alpha: Scale of the adapters; twice the rank by default.
-        rmu_layer: Block whose output RMU steers, counted from 0. It and the two blocks before it
-            are trained.
-        rmu_coefficient: Norm of the control vector.
-        rmu_parameters: ``"down"`` trains the down-projections of the three blocks as the authors
-            do; ``"all"`` trains every parameter of the model.
-        train_head: Whether ``last_block_relabel`` also trains the output head.
-        stop_below: Stop once ``evaluate(model)["forget"]`` is at most this.
-        every: Steps between evaluations.
+        beta: Of ``npo``, ``dpo`` and ``simnpo``, whose authors use 2.5 or 4.5.
+        margin: Of ``simnpo``.
+        lowered: The penalty of ``undial``.
+        temperature: Of ``scrub`` (the authors use 2 or 4) and ``bad_teacher`` (1).
+        distil_weight, ascents: Of ``scrub``.
+        guidance: Of ``elm``.
+        last_k: Of ``cf_k`` and ``eu_k``.
+        saliency: Of ``salun``.
+        scale: Of ``task_vector``.
+        dampen_above, dampen_by: Of ``ssd``.
+        rmu_layer, rmu_coefficient, rmu_parameters: Block, coefficient and parameters of ``rmu``.
+        train_head: Of ``last_block_relabel``.
 
     Examples:
         >>> exhume.UnlearnConfig("rmu", steps=20, rmu_layer=1).rmu_coefficient
@@ -153,32 +131,21 @@ class UnlearnConfig:
 
 @dataclass(frozen=True)
 class ImageUnlearnConfig:
-    """A method and its settings.
+    """A method for image classifiers and its settings.
+
+    The fields are some of ``TrainingSettings`` and the hyperparameters of the methods, which
+    ``unlearning_methods("images")`` documents:
 
     Attributes:
         method: One of ``IMAGE_METHODS``.
-        lr: AdamW's learning rate.
-        steps: Optimizer steps.
-        batch_size: Forget images per step.
-        retain_batch_size: Retain images per step.
-        forget_weight: Weight of the forget term (DUCK's authors use 1).
-        retain_weight: Weight of the retain term (DUCK 1.4).
-        temperature: Of SCRUB's and bad teacher's distillation and of DUCK's retain loss (2 in SCRUB
-            and DUCK).
-        distil_weight: SCRUB's weight of the retain distillation (the authors' alpha).
-        ascents: SCRUB's epochs of ascent on the forget images.
-        saliency: Share of the weights that SalUn trains.
-        dampen_above: SSD dampens weights that are this many times as important to the forget images
-            as to all images.
-        dampen_by: SSD's factor on the ratio of importances.
-        step: Size of boundary shrink's FGSM step, in pixel values.
-        anchor: FAMR's weight of the squared distance to the original's weights; the largest weight
-            of L1-sparse's penalty, which decays to 0 over the run.
-        last_k: Number of last blocks trained by CF-k and EU-k, with everything after them.
-        block: Block whose output RMU steers; it and all blocks before it are trained.
-        coefficient: Norm of RMU's control vector, in mean norms of the block's states.
-        weight_decay: AdamW's decoupled weight decay.
-        clip: Maximum gradient norm; None for no limit.
+        temperature: Of ``scrub``, ``bad_teacher`` and ``duck``.
+        distil_weight, ascents: Of ``scrub``.
+        saliency: Of ``salun``.
+        dampen_above, dampen_by: Of ``ssd``.
+        step: Of ``boundary_shrink``.
+        anchor: Of ``famr``; the penalty of ``l1_sparse``.
+        last_k: Of ``cf_k`` and ``eu_k``.
+        block, coefficient: Of ``rmu``, which trains the block and all blocks before it.
 
     Examples:
         >>> exhume.ImageUnlearnConfig("scrub").ascents

@@ -101,18 +101,7 @@ def unlearn_images_(
     seed: int,
     progress: Progress = SILENT,
 ) -> UnlearnLog:
-    """Unlearn one class, in place.
-
-    Args:
-        model: An image classifier.
-        forget: Training images of the class, all with one label.
-        retain: Training images of the other classes; not read by ``grad_ascent``,
-            ``boundary_shrink`` and ``famr``.
-        seed: Seed of the order, wrong labels, control vector and new weights.
-
-    Raises:
-        InputError: There are no images, the forget images have several labels, or a retain image
-            has theirs.
+    """Unlearn one class of images, in place: ``unlearn_`` for an image classifier.
 
     Examples:
         >>> classifier = exhume.open_checkpoint("classifier").load()

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +25,8 @@ class SSD(Method[UnlearningTask]):
         dampen_by: Factor on the ratio of importances (the authors' lambda).
     """
 
-    name: ClassVar[str] = "ssd"
-    adapters: ClassVar[bool] = False
+    name = "ssd"
+    adapters = False
     dampen_above: float = positive(10.0)
     dampen_by: float = positive(1.0)
 

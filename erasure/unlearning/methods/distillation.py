@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -11,7 +10,7 @@ from capture.network.structure import random_like
 from erasure.unlearning.methods.base import Method, Run, at_least, positive
 from erasure.unlearning.training.batch_order import alternating_steps
 from erasure.unlearning.training.objectives import elm_target, prediction_positions, undial_target
-from erasure.unlearning.training.task import Losses, Supply, TextTask, UnlearningTask, frozen_copy
+from erasure.unlearning.training.task import Losses, TextTask, UnlearningTask, frozen_copy
 
 
 @dataclass(frozen=True)
@@ -24,8 +23,8 @@ class UNDIAL(Method[TextTask]):
         penalty: Amount subtracted from the logit of the true token.
     """
 
-    name: ClassVar[str] = "undial"
-    modalities: ClassVar[tuple[str, ...]] = ("text",)
+    name = "undial"
+    modalities = ("text",)
     penalty: float = 10.0
 
     def losses(self, run: Run[TextTask]) -> Losses:
@@ -52,7 +51,7 @@ class SCRUB(Method[UnlearningTask]):
         ascents: Epochs of ascent on forget rows.
     """
 
-    name: ClassVar[str] = "scrub"
+    name = "scrub"
     temperature: float = positive(2.0)
     distil_weight: float = 0.5
     ascents: int = at_least(0, 3)
@@ -89,7 +88,7 @@ class BadTeacher(Method[UnlearningTask]):
         temperature: Of the distillation; the authors use 1.
     """
 
-    name: ClassVar[str] = "bad_teacher"
+    name = "bad_teacher"
     temperature: float = positive(1.0)
 
     def losses(self, run: Run[UnlearningTask]) -> Losses:
@@ -115,9 +114,9 @@ class ELM(Method[TextTask]):
             is extrapolated.
     """
 
-    name: ClassVar[str] = "elm"
-    modalities: ClassVar[tuple[str, ...]] = ("text",)
-    needs: ClassVar[tuple[Supply, ...]] = ("novice",)
+    name = "elm"
+    modalities = ("text",)
+    needs = ("novice",)
     guidance: float = 1.0
 
     def losses(self, run: Run[TextTask]) -> Losses:

@@ -1,7 +1,6 @@
 """FAMR, forgetting by anchored maximum-entropy regularization, without influence functions."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from capture.scoring.class_logits import class_logits
 from erasure.unlearning.methods.base import Method, Run, at_least
@@ -19,9 +18,9 @@ class FAMR(Method[ImageTask]):
         anchor: Weight of the squared distance to the original's weights.
     """
 
-    name: ClassVar[str] = "famr"
-    modalities: ClassVar[tuple[str, ...]] = ("images",)
-    reads_retain: ClassVar[bool] = False
+    name = "famr"
+    modalities = ("images",)
+    reads_retain = False
     anchor: float = at_least(0, 1e-3)
 
     def losses(self, run: Run[ImageTask]) -> Losses:

@@ -1,7 +1,6 @@
 """Methods that lower the likelihood of the forget answers."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -29,8 +28,8 @@ class GradAscent(Method[UnlearningTask]):
     Source: as in TOFU (Maini et al. 2024, arXiv 2401.06121).
     """
 
-    name: ClassVar[str] = "grad_ascent"
-    reads_retain: ClassVar[bool] = False
+    name = "grad_ascent"
+    reads_retain = False
 
     def losses(self, run: Run[UnlearningTask]) -> Losses:
         """Negative NLL of the forget rows, nats."""
@@ -44,7 +43,7 @@ class GradDiff(Method[UnlearningTask]):
     Source: as in TOFU (Maini et al. 2024, arXiv 2401.06121).
     """
 
-    name: ClassVar[str] = "grad_diff"
+    name = "grad_diff"
 
     def losses(self, run: Run[UnlearningTask]) -> Losses:
         """Negative NLL of the forget rows and NLL of the retain rows, nats."""
@@ -61,8 +60,8 @@ class NPO(Method[TextTask]):
         beta: Inverse temperature, per nat; the authors use 0.1.
     """
 
-    name: ClassVar[str] = "npo"
-    modalities: ClassVar[tuple[str, ...]] = ("text",)
+    name = "npo"
+    modalities = ("text",)
     beta: float = positive(0.1)
 
     def losses(self, run: Run[TextTask]) -> Losses:
@@ -92,8 +91,8 @@ class SimNPO(Method[TextTask]):
         margin: Reward margin.
     """
 
-    name: ClassVar[str] = "simnpo"
-    modalities: ClassVar[tuple[str, ...]] = ("text",)
+    name = "simnpo"
+    modalities = ("text",)
     beta: float = positive(2.5)
     margin: float = 0.0
 

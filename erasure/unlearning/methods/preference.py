@@ -1,14 +1,13 @@
 """Methods that prefer another answer to the true one."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
 from capture.data.sequences import Padded, pad
 from erasure.unlearning.methods.base import Method, Run, positive
 from erasure.unlearning.training.objectives import dpo, sequence_logprobs
-from erasure.unlearning.training.task import Losses, Supply, TextTask
+from erasure.unlearning.training.task import Losses, TextTask
 
 
 @dataclass(frozen=True)
@@ -22,9 +21,9 @@ class DPO(Method[TextTask]):
         beta: Inverse temperature, per nat; the authors use 0.1.
     """
 
-    name: ClassVar[str] = "dpo"
-    modalities: ClassVar[tuple[str, ...]] = ("text",)
-    needs: ClassVar[tuple[Supply, ...]] = ("preferred",)
+    name = "dpo"
+    modalities = ("text",)
+    needs = ("preferred",)
     beta: float = positive(0.1)
 
     def losses(self, run: Run[TextTask]) -> Losses:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from erasure.unlearning.training.image_task import ImageTask, fgsm_target_class
 from erasure.unlearning.training.loop import Schedule, shortest_row
 from erasure.unlearning.training.parameters import Scope
 from erasure.unlearning.training.settings import TrainingSettings
-from erasure.unlearning.training.task import Losses, Part, Supply, Term, TextTask, UnlearningTask
+from erasure.unlearning.training.task import Losses, Term, TextTask, UnlearningTask
 
 
 def relabel_term(run: Run[UnlearningTask]) -> Term:
@@ -33,9 +32,9 @@ class Relabel(Method[UnlearningTask]):
     2310.12508).
     """
 
-    name: ClassVar[str] = "relabel"
-    needs: ClassVar[tuple[Supply, ...]] = ("relabeled",)
-    forget_part: ClassVar[Part] = "relabeled"
+    name = "relabel"
+    needs = ("relabeled",)
+    forget_part = "relabeled"
 
     def losses(self, run: Run[UnlearningTask]) -> Losses:
         """NLL of the wrong answers and of the retain answers, nats."""
@@ -52,10 +51,10 @@ class LastBlockRelabel(Method[TextTask]):
         train_head: Whether the output head is trained too.
     """
 
-    name: ClassVar[str] = "last_block_relabel"
-    modalities: ClassVar[tuple[str, ...]] = ("text",)
-    needs: ClassVar[tuple[Supply, ...]] = ("relabeled",)
-    forget_part: ClassVar[Part] = "relabeled"
+    name = "last_block_relabel"
+    modalities = ("text",)
+    needs = ("relabeled",)
+    forget_part = "relabeled"
     train_head: bool = False
 
     def scope(self, task: TextTask) -> Scope:
@@ -84,10 +83,10 @@ class SalUn(Method[UnlearningTask]):
         saliency: Share of the weights that are trained.
     """
 
-    name: ClassVar[str] = "salun"
-    needs: ClassVar[tuple[Supply, ...]] = ("relabeled",)
-    forget_part: ClassVar[Part] = "relabeled"
-    adapters: ClassVar[bool] = False
+    name = "salun"
+    needs = ("relabeled",)
+    forget_part = "relabeled"
+    adapters = False
     saliency: float = share(0.5)
 
     def losses(self, run: Run[UnlearningTask]) -> Losses:
@@ -114,9 +113,9 @@ class BoundaryShrink(Method[ImageTask]):
         step: Size of the FGSM step that finds the class, in pixel values.
     """
 
-    name: ClassVar[str] = "boundary_shrink"
-    modalities: ClassVar[tuple[str, ...]] = ("images",)
-    reads_retain: ClassVar[bool] = False
+    name = "boundary_shrink"
+    modalities = ("images",)
+    reads_retain = False
     step: float = positive(0.2)
 
     def losses(self, run: Run[ImageTask]) -> Losses:

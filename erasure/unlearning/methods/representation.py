@@ -1,7 +1,6 @@
 """Methods that act on internal states."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import nn
 from torch.nn import functional
@@ -37,8 +36,8 @@ class RMU(Method[UnlearningTask]):
             authors do, ``"all"`` the model, ``"prefix"`` the block and all blocks before it.
     """
 
-    name: ClassVar[str] = "rmu"
-    scores_answers: ClassVar[bool] = False
+    name = "rmu"
+    scores_answers = False
     block: int | nn.Module = 7
     coefficient: float = 6.5
     parameters: str = one_of("down", "all", "prefix")
@@ -94,8 +93,8 @@ class DUCK(Method[ImageTask]):
         temperature: Of the retain loss; the authors use 2.
     """
 
-    name: ClassVar[str] = "duck"
-    modalities: ClassVar[tuple[str, ...]] = ("images",)
+    name = "duck"
+    modalities = ("images",)
     temperature: float = positive(2.0)
 
     def losses(self, run: Run[ImageTask]) -> Losses:

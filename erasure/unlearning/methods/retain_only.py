@@ -1,7 +1,6 @@
 """Methods that train on retain rows only."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 from torch.nn import functional
@@ -23,8 +22,8 @@ class CFk(Method[UnlearningTask]):
         last_k: Number of last blocks that are trained, with everything after them.
     """
 
-    name: ClassVar[str] = "cf_k"
-    reads_forget: ClassVar[bool] = False
+    name = "cf_k"
+    reads_forget = False
     last_k: int = at_least(1, 1)
 
     def scope(self, task: UnlearningTask) -> Scope:
@@ -46,9 +45,9 @@ class EUk(Method[UnlearningTask]):
         last_k: Number of last blocks that are trained, with everything after them.
     """
 
-    name: ClassVar[str] = "eu_k"
-    reads_forget: ClassVar[bool] = False
-    adapters: ClassVar[bool] = False
+    name = "eu_k"
+    reads_forget = False
+    adapters = False
     last_k: int = at_least(1, 1)
 
     def scope(self, task: UnlearningTask) -> Scope:
@@ -71,9 +70,9 @@ class L1Sparse(Method[ImageTask]):
         penalty: Largest weight of the sum of absolute weights.
     """
 
-    name: ClassVar[str] = "l1_sparse"
-    modalities: ClassVar[tuple[str, ...]] = ("images",)
-    reads_forget: ClassVar[bool] = False
+    name = "l1_sparse"
+    modalities = ("images",)
+    reads_forget = False
     penalty: float = at_least(0, 1e-3)
 
     def losses(self, run: Run[ImageTask]) -> Losses:

@@ -1,7 +1,6 @@
 """Task vector negation."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
@@ -23,9 +22,9 @@ class TaskVector(Method[TextTask]):
         scale: Factor on the subtracted change.
     """
 
-    name: ClassVar[str] = "task_vector"
-    modalities: ClassVar[tuple[str, ...]] = ("text",)
-    reads_retain: ClassVar[bool] = False
+    name = "task_vector"
+    modalities = ("text",)
+    reads_retain = False
     scale: float = 1.0
 
     def run(

@@ -2,32 +2,18 @@
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Protocol
 
 from erasure.unlearning.training.loop import shuffled_batches
+from erasure.unlearning.training.settings import TrainingSettings
 from erasure.unlearning.training.task import Losses
 from evidence.seeds import numpy_rng
 
 
-class BatchSizes(Protocol):
-    """The settings that determine the batches."""
-
-    @property
-    def batch_size(self) -> int | None:
-        """Forget rows per step; None for all of them."""
-        ...
-
-    @property
-    def retain_batch_size(self) -> int | None:
-        """Retain rows per step; None for as many as forget rows."""
-        ...
-
-
 def paired_steps(
-    losses: Losses, n_forget: int, n_retain: int, sizes: BatchSizes, seed: int
+    losses: Losses, n_forget: int, n_retain: int, training: TrainingSettings, seed: int
 ) -> Callable[[], dict[str, float]]:
     """Steps with one batch of forget rows and, if there are any, one of retain rows."""
-    forget_order, retain_order = _batch_iterators(n_forget, n_retain, sizes, seed)
+    forget_order, retain_order = _batch_iterators(n_forget, n_retain, training, seed)
 
     def backward() -> dict[str, float]:
         logged: dict[str, float] = {}
@@ -41,15 +27,20 @@ def paired_steps(
 
 
 def alternating_steps(
-    losses: Losses, n_forget: int, n_retain: int, sizes: BatchSizes, ascents: int, seed: int
+    losses: Losses,
+    n_forget: int,
+    n_retain: int,
+    training: TrainingSettings,
+    ascents: int,
+    seed: int,
 ) -> Callable[[], dict[str, float]]:
     """SCRUB's order: epochs of forget rows, each followed by an epoch of retain rows.
 
     After ``ascents`` of them only retain rows follow.
     """
-    size = min(sizes.batch_size or n_forget, n_forget)
-    retain_size = min(sizes.retain_batch_size or size, n_retain) if n_retain else 1
-    forget_order, retain_order = _batch_iterators(n_forget, n_retain, sizes, seed)
+    size = min(training.batch_size or n_forget, n_forget)
+    retain_size = min(training.retain_batch_size or size, n_retain) if n_retain else 1
+    forget_order, retain_order = _batch_iterators(n_forget, n_retain, training, seed)
 
     def turns() -> Iterator[str]:
         for _ in range(ascents):
@@ -71,13 +62,13 @@ def alternating_steps(
 
 
 def _batch_iterators(
-    n_forget: int, n_retain: int, sizes: BatchSizes, seed: int
+    n_forget: int, n_retain: int, training: TrainingSettings, seed: int
 ) -> tuple[Iterator[list[int]], Iterator[list[int]]]:
     """Endless batches of forget rows and of retain rows."""
-    size = min(sizes.batch_size or n_forget, n_forget)
+    size = min(training.batch_size or n_forget, n_forget)
     return (
-        shuffled_batches(n_forget, sizes.batch_size, numpy_rng(seed, "forget")),
+        shuffled_batches(n_forget, training.batch_size, numpy_rng(seed, "forget")),
         shuffled_batches(
-            max(n_retain, 1), sizes.retain_batch_size or size, numpy_rng(seed, "retain")
+            max(n_retain, 1), training.retain_batch_size or size, numpy_rng(seed, "retain")
         ),
     )

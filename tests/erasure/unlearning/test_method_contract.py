@@ -4,7 +4,6 @@ import copy
 import re
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 import torch
@@ -222,7 +221,7 @@ def test_bad_input_is_one_clear_error(knows):
 
 def test_what_is_no_method_is_not_registered():
     class Nothing(Method):
-        name: ClassVar[str] = "nothing"
+        name = "nothing"
 
     before = dict(REGISTRY)
     for wrong, message in ((Nothing, "does nothing"), (NPO, "own"), (Method, "own")):
