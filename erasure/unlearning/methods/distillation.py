@@ -10,7 +10,7 @@ from capture.network.structure import random_like
 from erasure.unlearning.methods.base import Method, Run, at_least, positive
 from erasure.unlearning.training.batch_order import alternating_steps
 from erasure.unlearning.training.objectives import elm_target, prediction_positions, undial_target
-from erasure.unlearning.training.task import Losses, TextTask, UnlearningTask, frozen_copy
+from erasure.unlearning.training.task import Losses, Teacher, TextTask, UnlearningTask, frozen_copy
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,10 @@ class UNDIAL(Method[TextTask]):
 
         def target(batch: Padded) -> Tensor:
             tokens = prediction_positions(batch, task.loss_on)[1]
-            return undial_target(original(batch), tokens, self.penalty)
+            return undial_target(original.logits(batch), tokens, self.penalty)
 
-        return Losses(lambda rows: task.distill("forget", rows, target, weight), run.keep_answers)
+        lowered = Teacher(target)
+        return Losses(lambda rows: task.distill("forget", rows, lowered, weight), run.keep_answers)
 
 
 @dataclass(frozen=True)
@@ -58,17 +59,17 @@ class SCRUB(Method[UnlearningTask]):
 
     def losses(self, run: Run[UnlearningTask]) -> Losses:
         """Negative distillation on forget rows; NLL and distillation on retain rows, nats."""
-        task, training, heat = run.task, run.training, self.temperature
+        task, training = run.task, run.training
         original = frozen_copy(task.model)
-        forget_teacher = task.teacher(original, "forget")
-        retain_teacher = task.teacher(original, "retain")
+        forget_teacher = task.teacher(original, "forget", self.temperature)
+        retain_teacher = task.teacher(original, "retain", self.temperature)
 
         def forget(rows: list[int]) -> float:
-            return -task.distill("forget", rows, forget_teacher, -training.forget_weight, heat)
+            return -task.distill("forget", rows, forget_teacher, -training.forget_weight)
 
         def retain(rows: list[int]) -> float:
             weights = training.retain_weight, self.distil_weight
-            return task.nll_and_distill("retain", rows, retain_teacher, *weights, heat)
+            return task.nll_and_distill("retain", rows, retain_teacher, *weights)
 
         return Losses(forget, retain)
 
@@ -93,13 +94,13 @@ class BadTeacher(Method[UnlearningTask]):
 
     def losses(self, run: Run[UnlearningTask]) -> Losses:
         """Distillation to two teachers, nats."""
-        task, training, heat = run.task, run.training, self.temperature
+        task, training = run.task, run.training
         untrained = random_like(task.model, run.seed).requires_grad_(False)
-        bad = task.teacher(untrained, "forget")
-        good = task.teacher(frozen_copy(task.model), "retain")
+        bad = task.teacher(untrained, "forget", self.temperature)
+        good = task.teacher(frozen_copy(task.model), "retain", self.temperature)
         return Losses(
-            lambda rows: task.distill("forget", rows, bad, training.forget_weight, heat),
-            lambda rows: task.distill("retain", rows, good, training.retain_weight, heat),
+            lambda rows: task.distill("forget", rows, bad, training.forget_weight),
+            lambda rows: task.distill("retain", rows, good, training.retain_weight),
         )
 
 
@@ -121,18 +122,19 @@ class ELM(Method[TextTask]):
 
     def losses(self, run: Run[TextTask]) -> Losses:
         """Distillation to ``objectives.elm_target``, and to the original on retain rows, nats."""
-        task, training, novice = run.task, run.training, run.task.novice
-        assert novice is not None  # as check_supply has found
+        task, training, novices = run.task, run.training, run.task.novice
+        assert novices is not None  # as check_supply has found
         original = task.teacher(frozen_copy(task.model), "forget")
 
         def forget(rows: list[int]) -> float:
-            novice_rows = novice[rows]
+            novice_rows = novices[rows]
 
             def target(batch: Padded) -> Tensor:
                 unknown = pad(novice_rows, batch.rows.tolist(), device=batch.input_ids.device)
-                return elm_target(original(batch), original(unknown), self.guidance)
+                expert, novice = original.logits(batch), original.logits(unknown)
+                return elm_target(expert, novice, self.guidance)
 
-            return task.distill("forget", rows, target, training.forget_weight)
+            return task.distill("forget", rows, Teacher(target), training.forget_weight)
 
         return Losses(
             forget, lambda rows: task.distill("retain", rows, original, training.retain_weight)

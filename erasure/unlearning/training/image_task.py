@@ -101,31 +101,24 @@ class ImageTask:
         logprobs = class_logits(self.model, pixels).log_softmax(1).gather(1, labels[:, None])
         return self.backward(loss(logprobs[:, 0]).mean(), weight)
 
-    def teacher(self, source: nn.Module, part: Part) -> Teacher:
+    def teacher(self, source: nn.Module, part: Part, temperature: float = 1.0) -> Teacher:
         """Logits of all images, computed once."""
         logits = frozen_features(source, self.data(part)[0])[0]
-        return lambda rows: logits[rows]
+        return Teacher(lambda rows: logits[rows], temperature)
 
-    def distill(
-        self, part: Part, rows: list[int], teacher: Teacher, weight: float, temperature: float = 1.0
-    ) -> float:
+    def distill(self, part: Part, rows: list[int], teacher: Teacher, weight: float) -> float:
         """Mean distillation loss over images."""
         logits = class_logits(self.model, self.data(part)[0][rows])
-        return self.backward(mean_distillation(logits, teacher(rows), temperature), weight)
+        loss = mean_distillation(logits, teacher.logits(rows), teacher.temperature)
+        return self.backward(loss, weight)
 
     def nll_and_distill(
-        self,
-        part: Part,
-        rows: list[int],
-        teacher: Teacher,
-        weight: float,
-        distil_weight: float,
-        temperature: float,
+        self, part: Part, rows: list[int], teacher: Teacher, weight: float, distil_weight: float
     ) -> float:
         """One pass; ``weight`` is that of the sum of both losses."""
         pixels, labels = self.batch(part, rows)
         logits = class_logits(self.model, pixels)
-        distilled = mean_distillation(logits, teacher(rows), temperature)
+        distilled = mean_distillation(logits, teacher.logits(rows), teacher.temperature)
         loss = functional.cross_entropy(logits, labels) + distil_weight * distilled
         return self.backward(loss, weight)
 

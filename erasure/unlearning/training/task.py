@@ -33,8 +33,19 @@ Supply = Literal["relabeled", "preferred", "novice"]
 """Further rows: wrong answers; preferred answers, row by row; an unknown entity, row by row."""
 Term = Callable[[list[int]], float]
 """Adds the weighted gradient of a loss for some rows, and returns the unweighted loss."""
-Teacher = Callable[[Any], Tensor]
-"""Logits of a frozen model for a padded batch of text, or for the numbers of images."""
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """What a model is distilled towards or away from.
+
+    Attributes:
+        logits: Target logits for a padded batch of text, or for row numbers of images.
+        temperature: Of the distillation loss, > 0.
+    """
+
+    logits: Callable[[Any], Tensor]
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -83,24 +94,16 @@ class UnlearningTask(Protocol):
         """A loss of the answers' log-probabilities: of tokens for text, of images for images."""
         ...
 
-    def teacher(self, source: nn.Module, part: Part) -> Teacher:
+    def teacher(self, source: nn.Module, part: Part, temperature: float = 1.0) -> Teacher:
         """Logits of ``source``, a model that does not change, for the rows of a part."""
         ...
 
-    def distill(
-        self, part: Part, rows: list[int], teacher: Teacher, weight: float, temperature: float = 1.0
-    ) -> float:
+    def distill(self, part: Part, rows: list[int], teacher: Teacher, weight: float) -> float:
         """Distillation loss to the teacher's logits, in nats."""
         ...
 
     def nll_and_distill(
-        self,
-        part: Part,
-        rows: list[int],
-        teacher: Teacher,
-        weight: float,
-        distil_weight: float,
-        temperature: float,
+        self, part: Part, rows: list[int], teacher: Teacher, weight: float, distil_weight: float
     ) -> float:
         """Sum of ``nll`` and ``distil_weight`` times ``distill``.
 
@@ -250,34 +253,27 @@ class TextTask:
         """(token, vocabulary) logits of a model at the scored tokens."""
         return answer_logits(model, batch, prediction_positions(batch, self.loss_on)[0])
 
-    def teacher(self, source: nn.Module, part: Part) -> Teacher:
+    def teacher(self, source: nn.Module, part: Part, temperature: float = 1.0) -> Teacher:
         """Logits at the scored tokens, computed batch by batch."""
-        return lambda batch: self.scored_logits(source, batch).float()
+        return Teacher(lambda batch: self.scored_logits(source, batch).float(), temperature)
 
-    def distill(
-        self, part: Part, rows: list[int], teacher: Teacher, weight: float, temperature: float = 1.0
-    ) -> float:
+    def distill(self, part: Part, rows: list[int], teacher: Teacher, weight: float) -> float:
         """Mean distillation loss over the scored tokens."""
         data = self.data(part)[rows]
 
         def losses(batch: Padded) -> Tensor:
             with torch.no_grad():
-                target_logits = teacher(batch)
-            return distillation(self.scored_logits(self.model, batch), target_logits, temperature)
+                target = teacher.logits(batch)
+            logits = self.scored_logits(self.model, batch)
+            return distillation(logits, target, teacher.temperature)
 
         return self.batch_loss(data, losses, weight, count_scored(data, self.loss_on))
 
     def nll_and_distill(
-        self,
-        part: Part,
-        rows: list[int],
-        teacher: Teacher,
-        weight: float,
-        distil_weight: float,
-        temperature: float,
+        self, part: Part, rows: list[int], teacher: Teacher, weight: float, distil_weight: float
     ) -> float:
         """Two passes, one a loss; ``weight`` is that of the NLL alone."""
-        distilled = self.distill(part, rows, teacher, distil_weight, temperature)
+        distilled = self.distill(part, rows, teacher, distil_weight)
         return distil_weight * distilled + self.nll(part, rows, weight)
 
     def fisher(self, part: Part, parameters: list[nn.Parameter]) -> list[Tensor]:
