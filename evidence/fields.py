@@ -1,6 +1,7 @@
 """Type checks for the fields of settings dataclasses."""
 
 import sys
+from dataclasses import fields
 from functools import cache
 from numbers import Integral, Real
 from types import NoneType, UnionType
@@ -29,7 +30,8 @@ def check_fields(settings: Any) -> None:
 
 @cache
 def _field_types(settings: type) -> dict[str, Any]:
-    return get_type_hints(settings)
+    hints = get_type_hints(settings)  # of class variables, too
+    return {each.name: hints[each.name] for each in fields(settings)}
 
 
 def _has_type(value: Any, expected: Any) -> bool:

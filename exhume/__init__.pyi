@@ -129,9 +129,11 @@ from erasure.weights.folding import fold_ as fold_, stream_erasers as stream_era
 
 # Unlearning: published methods, fine-tuning, quantization.
 from erasure.unlearning.run import unlearn_ as unlearn_
-from erasure.unlearning.training.config import UnlearnConfig as UnlearnConfig
-from erasure.unlearning.methods.image_methods import unlearn_images_ as unlearn_images_
-from erasure.unlearning.training.config import ImageUnlearnConfig as ImageUnlearnConfig
+from erasure.unlearning.config import UnlearnConfig as UnlearnConfig
+from erasure.unlearning.run import unlearn_images_ as unlearn_images_
+from erasure.unlearning.config import ImageUnlearnConfig as ImageUnlearnConfig
+from erasure.unlearning.methods.registry import unlearning_methods as unlearning_methods
+from erasure.unlearning.training.settings import TrainingSettings as TrainingSettings
 from erasure.unlearning.training.loop import finetune_ as finetune_
 from erasure.weights.quantization import quantize_ as quantize_
 

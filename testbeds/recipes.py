@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from erasure.unlearning.training.config import ImageUnlearnConfig, UnlearnConfig
+from erasure.unlearning.config import ImageUnlearnConfig, UnlearnConfig
 from testbeds.worlds.capitals import TRAINING_TEMPLATE
 
 

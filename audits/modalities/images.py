@@ -27,7 +27,7 @@ from capture.data.image_files import is_image_source, read_images
 from capture.data.images import ImagePreprocessor, ImageSet, is_image_classifier
 from capture.network.network_size import network_size
 from capture.scoring.class_logits import class_logits
-from erasure.unlearning.methods.image_methods import last_parameters
+from erasure.unlearning.training.image_task import last_parameters
 from erasure.unlearning.training.loop import Schedule, only_training, train_steps
 from evidence.errors import InputError
 from evidence.progress import Progress

@@ -35,8 +35,8 @@ from capture.data.tokenization import encode, encode_items
 from capture.network.sites import find_sites
 from capture.scoring.answers import score_answers
 from capture.scoring.set_validation import swapped_files_error
+from erasure.unlearning.config import UnlearnConfig
 from erasure.unlearning.run import unlearn_
-from erasure.unlearning.training.config import UnlearnConfig
 from evidence.progress import Progress
 from evidence.seeds import numpy_rng
 

@@ -15,9 +15,9 @@ from capture.data.sequences import Sequences
 from capture.network.hooks import patch
 from erasure.concept.leace import Leace
 from erasure.concept.md_pga import fit_md_pga
+from erasure.unlearning.config import UnlearnConfig
 from erasure.unlearning.probe_alignment import PRESETS, PgaConfig, align_
 from erasure.unlearning.run import unlearn_
-from erasure.unlearning.training.config import UnlearnConfig
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from experiments.pga.readouts import logistic_readouts

@@ -18,9 +18,9 @@ from capture.network.hooks import record_places
 from capture.network.sites import Place
 from capture.network.structure import classifier_of, down_projection, find_blocks
 from capture.scoring.class_logits import class_logits
-from erasure.unlearning.methods.image_methods import LabeledImages, last_parameters, unlearn_images_
-from erasure.unlearning.training.config import ImageUnlearnConfig
-from erasure.unlearning.training.image_task import CHUNK_IMAGES
+from erasure.unlearning.config import ImageUnlearnConfig
+from erasure.unlearning.run import unlearn_images_
+from erasure.unlearning.training.image_task import CHUNK_IMAGES, LabeledImages, last_parameters
 from erasure.unlearning.training.loop import Schedule, only_training, shuffled_batches, train_steps
 from evidence.seeds import numpy_rng, stage_seed, torch_rng
 from testbeds.edits.late_layers import random_rotation

@@ -22,8 +22,8 @@ from capture.data.items import ItemSet, read_items
 from capture.data.sequences import Sequences
 from capture.network.structure import own_head_
 from capture.scoring.answers import score_answers
+from erasure.unlearning.config import UnlearnConfig
 from erasure.unlearning.run import unlearn_
-from erasure.unlearning.training.config import UnlearnConfig
 from erasure.unlearning.training.loop import finetune_
 from evidence.seeds import numpy_rng, stage_seed, torch_rng
 from testbeds.planted import mislabel

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from erasure.unlearning.training.config import IMAGE_METHODS, RETAIN_ONLY_METHODS
+from erasure.unlearning.config import IMAGE_METHODS
 from testbeds.edits import adversarial, digits_edits, workbench
 from testbeds.edits import late_layers as suppressions
 from testbeds.edits import sae_clamp as clamping
@@ -116,7 +116,7 @@ def _kinds() -> tuple[Kind, ...]:
         Kind(
             name,
             None,
-            _LOWER_KEPT if name in RETAIN_ONLY_METHODS else _GRADED,
+            _LOWER_KEPT if name in ("cf_k", "eu_k") else _GRADED,
             workbench.published(name),
             ANY,
             ANY,

@@ -14,8 +14,8 @@ from audits.run.planning import plan
 from audits.validation.demo import run_demo
 from audits.validation.selftest import selftest
 from capture.checkpoints.cache import cache_root
+from erasure.unlearning.config import ImageUnlearnConfig, UnlearnConfig
 from erasure.unlearning.probe_alignment import PgaConfig
-from erasure.unlearning.training.config import ImageUnlearnConfig, UnlearnConfig
 from erasure.unlearning.training.loop import Schedule
 from evidence.errors import ExhumeError, InputError, check_list, printable, quoted
 from evidence.machine.devices import choose_device

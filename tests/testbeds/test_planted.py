@@ -7,7 +7,7 @@ import torch
 from capture.checkpoints.open import open_checkpoint
 from capture.data.items import Item, ItemSet, read_items
 from capture.data.tokenization import encode_items
-from erasure.unlearning.training.config import UnlearnConfig
+from erasure.unlearning.config import UnlearnConfig
 from evidence.errors import InputError
 from testbeds.planted import STATES, hold_out, mislabel, plant, read_card, training_rows
 from testbeds.recipes import RECIPES, Recipe

@@ -1,39 +1,58 @@
-"""SSD (selective synaptic dampening): shrink the weights that matter most to the forget rows.
-
-Source: Foster, Schoepf, Brintrup (2023), arXiv 2308.07707.
-"""
+"""SSD (selective synaptic dampening): shrink the weights that matter most to the forget rows."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from capture.data.sequences import Sequences
-from erasure.unlearning.training.loop import backward_nll
+from erasure.unlearning.methods.base import Method, positive
+from erasure.unlearning.training.loop import Evaluate, TrainLog, only_training
+from erasure.unlearning.training.settings import TrainingSettings
+from erasure.unlearning.training.task import UnlearningTask
+from evidence.progress import SILENT, Progress
 
 
-def diagonal_fisher(
-    model: nn.Module, parameters: list[nn.Parameter], rows: Sequences, loss_on: str
-) -> list[Tensor]:
-    """Diagonal Fisher information: mean over rows of the squared gradient of a row's loss.
+@dataclass(frozen=True)
+class SSD(Method[UnlearningTask]):
+    """Dampen weights once, by their Fisher information, without training.
 
-    Args:
-        model: A causal language model.
-        parameters: The parameters, which take gradients.
-        rows: Rows with the true answers.
-        loss_on: ``"answer"`` or ``"all"`` tokens.
+    Source: Foster, Schoepf, Brintrup (2023), arXiv 2308.07707.
+
+    Attributes:
+        dampen_above: Weights this many times as important to the forget rows as to all rows are
+            dampened (the authors' alpha).
+        dampen_by: Factor on the ratio of importances (the authors' lambda).
     """
-    fisher = [torch.zeros_like(parameter) for parameter in parameters]
-    for row in range(len(rows)):
-        for parameter in parameters:
-            parameter.grad = None
-        backward_nll(model, rows[[row]], loss_on, 1.0)
-        for total, parameter in zip(fisher, parameters, strict=True):
-            if parameter.grad is not None:
-                total += parameter.grad.square() / len(rows)
-    for parameter in parameters:
-        parameter.grad = None
-    return fisher
+
+    name = "ssd"
+    adapters = False
+    dampen_above: float = positive(10.0)
+    dampen_by: float = positive(1.0)
+
+    def uses_retain(self, training: TrainingSettings) -> bool:
+        """Whatever the retain weight: importance is relative to all rows."""
+        return True
+
+    def run(
+        self,
+        task: UnlearningTask,
+        training: TrainingSettings,
+        *,
+        evaluate: Evaluate | None = None,
+        seed: int,
+        progress: Progress = SILENT,
+    ) -> TrainLog:
+        """One edit; the log has the number of dampened weights."""
+        with only_training(task.model, task.model.parameters()) as parameters:
+            forget_fisher = task.fisher("forget", parameters)
+            retain_fisher = task.fisher("retain", parameters)
+            share = task.count("forget") / (task.count("forget") + task.count("retain"))
+            above, by = self.dampen_above, self.dampen_by
+            n_dampened = dampen_parameters_(
+                parameters, forget_fisher, retain_fisher, share, above, by
+            )
+        return TrainLog(({"step": 1.0, "dampened": float(n_dampened)},))
 
 
 def dampen_parameters_(

@@ -1,77 +1,48 @@
-"""Select the parameters that a method trains."""
+"""The parameters that a method trains, or low-rank adapters in their place."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from capture.network.structure import (
-    block_at,
-    blocks_and_after,
-    down_projection,
-    find_blocks,
-    is_linear_map,
-    is_transposed,
-    output_head,
-    own_head_,
-    random_like,
-)
-from erasure.unlearning.training.config import RETAIN_ONLY_METHODS, UnlearnConfig
+from capture.network.structure import is_linear_map, is_transposed, output_head, random_like
 from evidence.errors import InputError
 from evidence.seeds import stage_seed
 
 
+@dataclass(frozen=True)
+class Scope:
+    """The part of a model that a method changes.
+
+    Attributes:
+        modules: Where LoRA adapters go.
+        parameters: What is trained without adapters.
+    """
+
+    modules: list[nn.Module]
+    parameters: list[nn.Parameter]
+
+    @classmethod
+    def of(cls, *modules: nn.Module) -> "Scope":
+        """All parameters of some modules, each once."""
+        unique = {id(p): p for module in modules for p in module.parameters()}
+        return cls(list(modules), list(unique.values()))
+
+
 @contextmanager
 def trained_parameters(
-    model: nn.Module, config: UnlearnConfig, rmu_module: nn.Module | None, seed: int
+    model: nn.Module, scope: Scope, rank: int | None, alpha: float | None, seed: int
 ) -> Iterator[list[nn.Parameter]]:
-    """Context manager with the parameters that the method trains, LoRA's or the model's."""
-    modules, all_parameters = _scope(model, config, rmu_module)
-    if config.lora_rank is None:
-        yield all_parameters
+    """Context manager with the parameters to train: LoRA's of a rank, or the model's own."""
+    if rank is None:
+        yield scope.parameters
         return
-    alpha = 2.0 * config.lora_rank if config.lora_alpha is None else config.lora_alpha
-    with low_rank_(model, modules, config.lora_rank, alpha, seed) as parameters:
+    with low_rank_(
+        model, scope.modules, rank, 2.0 * rank if alpha is None else alpha, seed
+    ) as parameters:
         yield parameters
-
-
-def _scope(
-    model: nn.Module, config: UnlearnConfig, rmu_module: nn.Module | None
-) -> tuple[list[nn.Module], list[nn.Parameter]]:
-    """Modules and parameters that the method may change."""
-    if config.method == "last_block_relabel":
-        modules = [find_blocks(model)[-1]]
-        if config.train_head:
-            modules.append(own_head_(model))
-    elif config.method in RETAIN_ONLY_METHODS:
-        modules = blocks_and_after(model, config.last_k)
-    elif config.method == "rmu" and config.rmu_parameters == "down":
-        blocks = find_blocks(model)
-        last = blocks.index(rmu_block(model, config, rmu_module))
-        chosen = blocks[max(0, last - 2) : last + 1]
-        modules = [down_projection(block) for block in chosen]
-        # The authors train only the matrix, even if there is a bias.
-        return modules, [module.get_parameter("weight") for module in modules]
-    else:
-        modules = [model]
-    unique = {id(p): p for module in modules for p in module.parameters()}
-    return modules, list(unique.values())
-
-
-def rmu_block(model: nn.Module, config: UnlearnConfig, chosen: nn.Module | None) -> nn.Module:
-    """The block RMU steers: ``chosen``, or block ``config.rmu_layer``.
-
-    Raises:
-        InputError: The model has no such block.
-    """
-    if chosen is not None:
-        if not any(chosen is block for block in find_blocks(model)):
-            raise InputError(
-                "rmu_module is not one of the model's blocks", got=type(chosen).__name__
-            )
-        return chosen
-    return block_at(model, config.rmu_layer, "rmu_layer")
 
 
 def reinitialize_(model: nn.Module, parameters: list[nn.Parameter], seed: int) -> None:

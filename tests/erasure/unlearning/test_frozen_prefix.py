@@ -9,8 +9,9 @@ from transformers import GenerationConfig
 
 from capture.data.sequences import Sequences, pad
 from capture.network.structure import find_blocks
-from erasure.unlearning import run as methods
-from erasure.unlearning.training.config import UnlearnConfig
+from erasure.unlearning.config import UnlearnConfig
+from erasure.unlearning.methods import relabeling
+from erasure.unlearning.run import unlearn_
 from erasure.unlearning.training.frozen_prefix import cached_prefix
 from tests.helpers.tiny_erasure import FORGET, RELABELLED, RETAIN, tiny_gpt2, tiny_llama, tiny_neox
 
@@ -57,9 +58,9 @@ def test_the_last_block_is_trained_alike(family, monkeypatch):
     found = []
     for plain in (False, True):
         if plain:
-            monkeypatch.setattr(methods, "cached_prefix", lambda *_: nullcontext())
+            monkeypatch.setattr(relabeling, "cached_prefix", lambda *_: nullcontext())
         model = family()
-        log = methods.unlearn_(
+        log = unlearn_(
             model,
             FORGET,
             RETAIN,

@@ -8,9 +8,9 @@ from torch.testing import assert_close
 from capture.activations.hidden_states import module_output
 from capture.data.sequences import Sequences, pad
 from capture.network.structure import find_blocks
+from erasure.unlearning.config import UnlearnConfig
 from erasure.unlearning.run import unlearn_
 from erasure.unlearning.training import task as losses
-from erasure.unlearning.training.config import UnlearnConfig
 from erasure.unlearning.training.objectives import control_vector, sequence_logprobs
 from evidence.errors import InputError
 from evidence.seeds import torch_rng

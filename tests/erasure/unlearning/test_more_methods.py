@@ -9,12 +9,13 @@ from torch.testing import assert_close
 
 from capture.data.sequences import Sequences, pad
 from capture.network.structure import blocks_and_after, random_like
-from erasure.unlearning.methods.dampening import dampen_, diagonal_fisher
-from erasure.unlearning.methods.saliency import masked_gradients, saliency_masks
+from erasure.unlearning.config import METHODS, UnlearnConfig
+from erasure.unlearning.methods.dampening import dampen_
+from erasure.unlearning.methods.relabeling import masked_gradients, saliency_masks
 from erasure.unlearning.run import unlearn_
-from erasure.unlearning.training.config import METHODS, UnlearnConfig
 from erasure.unlearning.training.loop import finetune_
 from erasure.unlearning.training.objectives import dpo, sequence_logprobs, simnpo
+from erasure.unlearning.training.task import TextTask, diagonal_fisher
 from evidence.errors import InputError
 from tests.helpers.tiny_erasure import (
     FORGET,
@@ -225,7 +226,7 @@ def test_ssd_shrinks_and_never_grows_or_flips_a_weight(knows):
 
 def test_a_mask_holds_the_largest_gradients_and_nothing_else_moves(knows):
     parameters = list(knows.parameters())
-    masks = saliency_masks(knows, parameters, FORGET, "answer", 0.25)
+    masks = saliency_masks(TextTask(knows, FORGET, RETAIN), parameters, 0.25)
     total = sum(mask.numel() for mask in masks)
     assert sum(int(mask.sum()) for mask in masks) == round(0.25 * total)
     copied = copy.deepcopy(knows)
