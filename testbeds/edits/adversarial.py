@@ -29,10 +29,16 @@ from erasure.weights.quantization import quantize_
 from evidence.errors import ExhumeError
 from evidence.seeds import numpy_rng, torch_rng
 from testbeds.edits.basis_rotation import rotate_basis_
-from testbeds.edits.late_layers import MIN_UNLOCKED, accuracy_with_password, lock_error, locked_rows
+from testbeds.edits.late_layers import last_block_relabel
 from testbeds.edits.linear_map import fold_edit_, module_inputs, module_outputs
 from testbeds.edits.linear_probes import BlockProbes, answer_states, fit_block_probes, probe_scores
-from testbeds.edits.workbench import BATCH, Workbench, last_block_relabel
+from testbeds.edits.password_locks import (
+    MIN_UNLOCKED,
+    accuracy_with_password,
+    lock_error,
+    locked_rows,
+)
+from testbeds.edits.workbench import BATCH, Workbench
 from testbeds.worlds.biography_text import RELATIONS
 
 # Steps between two fits of the probes that a model is trained against.

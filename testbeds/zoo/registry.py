@@ -12,9 +12,8 @@ from capture.checkpoints.open import open_checkpoint
 from capture.scoring.answers import score_answers
 from evidence.errors import InputError
 from evidence.progress import Progress
-from testbeds.edits.codes_workbench import CodesWorkbench
 from testbeds.edits.digits_edits import DigitsWorkbench
-from testbeds.edits.workbench import Workbench
+from testbeds.edits.workbench import CodesWorkbench, Workbench
 from testbeds.worlds.biographies import SMOL, STANDARD, BiosConfig, build_bios
 from testbeds.worlds.code_keys import STANDARD_KEYS, build_keys
 from testbeds.worlds.digits import (
