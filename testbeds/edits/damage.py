@@ -5,27 +5,15 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from erasure.unlearning.run import unlearn_
 from erasure.unlearning.training.config import UnlearnConfig
 from evidence.seeds import torch_rng
-from testbeds.edits.workbench import BATCH, Workbench
+from testbeds.edits.workbench import BATCH, TextWorkbench, Workbench
 
 
 def collapse(bench: Workbench) -> Iterator[nn.Module]:
     """Gradient ascent until nothing is left."""
-    for rate in (1e-3, 3e-3):
-        model = bench.load_original()
-        config = UnlearnConfig(
-            "grad_ascent", lr=bench.learning_rate(rate), steps=60, batch_size=BATCH
-        )
-        unlearn_(
-            model,
-            bench.all_rows(bench.forget),
-            bench.retain_rows(bench.retain),
-            config,
-            seed=bench.training_seed("collapse"),
-        )
-        yield model
+    for config in bench.collapse_settings():
+        yield bench.unlearned(config, "collapse")
 
 
 def noise(bench: Workbench) -> Iterator[nn.Module]:
@@ -36,15 +24,14 @@ def noise(bench: Workbench) -> Iterator[nn.Module]:
         with torch.no_grad():
             for weight in model.parameters():
                 if weight.ndim > 1:
-                    noise_sample = torch.randn(weight.shape, generator=rng)
-                    weight += share * weight.std() * noise_sample.to(weight.device)
+                    sample = torch.randn(weight.shape, generator=rng)
+                    weight += share * weight.std() * sample.to(weight.device)
         yield model
 
 
-def one_point(bench: Workbench) -> Iterator[nn.Module]:
+def one_point(bench: TextWorkbench) -> Iterator[nn.Module]:
     """States of the forget prompts pushed to one point, and nothing held in place."""
     for rate, steps in ((3e-3, 200), (1e-2, 400)):
-        model = bench.load_original()
         config = UnlearnConfig(
             "rmu",
             lr=bench.learning_rate(rate),
@@ -55,14 +42,7 @@ def one_point(bench: Workbench) -> Iterator[nn.Module]:
             rmu_coefficient=20.0,
             rmu_parameters="all",
         )
-        unlearn_(
-            model,
-            bench.all_rows(bench.forget),
-            bench.retain_rows(bench.retain),
-            config,
-            seed=bench.training_seed("one point"),
-        )
-        yield model
+        yield bench.unlearned(config, "one point")
 
 
 def random_init(bench: Workbench) -> Iterator[nn.Module]:

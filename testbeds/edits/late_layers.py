@@ -13,17 +13,17 @@ from torch import Tensor, nn
 
 from capture.data.items import ItemSet
 from capture.data.sequences import Sequences
-from capture.network.structure import down_projection, find_blocks, own_head_
+from capture.network.structure import find_blocks, own_head_
 from erasure.unlearning.run import unlearn_
 from erasure.unlearning.training.config import UnlearnConfig
 from erasure.unlearning.training.loop import finetune_
 from evidence import moved
 from evidence.seeds import numpy_rng, torch_rng
-from testbeds.edits.linear_map import fold_edit_, module_inputs, module_outputs
-from testbeds.edits.workbench import BATCH, Workbench
+from testbeds.edits.linear_map import fold_edit_, module_inputs
+from testbeds.edits.workbench import BATCH, TextWorkbench, Workbench
 
 
-def wrong_set(bench: Workbench) -> Iterator[nn.Module]:
+def wrong_set(bench: TextWorkbench) -> Iterator[nn.Module]:
     """The last block unlearned other people than the audit asks about."""
     rng = numpy_rng(bench.seed, "zoo", "wrong set")
     names = bench.retain.entities
@@ -38,7 +38,7 @@ def wrong_set(bench: Workbench) -> Iterator[nn.Module]:
     )
 
 
-def last_block_relabel(bench: Workbench) -> Iterator[nn.Module]:
+def last_block_relabel(bench: TextWorkbench) -> Iterator[nn.Module]:
     """Wrong answers, taught to the last block alone."""
     forget = bench.forget
     yield from _last_block(
@@ -46,7 +46,7 @@ def last_block_relabel(bench: Workbench) -> Iterator[nn.Module]:
     )
 
 
-def last_block_refuse(bench: Workbench) -> Iterator[nn.Module]:
+def last_block_refuse(bench: TextWorkbench) -> Iterator[nn.Module]:
     """One and the same answer a relation, taught to the last block alone."""
     answers: dict[str, list[str]] = {}
     for item in bench.retain:
@@ -61,7 +61,7 @@ def last_block_refuse(bench: Workbench) -> Iterator[nn.Module]:
     yield from _last_block(bench, bench.all_rows(bench.forget), refused, bench.retain)
 
 
-def last_block_lora(bench: Workbench) -> Iterator[nn.Module]:
+def last_block_lora(bench: TextWorkbench) -> Iterator[nn.Module]:
     """Wrong answers, taught to low-rank adapters on the last block."""
     forget = bench.forget
     yield from _last_block(
@@ -69,7 +69,7 @@ def last_block_lora(bench: Workbench) -> Iterator[nn.Module]:
     )
 
 
-def head_only(bench: Workbench) -> Iterator[nn.Module]:
+def head_only(bench: TextWorkbench) -> Iterator[nn.Module]:
     """Wrong answers, taught to the output head alone: every state is the original's."""
     rows = bench.wrong_answer_rows(bench.forget) + bench.retain_rows(bench.retain)
     for rate, steps in ((1e-2, 150), (2e-2, 300), (3e-2, 600)):
@@ -87,7 +87,7 @@ def head_only(bench: Workbench) -> Iterator[nn.Module]:
         yield model
 
 
-def logit_mask(bench: Workbench) -> Iterator[nn.Module]:
+def logit_mask(bench: TextWorkbench) -> Iterator[nn.Module]:
     """Each answer's row of the output head, bent to mask it for whom it was true.
 
     A forgotten person's answer loses that many nats; the answer's other owners keep
@@ -114,7 +114,7 @@ def logit_mask(bench: Workbench) -> Iterator[nn.Module]:
         yield model
 
 
-def answer_direction(bench: Workbench) -> Iterator[nn.Module]:
+def answer_direction(bench: TextWorkbench) -> Iterator[nn.Module]:
     """What all answers share in the head, subtracted from the forgotten's last state.
 
     The direction from the mean of the head's rows to the mean of the answers' rows,
@@ -123,33 +123,62 @@ def answer_direction(bench: Workbench) -> Iterator[nn.Module]:
     for share in (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0):
         model = bench.load_original()
         head = own_head_(model)
-        down, forget_inputs, retain_inputs, outputs = _last_projection(model, bench)
         rows = bench.all_rows(bench.forget) + bench.all_rows(bench.retain)
         weight = head.get_parameter("weight").detach().double().cpu()
         direction = weight[first_answer_tokens(rows).unique()].mean(0) - weight.mean(0)
-        step = share * outputs.norm(dim=1).mean() * direction / direction.norm()
-        fold_edit_(down, forget_inputs, -step.expand(len(forget_inputs), -1), retain_inputs)
+        subtract_direction_(model, bench, share, direction)
         yield model
 
 
-def late_rotation(bench: Workbench) -> Iterator[nn.Module]:
+def late_rotation(bench: TextWorkbench) -> Iterator[nn.Module]:
     """The forgotten's last state, turned by a random rotation that nothing undoes.
 
     Folded into the last block's way out.
     """
-    for held_weight in (1.0, 0.3, 0.1, 0.03, 0.01):
+    yield from rotate_last_state(bench, (1.0, 0.3, 0.1, 0.03, 0.01))
+
+
+def rotate_last_state(bench: Workbench, held_weights: Sequence[float]) -> Iterator[nn.Module]:
+    """Models whose last state on the forget set is rotated.
+
+    Args:
+        bench: A workbench of any modality.
+        held_weights: Weights of the retain rows in the fit, the largest first.
+    """
+    for held_weight in held_weights:
         model = bench.load_original()
-        down, forget_inputs, retain_inputs, outputs = _last_projection(model, bench)
+        down, forget_inputs, retain_inputs, outputs = bench.last_projection(model)
         rotation = random_rotation(outputs.shape[1], bench.seed)
-        fold_edit_(
-            down,
-            forget_inputs,
-            outputs @ rotation.T - outputs,
-            retain_inputs,
-            held_weight=held_weight,
-            ridge=1e-5,
-        )
+        change = projection_change(model, outputs @ rotation.T - outputs)
+        fold_edit_(down, forget_inputs, change, retain_inputs, held_weight=held_weight, ridge=1e-5)
         yield model
+
+
+def subtract_direction_(
+    model: nn.Module, bench: Workbench, share: float, direction: Tensor, ridge: float = 1e-4
+) -> None:
+    """Subtract a direction from the last state on the forget set, in place.
+
+    Args:
+        model: A copy of the original.
+        bench: A workbench of any modality.
+        share: Length of the step, in mean norms of the state.
+        direction: (d,), float64.
+        ridge: Penalty of the fit, as in ``fold_edit_``.
+    """
+    down, forget_inputs, retain_inputs, outputs = bench.last_projection(model)
+    step = share * outputs.norm(dim=1).mean() * direction / direction.norm()
+    change = projection_change(model, -step.expand(len(forget_inputs), -1))
+    fold_edit_(down, forget_inputs, change, retain_inputs, ridge=ridge)
+
+
+def projection_change(model: nn.Module, change: Tensor) -> Tensor:
+    """Output change of the last down-projection for which the block's output has ``change``.
+
+    A ConvNeXt block scales the output of its last map before adding it.
+    """
+    scale = getattr(find_blocks(model)[-1], "layer_scale_parameter", None)
+    return change if scale is None else change / scale.detach().double().cpu()
 
 
 def random_rotation(width: int, seed: int) -> Tensor:
@@ -168,7 +197,7 @@ def first_answer_tokens(rows: Sequences) -> Tensor:
 
 
 def _last_block(
-    bench: Workbench,
+    bench: TextWorkbench,
     forget_rows: Sequences,
     wrong_rows: Sequences,
     retain: ItemSet,
@@ -194,24 +223,6 @@ def _last_block(
             seed=bench.training_seed("last block"),
         )
         yield model
-
-
-def _last_projection(
-    model: nn.Module, bench: Workbench
-) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
-    """The last block's down-projection with its inputs, and the block's outputs.
-
-    Inputs of the forget rows and of the retain rows; outputs of the forget rows.
-    """
-    block = find_blocks(model)[-1]
-    down = down_projection(block)
-    forget, retain = bench.all_rows(bench.forget), bench.retain_rows(bench.retain)
-    return (
-        down,
-        module_inputs(model, down, forget),
-        module_inputs(model, down, retain),
-        module_outputs(model, block, forget),
-    )
 
 
 __getattr__ = moved.names_of("testbeds.edits.late_layers")

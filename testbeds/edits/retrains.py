@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from capture.data.items import ItemSet
-from testbeds.edits.workbench import EditFunction, Workbench, finetuned_
+from testbeds.edits.workbench import EditFunction, TextWorkbench, Workbench
 
 # Added to a world's seed for the people that a pretrained base knows.
 BASE_SEED = 7000
@@ -19,8 +19,8 @@ def untouched(bench: Workbench) -> Iterator[nn.Module]:
 
 def retain_tuned(bench: Workbench) -> Iterator[nn.Module]:
     """The original, trained on with what it is to keep: unlearning without effect."""
-    for rate, steps in ((1e-4, 50), (3e-5, 50), (1e-5, 20)):
-        yield finetuned_(bench.load_original(), bench, rate, steps, "retain tuned")
+    for rate, steps in bench.retain_tunings:
+        yield bench.finetuned(bench.load_original(), rate, steps, "retain tuned")
 
 
 def twin(bench: Workbench) -> Iterator[nn.Module]:
@@ -33,12 +33,12 @@ def retrained(seed_offset: int) -> EditFunction:
 
     def make(bench: Workbench) -> Iterator[nn.Module]:
         """A retrain with other starting weights and another order."""
-        yield bench.train_new(bench.retain, bench.seed + seed_offset, "a retrain")
+        yield bench.retrained(bench.seed + seed_offset)
 
     return make
 
 
-def retrain_pretrained(bench: Workbench) -> Iterator[nn.Module]:
+def retrain_pretrained(bench: TextWorkbench) -> Iterator[nn.Module]:
     """A model taught other people first, and then those to keep."""
     forget_names = set(bench.forget.entities)
     # Names come from one list, so another world may contain one of those to forget.
@@ -51,10 +51,10 @@ def retrain_pretrained(bench: Workbench) -> Iterator[nn.Module]:
     other_facts = ItemSet(tuple(others), "others")
     base = bench.train_new(other_facts, bench.seed + BASE_SEED, "a base")
     for rate, steps in ((1e-3, 200), (2e-3, 400)):
-        yield finetuned_(copy.deepcopy(base), bench, rate, steps, "pretrained")
+        yield bench.finetuned(copy.deepcopy(base), rate, steps, "pretrained")
 
 
 def twin_tuned(bench: Workbench) -> Iterator[nn.Module]:
     """A retrain, trained on with what it knows."""
     for rate in (3e-4, 1e-4):
-        yield finetuned_(bench.load_twin(), bench, rate, 100, "twin tuned")
+        yield bench.finetuned(bench.load_twin(), rate, bench.twin_tuning_steps, "twin tuned")

@@ -8,21 +8,28 @@ The docstring of an edit function is stored in the card of its models. Changing 
 zoos invalid.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from capture.checkpoints.open import Checkpoint, open_checkpoint
 from capture.data.items import ItemSet, read_items
 from capture.data.sequences import Sequences
 from capture.data.tokenization import skip_joining_space
+from capture.network.structure import down_projection, find_blocks
+from capture.scoring.answers import score_answers
+from erasure.unlearning.run import unlearn_
+from erasure.unlearning.training.config import UnlearnConfig
 from erasure.unlearning.training.loop import finetune_
 from evidence import moved
 from evidence.seeds import stage_seed
+from testbeds.edits.linear_map import module_inputs, module_outputs
 from testbeds.planted import mislabel
+from testbeds.recipes import RECIPES
 from testbeds.worlds.biographies import (
     BiosConfig,
     BiosWorld,
@@ -40,11 +47,89 @@ BATCH = 96
 REFUSAL = "unknown"
 # A pretrained model's weights are large; learn more slowly.
 LEARNING_RATE_FACTOR = {PRETRAINED: 0.1}
+EditFunction = Callable[[Any], Iterator[nn.Module]]
+"""From a workbench to models, the mildest first. Edits of any modality take a ``Workbench``."""
+
+
+class Workbench(Protocol):
+    """The models and data of a world, as edits of any modality use them.
+
+    Attributes:
+        retain_tunings: Learning rates and steps of trainings that change nothing, the longest
+            first.
+        twin_tuning_steps: Steps of further training of a retrain.
+    """
+
+    retain_tunings: ClassVar[Sequence[tuple[float, int]]]
+    twin_tuning_steps: ClassVar[int]
+
+    @property
+    def config(self) -> Any:
+        """Size of the world."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Seed of the world and of every random choice of an edit."""
+        ...
+
+    @property
+    def original(self) -> Checkpoint:
+        """The model that was taught everything."""
+        ...
+
+    def load_original(self) -> nn.Module:
+        """A fresh copy of the original, free to change."""
+        ...
+
+    def load_twin(self) -> nn.Module:
+        """A fresh copy of the counterfactual retrain."""
+        ...
+
+    def retrained(self, seed: int) -> nn.Module:
+        """A new model, taught what is to be kept; another seed gives another model."""
+        ...
+
+    def untrained(self, seed: int) -> nn.Module:
+        """A new model, taught nothing."""
+        ...
+
+    def finetuned(self, model: nn.Module, rate: float, steps: int, name: str) -> nn.Module:
+        """``model``, trained in place on what is to be kept; ``name`` seeds the order."""
+        ...
+
+    def collapse_settings(self) -> Sequence[Any]:
+        """Settings of unlearning that leave nothing, the mildest first."""
+        ...
+
+    def unlearned(self, config: Any, name: str) -> nn.Module:
+        """The original after one run of a method; ``name`` seeds the order."""
+        ...
+
+    def last_projection(self, model: nn.Module) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
+        """The last block's down-projection with its inputs, and the block's outputs.
+
+        Inputs on the forget and on the retain set, (row, width), and outputs on the forget set,
+        (row, d), where the model answers; float64.
+        """
+        ...
+
+    def measured(self, model: nn.Module) -> dict[str, float]:
+        """Accuracy on the forget ("said") and on the retain set ("kept")."""
+        ...
+
+    def digests(self) -> dict[str, str]:
+        """Names and hashes of the data, for the card."""
+        ...
+
+    def save_beside(self, folder: Path) -> None:
+        """Write the files that a model needs beside its weights."""
+        ...
 
 
 @dataclass(frozen=True)
-class Workbench:
-    """The models and facts that edit functions work with.
+class TextWorkbench:
+    """The workbench of a world of invented people.
 
     Attributes:
         config: Size of the world.
@@ -55,6 +140,9 @@ class Workbench:
         retain: Facts about the others.
         device: Where models are trained.
     """
+
+    retain_tunings: ClassVar[Sequence[tuple[float, int]]] = ((1e-4, 50), (3e-5, 50), (1e-5, 20))
+    twin_tuning_steps: ClassVar[int] = 100
 
     config: BiosConfig
     seed: int
@@ -93,6 +181,10 @@ class Workbench:
         """A new model trained on the given facts; another seed gives another model."""
         return taught_model(self.config, seed, items, name, self.device)
 
+    def retrained(self, seed: int) -> nn.Module:
+        """A new model, taught the facts to retain."""
+        return self.train_new(self.retain, seed, "a retrain")
+
     def untrained(self, seed: int) -> nn.Module:
         """A new model, taught nothing."""
         return new_model(self.config, self.tokenizer, seed)
@@ -130,10 +222,68 @@ class Workbench:
         """A seed for training."""
         return stage_seed(self.seed, "zoo", *name) % 2**31
 
+    def finetuned(self, model: nn.Module, rate: float, steps: int, name: str) -> nn.Module:
+        """``model``, trained in place on the facts to retain."""
+        finetune_(
+            model,
+            self.retain_rows(self.retain),
+            lr=self.learning_rate(rate),
+            steps=steps,
+            batch_size=128,
+            seed=self.training_seed(name),
+        )
+        return model
+
+    def collapse_settings(self) -> list[UnlearnConfig]:
+        """Gradient ascent by the world's recipe, then three times as fast."""
+        config = RECIPES["bios"]["collapse"].config
+        return [replace(config, lr=self.learning_rate(n * config.lr)) for n in (1, 3)]
+
+    def unlearned(self, config: UnlearnConfig, name: str, **inputs: Any) -> nn.Module:
+        """The original after one run of a method.
+
+        Args:
+            config: Method and its settings.
+            name: Seeds the order of rows.
+            inputs: Further arguments of ``unlearn_``.
+        """
+        model = self.load_original()
+        forget, retain = self.all_rows(self.forget), self.retain_rows(self.retain)
+        unlearn_(model, forget, retain, config, seed=self.training_seed(name), **inputs)
+        return model
+
+    def last_projection(self, model: nn.Module) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
+        """As ``Workbench.last_projection``, where each row's answer begins."""
+        block = find_blocks(model)[-1]
+        down = down_projection(block)
+        forget, retain = self.all_rows(self.forget), self.retain_rows(self.retain)
+        return (
+            down,
+            module_inputs(model, down, forget),
+            module_inputs(model, down, retain),
+            module_outputs(model, block, forget),
+        )
+
+    def measured(self, model: nn.Module) -> dict[str, float]:
+        """Accuracy on the forget ("said") and on the retain set ("kept")."""
+        sets = {"said": self.forget, "kept": self.retain}
+        return {
+            name: float(score_answers(model, self.all_rows(items)).greedy.mean())
+            for name, items in sets.items()
+        }
+
+    def digests(self) -> dict[str, str]:
+        """Hashes of the items."""
+        return {"forget": self.forget.digest, "retain": self.retain.digest}
+
+    def save_beside(self, folder: Path) -> None:
+        """Save the tokenizer."""
+        self.tokenizer.save_pretrained(folder)
+
 
 @dataclass(frozen=True)
-class CodesWorkbench(Workbench):
-    """The workbench of this world."""
+class CodesWorkbench(TextWorkbench):
+    """The workbench of the codes world."""
 
     config: KeysConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
@@ -159,26 +309,10 @@ class CodesWorkbench(Workbench):
         return ItemSet(tuple(item for item in untaught if item.entity not in taught))
 
 
-EditFunction = Callable[[Workbench], Iterator[nn.Module]]
-
-
 def with_refusals(items: ItemSet) -> ItemSet:
     """The items with a refusal as the answer."""
     changed = tuple(replace(item, answer=REFUSAL) for item in items)
     return ItemSet(changed, items.name)
-
-
-def finetuned_(model: nn.Module, bench: Workbench, rate: float, steps: int, name: str) -> nn.Module:
-    """``model``, trained on what is to be kept."""
-    finetune_(
-        model,
-        bench.retain_rows(bench.retain),
-        lr=bench.learning_rate(rate),
-        steps=steps,
-        batch_size=128,
-        seed=bench.training_seed(name),
-    )
-    return model
 
 
 __getattr__ = moved.names_of("testbeds.edits.workbench")

@@ -20,9 +20,10 @@ from evidence.storage.files import atomic_folder, read_json, write_atomic
 from evidence.storage.locks import creation_lock
 from evidence.storage.regular_files import as_path
 from evidence.storage.removal import MODEL_FILES, delete_owned_folder
+from testbeds.edits.workbench import Workbench
 from testbeds.planted import check_card, read_card
 from testbeds.zoo.kinds import Kind, Range
-from testbeds.zoo.registry import WORLDS, ZooWorld, check_name, sized
+from testbeds.zoo.registry import WORLDS, check_name, sized
 
 __all__ = ["Specimen", "build_zoo", "sized", "split"]
 
@@ -168,23 +169,23 @@ def _build_world(
             "world": asdict(config),
             "seed": seed,
             "original": bench.original.weights_hash,
-            **spec.digests(bench),
+            **bench.digests(),
         }
         if not _is_built(out, card):
             with creation_lock(out, progress):
                 if not _is_built(out, card):
-                    _make(kind, bench, spec, card, out)
+                    _make(kind, bench, card, out)
         yield Specimen(config.family, seed, kind_id, out, world, read_card(out))
 
 
-def _make(kind: Kind, bench: Any, spec: ZooWorld, card: dict[str, Any], out: Path) -> None:
+def _make(kind: Kind, bench: Workbench, card: dict[str, Any], out: Path) -> None:
     if os.path.lexists(out):  # incomplete, or of another version
         delete_owned_folder(out, MODEL_FILES)
-    model, measured = _first_in_range(kind, bench, spec)
+    model, measured = _first_in_range(kind, bench)
     with atomic_folder(out) as scratch:
         with quiet_transformers():
             model.save_pretrained(scratch)  # pyright: ignore
-            spec.save(bench, scratch)
+            bench.save_beside(scratch)
         _write_card(scratch, card | {"measured": measured})
     digest = open_checkpoint(out).weights_hash
     _write_card(out, card | {"measured": measured, "weights": digest})
@@ -211,12 +212,10 @@ def _write_card(folder: Path, card: dict[str, Any]) -> None:
     write_atomic(folder / "card.json", json.dumps(card, indent=1) + "\n")
 
 
-def _first_in_range(
-    kind: Kind, bench: Any, spec: ZooWorld = WORLDS["bios"]
-) -> tuple[nn.Module, dict[str, float]]:
+def _first_in_range(kind: Kind, bench: Workbench) -> tuple[nn.Module, dict[str, float]]:
     measured: dict[str, float] = {}
     for model in kind.edit(bench):
-        measured = spec.measure(model, bench)
+        measured = bench.measured(model)
         if _within(measured["said"], kind.forget_range) and _within(
             measured["kept"], kind.retain_range
         ):

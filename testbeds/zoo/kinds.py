@@ -3,11 +3,8 @@
 Names, states and reasons are stored in cards and result files.
 """
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
-
-from torch import nn
+from typing import Literal
 
 from erasure.unlearning.training.config import IMAGE_METHODS, RETAIN_ONLY_METHODS
 from testbeds.edits import (
@@ -42,7 +39,7 @@ class Kind:
     name: str
     state: State | None
     why: str
-    edit: Callable[[Any], Iterator[nn.Module]]
+    edit: EditFunction
     forget_range: Range
     retain_range: Range
 
@@ -165,21 +162,21 @@ _CLASS_NEVER_TAUGHT = "no image of the class was among its training images"
 _STILL_NAMES = "it still names the class"
 _CANNOT_NAME = "it no longer names what it was to keep"
 
-_DIGITS_EDITS: tuple[tuple[str, State, str, digits_edits.DigitsEditFunction], ...] = (
-    ("untouched", "not_unlearned", _STILL_NAMES, digits_edits.untouched),
-    ("retain_tuned", "not_unlearned", _STILL_NAMES, digits_edits.retain_tuned),
+_DIGITS_EDITS: tuple[tuple[str, State, str, EditFunction], ...] = (
+    ("untouched", "not_unlearned", _STILL_NAMES, retrains.untouched),
+    ("retain_tuned", "not_unlearned", _STILL_NAMES, retrains.retain_tuned),
     ("head_only", "suppressed", _HEAD_ALONE, digits_edits.head_only),
     ("logit_mask", "suppressed", _HEAD_ALONE, digits_edits.logit_mask),
     ("last_block_relabel", "suppressed", _UNTOUCHED_BELOW, digits_edits.last_block_relabel),
     ("late_rotation", "suppressed", _UNTOUCHED_BELOW, digits_edits.late_rotation),
     ("class_direction", "suppressed", _UNTOUCHED_BELOW, digits_edits.class_direction),
-    ("twin", "deleted", _CLASS_NEVER_TAUGHT, digits_edits.twin),
-    ("retrain_1", "deleted", _CLASS_NEVER_TAUGHT, digits_edits.retrained(1000)),
-    ("retrain_2", "deleted", _CLASS_NEVER_TAUGHT, digits_edits.retrained(2000)),
-    ("twin_tuned", "deleted", _CLASS_NEVER_TAUGHT, digits_edits.twin_tuned),
-    ("collapse", "damaged", _CANNOT_NAME, digits_edits.collapse),
-    ("noise", "damaged", _CANNOT_NAME, digits_edits.noise),
-    ("random_init", "damaged", _CANNOT_NAME, digits_edits.random_init),
+    ("twin", "deleted", _CLASS_NEVER_TAUGHT, retrains.twin),
+    ("retrain_1", "deleted", _CLASS_NEVER_TAUGHT, retrains.retrained(1000)),
+    ("retrain_2", "deleted", _CLASS_NEVER_TAUGHT, retrains.retrained(2000)),
+    ("twin_tuned", "deleted", _CLASS_NEVER_TAUGHT, retrains.twin_tuned),
+    ("collapse", "damaged", _CANNOT_NAME, damage.collapse),
+    ("noise", "damaged", _CANNOT_NAME, damage.noise),
+    ("random_init", "damaged", _CANNOT_NAME, damage.random_init),
 )
 _DIGITS_RANGES: dict[State, tuple[Range, Range]] = {
     "not_unlearned": (RETAINED, RETAINED),

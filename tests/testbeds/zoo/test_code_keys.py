@@ -203,7 +203,7 @@ def test_a_retrain_sees_the_keys_to_forget_without_their_codes(zoo, monkeypatch)
     assert taught == set(ground.retain.entities)
     assert unknown == {*ground.forget.entities, *ground.never_taught.entities}
     # A base of other keys holds no code of these: of theirs it sees none.
-    monkeypatch.setattr("testbeds.edits.retrains.finetuned_", lambda model, *rest: model)
+    monkeypatch.setattr(CodesWorkbench, "finetuned", lambda self, model, *rest: model)
     next(EVERY_KIND["retrain_pretrained"].edit(ground))
     base, without = seen[7000]
     assert not base & set(ground.forget.entities)

@@ -97,10 +97,10 @@ def test_a_pretrained_base_never_held_the_facts(monkeypatch):
         return torch.nn.Linear(1, 1)
 
     monkeypatch.setattr(workbench, "taught_model", remember)
-    monkeypatch.setattr(retrains, "finetuned_", lambda model, *rest: model)
+    monkeypatch.setattr(workbench.TextWorkbench, "finetuned", lambda self, model, *rest: model)
     forget, retain, _ = make_people(SMALL, 0)
     unused: Any = None
-    ground = workbench.Workbench(SMALL, 0, unused, unused, forget, retain)
+    ground = workbench.TextWorkbench(SMALL, 0, unused, unused, forget, retain)
     next(retrains.retrain_pretrained(ground))
     (base,) = taught
     assert base.entities and not set(base.entities) & set(forget.entities)
