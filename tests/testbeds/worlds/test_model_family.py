@@ -22,7 +22,7 @@ from probes.estimators.logistic import LogisticProbe
 from testbeds.worlds import random_models
 from testbeds.worlds.random_models import FAMILIES, PRETRAINED, Family, random_model
 
-PAGE = Path(__file__).parents[2] / "CONTRIBUTING.md"
+PAGE = Path(__file__).parents[3] / "CONTRIBUTING.md"
 ROWS = Sequences(tuple((2 + i, 30 + i % 7, 5 + i % 2, 40 + i % 3) for i in range(24)), (3,) * 24)
 
 
