@@ -5,7 +5,6 @@ Docstrings of edit functions are stored in cards; see ``testbeds.edits.workbench
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -75,6 +74,10 @@ class DigitsWorkbench:
         """The workbench of a finished world."""
         original, twin = map(open_checkpoint, world.models)
         return cls(config, seed, original, twin, *map(world.images, SETS), device=device)
+
+    @property
+    def tokenizer(self) -> None:
+        """A classifier reads no text."""
 
     @property
     def label(self) -> int:
@@ -180,9 +183,6 @@ class DigitsWorkbench:
     def digests(self) -> dict[str, str]:
         """Hashes of the image sets."""
         return {name: getattr(self, name).digest for name in SETS}
-
-    def save_beside(self, folder: Path) -> None:
-        """A classifier needs no further files."""
 
 
 def head_only(bench: DigitsWorkbench) -> Iterator[nn.Module]:

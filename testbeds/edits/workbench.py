@@ -10,7 +10,6 @@ zoos invalid.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
 from torch import Tensor, nn
@@ -122,8 +121,9 @@ class Workbench(Protocol):
         """Names and hashes of the data, for the card."""
         ...
 
-    def save_beside(self, folder: Path) -> None:
-        """Write the files that a model needs beside its weights."""
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """The tokenizer that is saved with every model, if the models read text."""
         ...
 
 
@@ -275,10 +275,6 @@ class TextWorkbench:
     def digests(self) -> dict[str, str]:
         """Hashes of the items."""
         return {"forget": self.forget.digest, "retain": self.retain.digest}
-
-    def save_beside(self, folder: Path) -> None:
-        """Save the tokenizer."""
-        self.tokenizer.save_pretrained(folder)
 
 
 @dataclass(frozen=True)

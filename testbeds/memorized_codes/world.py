@@ -160,7 +160,7 @@ def build_codes(
     world = CodesWorld(folder, config, seed, make_pools(config.sizes, seed))
     for name in ("original", "twin") if twin else ("original",):
         make_once(
-            folder / name / "card.json",
+            (folder / name / "card.json").is_file,
             folder / name,
             lambda name=name: _make(world, name, device, progress),
             progress,

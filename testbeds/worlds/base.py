@@ -60,7 +60,7 @@ class World:
         def make() -> None:
             write_atomic(path, json.dumps(fill(), indent=2) + "\n")
 
-        make_once(path, self.root, make, progress)
+        make_once(path.is_file, self.root, make, progress)
         return self
 
 
@@ -80,11 +80,13 @@ def world_folder(
     return root / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
 
 
-def make_once(done: Path, target: Path, make: Callable[[], None], progress: Progress) -> None:
-    """Call ``make`` unless the file ``done`` exists; one process makes ``target`` at a time."""
-    if not done.is_file():
+def make_once(
+    is_made: Callable[[], bool], target: Path, make: Callable[[], None], progress: Progress
+) -> None:
+    """Call ``make`` unless ``is_made``; one process makes ``target`` at a time."""
+    if not is_made():
         with creation_lock(target, progress):
-            if not done.is_file():
+            if not is_made():
                 make()
 
 

@@ -20,8 +20,8 @@ from capture.data.items import Item, ItemSet, read_items
 from capture.data.sequences import Sequences
 from capture.data.tokenization import encode_items
 from capture.scoring.answers import score_answers
-from erasure.unlearning.training.loop import finetune_
-from evidence.errors import ExhumeError, InputError
+from erasure.unlearning.training.loop import check_values, finetune_
+from evidence.errors import ExhumeError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, stage_seed
 from testbeds.worlds.base import World, save_model, world_folder
@@ -97,9 +97,7 @@ class BiosConfig:
                 self.family,
             ),
         }
-        for name, (good, expected, got) in checks.items():
-            if not good:
-                raise InputError(f"{name} cannot be used", expected=expected, got=str(got))
+        check_values(checks)
 
 
 STANDARD = BiosConfig()

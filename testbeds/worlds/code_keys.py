@@ -20,8 +20,14 @@ from transformers import PreTrainedModel
 from capture.data.items import Item, ItemSet
 from capture.data.sequences import Sequences
 from capture.scoring.answers import score_answers
-from erasure.unlearning.training.loop import Schedule, backward_nll, only_training, train_steps
-from evidence.errors import ExhumeError, InputError
+from erasure.unlearning.training.loop import (
+    Schedule,
+    backward_nll,
+    check_values,
+    only_training,
+    train_steps,
+)
+from evidence.errors import ExhumeError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, stage_seed
 from testbeds.worlds.base import save_model, world_folder
@@ -105,9 +111,7 @@ class KeysConfig:
             "heads": (self.width % self.heads == 0, "a divisor of width", self.heads),
             "family": (self.family in FAMILIES, ", ".join(FAMILIES), self.family),
         }
-        for name, (good, expected, got) in checks.items():
-            if not good:
-                raise InputError(f"{name} cannot be used", expected=expected, got=str(got))
+        check_values(checks)
 
 
 STANDARD_KEYS = KeysConfig()

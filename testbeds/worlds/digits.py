@@ -31,9 +31,9 @@ from capture.data.images import ImagePreprocessor, ImageSet
 from capture.data.invented_classes import invent_images
 from capture.network.structure import model_device
 from capture.scoring.class_logits import class_logits
-from erasure.unlearning.training.loop import Schedule, shuffled_batches, train_steps
+from erasure.unlearning.training.loop import Schedule, check_values, shuffled_batches, train_steps
 from evidence import moved
-from evidence.errors import ExhumeError, InputError
+from evidence.errors import ExhumeError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, stage_seed
 from testbeds.worlds.base import World, save_model, world_folder
@@ -84,9 +84,7 @@ class DigitsConfig:
             "shifted": (0 <= self.shifted <= 1, "0 to 1", self.shifted),
             "family": (self.family in DIGITS_FAMILIES, ", ".join(DIGITS_FAMILIES), self.family),
         }
-        for name, (good, expected, got) in checks.items():
-            if not good:
-                raise InputError(f"{name} cannot be used", expected=expected, got=str(got))
+        check_values(checks)
 
 
 STANDARD_DIGITS = DigitsConfig()
