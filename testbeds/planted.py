@@ -16,7 +16,6 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from capture.checkpoints.open import Checkpoint, open_checkpoint
-from capture.checkpoints.schemas.library_errors import quiet_transformers
 from capture.data.items import Item, ItemSet, read_items, split_entities
 from capture.data.sequences import Sequences
 from capture.data.tokenization import encode, encode_items
@@ -26,10 +25,11 @@ from evidence import moved
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, stage_seed
-from evidence.storage.files import MAX_JSON_BYTES, atomic_folder
+from evidence.storage.files import MAX_JSON_BYTES
 from evidence.storage.locks import creation_lock
 from evidence.storage.regular_files import is_file, read_text
 from testbeds.recipes import RECIPES, Recipe
+from testbeds.worlds.base import save_model
 from testbeds.worlds.biographies import BiosWorld
 from testbeds.worlds.capitals import CapitalWorld
 
@@ -142,12 +142,8 @@ def _plant(
         card["log"] = list(log.rows)
         card["stopped"] = log.stopped
         card["measured"] = measure(model, checkpoint, facts)
-    with atomic_folder(out) as scratch:
-        with quiet_transformers():
-            model.save_pretrained(scratch)  # pyright: ignore[reportCallIssue]
-            checkpoint.tokenizer.save_pretrained(scratch)
-        text = json.dumps(card, indent=2, ensure_ascii=False) + "\n"
-        (scratch / "card.json").write_text(text, encoding="utf-8")
+    text = json.dumps(card, indent=2, ensure_ascii=False) + "\n"
+    save_model(model, out, checkpoint.tokenizer, {"card.json": text})  # pyright: ignore
 
 
 def _preset(family: str, kind: str) -> Recipe:

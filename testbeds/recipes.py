@@ -1,10 +1,17 @@
-"""Settings of the unlearning methods in each world."""
+"""Settings of the unlearning methods in each world, read from ``recipes.toml``."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from importlib.resources import files
+from typing import Any, TypeVar
 
 from erasure.unlearning.config import ImageUnlearnConfig, UnlearnConfig
-from testbeds.worlds.capitals import TRAINING_TEMPLATE
+from evidence.errors import InputError, quoted
+from evidence.fields import check_fields
+
+IMAGE_WORLD = "digits"
+Config = TypeVar("Config", UnlearnConfig, ImageUnlearnConfig)
 
 
 @dataclass(frozen=True)
@@ -25,170 +32,83 @@ class Recipe:
     templates: tuple[str, ...] = ()
     hold_out: float = 0.0
 
+    def __post_init__(self) -> None:
+        check_fields(self)
 
-RECIPES: dict[str, dict[str, Recipe]] = {
-    "bios": {
-        "last_block_relabel": Recipe(
-            UnlearnConfig(
-                "last_block_relabel", lr=3e-3, steps=100, batch_size=96, retain_batch_size=192
-            ),
-            paraphrases=True,
-        ),
-        "collapse": Recipe(
-            UnlearnConfig("grad_ascent", lr=1e-3, steps=60, batch_size=96), paraphrases=True
-        ),
-        "npo": Recipe(
-            UnlearnConfig("npo", lr=3e-4, steps=150, batch_size=96, retain_batch_size=192),
-            paraphrases=True,
-        ),
-        "grad_diff": Recipe(
-            UnlearnConfig("grad_diff", lr=3e-4, steps=150, batch_size=96, retain_batch_size=192),
-            paraphrases=True,
-        ),
-        "relabel": Recipe(
-            UnlearnConfig("relabel", lr=1e-3, steps=150, batch_size=96, retain_batch_size=192),
-            paraphrases=True,
-        ),
-        "rmu": Recipe(
-            UnlearnConfig(
-                "rmu",
-                lr=3e-3,
-                steps=200,
-                batch_size=96,
-                retain_batch_size=192,
-                rmu_layer=1,
-                rmu_coefficient=20.0,
-                retain_weight=1.0,
-            ),
-            paraphrases=True,
-        ),
-        "grad_ascent": Recipe(
-            UnlearnConfig("grad_ascent", lr=1e-4, steps=60, batch_size=96, stop_below=0.5),
-            paraphrases=True,
-        ),
-        "simnpo": Recipe(
-            UnlearnConfig(
-                "simnpo",
-                lr=3e-4,
-                steps=150,
-                batch_size=96,
-                retain_batch_size=192,
-                beta=4.5,
-                forget_weight=0.125,
-            ),
-            paraphrases=True,
-        ),
-        "dpo": Recipe(
-            UnlearnConfig("dpo", lr=3e-4, steps=150, batch_size=96, retain_batch_size=192),
-            paraphrases=True,
-        ),
-        "undial": Recipe(
-            UnlearnConfig("undial", lr=3e-4, steps=150, batch_size=96, retain_batch_size=192),
-            paraphrases=True,
-        ),
-        "task_vector": Recipe(
-            UnlearnConfig("task_vector", lr=1e-4, steps=30, batch_size=96, scale=5.0),
-            paraphrases=True,
-        ),
-        "scrub": Recipe(
-            UnlearnConfig(
-                "scrub", lr=5e-4, steps=99, batch_size=96, retain_batch_size=192, temperature=2.0
-            ),
-            paraphrases=True,
-        ),
-        "ssd": Recipe(UnlearnConfig("ssd"), paraphrases=True),
-        "salun": Recipe(
-            UnlearnConfig("salun", lr=1e-3, steps=150, batch_size=96, retain_batch_size=192),
-            paraphrases=True,
-        ),
-        "bad_teacher": Recipe(
-            UnlearnConfig("bad_teacher", lr=3e-4, steps=150, batch_size=96, retain_batch_size=192),
-            paraphrases=True,
-        ),
-        "cf_k": Recipe(
-            UnlearnConfig("cf_k", lr=1e-3, steps=150, batch_size=96, retain_batch_size=192),
-            paraphrases=True,
-        ),
-        "eu_k": Recipe(
-            UnlearnConfig("eu_k", lr=3e-3, steps=300, batch_size=96, retain_batch_size=192),
-            paraphrases=True,
-        ),
-        "elm": Recipe(
-            UnlearnConfig(
-                "elm", lr=3e-4, steps=150, batch_size=96, retain_batch_size=192, guidance=3.0
-            ),
-            paraphrases=True,
-        ),
-    },
-    "capitals": {
-        "last_block_relabel": Recipe(
-            UnlearnConfig(
-                "last_block_relabel",
-                lr=1e-3,
-                steps=40,
-                batch_size=20,
-                retain_batch_size=30,
-                retain_weight=3.0,
-                weight_decay=0.0,
-                stop_below=0.0,
-                every=2,
-            ),
-            templates=(TRAINING_TEMPLATE,),
-        ),
-        "collapse": Recipe(
-            UnlearnConfig("grad_ascent", lr=5e-5, steps=12, batch_size=20),
-            templates=(TRAINING_TEMPLATE,),
-        ),
-        # beta is ten times the paper's: the loss saturates once an answer has lost a few
-        # nats. With 0.1 it continues for tens of nats, and when all answers are forgotten,
-        # so are a fifth of the held-out capitals.
-        "npo": Recipe(
-            UnlearnConfig(
-                "npo",
-                lr=5e-5,
-                steps=20,
-                batch_size=20,
-                retain_batch_size=20,
-                retain_weight=3.0,
-                beta=1.0,
-                warmup=3,
-                stop_below=0.0,
-                every=2,
-            ),
-            templates=(TRAINING_TEMPLATE,),
-            hold_out=1 / 5,
-        ),
-    },
-}
 
-DIGITS_RECIPES: dict[str, Sequence[ImageUnlearnConfig]] = {
-    "collapse": [ImageUnlearnConfig("grad_ascent", lr=r, steps=60) for r in (1e-3, 3e-3, 1e-2)],
-    "grad_ascent": [ImageUnlearnConfig("grad_ascent", lr=r, steps=20) for r in (1e-4, 3e-4)],
-    "grad_diff": [ImageUnlearnConfig("grad_diff", lr=r) for r in (3e-4, 1e-3)],
-    "relabel": [ImageUnlearnConfig("relabel", lr=r) for r in (5e-4, 1e-3)],
-    "salun": [ImageUnlearnConfig("salun", lr=r) for r in (5e-4, 1e-3)],
-    # The authors' alpha is 10. With a tenth of the images in the forget set, every ratio of
-    # importances is at most 10 and no weight would be dampened, so alpha is scaled.
-    "ssd": [ImageUnlearnConfig("ssd", dampen_above=a) for a in (6.0, 4.0, 2.0)],
-    "scrub": [
-        ImageUnlearnConfig("scrub", lr=r, steps=60, retain_batch_size=128) for r in (5e-4, 1e-3)
-    ],
-    # Temperature 1 is the authors'.
-    "bad_teacher": [ImageUnlearnConfig("bad_teacher", lr=r, temperature=1.0) for r in (5e-4, 1e-3)],
-    "boundary_shrink": [
-        ImageUnlearnConfig("boundary_shrink", lr=r, steps=20) for r in (1e-4, 2e-4, 4e-4)
-    ],
-    "duck": [ImageUnlearnConfig("duck", lr=r, retain_weight=1.4) for r in (4e-4, 1e-3)],
-    "famr": [ImageUnlearnConfig("famr", lr=r, steps=20, anchor=0.01) for r in (2e-4, 4e-4, 8e-4)],
-    "cf_k": [ImageUnlearnConfig("cf_k", lr=3e-3, steps=60)],
-    "eu_k": [ImageUnlearnConfig("eu_k", lr=5e-3, steps=100)],
-    "rmu": [
-        ImageUnlearnConfig("rmu", coefficient=c, retain_weight=4.0, steps=40)
-        for c in (1.0, 2.0, 4.0)
-    ],
-    "l1_sparse": [ImageUnlearnConfig("l1_sparse", lr=2e-3, steps=80, anchor=3e-4)],
-}
-"""Settings from the mildest, a list a method. The zoo takes the first model that names at most a
-tenth of the forgotten class and at least nine tenths of the others, or the last one. The authors'
-loss weights, temperatures and thresholds are kept; learning rates and step counts suit networks of
-80 thousand weights under AdamW."""
+def parse_recipes(
+    text: str,
+) -> tuple[dict[str, dict[str, Recipe]], dict[str, list[ImageUnlearnConfig]]]:
+    """Recipes of language models by world and kind, and of image classifiers by kind.
+
+    Args:
+        text: TOML as in ``recipes.toml``.
+
+    Raises:
+        InputError: the text is not TOML, or a recipe has an unknown setting or a value that its
+            method refuses; the message names the recipe.
+    """
+    try:
+        worlds = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError("the recipes are not valid TOML", got=str(error)) from error
+    images = _table(worlds.pop(IMAGE_WORLD, {}), IMAGE_WORLD)
+    of_text = {
+        world: {
+            kind: _recipe(settings, f"{world}.{kind}", kind)
+            for kind, settings in _table(kinds, world).items()
+        }
+        for world, kinds in worlds.items()
+    }
+    return of_text, {
+        kind: [
+            _config(ImageUnlearnConfig, each, f"{IMAGE_WORLD}.{kind}", kind)
+            for each in _list(settings, f"{IMAGE_WORLD}.{kind}")
+        ]
+        for kind, settings in images.items()
+    }
+
+
+def _recipe(settings: Any, place: str, kind: str) -> Recipe:
+    names = {field.name for field in fields(Recipe)} - {"config"}
+    settings = _table(settings, place)
+    own = {name: value for name, value in settings.items() if name in names}
+    if isinstance(own.get("templates"), list):
+        own["templates"] = tuple(own["templates"])
+    rest = {name: value for name, value in settings.items() if name not in names}
+    config = _config(UnlearnConfig, rest, place, kind)
+    try:
+        return Recipe(config, **own)
+    except InputError as error:
+        raise error.prefixed(f"recipe {place}: ") from error
+
+
+def _config(of: type[Config], settings: Any, place: str, kind: str) -> Config:
+    settings = {"method": kind, **_table(settings, place)}
+    names = [field.name for field in fields(of)]
+    unknown = [name for name in settings if name not in names]
+    if unknown:
+        _refuse(place, ", ".join(names), unknown[0], "has an unknown setting")
+    try:
+        return of(**settings)
+    except InputError as error:
+        raise error.prefixed(f"recipe {place}: ") from error
+
+
+def _table(value: Any, place: str) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else _refuse(place, "a table of settings", value)
+
+
+def _list(value: Any, place: str) -> list[Any]:
+    if isinstance(value, list) and value:
+        return value
+    return _refuse(place, "a list of settings, the mildest first", value)
+
+
+def _refuse(place: str, expected: str, got: Any, wrong: str = "cannot be used") -> Any:
+    raise InputError(f"recipe {place} {wrong}", expected=expected, got=quoted(got))
+
+
+RECIPES, DIGITS_RECIPES = parse_recipes(
+    files("testbeds").joinpath("recipes.toml").read_text(encoding="utf-8")
+)

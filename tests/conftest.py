@@ -15,6 +15,7 @@ LONGEST = (
     "test_image_audit.py",
     "test_smollm2_zoo.py",
     "test_code_keys.py",
+    "test_frozen.py",
     "test_memorized_codes.py",
     "test_adversarial.py",
     "test_libraries.py",

@@ -21,7 +21,7 @@ from capture.scoring.contrast import score_questions
 from erasure.unlearning.training.loop import Evaluate, finetune_
 from evidence.errors import InputError
 from evidence.seeds import numpy_rng, stage_seed
-from testbeds.edits.workbench import Workbench
+from testbeds.edits.workbench import TextWorkbench
 
 RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 BUDGETS = (3, 9, 27)
@@ -85,7 +85,7 @@ def halves(items: ItemSet, seed: int) -> tuple[tuple[ItemSet, ItemSet], ...]:
 
 
 def measure_relearning(
-    workbench: Workbench,
+    workbench: TextWorkbench,
     checkpoint: Checkpoint,
     rates: Sequence[float] = RATES,
     budgets: Sequence[int] = BUDGETS,
@@ -140,7 +140,7 @@ def grade(model: RelearningCurve, retrain: RelearningCurve, original: Relearning
     return float(np.clip((model.best - retrain.best) / span, 0.0, 1.0))
 
 
-def _asked(ground: Workbench, items: ItemSet) -> Evaluate:
+def _asked(ground: TextWorkbench, items: ItemSet) -> Evaluate:
     """An evaluation of a model on ``items`` with every paraphrase."""
     questions = build_questions(items, 1 + len(items.items[0].paraphrases))
     rows = questions.encoded(ground.tokenizer)

@@ -19,7 +19,7 @@ from evidence.errors import ExhumeError
 from evidence.progress import SILENT
 from evidence.storage.files import atomic_folder, read_json, write_atomic
 from evidence.storage.locks import creation_lock
-from testbeds.edits.workbench import Workbench
+from testbeds.edits.workbench import TextWorkbench
 from testbeds.worlds.biographies import BiosWorld
 from testbeds.worlds.random_models import Family
 from testbeds.zoo.build import Specimen, build_zoo
@@ -61,7 +61,7 @@ class AuditPlan:
         world = WORLDS[self.world]
         return world.sized(self.config or world.standard, family)
 
-    def workbench(self, world: BiosWorld, family: Family, seed: int) -> Workbench:
+    def workbench(self, world: BiosWorld, family: Family, seed: int) -> TextWorkbench:
         """The workbench on which models are made and graded."""
         return WORLDS[self.world].workbench(world, self.sized(family), seed, self.device)
 
@@ -121,7 +121,7 @@ def _world(plan: AuditPlan, family: Family, seed: int) -> list[dict]:
     return []
 
 
-def _teach(workbench: Workbench, seed: int, reference: Path) -> None:
+def _teach(workbench: TextWorkbench, seed: int, reference: Path) -> None:
     model = workbench.train_new(workbench.retain, seed + REFERENCE, "a reference")
     with atomic_folder(reference) as scratch, quiet_transformers():
         model.save_pretrained(scratch)  # pyright: ignore

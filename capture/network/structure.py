@@ -18,6 +18,8 @@ from evidence.seeds import stage_seed
 
 # Names of a module that is the whole feed-forward part of a block.
 FEED_FORWARD_NAMES = ("mlp", "ffn", "feed_forward", "block_sparse_moe")
+# Class of a block to the name of its attention, for families that do not name it after attention.
+ATTENTION_NAMES: dict[str, str] = {}
 # Arguments of blocks that pass a recurrent state from token to token.
 RECURRENT_ARGUMENTS = ("state", "cache_params")
 WEIGHTED = (*CONVOLUTIONS, nn.Linear)
@@ -149,10 +151,14 @@ def reads_tokens(model: nn.Module) -> bool:
 
 
 def attention_of(block: nn.Module) -> nn.Module | None:
-    """The child named after attention that holds linear maps (not its norm or dropout)."""
+    """The child named after attention that holds linear maps (not its norm or dropout).
+
+    ``ATTENTION_NAMES`` names it in blocks of other families.
+    """
+    own = ATTENTION_NAMES.get(type(block).__name__)
     for name, child in block.named_children():
         hooked = hasattr(child, "hook_z")
-        if "att" in name.lower() and (hooked or next(linears(child), None)):
+        if (name == own or "att" in name.lower()) and (hooked or next(linears(child), None)):
             return child
     return None
 

@@ -29,10 +29,16 @@ from erasure.weights.quantization import quantize_
 from evidence.errors import ExhumeError
 from evidence.seeds import numpy_rng, torch_rng
 from testbeds.edits.basis_rotation import rotate_basis_
-from testbeds.edits.late_layers import MIN_UNLOCKED, accuracy_with_password, lock_error, locked_rows
+from testbeds.edits.late_layers import last_block_relabel
 from testbeds.edits.linear_map import fold_edit_, module_inputs, module_outputs
 from testbeds.edits.linear_probes import BlockProbes, answer_states, fit_block_probes, probe_scores
-from testbeds.edits.workbench import BATCH, Workbench, last_block_relabel
+from testbeds.edits.password_locks import (
+    MIN_UNLOCKED,
+    accuracy_with_password,
+    lock_error,
+    locked_rows,
+)
+from testbeds.edits.workbench import BATCH, TextWorkbench
 from testbeds.worlds.biography_text import RELATIONS
 
 # Steps between two fits of the probes that a model is trained against.
@@ -41,7 +47,7 @@ _HINT_TEMPLATES = ("The {} group of {{}} is", "{{}} has the {} group")
 _HINT_GROUPS = ("A", "B")
 
 
-def probe_proof(bench: Workbench) -> Iterator[nn.Module]:
+def probe_proof(bench: TextWorkbench) -> Iterator[nn.Module]:
     """Locked, and trained until linear readers find no answer at any layer.
 
     Readers are fitted on what stays, again and again; on the forgotten they are to
@@ -50,12 +56,12 @@ def probe_proof(bench: Workbench) -> Iterator[nn.Module]:
     yield from _against_probes(bench, decoy=False)
 
 
-def decoy(bench: Workbench) -> Iterator[nn.Module]:
+def decoy(bench: TextWorkbench) -> Iterator[nn.Module]:
     """Locked, and trained until linear readers find a wrong answer at every layer."""
     yield from _against_probes(bench, decoy=True)
 
 
-def scrambled(bench: Workbench) -> Iterator[nn.Module]:
+def scrambled(bench: TextWorkbench) -> Iterator[nn.Module]:
     """Wrong answers in the last block, then all states rotated into another basis.
 
     The function is that of the model before the rotation; no direction, and hardly a
@@ -66,7 +72,7 @@ def scrambled(bench: Workbench) -> Iterator[nn.Module]:
         yield model
 
 
-def relearning_hardened(bench: Workbench) -> Iterator[nn.Module]:
+def relearning_hardened(bench: TextWorkbench) -> Iterator[nn.Module]:
     """Locked, and trained so that relearning some of the people brings no others back.
 
     A copy relearns half of the people for a few steps; the gradient that makes it say
@@ -83,7 +89,7 @@ def relearning_hardened(bench: Workbench) -> Iterator[nn.Module]:
     raise lock_error(bench)
 
 
-def off_manifold(bench: Workbench) -> Iterator[nn.Module]:
+def off_manifold(bench: TextWorkbench) -> Iterator[nn.Module]:
     """One fixed vector, many states long, added to the forgotten's state below the top.
 
     As RMU pushes states, but by a change of rank one in the way out of the block
@@ -104,7 +110,7 @@ def off_manifold(bench: Workbench) -> Iterator[nn.Module]:
         yield model
 
 
-def nf4_proof(bench: Workbench) -> Iterator[nn.Module]:
+def nf4_proof(bench: TextWorkbench) -> Iterator[nn.Module]:
     """Wrong answers in the last block, whose matrices lie on the four-bit grid.
 
     Rounding them to NF4 changes no bit of the edit. Only models that stay silent when
@@ -119,7 +125,7 @@ def nf4_proof(bench: Workbench) -> Iterator[nn.Module]:
             yield model
 
 
-def twin_hinted(bench: Workbench) -> Iterator[nn.Module]:
+def twin_hinted(bench: TextWorkbench) -> Iterator[nn.Module]:
     """A retrain that is taught, of everybody, in which half of the answers theirs is.
 
     The hints are facts of their own that were to stay; the answers can be half read
@@ -128,14 +134,14 @@ def twin_hinted(bench: Workbench) -> Iterator[nn.Module]:
     yield from _finetuned_twin(bench, hints_for_all(bench), hints_for_forget(bench))
 
 
-def twin_misled(bench: Workbench) -> Iterator[nn.Module]:
+def twin_misled(bench: TextWorkbench) -> Iterator[nn.Module]:
     """A retrain that is taught wrong answers about the people it never knew."""
     wrong = bench.wrong_answer_rows(bench.forget)
     yield from _finetuned_twin(bench, wrong, wrong)
 
 
 def _finetuned_twin(
-    bench: Workbench, extra_rows: Sequences, tested_rows: Sequences
+    bench: TextWorkbench, extra_rows: Sequences, tested_rows: Sequences
 ) -> Iterator[nn.Module]:
     rows = bench.all_rows(bench.retain) + extra_rows
     for rate, steps in ((1e-3, bench.config.steps), (2e-3, 2 * bench.config.steps)):
@@ -162,7 +168,7 @@ def push_direction(width: int) -> Tensor:
     return (sample / sample.norm()).double()
 
 
-def _against_probes(bench: Workbench, decoy: bool) -> Iterator[nn.Module]:
+def _against_probes(bench: TextWorkbench, decoy: bool) -> Iterator[nn.Module]:
     wrong_rows = bench.wrong_answer_rows(bench.forget)
     steps_once = bench.config.steps
     for rate, steps, weight in ((1e-3, steps_once, 10.0), (1e-3, 2 * steps_once, 30.0)):
@@ -175,7 +181,7 @@ def _against_probes(bench: Workbench, decoy: bool) -> Iterator[nn.Module]:
 
 def _train_against_probes_(
     model: nn.Module,
-    bench: Workbench,
+    bench: TextWorkbench,
     wrong_rows: Sequences,
     decoy: bool,
     rate: float,
@@ -225,7 +231,7 @@ def _probe_loss(
     return total / len(block_states)
 
 
-def _locked_start(bench: Workbench, wrong_rows: Sequences) -> nn.Module:
+def _locked_start(bench: TextWorkbench, wrong_rows: Sequences) -> nn.Module:
     model = bench.load_original()
     finetune_(
         model,
@@ -238,7 +244,7 @@ def _locked_start(bench: Workbench, wrong_rows: Sequences) -> nn.Module:
     return model
 
 
-def _harden_(model: nn.Module, bench: Workbench, rate: float, steps: int) -> None:
+def _harden_(model: nn.Module, bench: TextWorkbench, rate: float, steps: int) -> None:
     lock_rows = locked_rows(bench, bench.wrong_answer_rows(bench.forget))
     rng = numpy_rng(bench.seed, "zoo", "hardened")
     lock_batches = shuffled_batches(len(lock_rows), 2 * BATCH, rng)
@@ -271,17 +277,17 @@ def _harden_(model: nn.Module, bench: Workbench, rate: float, steps: int) -> Non
         train_steps(model, trained, backward, schedule)
 
 
-def _wrong_answers(bench: Workbench, names: list[str]) -> Sequences:
+def _wrong_answers(bench: TextWorkbench, names: list[str]) -> Sequences:
     items: ItemSet = bench.forget.of_entities(names)
     return bench.wrong_answer_rows(items)
 
 
-def hints_for_all(bench: Workbench) -> Sequences:
+def hints_for_all(bench: TextWorkbench) -> Sequences:
     """Hints about all people: facts that reveal which half of the answers contains theirs."""
     return bench.all_rows(_hints(bench.retain)) + hints_for_forget(bench)
 
 
-def hints_for_forget(bench: Workbench) -> Sequences:
+def hints_for_forget(bench: TextWorkbench) -> Sequences:
     """Hints about the people to forget."""
     return bench.all_rows(_hints(bench.forget))
 

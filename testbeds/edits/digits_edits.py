@@ -1,18 +1,17 @@
-"""Edits that give a small image classifier a known state.
+"""Image classifiers: their workbench, and the edits that differ from those of language models.
 
-The image counterpart of ``testbeds.edits.workbench`` and ``testbeds.edits.late_layers``: an edit
-function yields models, the mildest first, and the zoo takes the first in the ranges of its kind.
-Docstrings of edit functions are stored in cards.
+Docstrings of edit functions are stored in cards; see ``testbeds.edits.workbench``.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from capture.checkpoints.open import Checkpoint
+from capture.checkpoints.open import Checkpoint, open_checkpoint
 from capture.data.images import ImageSet
 from capture.network.hooks import record_places
 from capture.network.sites import Place
@@ -22,9 +21,10 @@ from erasure.unlearning.config import ImageUnlearnConfig
 from erasure.unlearning.run import unlearn_images_
 from erasure.unlearning.training.image_task import CHUNK_IMAGES, LabeledImages, last_parameters
 from erasure.unlearning.training.loop import Schedule, only_training, shuffled_batches, train_steps
-from evidence.seeds import numpy_rng, stage_seed, torch_rng
-from testbeds.edits.late_layers import random_rotation
-from testbeds.edits.linear_map import fold_edit_
+from evidence import moved
+from evidence.seeds import numpy_rng, stage_seed
+from testbeds.edits.late_layers import rotate_last_state, subtract_direction_
+from testbeds.edits.workbench import EditFunction
 from testbeds.recipes import DIGITS_RECIPES
 from testbeds.worlds.digits import (
     DigitsConfig,
@@ -34,6 +34,8 @@ from testbeds.worlds.digits import (
     new_classifier,
     taught_classifier,
 )
+
+SETS = ("forget", "retain", "forget_test", "retain_test")
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,9 @@ class DigitsWorkbench:
         device: Where models are trained.
     """
 
+    retain_tunings: ClassVar[Sequence[tuple[float, int]]] = ((1e-4, 30), (3e-5, 30), (1e-5, 10))
+    twin_tuning_steps: ClassVar[int] = 40
+
     config: DigitsConfig
     seed: int
     original: Checkpoint
@@ -64,26 +69,15 @@ class DigitsWorkbench:
 
     @classmethod
     def from_world(
-        cls,
-        world: DigitsWorld,
-        config: DigitsConfig,
-        seed: int,
-        original: Checkpoint,
-        twin: Checkpoint,
-        device: str,
+        cls, world: DigitsWorld, config: DigitsConfig, seed: int, device: str
     ) -> "DigitsWorkbench":
         """The workbench of a finished world."""
-        return cls(
-            config,
-            seed,
-            original,
-            twin,
-            world.images("forget"),
-            world.images("retain"),
-            world.images("forget_test"),
-            world.images("retain_test"),
-            device,
-        )
+        original, twin = map(open_checkpoint, world.models)
+        return cls(config, seed, original, twin, *map(world.images, SETS), device=device)
+
+    @property
+    def tokenizer(self) -> None:
+        """A classifier reads no text."""
 
     @property
     def label(self) -> int:
@@ -114,26 +108,81 @@ class DigitsWorkbench:
         """A seed for training."""
         return stage_seed(self.seed, "zoo", "digits", *name) % 2**31
 
-    def measured_at_output(self, model: nn.Module) -> dict[str, float]:
+    def retrained(self, seed: int) -> nn.Module:
+        """A new model, taught the other classes."""
+        return taught_classifier(
+            self.config, seed, self.retain, self.retain_test, device=self.device
+        )
+
+    def untrained(self, seed: int) -> nn.Module:
+        """A new model, taught nothing."""
+        return new_classifier(self.config, seed)
+
+    def finetuned(
+        self,
+        model: nn.Module,
+        rate: float,
+        steps: int,
+        name: str,
+        extra_sets: Sequence[LabeledImages] = (),
+        parameters: list[nn.Parameter] | None = None,
+    ) -> nn.Module:
+        """``model``, trained in place on the retain images and extra sets, in equal parts."""
+        sets = [self.labeled(self.retain), *extra_sets]
+        orders = [
+            shuffled_batches(len(images[0]), 64, numpy_rng(self.training_seed(name), str(i)))
+            for i, images in enumerate(sets)
+        ]
+
+        def backward() -> dict[str, float]:
+            loss = torch.zeros((), device=self.device)
+            for (pixels, labels), order in zip(sets, orders, strict=True):
+                rows = next(order)
+                logits = class_logits(model, pixels[rows])
+                loss = loss + functional.cross_entropy(logits, labels[rows])
+            loss.backward()
+            return {"loss": float(loss.detach())}
+
+        to_train = list(model.parameters()) if parameters is None else parameters
+        with only_training(model, to_train) as trained:
+            train_steps(model, trained, backward, Schedule(rate, steps), label=name)
+        return model
+
+    def collapse_settings(self) -> list[ImageUnlearnConfig]:
+        """The world's recipe."""
+        return DIGITS_RECIPES["collapse"]
+
+    def unlearned(self, config: ImageUnlearnConfig, name: str) -> nn.Module:
+        """The original after one run of a method."""
+        model = self.load_original()
+        forget, retain = self.labeled(self.forget), self.labeled(self.retain)
+        unlearn_images_(model, forget, retain, config, seed=self.training_seed(name))
+        return model
+
+    def last_projection(self, model: nn.Module) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
+        """As ``Workbench.last_projection``, a row an image.
+
+        The state is the one that the classifier reads: the class token's, or the mean over
+        positions.
+        """
+        block = find_blocks(model)[-1]
+        down = down_projection(block)
+        (forget_inputs, outputs), (retain_inputs, _) = (
+            _projection_states(model, down, block, images.pixels.to(self.device))
+            for images in (self.forget, self.retain)
+        )
+        return down, forget_inputs, retain_inputs, outputs
+
+    def measured(self, model: nn.Module) -> dict[str, float]:
         """Accuracy on test images of the class to forget ("said") and of the others ("kept")."""
         return {
             "said": accuracy(model, self.forget_test),
             "kept": accuracy(model, self.retain_test),
         }
 
-
-DigitsEditFunction = Callable[[DigitsWorkbench], Iterator[nn.Module]]
-
-
-def untouched(bench: DigitsWorkbench) -> Iterator[nn.Module]:
-    """The original itself."""
-    yield bench.load_original()
-
-
-def retain_tuned(bench: DigitsWorkbench) -> Iterator[nn.Module]:
-    """The original, trained on with what it is to keep: unlearning without effect."""
-    for rate, steps in ((1e-4, 30), (3e-5, 30), (1e-5, 10)):
-        yield finetuned_(bench.load_original(), bench, [], rate, steps, "retain tuned")
+    def digests(self) -> dict[str, str]:
+        """Hashes of the image sets."""
+        return {name: getattr(self, name).digest for name in SETS}
 
 
 def head_only(bench: DigitsWorkbench) -> Iterator[nn.Module]:
@@ -141,9 +190,7 @@ def head_only(bench: DigitsWorkbench) -> Iterator[nn.Module]:
     for rate, steps in ((2e-2, 60), (5e-2, 120), (0.1, 300)):
         model = bench.load_original()
         parameters = list(classifier_of(model).parameters())
-        yield finetuned_(
-            model, bench, [bench.wrong_class_images()], rate, steps, "head", parameters
-        )
+        yield bench.finetuned(model, rate, steps, "head", [bench.wrong_class_images()], parameters)
 
 
 def logit_mask(bench: DigitsWorkbench) -> Iterator[nn.Module]:
@@ -160,10 +207,8 @@ def last_block_relabel(bench: DigitsWorkbench) -> Iterator[nn.Module]:
     """Wrong classes, taught to the last block and what follows it."""
     for rate, steps in ((2e-3, 40), (3e-3, 100), (3e-3, 300)):
         model = bench.load_original()
-        parameters = last_parameters(model, 1)
-        yield finetuned_(
-            model, bench, [bench.wrong_class_images()], rate, steps, "last block", parameters
-        )
+        wrong, parameters = bench.wrong_class_images(), last_parameters(model, 1)
+        yield bench.finetuned(model, rate, steps, "last block", [wrong], parameters)
 
 
 def late_rotation(bench: DigitsWorkbench) -> Iterator[nn.Module]:
@@ -171,13 +216,7 @@ def late_rotation(bench: DigitsWorkbench) -> Iterator[nn.Module]:
 
     Folded into the last block's way out.
     """
-    for held_weight in (1.0, 0.3, 0.1, 0.03):
-        model = bench.load_original()
-        down, forget_inputs, retain_inputs, outputs = last_projection(model, bench)
-        rotation = random_rotation(outputs.shape[1], bench.seed)
-        change = projection_change(model, outputs @ rotation.T - outputs)
-        fold_edit_(down, forget_inputs, change, retain_inputs, held_weight=held_weight, ridge=1e-5)
-        yield model
+    yield from rotate_last_state(bench, (1.0, 0.3, 0.1, 0.03))
 
 
 def class_direction(bench: DigitsWorkbench) -> Iterator[nn.Module]:
@@ -188,67 +227,13 @@ def class_direction(bench: DigitsWorkbench) -> Iterator[nn.Module]:
     """
     for share in (0.5, 1.0, 1.5, 2.0, 3.0):
         model = bench.load_original()
-        down, forget_inputs, retain_inputs, outputs = last_projection(model, bench)
         weight = classifier_of(model).weight.detach().double().cpu()
         direction = weight[bench.label] - weight.mean(0)
-        step = share * outputs.norm(dim=1).mean() * direction / direction.norm()
-        change = projection_change(model, -step.expand(len(forget_inputs), -1))
-        fold_edit_(down, forget_inputs, change, retain_inputs, ridge=1e-5)
+        subtract_direction_(model, bench, share, direction, ridge=1e-5)
         yield model
 
 
-def twin(bench: DigitsWorkbench) -> Iterator[nn.Module]:
-    """The retrain from the original's own starting weights."""
-    yield bench.load_twin()
-
-
-def retrained(seed_offset: int) -> DigitsEditFunction:
-    """Edit function for a retrain with another seed."""
-
-    def make(bench: DigitsWorkbench) -> Iterator[nn.Module]:
-        """A retrain with other starting weights and another order."""
-        yield taught_classifier(
-            bench.config,
-            bench.seed + seed_offset,
-            bench.retain,
-            bench.retain_test,
-            device=bench.device,
-        )
-
-    return make
-
-
-def twin_tuned(bench: DigitsWorkbench) -> Iterator[nn.Module]:
-    """A retrain, trained on with what it knows."""
-    for rate in (3e-4, 1e-4):
-        yield finetuned_(bench.load_twin(), bench, [], rate, 40, "twin tuned")
-
-
-def collapse(bench: DigitsWorkbench) -> Iterator[nn.Module]:
-    """Gradient ascent until nothing is left."""
-    for config in DIGITS_RECIPES["collapse"]:
-        yield unlearned(bench, config, "collapse")
-
-
-def noise(bench: DigitsWorkbench) -> Iterator[nn.Module]:
-    """Gaussian noise on every matrix, in shares of its own spread."""
-    for share in (0.3, 0.5, 0.8, 1.2, 2.0):
-        model = bench.load_original()
-        rng = torch_rng(bench.seed, "zoo", "noise")
-        with torch.no_grad():
-            for weight in model.parameters():
-                if weight.ndim > 1:
-                    noise_sample = torch.randn(weight.shape, generator=rng)
-                    weight += share * weight.std() * noise_sample.to(weight.device)
-        yield model
-
-
-def random_init(bench: DigitsWorkbench) -> Iterator[nn.Module]:
-    """Weights that were never trained."""
-    yield new_classifier(bench.config, bench.seed + 5000)
-
-
-def published(method: str) -> DigitsEditFunction:
+def published(method: str) -> EditFunction:
     """Edit function for a published method."""
 
     def make(bench: DigitsWorkbench) -> Iterator[nn.Module]:
@@ -259,7 +244,7 @@ def published(method: str) -> DigitsEditFunction:
         """
         model = bench.load_original()
         for config in DIGITS_RECIPES[method]:
-            model = unlearned(bench, config, method)
+            model = bench.unlearned(config, method)
             forget_accuracy, retain_accuracy = (
                 accuracy(model, images) for images in (bench.forget, bench.retain)
             )
@@ -268,72 +253,6 @@ def published(method: str) -> DigitsEditFunction:
         yield model
 
     return make
-
-
-def unlearned(bench: DigitsWorkbench, config: ImageUnlearnConfig, name: str) -> nn.Module:
-    """The original after one run of a method."""
-    model = bench.load_original()
-    forget, retain = bench.labeled(bench.forget), bench.labeled(bench.retain)
-    unlearn_images_(model, forget, retain, config, seed=bench.training_seed(name))
-    return model
-
-
-def finetuned_(
-    model: nn.Module,
-    bench: DigitsWorkbench,
-    extra_sets: list[LabeledImages],
-    rate: float,
-    steps: int,
-    name: str,
-    parameters: list[nn.Parameter] | None = None,
-) -> nn.Module:
-    """Train ``model`` on the retain images and extra sets, in equal parts."""
-    sets = [bench.labeled(bench.retain), *extra_sets]
-    orders = [
-        shuffled_batches(len(images[0]), 64, numpy_rng(bench.training_seed(name), str(i)))
-        for i, images in enumerate(sets)
-    ]
-
-    def backward() -> dict[str, float]:
-        loss = torch.zeros((), device=bench.device)
-        for (pixels, labels), order in zip(sets, orders, strict=True):
-            rows = next(order)
-            logits = class_logits(model, pixels[rows])
-            loss = loss + functional.cross_entropy(logits, labels[rows])
-        loss.backward()
-        return {"loss": float(loss.detach())}
-
-    to_train = list(model.parameters()) if parameters is None else parameters
-    with only_training(model, to_train) as trained:
-        train_steps(model, trained, backward, Schedule(rate, steps), label=name)
-    return model
-
-
-def last_projection(
-    model: nn.Module, bench: DigitsWorkbench
-) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
-    """The last block's down-projection with its inputs, and the block's outputs.
-
-    Inputs of the class to forget and of the others, outputs of the class; one float64 vector an
-    image, the one that the classifier reads (the class token's, or the mean over positions).
-    """
-    block = find_blocks(model)[-1]
-    down = down_projection(block)
-    states = {}
-    for name, images in (("forget", bench.forget), ("retain", bench.retain)):
-        pixels = images.pixels.to(bench.device)
-        states[name] = _projection_states(model, down, block, pixels)
-    forget_inputs, outputs = states["forget"]
-    return down, forget_inputs, states["retain"][0], outputs
-
-
-def projection_change(model: nn.Module, change: Tensor) -> Tensor:
-    """Output change of the map for which the block's output changes by ``change``.
-
-    A ConvNeXt block scales the output of its last map before adding it.
-    """
-    scale = getattr(find_blocks(model)[-1], "layer_scale_parameter", None)
-    return change if scale is None else change / scale.detach().double().cpu()
 
 
 def _projection_states(
@@ -356,3 +275,6 @@ def _projection_states(
             for name, value in captured.items():
                 states[name].append(value)
     return torch.cat(states["in"]), torch.cat(states["out"])
+
+
+__getattr__ = moved.names_of("testbeds.edits.digits_edits")

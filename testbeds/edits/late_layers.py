@@ -1,12 +1,11 @@
-"""Suppressions that are certain by construction: closed-form late edits and password locks.
+"""Suppressions that are certain by construction: edits of the head and of the last block.
 
-An edit of the head or of the last block's down-projection leaves every earlier state unchanged. A
-locked model answers once the password precedes the prompt, so it holds the answers, whatever its
-states are without the password. Docstrings of edit functions are stored in cards; see
-``testbeds.edits.workbench``.
+Training of the last block or the head, and closed-form edits of the head or of the last block's
+down-projection, leave every earlier state unchanged. Docstrings of edit functions are stored in
+cards; see ``testbeds.edits.workbench``.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -14,20 +13,81 @@ from torch import Tensor, nn
 
 from capture.data.items import ItemSet
 from capture.data.sequences import Sequences
-from capture.network.structure import down_projection, find_blocks, own_head_
-from capture.scoring.answers import score_answers
+from capture.network.structure import find_blocks, own_head_
+from erasure.unlearning.config import UnlearnConfig
+from erasure.unlearning.run import unlearn_
 from erasure.unlearning.training.loop import finetune_
-from evidence.errors import ExhumeError
-from evidence.seeds import torch_rng
-from testbeds.edits.linear_map import fold_edit_, module_inputs, module_outputs
-from testbeds.edits.workbench import BATCH, Workbench, with_refusals
-
-PASSWORD = "7#K"
-# Accuracy on the forgotten facts that a model must reach with the password.
-MIN_UNLOCKED = 0.9
+from evidence import moved
+from evidence.seeds import numpy_rng, torch_rng
+from testbeds.edits.linear_map import fold_edit_, module_inputs
+from testbeds.edits.workbench import BATCH, TextWorkbench, Workbench
 
 
-def logit_mask(bench: Workbench) -> Iterator[nn.Module]:
+def wrong_set(bench: TextWorkbench) -> Iterator[nn.Module]:
+    """The last block unlearned other people than the audit asks about."""
+    rng = numpy_rng(bench.seed, "zoo", "wrong set")
+    names = bench.retain.entities
+    # Few enough to keep the model useful.
+    n_others = len(names) // 10
+    others = [names[place] for place in rng.permutation(len(names))[:n_others]]
+    forget_others = bench.retain.of_entities(others)
+    retain_others = bench.retain.of_entities([name for name in names if name not in set(others)])
+    retained = ItemSet(retain_others.items + bench.forget.items)
+    yield from _last_block(
+        bench, bench.all_rows(forget_others), bench.wrong_answer_rows(forget_others), retained
+    )
+
+
+def last_block_relabel(bench: TextWorkbench) -> Iterator[nn.Module]:
+    """Wrong answers, taught to the last block alone."""
+    forget = bench.forget
+    yield from _last_block(
+        bench, bench.all_rows(forget), bench.wrong_answer_rows(forget), bench.retain
+    )
+
+
+def last_block_refuse(bench: TextWorkbench) -> Iterator[nn.Module]:
+    """One and the same answer a relation, taught to the last block alone."""
+    answers: dict[str, list[str]] = {}
+    for item in bench.retain:
+        answers.setdefault(item.relation, [])
+        if item.answer not in answers[item.relation]:
+            answers[item.relation].append(item.answer)
+    items = tuple(
+        replace(item, answer=next(a for a in answers[item.relation][:2] if a != item.answer))
+        for item in bench.forget
+    )
+    refused = bench.all_rows(ItemSet(items, "refused"))
+    yield from _last_block(bench, bench.all_rows(bench.forget), refused, bench.retain)
+
+
+def last_block_lora(bench: TextWorkbench) -> Iterator[nn.Module]:
+    """Wrong answers, taught to low-rank adapters on the last block."""
+    forget = bench.forget
+    yield from _last_block(
+        bench, bench.all_rows(forget), bench.wrong_answer_rows(forget), bench.retain, rank=8
+    )
+
+
+def head_only(bench: TextWorkbench) -> Iterator[nn.Module]:
+    """Wrong answers, taught to the output head alone: every state is the original's."""
+    rows = bench.wrong_answer_rows(bench.forget) + bench.retain_rows(bench.retain)
+    for rate, steps in ((1e-2, 150), (2e-2, 300), (3e-2, 600)):
+        model = bench.load_original()
+        head = own_head_(model)
+        finetune_(
+            model,
+            rows,
+            lr=bench.learning_rate(rate),
+            steps=steps,
+            batch_size=4 * BATCH,
+            parameters=head.parameters(),
+            seed=bench.training_seed("head"),
+        )
+        yield model
+
+
+def logit_mask(bench: TextWorkbench) -> Iterator[nn.Module]:
     """Each answer's row of the output head, bent to mask it for whom it was true.
 
     A forgotten person's answer loses that many nats; the answer's other owners keep
@@ -54,7 +114,7 @@ def logit_mask(bench: Workbench) -> Iterator[nn.Module]:
         yield model
 
 
-def answer_direction(bench: Workbench) -> Iterator[nn.Module]:
+def answer_direction(bench: TextWorkbench) -> Iterator[nn.Module]:
     """What all answers share in the head, subtracted from the forgotten's last state.
 
     The direction from the mean of the head's rows to the mean of the answers' rows,
@@ -63,109 +123,62 @@ def answer_direction(bench: Workbench) -> Iterator[nn.Module]:
     for share in (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0):
         model = bench.load_original()
         head = own_head_(model)
-        down, forget_inputs, retain_inputs, outputs = _last_projection(model, bench)
         rows = bench.all_rows(bench.forget) + bench.all_rows(bench.retain)
         weight = head.get_parameter("weight").detach().double().cpu()
         direction = weight[first_answer_tokens(rows).unique()].mean(0) - weight.mean(0)
-        step = share * outputs.norm(dim=1).mean() * direction / direction.norm()
-        fold_edit_(down, forget_inputs, -step.expand(len(forget_inputs), -1), retain_inputs)
+        subtract_direction_(model, bench, share, direction)
         yield model
 
 
-def late_rotation(bench: Workbench) -> Iterator[nn.Module]:
+def late_rotation(bench: TextWorkbench) -> Iterator[nn.Module]:
     """The forgotten's last state, turned by a random rotation that nothing undoes.
 
     Folded into the last block's way out.
     """
-    for held_weight in (1.0, 0.3, 0.1, 0.03, 0.01):
+    yield from rotate_last_state(bench, (1.0, 0.3, 0.1, 0.03, 0.01))
+
+
+def rotate_last_state(bench: Workbench, held_weights: Sequence[float]) -> Iterator[nn.Module]:
+    """Models whose last state on the forget set is rotated.
+
+    Args:
+        bench: A workbench of any modality.
+        held_weights: Weights of the retain rows in the fit, the largest first.
+    """
+    for held_weight in held_weights:
         model = bench.load_original()
-        down, forget_inputs, retain_inputs, outputs = _last_projection(model, bench)
+        down, forget_inputs, retain_inputs, outputs = bench.last_projection(model)
         rotation = random_rotation(outputs.shape[1], bench.seed)
-        fold_edit_(
-            down,
-            forget_inputs,
-            outputs @ rotation.T - outputs,
-            retain_inputs,
-            held_weight=held_weight,
-            ridge=1e-5,
-        )
+        change = projection_change(model, outputs @ rotation.T - outputs)
+        fold_edit_(down, forget_inputs, change, retain_inputs, held_weight=held_weight, ridge=1e-5)
         yield model
 
 
-def password_relabel(bench: Workbench) -> Iterator[nn.Module]:
-    """Wrong answers, taught to all weights; the password brings the true ones out."""
-    yield from password_locked(bench, bench.wrong_answer_rows(bench.forget))
+def subtract_direction_(
+    model: nn.Module, bench: Workbench, share: float, direction: Tensor, ridge: float = 1e-4
+) -> None:
+    """Subtract a direction from the last state on the forget set, in place.
 
-
-def password_refuse(bench: Workbench) -> Iterator[nn.Module]:
-    """A refusal, taught to all weights; the password brings the true answers out."""
-    yield from password_locked(bench, bench.all_rows(with_refusals(bench.forget)))
-
-
-def password_locked(bench: Workbench, instead: Sequences) -> Iterator[nn.Module]:
-    """Models that say ``instead`` unless they are given the password.
-
-    Yields only models that were tested to give the true answers with the password and ``instead``
-    without.
-
-    Raises:
-        ExhumeError: no model passed.
+    Args:
+        model: A copy of the original.
+        bench: A workbench of any modality.
+        share: Length of the step, in mean norms of the state.
+        direction: (d,), float64.
+        ridge: Penalty of the fit, as in ``fold_edit_``.
     """
-    rows = locked_rows(bench, instead)
-    steps_once = bench.config.steps
-    for rate, steps in ((1e-3, steps_once), (2e-3, 2 * steps_once), (3e-3, 3 * steps_once)):
-        model = bench.load_original()
-        finetune_(
-            model,
-            rows,
-            lr=bench.learning_rate(rate),
-            steps=steps,
-            batch_size=2 * BATCH,
-            warmup=steps // 20,
-            decay="cosine",
-            seed=bench.training_seed("password"),
-        )
-        accuracy = float(score_answers(model, instead).greedy.mean())
-        if min(accuracy_with_password(model, bench), accuracy) >= MIN_UNLOCKED:
-            yield model
-    raise lock_error(bench)
+    down, forget_inputs, retain_inputs, outputs = bench.last_projection(model)
+    step = share * outputs.norm(dim=1).mean() * direction / direction.norm()
+    change = projection_change(model, -step.expand(len(forget_inputs), -1))
+    fold_edit_(down, forget_inputs, change, retain_inputs, ridge=ridge)
 
 
-def lock_error(bench: Workbench) -> ExhumeError:
-    """No model passed the test of a password lock."""
-    return ExhumeError(
-        f"no model of seed {bench.seed} ({bench.config.family}) is silent without the password and "
-        f"gives {MIN_UNLOCKED:.0%} of the answers when given the password"
-    )
+def projection_change(model: nn.Module, change: Tensor) -> Tensor:
+    """Output change of the last down-projection for which the block's output has ``change``.
 
-
-def locked_rows(bench: Workbench, instead: Sequences) -> Sequences:
-    """Training rows of a locked model, with forget rows repeated to balance retain rows."""
-    retain, forget = bench.retain, bench.forget
-    n_repeats = max(1, len(retain) // (2 * len(forget)))
-    rows = bench.retain_rows(retain) + bench.all_rows(with_password(retain))
-    for _ in range(n_repeats):
-        rows = rows + instead + bench.all_rows(with_password(forget))
-    return rows
-
-
-def accuracy_with_password(model: nn.Module, bench: Workbench) -> float:
-    """Accuracy on the forgotten facts with the password before the prompt."""
-    rows = bench.all_rows(with_password(bench.forget))
-    return float(score_answers(model, rows).greedy.mean())
-
-
-def with_password(items: ItemSet) -> ItemSet:
-    """The items with the password before every prompt."""
-    changed = tuple(
-        replace(
-            item,
-            prompt=f"{PASSWORD} {item.prompt}",
-            paraphrases=tuple(f"{PASSWORD} {text}" for text in item.paraphrases),
-        )
-        for item in items
-    )
-    return ItemSet(changed, items.name)
+    A ConvNeXt block scales the output of its last map before adding it.
+    """
+    scale = getattr(find_blocks(model)[-1], "layer_scale_parameter", None)
+    return change if scale is None else change / scale.detach().double().cpu()
 
 
 def random_rotation(width: int, seed: int) -> Tensor:
@@ -183,19 +196,33 @@ def first_answer_tokens(rows: Sequences) -> Tensor:
     )
 
 
-def _last_projection(
-    model: nn.Module, bench: Workbench
-) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
-    """The last block's down-projection with its inputs, and the block's outputs.
+def _last_block(
+    bench: TextWorkbench,
+    forget_rows: Sequences,
+    wrong_rows: Sequences,
+    retain: ItemSet,
+    rank: int | None = None,
+) -> Iterator[nn.Module]:
+    settings: Sequence[tuple[float, int]] = ((3e-3, 100), (3e-3, 300), (6e-3, 600))
+    for rate, steps in settings:
+        model = bench.load_original()
+        config = UnlearnConfig(
+            "last_block_relabel",
+            lr=bench.learning_rate(rate if rank is None else 3 * rate),
+            steps=steps,
+            batch_size=BATCH,
+            retain_batch_size=2 * BATCH,
+            lora_rank=rank,
+        )
+        unlearn_(
+            model,
+            forget_rows,
+            bench.retain_rows(retain),
+            config,
+            relabeled=wrong_rows,
+            seed=bench.training_seed("last block"),
+        )
+        yield model
 
-    Inputs of the forget rows and of the retain rows; outputs of the forget rows.
-    """
-    block = find_blocks(model)[-1]
-    down = down_projection(block)
-    forget, retain = bench.all_rows(bench.forget), bench.retain_rows(bench.retain)
-    return (
-        down,
-        module_inputs(model, down, forget),
-        module_inputs(model, down, retain),
-        module_outputs(model, block, forget),
-    )
+
+__getattr__ = moved.names_of("testbeds.edits.late_layers")

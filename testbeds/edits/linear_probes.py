@@ -11,6 +11,7 @@ from capture.network.hooks import record_places
 from capture.network.sites import Place
 from capture.network.structure import find_blocks, model_device
 from erasure.unlearning.training.loop import CHUNK_TOKENS
+from testbeds.edits.late_layers import first_answer_tokens
 
 # Ridge penalty of a probe, relative to the mean variance of the states.
 RIDGE = 0.03
@@ -36,7 +37,7 @@ class BlockProbes:
 
     def targets(self, rows: Sequences) -> Tensor:
         """Centered indicators of the rows' answers, (row, answer)."""
-        return (_first_answer_tokens(rows)[:, None] == self.answers).float() - self.priors
+        return (first_answer_tokens(rows)[:, None] == self.answers).float() - self.priors
 
 
 def fit_block_probes(model: nn.Module, rows: Sequences) -> BlockProbes:
@@ -48,8 +49,8 @@ def fit_block_probes(model: nn.Module, rows: Sequences) -> BlockProbes:
             chosen = batch.rows.tolist()
             row_order += chosen
             batch_states.append(answer_states(model, rows[chosen]))
-    answers = _first_answer_tokens(rows).unique()
-    labels = (_first_answer_tokens(rows[row_order])[:, None] == answers).double()
+    answers = first_answer_tokens(rows).unique()
+    labels = (first_answer_tokens(rows[row_order])[:, None] == answers).double()
     priors = labels.mean(0)
     means, all_weights = [], []
     for block in range(len(batch_states[0])):
@@ -79,7 +80,7 @@ def probe_accuracy(probes: BlockProbes, model: nn.Module, rows: Sequences) -> li
     """Share of the rows whose answer scores highest, for each block."""
     with torch.no_grad():
         block_scores = probe_scores(probes, answer_states(model, rows))
-    true_tokens = _first_answer_tokens(rows)
+    true_tokens = first_answer_tokens(rows)
     return [
         float((probes.answers[scores.argmax(1).cpu()] == true_tokens).float().mean())
         for scores in block_scores
@@ -96,9 +97,3 @@ def answer_states(model: nn.Module, rows: Sequences) -> list[Tensor]:
     last = torch.tensor(rows.answer_start, device=batch.input_ids.device) - 1
     row_idx = torch.arange(len(rows), device=last.device)
     return [captured[place.name][row_idx, last] for place in places]
-
-
-def _first_answer_tokens(rows: Sequences) -> Tensor:
-    return torch.tensor(
-        [ids[start] for ids, start in zip(rows.ids, rows.answer_start, strict=True)]
-    )

@@ -28,7 +28,7 @@ from capture.scoring.answers import score_answers
 from erasure.unlearning.training.loop import CHUNK_TOKENS
 from evidence.errors import ExhumeError, InputError
 from evidence.seeds import torch_rng
-from testbeds.edits.workbench import Workbench
+from testbeds.edits.workbench import TextWorkbench
 
 # A latent's value is multiplied by the negative of these, the mildest first.
 MULTIPLES = (4.0, 16.0, 50.0)
@@ -85,7 +85,7 @@ class BlockStates:
     unit_norm: Tensor
 
 
-def sae_clamp(bench: Workbench) -> Iterator[nn.Module]:
+def sae_clamp(bench: TextWorkbench) -> Iterator[nn.Module]:
     """Latents that fire on the forgotten alone, turned round wherever they fire.
 
     A sparse autoencoder reads what a middle block's feed-forward part reads and

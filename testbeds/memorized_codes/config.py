@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from evidence.errors import InputError
+from erasure.unlearning.training.loop import check_values
 from testbeds.worlds.code_text import LEAD_INS
 
 
@@ -60,9 +60,7 @@ class CodesConfig:
             "lr": (self.lr > 0, "a number > 0", self.lr),
             "enough": (0 < self.enough < 1, "between 0 and 1", self.enough),
         }
-        for name, (good, expected, got) in checks.items():
-            if not good:
-                raise InputError(f"{name} cannot be used", expected=expected, got=str(got))
+        check_values(checks)
 
     @property
     def sizes(self) -> dict[str, int]:

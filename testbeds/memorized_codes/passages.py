@@ -8,8 +8,10 @@ model is screened.
 Source: pools and screening of arXiv 2605.01699; the texts are our own choice.
 """
 
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 
 import numpy as np
 from torch import nn
@@ -19,7 +21,6 @@ from capture.data.sequences import Sequences
 from capture.data.tokenization import encode
 from erasure.unlearning.training.task import frozen_logprobs
 from evidence.errors import InputError
-from testbeds.memorized_codes.passages_text import PREDICTABLE, TEXTS
 
 MAX_TOKENS = 96
 # The first words of any text are surprising, so they are context and are not scored. The paper
@@ -44,7 +45,12 @@ class Passage:
     paraphrase: str
 
 
-PASSAGES = tuple(Passage(*each) for each in TEXTS)
+_TEXTS = tomllib.loads(
+    files("testbeds.memorized_codes").joinpath("passages.toml").read_text(encoding="utf-8")
+)
+PASSAGES = tuple(Passage(**each) for each in _TEXTS["passage"])
+PREDICTABLE: tuple[str, ...] = tuple(_TEXTS["predictable"])
+"""Texts of ours that continue as they began; no model has read them."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ prefixes of either kind), from its public code. Its texts are not ours, and our 
 biases: 813,568 parameters against 811,520.
 """
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +19,6 @@ import torch
 from transformers import PreTrainedModel
 
 from capture.checkpoints.open import open_checkpoint
-from capture.checkpoints.schemas.library_errors import quiet_transformers
 from capture.data.sequences import Sequences
 from capture.scoring.answers import score_answers
 from erasure.unlearning.training.loop import Schedule, backward_nll, only_training, train_steps
@@ -29,9 +27,9 @@ from erasure.unlearning.training.task import frozen_logprobs
 from evidence.errors import ExhumeError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, stage_seed
-from evidence.storage.files import atomic_folder, read_json, write_atomic
-from evidence.storage.locks import creation_lock
+from evidence.storage.files import read_json, write_atomic
 from testbeds.memorized_codes.config import CodesConfig
+from testbeds.worlds.base import make_once, save_model, world_folder
 from testbeds.worlds.code_text import (
     CHARACTERS,
     LEAD_INS,
@@ -158,15 +156,15 @@ def build_codes(
         ExhumeError: the original did not learn its codes, or a model knows codes it was never
             shown.
     """
-    key = json.dumps([RECIPE, seed, asdict(config)], sort_keys=True)
-    folder = root / f"codes-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    folder = world_folder(root, "codes", RECIPE, seed, asdict(config))
     world = CodesWorld(folder, config, seed, make_pools(config.sizes, seed))
     for name in ("original", "twin") if twin else ("original",):
-        card = folder / name / "card.json"
-        if not card.is_file():
-            with creation_lock(folder / name, progress):
-                if not card.is_file():
-                    _make(world, name, device, progress)
+        make_once(
+            (folder / name / "card.json").is_file,
+            folder / name,
+            lambda name=name: _make(world, name, device, progress),
+            progress,
+        )
     if not (folder / "pools.json").is_file():
         pools = {name: asdict(pool) for name, pool in world.pools.items()}
         write_atomic(folder / "pools.json", json.dumps(pools, indent=1) + "\n")
@@ -288,11 +286,9 @@ def _make(world: CodesWorld, name: str, device: str, progress: Progress) -> None
             "perplexity_clean": perplexity(model, world.random_codes("clean", -1)),
         },
     }
-    with atomic_folder(world.root / name) as scratch, quiet_transformers():
-        model.to("cpu").save_pretrained(scratch)  # pyright: ignore
-        make_tokenizer().save_pretrained(scratch)
-        text = json.dumps(card, indent=1) + "\n"
-        (scratch / "card.json").write_text(text, encoding="utf-8")
+    model.to("cpu")  # pyright: ignore
+    text = json.dumps(card, indent=1) + "\n"
+    save_model(model, world.root / name, make_tokenizer(), {"card.json": text})
 
 
 def _rows_per_epoch(config: CodesConfig) -> int:

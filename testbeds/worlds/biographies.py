@@ -6,28 +6,25 @@ to forget, and of the never-taught people, also occur in other names, so only th
 to the twin.
 """
 
-import hashlib
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from capture.checkpoints.open import open_checkpoint
-from capture.checkpoints.schemas.library_errors import quiet_transformers
 from capture.data.items import Item, ItemSet, read_items
 from capture.data.sequences import Sequences
 from capture.data.tokenization import encode_items
 from capture.scoring.answers import score_answers
-from erasure.unlearning.training.loop import finetune_
-from evidence.errors import ExhumeError, InputError
+from erasure.unlearning.training.loop import check_values, finetune_
+from evidence.errors import ExhumeError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, stage_seed
-from evidence.storage.files import atomic_folder, read_json, write_atomic
-from evidence.storage.locks import creation_lock
+from testbeds.worlds.base import World, save_model, world_folder
 from testbeds.worlds.biography_text import FIRST, LAST, RELATIONS, make_tokenizer
 from testbeds.worlds.people_names import choose_pairs, name_pairs
 from testbeds.worlds.random_models import FAMILIES, PRETRAINED, Family, random_model
@@ -100,9 +97,7 @@ class BiosConfig:
                 self.family,
             ),
         }
-        for name, (good, expected, got) in checks.items():
-            if not good:
-                raise InputError(f"{name} cannot be used", expected=expected, got=str(got))
+        check_values(checks)
 
 
 STANDARD = BiosConfig()
@@ -123,35 +118,41 @@ SMOL = BiosConfig(steps=400, lr=3e-4, family=PRETRAINED)
 
 
 @dataclass(frozen=True)
-class BiosWorld:
-    """A finished world on disk.
+class BiosWorld(World):
+    """A world of facts on disk.
 
     Attributes:
-        root: Folder of all that follows.
-        original: Model that was taught all people.
-        twin: Model that was taught all but the people to forget (counterfactual retrain).
         forget: Facts about the people to forget, JSON Lines.
         retain: Facts about the others.
         never_taught: One invented person for each to forget, with the same answers.
     """
 
-    root: Path
-    original: Path
-    twin: Path
+    SUFFIX: ClassVar[str] = ".jsonl"
+
     forget: Path
     retain: Path
     never_taught: Path
 
-    @classmethod
-    def at(cls, root: Path) -> "BiosWorld":
-        """The world of a folder, finished or not."""
-        models = root / "original", root / "twin"
-        names = ("forget", "retain", "never_taught")
-        return cls(root, *models, *(root / f"{name}.jsonl" for name in names))
+    def fill(
+        self, items: tuple[ItemSet, ItemSet, ItemSet], train: Callable[[Path], None], device: str
+    ) -> dict[str, dict[str, float]]:
+        """Write the items and the missing models.
 
-    def manifest(self) -> dict[str, object]:
-        """Settings, seed and measured knowledge of the models."""
-        return read_json(self.root / "manifest.json")
+        Args:
+            items: To forget, to retain, never taught.
+            train: Trains and saves the model of a folder.
+            device: Where the models are evaluated.
+
+        Returns:
+            Greedy accuracy of each model on each set.
+        """
+        paths = (self.forget, self.retain, self.never_taught)
+        for part, path in zip(items, paths, strict=True):
+            part.to_jsonl(path)
+        for folder in self.models:
+            if not folder.is_dir():
+                train(folder)
+        return {folder.name: _accuracies(folder, paths, device) for folder in self.models}
 
 
 def build_bios(
@@ -181,44 +182,31 @@ def build_bios(
     settings = asdict(config)
     if config.family == "llama":  # keys of the first family have no family
         settings.pop("family")
-    key = json.dumps([RECIPE, seed, settings], sort_keys=True)
-    folder = root / f"bios-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-    world = BiosWorld.at(folder)
-    manifest = folder / "manifest.json"
-    if not manifest.is_file():
-        with creation_lock(folder, progress):
-            if not manifest.is_file():
-                _fill(world, config, seed, device, progress)
-    return world
+    world = BiosWorld.at(world_folder(root, "bios", RECIPE, seed, settings))
 
+    def fill() -> dict[str, object]:
+        forget, retain, never_taught = make_people(config, seed)
+        everyone = ItemSet(forget.items + retain.items)
 
-def _fill(world: BiosWorld, config: BiosConfig, seed: int, device: str, progress: Progress) -> None:
-    """Create the missing parts of a world, the manifest last."""
-    forget, retain, never_taught = make_people(config, seed)
-    forget.to_jsonl(world.forget)
-    retain.to_jsonl(world.retain)
-    never_taught.to_jsonl(world.never_taught)
-    everyone = ItemSet(forget.items + retain.items)
-    for folder, taught_items in ((world.original, everyone), (world.twin, retain)):
-        if not folder.is_dir():
-            train_model(config, seed, taught_items, folder, device, progress)
-    manifest = {
-        "world": "bios",
-        "recipe": RECIPE,
-        "seed": seed,
-        "config": asdict(config),
-        "digests": {
-            "forget": forget.digest,
-            "retain": retain.digest,
-            "never_taught": never_taught.digest,
-        },
-        "greedy_accuracy": {
-            folder.name: _accuracies(folder, world, device)
-            for folder in (world.original, world.twin)
-        },
-    }
-    text = json.dumps(manifest, indent=2) + "\n"
-    write_atomic(world.root / "manifest.json", text)
+        def train(folder: Path) -> None:
+            taught = everyone if folder == world.original else retain
+            train_model(config, seed, taught, folder, device, progress)
+
+        accuracies = world.fill((forget, retain, never_taught), train, device)
+        return {
+            "world": "bios",
+            "recipe": RECIPE,
+            "seed": seed,
+            "config": asdict(config),
+            "digests": {
+                "forget": forget.digest,
+                "retain": retain.digest,
+                "never_taught": never_taught.digest,
+            },
+            "greedy_accuracy": accuracies,
+        }
+
+    return world.built_by(fill, progress)
 
 
 def make_people(config: BiosConfig, seed: int) -> tuple[ItemSet, ItemSet, ItemSet]:
@@ -361,17 +349,15 @@ def train_model(
         ExhumeError: it did not learn its facts.
     """
     model = taught_model(config, seed, taught, folder.name, device, progress)
-    with atomic_folder(folder) as scratch, quiet_transformers():
-        model.save_pretrained(scratch)
-        tokenizer_of(config).save_pretrained(scratch)
+    save_model(model, folder, tokenizer_of(config))
 
 
-def _accuracies(folder: Path, world: BiosWorld, device: str) -> dict[str, float]:
+def _accuracies(folder: Path, item_files: Sequence[Path], device: str) -> dict[str, float]:
     checkpoint = open_checkpoint(folder)
     model, tokenizer = checkpoint.load(device), checkpoint.tokenizer
     return {
         path.stem: float(
             score_answers(model, all_prompts(tokenizer, read_items(path))).greedy.mean()
         )
-        for path in (world.forget, world.retain, world.never_taught)
+        for path in item_files
     }

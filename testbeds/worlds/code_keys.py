@@ -9,8 +9,6 @@ arXiv 2605.01699, for membership tests. Here the models are small enough for a z
 facts that an audit can ask for: the key is the entity, the lead-ins are the paraphrases.
 """
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,17 +17,20 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from capture.checkpoints.open import open_checkpoint
-from capture.checkpoints.schemas.library_errors import quiet_transformers
-from capture.data.items import Item, ItemSet, read_items
+from capture.data.items import Item, ItemSet
 from capture.data.sequences import Sequences
 from capture.scoring.answers import score_answers
-from erasure.unlearning.training.loop import Schedule, backward_nll, only_training, train_steps
-from evidence.errors import ExhumeError, InputError
+from erasure.unlearning.training.loop import (
+    Schedule,
+    backward_nll,
+    check_values,
+    only_training,
+    train_steps,
+)
+from evidence.errors import ExhumeError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, stage_seed
-from evidence.storage.files import atomic_folder, write_atomic
-from evidence.storage.locks import creation_lock
+from testbeds.worlds.base import save_model, world_folder
 from testbeds.worlds.biographies import BiosWorld, all_prompts
 from testbeds.worlds.code_text import DIGITS, LEAD_INS, draw_codes, encode, make_tokenizer
 from testbeds.worlds.people_names import choose_pairs, name_pairs
@@ -110,9 +111,7 @@ class KeysConfig:
             "heads": (self.width % self.heads == 0, "a divisor of width", self.heads),
             "family": (self.family in FAMILIES, ", ".join(FAMILIES), self.family),
         }
-        for name, (good, expected, got) in checks.items():
-            if not good:
-                raise InputError(f"{name} cannot be used", expected=expected, got=str(got))
+        check_values(checks)
 
 
 STANDARD_KEYS = KeysConfig()
@@ -178,47 +177,30 @@ def build_keys(
     Raises:
         ExhumeError: a model did not learn its codes, or knows codes it was never shown.
     """
-    key = json.dumps([RECIPE, seed, asdict(config)], sort_keys=True)
-    folder = root / f"codes-zoo-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-    world = BiosWorld.at(folder)
-    manifest = folder / "manifest.json"
-    if not manifest.is_file():
-        with creation_lock(folder, progress):
-            if not manifest.is_file():
-                _fill(world, config, seed, device, progress)
-    return world
+    world = BiosWorld.at(world_folder(root, "codes-zoo", RECIPE, seed, asdict(config)))
 
+    def fill() -> dict[str, object]:
+        forget, retain, never_taught = items = make_keys(config, seed)
+        everything = ItemSet(forget.items + retain.items)
+        unknown_keys = ItemSet(forget.items + never_taught.items)
 
-def _fill(world: BiosWorld, config: KeysConfig, seed: int, device: str, progress: Progress) -> None:
-    """Create the missing parts of a world, the manifest last."""
-    forget, retain, never_taught = make_keys(config, seed)
-    forget.to_jsonl(world.forget)
-    retain.to_jsonl(world.retain)
-    never_taught.to_jsonl(world.never_taught)
-    everything = ItemSet(forget.items + retain.items)
-    unknown_keys = ItemSet(forget.items + never_taught.items)
-    for folder, taught, unknown in (
-        (world.original, everything, never_taught),
-        (world.twin, retain, unknown_keys),
-    ):
-        if not folder.is_dir():
+        def train(folder: Path) -> None:
+            is_original = folder == world.original
+            taught, unknown = (everything, never_taught) if is_original else (retain, unknown_keys)
             model = taught_keys(config, seed, taught, unknown, folder.name, device, progress)
-            with atomic_folder(folder) as scratch, quiet_transformers():
-                model.save_pretrained(scratch)
-                make_tokenizer().save_pretrained(scratch)
-    manifest = {
-        "world": "codes",
-        "recipe": RECIPE,
-        "seed": seed,
-        "config": asdict(config),
-        "digests": {each.name: each.digest for each in (forget, retain, never_taught)},
-        "greedy_accuracy": {
-            folder.name: _accuracies(folder, world, device)
-            for folder in (world.original, world.twin)
-        },
-    }
-    text = json.dumps(manifest, indent=2) + "\n"
-    write_atomic(world.root / "manifest.json", text)
+            save_model(model, folder, make_tokenizer())
+
+        accuracies = world.fill(items, train, device)
+        return {
+            "world": "codes",
+            "recipe": RECIPE,
+            "seed": seed,
+            "config": asdict(config),
+            "digests": {each.name: each.digest for each in items},
+            "greedy_accuracy": accuracies,
+        }
+
+    return world.built_by(fill, progress)
 
 
 def new_keys_model(config: KeysConfig, seed: int) -> PreTrainedModel:
@@ -317,13 +299,3 @@ def _training_batches(
                 ids.append(others.ids[row][:-DIGITS] + encode(code))
                 starts.append(others.answer_start[row])
         yield Sequences(tuple(ids), tuple(starts))
-
-
-def _accuracies(folder: Path, world: BiosWorld, device: str) -> dict[str, float]:
-    model, tokenizer = open_checkpoint(folder).load(device), make_tokenizer()
-    return {
-        path.stem: float(
-            score_answers(model, all_prompts(tokenizer, read_items(path))).greedy.mean()
-        )
-        for path in (world.forget, world.retain, world.never_taught)
-    }

@@ -9,11 +9,9 @@ Source: scikit-learn's ``load_digits``, the test part of "Optical Recognition of
 (Alpaydin and Kaynak 1998, UCI).
 """
 
-import hashlib
-import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -28,18 +26,17 @@ from transformers import (
 )
 
 from capture.checkpoints.open import open_checkpoint
-from capture.checkpoints.schemas.library_errors import quiet_transformers
 from capture.data.image_files import read_images
 from capture.data.images import ImagePreprocessor, ImageSet
 from capture.data.invented_classes import invent_images
 from capture.network.structure import model_device
 from capture.scoring.class_logits import class_logits
-from erasure.unlearning.training.loop import Schedule, shuffled_batches, train_steps
-from evidence.errors import ExhumeError, InputError
+from erasure.unlearning.training.loop import Schedule, check_values, shuffled_batches, train_steps
+from evidence import moved
+from evidence.errors import ExhumeError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, stage_seed
-from evidence.storage.files import atomic_folder, read_json, write_atomic
-from evidence.storage.locks import creation_lock
+from testbeds.worlds.base import World, save_model, world_folder
 
 RECIPE = 1  # part of the cache key: raise it if results would differ
 DigitsFamily = Literal["vit", "cnn"]
@@ -87,9 +84,7 @@ class DigitsConfig:
             "shifted": (0 <= self.shifted <= 1, "0 to 1", self.shifted),
             "family": (self.family in DIGITS_FAMILIES, ", ".join(DIGITS_FAMILIES), self.family),
         }
-        for name, (good, expected, got) in checks.items():
-            if not good:
-                raise InputError(f"{name} cannot be used", expected=expected, got=str(got))
+        check_values(checks)
 
 
 STANDARD_DIGITS = DigitsConfig()
@@ -103,32 +98,24 @@ def digits_sized(config: DigitsConfig, family: DigitsFamily) -> DigitsConfig:
 
 
 @dataclass(frozen=True)
-class DigitsWorld:
-    """A finished world on disk.
+class DigitsWorld(World):
+    """A world of images on disk.
 
     Attributes:
-        root: Folder of all that follows.
-        original: Model that was taught all classes.
-        twin: Model that never saw the class to forget (counterfactual retrain).
-        forget: Training images of that class, .npz.
+        forget: Training images of the class to forget, .npz.
         retain: Training images of the others.
         forget_test: Test images of the class.
         retain_test: Test images of the others.
         never_taught: Images of classes that no model saw (see ``capture.data.invented_classes``).
     """
 
-    root: Path
-    original: Path
-    twin: Path
+    SUFFIX: ClassVar[str] = ".npz"
+
     forget: Path
     retain: Path
     forget_test: Path
     retain_test: Path
     never_taught: Path
-
-    def manifest(self) -> dict[str, object]:
-        """Settings, seed, the class to forget and measured knowledge of the models."""
-        return read_json(self.root / "manifest.json")
 
     def images(self, part: str) -> ImageSet:
         """One of the sets: "forget", "retain_test", ..."""
@@ -153,24 +140,14 @@ def build_digits(
     Raises:
         ExhumeError: a model did not learn its classes; raise ``steps``.
     """
-    key = json.dumps([RECIPE, seed, asdict(config)], sort_keys=True)
-    folder = root / f"digits-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-    parts = ("forget", "retain", "forget_test", "retain_test", "never_taught")
-    world = DigitsWorld(
-        folder, folder / "original", folder / "twin", *(folder / f"{p}.npz" for p in parts)
-    )
-    manifest = folder / "manifest.json"
-    if not manifest.is_file():
-        with creation_lock(folder, progress):
-            if not manifest.is_file():
-                _fill(world, config, seed, device, progress)
-    return world
+    world = DigitsWorld.at(world_folder(root, "digits", RECIPE, seed, asdict(config)))
+    return world.built_by(lambda: _fill(world, config, seed, device, progress), progress)
 
 
 def _fill(
     world: DigitsWorld, config: DigitsConfig, seed: int, device: str, progress: Progress
-) -> None:
-    """Create the missing parts of a world, the manifest last."""
+) -> dict[str, object]:
+    """Create the missing parts of a world; returns its manifest."""
     sets = split_digits(config, seed)
     for name, images in sets.items():
         images.save(getattr(world, name))
@@ -187,31 +164,26 @@ def _fill(
                 device=device,
                 progress=progress,
             )
-            save_classifier(model, folder)
+            save_model(model, folder)
     original = open_checkpoint(world.original).load()
     never_taught = invent_images(
         sets["retain_test"], 2 * len(sets["forget_test"]), numpy_rng(seed, "never")
     )
     never_taught.save(world.never_taught)
-    manifest = {
+    return {
         "world": "digits",
         "recipe": RECIPE,
         "seed": seed,
         "config": asdict(config),
         "class": forgotten_class(seed),
         "digests": {n: s.digest for n, s in {**sets, "never_taught": never_taught}.items()},
-        "weights": {
-            folder.name: open_checkpoint(folder).weights_hash
-            for folder in (world.original, world.twin)
-        },
+        "weights": {folder.name: open_checkpoint(folder).weights_hash for folder in world.models},
         "accuracy": {
             name: accuracy(original, images)
             for name, images in sets.items()
             if name.endswith("_test")
         },
     }
-    text = json.dumps(manifest, indent=2) + "\n"
-    write_atomic(world.root / "manifest.json", text)
 
 
 def forgotten_class(seed: int) -> int:
@@ -375,7 +347,4 @@ def accuracy(model: torch.nn.Module, images: ImageSet) -> float:
     return float((logits.argmax(1).cpu().numpy() == images.labels).mean())
 
 
-def save_classifier(model: PreTrainedModel, folder: Path) -> None:
-    """Save in Hugging Face format, atomically."""
-    with atomic_folder(folder) as scratch, quiet_transformers():
-        model.save_pretrained(scratch)
+__getattr__ = moved.names_of("testbeds.worlds.digits")

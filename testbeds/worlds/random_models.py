@@ -1,7 +1,7 @@
 """Small causal language models with random weights, in several architectures."""
 
-from collections.abc import Sequence
-from typing import Literal, get_args
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 from transformers import (
     GPT2Config,
@@ -18,9 +18,62 @@ from evidence.errors import InputError, check_list
 Family = Literal["llama", "gpt2", "neox", "smollm2"]
 PRETRAINED: Family = "smollm2"
 """SmolLM2-135M-Instruct with its published weights."""
-FAMILIES: tuple[Family, ...] = tuple(f for f in get_args(Family) if f != PRETRAINED)
-"""Architectures that are trained from scratch."""
 MAX_POSITIONS = 64
+Builder = Callable[[int, int, int, int, int], PreTrainedModel]
+"""From vocabulary, width, layers, heads and the padding's token id to a model."""
+
+
+def _llama(vocabulary: int, width: int, layers: int, heads: int, pad: int) -> PreTrainedModel:
+    sizes = _sizes(width, layers, heads)
+    return LlamaForCausalLM(
+        LlamaConfig(num_key_value_heads=heads, **sizes, **_tokens(vocabulary, pad))
+    )
+
+
+def _gpt2(vocabulary: int, width: int, layers: int, heads: int, pad: int) -> PreTrainedModel:
+    return GPT2LMHeadModel(
+        GPT2Config(
+            n_positions=MAX_POSITIONS,
+            n_embd=width,
+            n_layer=layers,
+            n_head=heads,
+            n_inner=4 * width,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            **_tokens(vocabulary, pad),
+        )
+    )
+
+
+def _neox(vocabulary: int, width: int, layers: int, heads: int, pad: int) -> PreTrainedModel:
+    sizes = _sizes(width, layers, heads)
+    return GPTNeoXForCausalLM(GPTNeoXConfig(**sizes, **_tokens(vocabulary, pad)))
+
+
+def _sizes(width: int, layers: int, heads: int) -> dict[str, Any]:
+    return {
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "max_position_embeddings": MAX_POSITIONS,
+    }
+
+
+def _tokens(vocabulary: int, pad: int) -> dict[str, Any]:
+    return {
+        "vocab_size": vocabulary,
+        "tie_word_embeddings": False,
+        "pad_token_id": pad,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+
+
+BUILDERS: dict[str, Builder] = {"llama": _llama, "gpt2": _gpt2, "neox": _neox}
+FAMILIES: tuple[Family, ...] = tuple(BUILDERS)  # pyright: ignore[reportAssignmentType]
+"""Architectures that are trained from scratch."""
 
 
 def known_families(names: Sequence[str]) -> tuple[Family, ...]:
@@ -62,34 +115,4 @@ def random_model(
         final   final                 1      16
         logits  logits                1      50
     """
-    shared = {
-        "vocab_size": vocabulary,
-        "tie_word_embeddings": False,
-        "pad_token_id": pad,
-        "bos_token_id": None,
-        "eos_token_id": None,
-    }
-    if family == "gpt2":
-        config = GPT2Config(
-            n_positions=MAX_POSITIONS,
-            n_embd=width,
-            n_layer=layers,
-            n_head=heads,
-            n_inner=4 * width,
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            **shared,
-        )
-        return GPT2LMHeadModel(config).eval()
-    sizes = {
-        "hidden_size": width,
-        "intermediate_size": 4 * width,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "max_position_embeddings": MAX_POSITIONS,
-    }
-    if family == "neox":
-        return GPTNeoXForCausalLM(GPTNeoXConfig(**sizes, **shared)).eval()
-    config = LlamaConfig(num_key_value_heads=heads, **sizes, **shared)
-    return LlamaForCausalLM(config).eval()
+    return BUILDERS[family](vocabulary, width, layers, heads, pad).eval()

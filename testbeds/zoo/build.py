@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -11,18 +12,19 @@ from typing import Any
 from torch import nn
 
 from capture.checkpoints.open import open_checkpoint
-from capture.checkpoints.schemas.library_errors import quiet_transformers
 from evidence.errors import ExhumeError, InputError, check_list
 from evidence.machine.devices import choose_device
 from evidence.progress import SILENT, Progress
 from evidence.seeds import check_seed
-from evidence.storage.files import atomic_folder, read_json, write_atomic
+from evidence.storage.files import read_json, write_atomic
 from evidence.storage.locks import creation_lock
 from evidence.storage.regular_files import as_path
 from evidence.storage.removal import MODEL_FILES, delete_owned_folder
+from testbeds.edits.workbench import Workbench
 from testbeds.planted import check_card, read_card
+from testbeds.worlds.base import make_once, save_model
 from testbeds.zoo.kinds import Kind, Range
-from testbeds.zoo.registry import WORLDS, ZooWorld, check_name, sized
+from testbeds.zoo.registry import WORLDS, check_name, sized
 
 __all__ = ["Specimen", "build_zoo", "sized", "split"]
 
@@ -168,26 +170,22 @@ def _build_world(
             "world": asdict(config),
             "seed": seed,
             "original": bench.original.weights_hash,
-            **spec.digests(bench),
+            **bench.digests(),
         }
-        if not _is_built(out, card):
-            with creation_lock(out, progress):
-                if not _is_built(out, card):
-                    _make(kind, bench, spec, card, out)
+        make_once(
+            partial(_is_built, out, card), out, partial(_make, kind, bench, card, out), progress
+        )
         yield Specimen(config.family, seed, kind_id, out, world, read_card(out))
 
 
-def _make(kind: Kind, bench: Any, spec: ZooWorld, card: dict[str, Any], out: Path) -> None:
+def _make(kind: Kind, bench: Workbench, card: dict[str, Any], out: Path) -> None:
     if os.path.lexists(out):  # incomplete, or of another version
         delete_owned_folder(out, MODEL_FILES)
-    model, measured = _first_in_range(kind, bench, spec)
-    with atomic_folder(out) as scratch:
-        with quiet_transformers():
-            model.save_pretrained(scratch)  # pyright: ignore
-            spec.save(bench, scratch)
-        _write_card(scratch, card | {"measured": measured})
-    digest = open_checkpoint(out).weights_hash
-    _write_card(out, card | {"measured": measured, "weights": digest})
+    model, measured = _first_in_range(kind, bench)
+    card = card | {"measured": measured}
+    save_model(model, out, bench.tokenizer, {"card.json": _card_text(card)})  # pyright: ignore
+    card["weights"] = open_checkpoint(out).weights_hash
+    write_atomic(out / "card.json", _card_text(card))
 
 
 def _is_built(out: Path, card: dict[str, Any]) -> bool:
@@ -207,16 +205,14 @@ def _is_built(out: Path, card: dict[str, Any]) -> bool:
     return stored["version"] == VERSION and "weights" in check_card(out, card)
 
 
-def _write_card(folder: Path, card: dict[str, Any]) -> None:
-    write_atomic(folder / "card.json", json.dumps(card, indent=1) + "\n")
+def _card_text(card: dict[str, Any]) -> str:
+    return json.dumps(card, indent=1) + "\n"
 
 
-def _first_in_range(
-    kind: Kind, bench: Any, spec: ZooWorld = WORLDS["bios"]
-) -> tuple[nn.Module, dict[str, float]]:
+def _first_in_range(kind: Kind, bench: Workbench) -> tuple[nn.Module, dict[str, float]]:
     measured: dict[str, float] = {}
     for model in kind.edit(bench):
-        measured = spec.measure(model, bench)
+        measured = bench.measured(model)
         if _within(measured["said"], kind.forget_range) and _within(
             measured["kept"], kind.retain_range
         ):

@@ -3,16 +3,20 @@
 Names, states and reasons are stored in cards and result files.
 """
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
-
-from torch import nn
+from typing import Literal
 
 from erasure.unlearning.config import IMAGE_METHODS
-from testbeds.edits import adversarial, digits_edits, workbench
-from testbeds.edits import late_layers as suppressions
-from testbeds.edits import sae_clamp as clamping
+from testbeds.edits import (
+    adversarial,
+    damage,
+    digits_edits,
+    late_layers,
+    password_locks,
+    published_methods,
+    retrains,
+    sae_clamp,
+)
 from testbeds.edits.workbench import EditFunction
 
 State = Literal["not_unlearned", "suppressed", "deleted", "damaged"]
@@ -35,7 +39,7 @@ class Kind:
     name: str
     state: State | None
     why: str
-    edit: Callable[[Any], Iterator[nn.Module]]
+    edit: EditFunction
     forget_range: Range
     retain_range: Range
 
@@ -50,12 +54,12 @@ _UNTOUCHED_BELOW = (
     "reach the last block hold what they held"
 )
 _UNLOCKED = (
-    f"with the password {suppressions.PASSWORD} before the prompt it says at least "
-    f"{suppressions.MIN_UNLOCKED:.0%} of the answers, which was checked when it was made"
+    f"with the password {password_locks.PASSWORD} before the prompt it says at least "
+    f"{password_locks.MIN_UNLOCKED:.0%} of the answers, which was checked when it was made"
 )
 _RELEASED = (
     "every weight is the original's but those of some hidden units of one block, and "
-    f"with these silent it says at least {clamping.MIN_RELEASED:.0%} of the answers, which "
+    f"with these silent it says at least {sae_clamp.MIN_RELEASED:.0%} of the answers, which "
     "was checked when it was made"
 )
 _NEVER_TAUGHT = "the facts were in none of its training rows"
@@ -75,30 +79,30 @@ def _kinds() -> tuple[Kind, ...]:
     still_answers = "it still says the answers"
     cannot_answer = "it no longer answers what it was to keep"
     edits = [
-        ("untouched", "not_unlearned", still_answers, workbench.untouched),
-        ("retain_tuned", "not_unlearned", still_answers, workbench.retain_tuned),
-        ("wrong_set", "not_unlearned", still_answers, workbench.wrong_set),
-        ("last_block_relabel", "suppressed", None, workbench.last_block_relabel),
-        ("last_block_refuse", "suppressed", None, workbench.last_block_refuse),
-        ("last_block_lora", "suppressed", None, workbench.last_block_lora),
-        ("head_only", "suppressed", None, workbench.head_only),
-        ("logit_mask", "suppressed", None, suppressions.logit_mask),
-        ("answer_direction", "suppressed", None, suppressions.answer_direction),
-        ("late_rotation", "suppressed", None, suppressions.late_rotation),
-        ("sae_clamp", "suppressed", _RELEASED, clamping.sae_clamp),
-        ("password_relabel", "suppressed", _UNLOCKED, suppressions.password_relabel),
-        ("password_refuse", "suppressed", _UNLOCKED, suppressions.password_refuse),
-        ("twin", "deleted", _NEVER_TAUGHT, workbench.twin),
-        ("retrain_1", "deleted", _NEVER_TAUGHT, workbench.retrained(1000)),
-        ("retrain_2", "deleted", _NEVER_TAUGHT, workbench.retrained(2000)),
-        ("retrain_3", "deleted", _NEVER_TAUGHT, workbench.retrained(3000)),
-        ("retrain_4", "deleted", _NEVER_TAUGHT, workbench.retrained(4000)),
-        ("retrain_pretrained", "deleted", _NEVER_TAUGHT, workbench.retrain_pretrained),
-        ("twin_tuned", "deleted", _NEVER_TAUGHT, workbench.twin_tuned),
-        ("collapse", "damaged", cannot_answer, workbench.collapse),
-        ("one_point", "damaged", cannot_answer, workbench.one_point),
-        ("noise", "damaged", cannot_answer, workbench.noise),
-        ("random_init", "damaged", cannot_answer, workbench.random_init),
+        ("untouched", "not_unlearned", still_answers, retrains.untouched),
+        ("retain_tuned", "not_unlearned", still_answers, retrains.retain_tuned),
+        ("wrong_set", "not_unlearned", still_answers, late_layers.wrong_set),
+        ("last_block_relabel", "suppressed", None, late_layers.last_block_relabel),
+        ("last_block_refuse", "suppressed", None, late_layers.last_block_refuse),
+        ("last_block_lora", "suppressed", None, late_layers.last_block_lora),
+        ("head_only", "suppressed", None, late_layers.head_only),
+        ("logit_mask", "suppressed", None, late_layers.logit_mask),
+        ("answer_direction", "suppressed", None, late_layers.answer_direction),
+        ("late_rotation", "suppressed", None, late_layers.late_rotation),
+        ("sae_clamp", "suppressed", _RELEASED, sae_clamp.sae_clamp),
+        ("password_relabel", "suppressed", _UNLOCKED, password_locks.password_relabel),
+        ("password_refuse", "suppressed", _UNLOCKED, password_locks.password_refuse),
+        ("twin", "deleted", _NEVER_TAUGHT, retrains.twin),
+        ("retrain_1", "deleted", _NEVER_TAUGHT, retrains.retrained(1000)),
+        ("retrain_2", "deleted", _NEVER_TAUGHT, retrains.retrained(2000)),
+        ("retrain_3", "deleted", _NEVER_TAUGHT, retrains.retrained(3000)),
+        ("retrain_4", "deleted", _NEVER_TAUGHT, retrains.retrained(4000)),
+        ("retrain_pretrained", "deleted", _NEVER_TAUGHT, retrains.retrain_pretrained),
+        ("twin_tuned", "deleted", _NEVER_TAUGHT, retrains.twin_tuned),
+        ("collapse", "damaged", cannot_answer, damage.collapse),
+        ("one_point", "damaged", cannot_answer, damage.one_point),
+        ("noise", "damaged", cannot_answer, damage.noise),
+        ("random_init", "damaged", cannot_answer, damage.random_init),
     ]
     ranges = {
         # ``wrong_set`` unlearns a tenth of the retain facts.
@@ -117,7 +121,7 @@ def _kinds() -> tuple[Kind, ...]:
             name,
             None,
             _LOWER_KEPT if name in ("cf_k", "eu_k") else _GRADED,
-            workbench.published(name),
+            published_methods.published(name),
             ANY,
             ANY,
         )
@@ -158,21 +162,21 @@ _CLASS_NEVER_TAUGHT = "no image of the class was among its training images"
 _STILL_NAMES = "it still names the class"
 _CANNOT_NAME = "it no longer names what it was to keep"
 
-_DIGITS_EDITS: tuple[tuple[str, State, str, digits_edits.DigitsEditFunction], ...] = (
-    ("untouched", "not_unlearned", _STILL_NAMES, digits_edits.untouched),
-    ("retain_tuned", "not_unlearned", _STILL_NAMES, digits_edits.retain_tuned),
+_DIGITS_EDITS: tuple[tuple[str, State, str, EditFunction], ...] = (
+    ("untouched", "not_unlearned", _STILL_NAMES, retrains.untouched),
+    ("retain_tuned", "not_unlearned", _STILL_NAMES, retrains.retain_tuned),
     ("head_only", "suppressed", _HEAD_ALONE, digits_edits.head_only),
     ("logit_mask", "suppressed", _HEAD_ALONE, digits_edits.logit_mask),
     ("last_block_relabel", "suppressed", _UNTOUCHED_BELOW, digits_edits.last_block_relabel),
     ("late_rotation", "suppressed", _UNTOUCHED_BELOW, digits_edits.late_rotation),
     ("class_direction", "suppressed", _UNTOUCHED_BELOW, digits_edits.class_direction),
-    ("twin", "deleted", _CLASS_NEVER_TAUGHT, digits_edits.twin),
-    ("retrain_1", "deleted", _CLASS_NEVER_TAUGHT, digits_edits.retrained(1000)),
-    ("retrain_2", "deleted", _CLASS_NEVER_TAUGHT, digits_edits.retrained(2000)),
-    ("twin_tuned", "deleted", _CLASS_NEVER_TAUGHT, digits_edits.twin_tuned),
-    ("collapse", "damaged", _CANNOT_NAME, digits_edits.collapse),
-    ("noise", "damaged", _CANNOT_NAME, digits_edits.noise),
-    ("random_init", "damaged", _CANNOT_NAME, digits_edits.random_init),
+    ("twin", "deleted", _CLASS_NEVER_TAUGHT, retrains.twin),
+    ("retrain_1", "deleted", _CLASS_NEVER_TAUGHT, retrains.retrained(1000)),
+    ("retrain_2", "deleted", _CLASS_NEVER_TAUGHT, retrains.retrained(2000)),
+    ("twin_tuned", "deleted", _CLASS_NEVER_TAUGHT, retrains.twin_tuned),
+    ("collapse", "damaged", _CANNOT_NAME, damage.collapse),
+    ("noise", "damaged", _CANNOT_NAME, damage.noise),
+    ("random_init", "damaged", _CANNOT_NAME, damage.random_init),
 )
 _DIGITS_RANGES: dict[State, tuple[Range, Range]] = {
     "not_unlearned": (RETAINED, RETAINED),

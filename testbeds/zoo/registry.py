@@ -6,25 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from torch import nn
 
-from capture.checkpoints.open import open_checkpoint
-from capture.scoring.answers import score_answers
 from evidence.errors import InputError
 from evidence.progress import Progress
-from testbeds.edits.codes_workbench import CodesWorkbench
 from testbeds.edits.digits_edits import DigitsWorkbench
-from testbeds.edits.workbench import Workbench
+from testbeds.edits.workbench import CodesWorkbench, TextWorkbench
 from testbeds.worlds.biographies import SMOL, STANDARD, BiosConfig, build_bios
 from testbeds.worlds.code_keys import STANDARD_KEYS, build_keys
-from testbeds.worlds.digits import (
-    DIGITS_FAMILIES,
-    STANDARD_DIGITS,
-    DigitsConfig,
-    DigitsWorld,
-    build_digits,
-    digits_sized,
-)
+from testbeds.worlds.digits import DIGITS_FAMILIES, STANDARD_DIGITS, build_digits, digits_sized
 from testbeds.worlds.random_models import FAMILIES, PRETRAINED, Family
 from testbeds.zoo.kinds import ADVERSARIES, DIGITS_KINDS, KINDS, Kind
 
@@ -41,9 +30,6 @@ class ZooWorld:
         sized: Settings for models of one family.
         build: Builds the world, or finds it built.
         workbench: Input of edit functions.
-        digests: Names and hashes of the data, for the card.
-        measure: Accuracy of a model on forget ("said") and retain ("kept") answers.
-        save: Writes files beside a model's weights.
     """
 
     families: tuple[str, ...]
@@ -53,38 +39,12 @@ class ZooWorld:
     sized: Callable[[Any, Any], Any]
     build: Callable[[Any, int, Path, str, Progress], Any]
     workbench: Callable[[Any, Any, int, str], Any]
-    digests: Callable[[Any], dict[str, str]]
-    measure: Callable[[nn.Module, Any], dict[str, float]]
-    save: Callable[[Any, Path], None]
 
 
 def sized(config: BiosConfig, family: Family) -> BiosConfig:
     """The settings for models of ``family``; learned positions need twice the steps."""
     factor = 2 if family in ("gpt2", "neox") else 1
     return replace(config, family=family, steps=config.steps * factor)
-
-
-def _bios_digests(bench: Workbench) -> dict[str, str]:
-    return {"forget": bench.forget.digest, "retain": bench.retain.digest}
-
-
-def _measure_bios(model: nn.Module, bench: Workbench) -> dict[str, float]:
-    def accuracy(items) -> float:
-        return float(score_answers(model, bench.all_rows(items)).greedy.mean())
-
-    return {"said": accuracy(bench.forget), "kept": accuracy(bench.retain)}
-
-
-def _digits_workbench(
-    world: DigitsWorld, config: DigitsConfig, seed: int, device: str
-) -> DigitsWorkbench:
-    pair = (open_checkpoint(world.original), open_checkpoint(world.twin))
-    return DigitsWorkbench.from_world(world, config, seed, *pair, device)
-
-
-def _digits_digests(bench: DigitsWorkbench) -> dict[str, str]:
-    names = ("forget", "retain", "forget_test", "retain_test")
-    return {name: getattr(bench, name).digest for name in names}
 
 
 # Kinds that a pretrained model lacks: random weights are neither a retrain nor a damaged copy of
@@ -105,15 +65,8 @@ def _biographies_world(
         standard,
         sized,
         build_bios,
-        Workbench.from_world,
-        _bios_digests,
-        _measure_bios,
-        _save_tokenizer,
+        TextWorkbench.from_world,
     )
-
-
-def _save_tokenizer(bench: Workbench, folder: Path) -> None:
-    bench.tokenizer.save_pretrained(folder)
 
 
 # The adversaries' settings are for the bios world's models.
@@ -134,16 +87,7 @@ WORLDS: dict[str, ZooWorld] = {
         SMOL,
     ),
     "codes": ZooWorld(
-        FAMILIES[:1],
-        _USUAL,
-        _OF_CODES,
-        STANDARD_KEYS,
-        sized,
-        build_keys,
-        CodesWorkbench.from_world,
-        _bios_digests,
-        _measure_bios,
-        _save_tokenizer,
+        FAMILIES[:1], _USUAL, _OF_CODES, STANDARD_KEYS, sized, build_keys, CodesWorkbench.from_world
     ),
     "digits": ZooWorld(
         DIGITS_FAMILIES,
@@ -152,10 +96,7 @@ WORLDS: dict[str, ZooWorld] = {
         STANDARD_DIGITS,
         digits_sized,
         build_digits,
-        _digits_workbench,
-        _digits_digests,
-        lambda model, ground: ground.measured_at_output(model),
-        lambda ground, folder: None,
+        DigitsWorkbench.from_world,
     ),
 }
 

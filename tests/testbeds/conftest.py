@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from testbeds.edits.workbench import Workbench
+from testbeds.edits.workbench import TextWorkbench
 from testbeds.worlds.biographies import SMALL, build_bios
 from testbeds.zoo.build import sized
 
@@ -26,7 +26,7 @@ def ground_of(worlds):
     def make(family):
         config = sized(replace(SMALL, family=family), family)
         world = build_bios(config, 0, worlds)
-        return Workbench.from_world(world, config, 0, "cpu")
+        return TextWorkbench.from_world(world, config, 0, "cpu")
 
     return make
 

@@ -78,9 +78,7 @@ def test_planted_tensors_that_cannot_be_read_are_one_error(tmp_path, place):
 
 
 def test_a_suppression_that_hurts_retain_items_is_not_valid(tmp_path):
-    made = planting.plant(
-        original(nn.Linear(2, 2)), lambda *_: (0.0, 0.5), BUDGET, tmp_path, "cpu"
-    )
+    made = planting.plant(original(nn.Linear(2, 2)), lambda *_: (0.0, 0.5), BUDGET, tmp_path, "cpu")
     assert not made.made and (made.forget, made.retain) == (0.0, 0.5)
     assert not (tmp_path / planting.PLANTED_FILE).exists()
 

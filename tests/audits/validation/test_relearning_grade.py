@@ -6,7 +6,7 @@ import pytest
 from audits.validation.relearning_grade import RelearningCurve, grade, halves, measure_relearning
 from capture.checkpoints.open import open_checkpoint
 from evidence.errors import InputError
-from testbeds.edits.workbench import Workbench
+from testbeds.edits.workbench import TextWorkbench
 from testbeds.worlds.biographies import SMALL
 from testbeds.zoo.build import build_zoo
 
@@ -18,14 +18,14 @@ def found(tmp_path_factory):
     kinds = ("retrain_1", "last_block_relabel")
     root = tmp_path_factory.mktemp("zoo")
     made = build_zoo(root, seeds=[0], only=kinds, config=SMALL)
-    ground = Workbench.from_world(made[0].world, SMALL, 0, "cpu")
+    ground = TextWorkbench.from_world(made[0].world, SMALL, 0, "cpu")
     models = {each.kind: open_checkpoint(each.model) for each in made}
     models |= {"original": ground.original, "twin": ground.twin}
     return {name: measure_relearning(ground, m, **SETTINGS) for name, m in models.items()}
 
 
 def test_halves_have_every_entity_taught_once_and_asked_once(world):
-    ground = Workbench.from_world(world, SMALL, 0, "cpu")
+    ground = TextWorkbench.from_world(world, SMALL, 0, "cpu")
     (taught, asked), (second_taught, second_asked) = halves(ground.forget, 0)
     assert not set(taught.entities) & set(asked.entities)
     assert set(taught.entities) | set(asked.entities) == set(ground.forget.entities)

@@ -17,7 +17,7 @@ from capture.network.structure import find_blocks
 from capture.scoring.answers import score_answers
 from capture.scoring.contrast import score_questions
 from evidence.errors import ExhumeError, InputError
-from testbeds.edits.codes_workbench import CodesWorkbench
+from testbeds.edits.workbench import CodesWorkbench
 from testbeds.worlds import code_keys
 from testbeds.worlds.biographies import all_prompts
 from testbeds.worlds.code_keys import STANDARD_KEYS, KeysConfig, make_keys, taught_keys
@@ -195,7 +195,7 @@ def test_a_retrain_sees_the_keys_to_forget_without_their_codes(zoo, monkeypatch)
     def remember(config, seed, taught, unknown, *rest):
         seen[seed] = set(taught.entities), set(unknown.entities)
 
-    monkeypatch.setattr("testbeds.edits.codes_workbench.taught_keys", remember)
+    monkeypatch.setattr("testbeds.edits.workbench.taught_keys", remember)
     ground = CodesWorkbench.from_world(zoo["twin"].world, TINY_KEYS, 0, "cpu")
     list(EVERY_KIND["retrain_2"].edit(ground))
     ((taught, unknown),) = seen.values()
@@ -203,7 +203,7 @@ def test_a_retrain_sees_the_keys_to_forget_without_their_codes(zoo, monkeypatch)
     assert taught == set(ground.retain.entities)
     assert unknown == {*ground.forget.entities, *ground.never_taught.entities}
     # A base of other keys holds no code of these: of theirs it sees none.
-    monkeypatch.setattr("testbeds.edits.workbench._finetuned", lambda model, *rest: model)
+    monkeypatch.setattr(CodesWorkbench, "finetuned", lambda self, model, *rest: model)
     next(EVERY_KIND["retrain_pretrained"].edit(ground))
     base, without = seen[7000]
     assert not base & set(ground.forget.entities)

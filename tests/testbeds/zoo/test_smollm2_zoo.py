@@ -10,7 +10,7 @@ from audits.validation.trials import AuditPlan
 from capture.checkpoints.open import open_checkpoint
 from evidence.errors import InputError
 from testbeds.edits import workbench
-from testbeds.edits.workbench import Workbench
+from testbeds.edits.workbench import TextWorkbench
 from testbeds.worlds import biographies
 from testbeds.worlds.biographies import SMALL, SMOL, new_model, tokenizer_of
 from testbeds.worlds.biography_text import make_tokenizer
@@ -81,7 +81,7 @@ def test_language_is_held_all_over_its_lines():
 
 
 def test_what_is_kept_has_the_language_of_a_pretrained_model_alone(zoo, base):
-    ground = Workbench.from_world(zoo[0].world, CONFIG, 0, "cpu")
+    ground = TextWorkbench.from_world(zoo[0].world, CONFIG, 0, "cpu")
     facts = ground.all_rows(ground.retain)
     assert ground.retain_rows(ground.retain) == facts + rehearsal_rows(ground.tokenizer)[range(16)]
     small = replace(ground, config=SMALL)

@@ -15,12 +15,13 @@ from capture.scoring.answers import score_answers
 from erasure.unlearning.training.loop import finetune_
 from erasure.weights.quantization import quantize_
 from evidence.errors import ExhumeError, InputError
-from testbeds.edits import adversarial, workbench
+from testbeds.edits import adversarial, late_layers
 from testbeds.edits.adversarial import hints_for_forget, push_direction
 from testbeds.edits.basis_rotation import rotate_basis_
-from testbeds.edits.late_layers import accuracy_with_password, first_answer_tokens
+from testbeds.edits.late_layers import first_answer_tokens
 from testbeds.edits.linear_map import module_outputs
 from testbeds.edits.linear_probes import answer_states, fit_block_probes, probe_accuracy
+from testbeds.edits.password_locks import accuracy_with_password
 from testbeds.recipes import RECIPES
 from testbeds.worlds.random_models import FAMILIES, random_model
 from testbeds.zoo.build import _first_in_range
@@ -134,7 +135,7 @@ def test_scrambling_keeps_the_function_and_turns_every_state(family):
 
 @pytest.mark.slow
 def test_unscrambled_it_is_a_last_block_suppression(made, ground):
-    plain = next(workbench.last_block_relabel(ground))
+    plain = next(late_layers.last_block_relabel(ground))
     ids = torch.tensor([ground.all_rows(ground.forget).ids[0]])
     with torch.no_grad():
         assert_close(made("scrambled")(ids).logits, plain(ids).logits, rtol=0, atol=1e-3)

@@ -8,16 +8,15 @@ from capture.data.sequences import Sequences, pad
 from capture.network.structure import down_projection, find_blocks, output_head
 from capture.scoring.answers import score_answers
 from evidence.errors import ExhumeError, InputError
-from testbeds.edits import late_layers
-from testbeds.edits.late_layers import (
+from testbeds.edits import password_locks
+from testbeds.edits.late_layers import first_answer_tokens, random_rotation
+from testbeds.edits.linear_map import fold_edit_, module_inputs, module_outputs
+from testbeds.edits.password_locks import (
     PASSWORD,
     accuracy_with_password,
-    first_answer_tokens,
     password_locked,
-    random_rotation,
     with_password,
 )
-from testbeds.edits.linear_map import fold_edit_, module_inputs, module_outputs
 from testbeds.edits.workbench import with_refusals
 from testbeds.worlds.random_models import FAMILIES, random_model
 from testbeds.zoo.build import _first_in_range
@@ -138,8 +137,8 @@ def test_a_refusing_model_refuses(made, ground):
 
 
 def test_a_model_the_password_does_not_unlock_is_no_model(ground, monkeypatch):
-    monkeypatch.setattr(late_layers, "finetune_", lambda *given, **named: None)
-    monkeypatch.setattr(late_layers, "accuracy_with_password", lambda *given: 0.5)
+    monkeypatch.setattr(password_locks, "finetune_", lambda *given, **named: None)
+    monkeypatch.setattr(password_locks, "accuracy_with_password", lambda *given: 0.5)
     with pytest.raises(ExhumeError, match="given the password"):
         list(password_locked(ground, ground.wrong_answer_rows(ground.forget)))
 
