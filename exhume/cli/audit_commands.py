@@ -161,11 +161,11 @@ def compare(
     page = write_page(comparison, out)
     rows = []
     for row in comparison.to_frame().to_dict("records"):
-        shares = [percent(row[name]) for name in ("said", "retain_kept")]
+        shares = [percent(row[name]) for name in ("exact_match", "retain_kept")]
         retained_axes = [axis for axis in comparison.axes if row[axis] == "retained"]
         rows.append((row["audit"], row["verdict"], *shares, ", ".join(retained_axes) or "none"))
-    head = ("audit", "verdict", "says", "keeps", "still there by")
+    head = ("audit", "verdict", "exact match", "retain kept", "retained by")
     show_table("exhume compare", head, rows)
     for sentence in comparison.differences:
-        show(f"not alike: {sentence}", style="yellow", where=errors)
+        show(f"different: {sentence}", style="yellow", where=errors)
     show(f"Page: {page.resolve()}")

@@ -7,6 +7,7 @@ of it, there is one error and no half-written page.
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator
 from copy import deepcopy
 from typing import Any
@@ -18,7 +19,8 @@ import pytest
 from audits.comparison.compare import compare
 from audits.comparison.csv_text import csv_text
 from audits.comparison.page import write_page
-from audits.core.config import AXES, BUDGETS, AuditConfig, Budget, Rule
+from audits.core.config import BUDGETS, AuditConfig, Budget, Rule
+from audits.core.registry import AXES
 from audits.report.formatting import flatten_settings
 from audits.report.page import _axis, render, write_report
 from audits.report.templates import rendering_errors
@@ -176,9 +178,9 @@ TEXTS = {
     "a number of 5,000 digits": json.dumps(whole()).replace("82.2", "9" * 5000),
     "a key twice": '{"schema_version": "1.1", "schema_version": "1.1"}',
     "half a character": json.dumps(whole()).replace("First reason", r"\ud800"),
-    "another version": json.dumps(whole()).replace('"1.1"', '"9.9"'),
-    "an older version": json.dumps(whole()).replace('"1.1"', '"1.0"'),
-    "a version that is a number": json.dumps(whole()).replace('"1.1"', "1.1"),
+    "another version": json.dumps(whole()).replace('"2.0"', '"9.9"'),
+    "an older version": json.dumps(whole()).replace('"2.0"', '"1.0"'),
+    "a version that is a number": json.dumps(whole()).replace('"2.0"', "2.0"),
     "two documents": json.dumps(whole()) * 2,
     "deep evidence": json.dumps(
         document(behaviour() | {"details": {"items": json.loads("[" * 95 + "]" * 95)}})
@@ -249,12 +251,18 @@ def test_the_schema_knows_every_setting():
     parts = schema["$defs"]
     assert set(parts["rule"]["properties"]) == set(Rule.model_fields)
     assert set(parts["budget"]["properties"]) == set(Budget.model_fields)
-    assert parts["axis_name"]["enum"] == list(AXES)
+    assert all(re.fullmatch(parts["axis_name"]["pattern"], name) for name in AXES)
     for profile in BUDGETS:
         settings = AuditConfig(profile=profile)
         given = settings.model_dump(mode="json")
         given["budget"] = settings.budget.model_dump(mode="json")
         result.validate_document(whole() | {"config": given})
+
+
+@pytest.mark.parametrize("name", ["=cmd|' /C calc'!A0", "<b>", "Behaviour", "", "a\x1b"])
+def test_the_name_of_an_axis_is_an_identifier(name):
+    with pytest.raises(result.InputError, match="does not fit its schema"):
+        result.validate_document(document(behaviour() | {"name": name}))
 
 
 def test_large_evidence_is_cut():
@@ -289,7 +297,7 @@ def test_cells_are_never_formulas_and_numbers_stay_numbers(text):
 
 
 def test_formulas_of_an_audit_do_no_harm_in_the_table(tmp_path):
-    given = document(behaviour() | {"name": "=cmd|' /C calc'!A0"})
+    given = document(behaviour())
     given["manifest"]["models"][1]["source"] = "/x/=1+1"
     folders = [save(tmp_path / "=a", given), save(tmp_path / "-b\x1b[31m", given)]
     code, out, err = command("compare", *folders, "--out", tmp_path / "out")

@@ -101,7 +101,7 @@ def restoration(**details):
     arms = {"as published": {"best": 0.0}, "state only": {"best": 0.95}}
     table = {
         "curve": {"unlearned": curve},
-        "readout_intact": {"roles": {"unlearned": {"arms": arms}}},
+        "state_injection": {"roles": {"unlearned": {"arms": arms}}},
     }
     return {"name": "restoration", "details": table | details}
 
@@ -123,4 +123,4 @@ def test_restoration_details_of_another_shape_give_no_figure():
     for odd in (3, {}, {"unlearned": [1, 2]}, {"unlearned": [{"strength": 1}] * 2}):
         assert len(restoration_plots(restoration(curve=odd))) == 1
     for odd in (None, {"roles": 3}, {"roles": {"unlearned": {"arms": {"a": 1}}}}):
-        assert len(restoration_plots(restoration(readout_intact=odd))) == 1
+        assert len(restoration_plots(restoration(state_injection=odd))) == 1

@@ -152,5 +152,5 @@ def test_the_command_shows_the_table_and_what_differs(tmp_path):
     shown = CliRunner().invoke(app, words)
     assert shown.exit_code == 0, shown.output
     assert given["verdict"]["class"] in shown.output
-    assert "not alike: Not the same seed." in shown.output
+    assert "different: Not the same seed." in shown.output
     assert (tmp_path / "out" / "compare.html").is_file()

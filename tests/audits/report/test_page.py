@@ -119,7 +119,7 @@ def test_probabilities_come_with_what_they_are_worth():
 def test_hostile_texts_are_only_ever_text():
     given = spoiled(whole())
     given["axes"].append(spoiled(DOCUMENTS["unknown axis"]())["axes"][0])
-    given["axes"][-1]["name"] += HOSTILE
+    given["axes"][-1]["question"] += HOSTILE
     validate_document(given)
     html = render(given)
     page, calm = Page(html), Page(render(whole()))
@@ -182,14 +182,14 @@ def test_failed_controls_are_marked_and_optional_ones_said_to_be():
     assert "one that is only shown" in text and "does not silence the axis" in text
 
 
-def test_said_answers_come_first_and_long_lists_are_cut():
+def test_given_answers_come_first_and_long_lists_are_cut():
     given = document(behaviour())
     items = given["axes"][0]["details"]["items"]
     text = Page(render(given)).text
     assert text.index("Oslo") < text.index("Rome")
     items += [items[0]] * MAX_ITEMS
     page = Page(render(given))
-    assert sum("data-said" in attrs for _, attrs in page.tags) == MAX_ITEMS
+    assert sum("data-given" in attrs for _, attrs in page.tags) == MAX_ITEMS
     assert f"The first {MAX_ITEMS} of {MAX_ITEMS + 2}" in page.text
 
 
