@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -248,6 +248,11 @@ class Axis(Generic[M]):
     measure: Mapping[ModalityName, Callable[[AuditContext[Any]], M | Unmeasured]]
     judge: Callable[[M, JudgementContext], AxisResult]
     cost: Callable[[PlanInputs], Cost] = lambda plan: Cost()
+
+    @property
+    def stored(self) -> type[M | Unmeasured]:
+        """Type of the stored measurement."""
+        return cast("type[M | Unmeasured]", self.measured | Unmeasured)
 
     def result(self, measured: M | Unmeasured, ctx: JudgementContext) -> AxisResult:
         """The judged axis; one that could not measure has no readings."""

@@ -73,15 +73,13 @@ def build_document(opened: OpenAudit, findings: Findings, verdict: Verdict) -> d
     inputs = run.inputs
     behaviour = findings.axes.get("behaviour")
     main = behaviour.main_reading if behaviour is not None else None
+    chances = NOT_CALIBRATED
+    if opened.modality.calibrated:
+        chances = estimate(shipped(), findings.axes, findings.preflight)
     document = {
         "schema_version": SCHEMA_VERSION,
         "modality": opened.modality.name,
-        "verdict": verdict.to_dict()
-        | (
-            to_json_object(estimate(shipped(), findings.axes, findings.preflight))
-            if opened.modality.calibrated
-            else to_json_object(NOT_CALIBRATED)
-        ),
+        "verdict": {**verdict.to_dict(), **to_json_object(chances)},
         "axes": [axis.to_json() for axis in findings.axes.values()],
         "preflight": findings.preflight,
         "behaviour": {
