@@ -103,13 +103,17 @@ class AxisForm:
         n_entities: int,
         details: Mapping[str, Json] | None = None,
         notes: Sequence[str] = (),
+        unread: str = "",
     ) -> AxisResult:
         """The axis's result, with the status that follows from readings and controls.
 
         Args:
             notes: Sentences after those about the status.
+            unread: Why nothing could be read, where there are no readings: no power.
         """
         status, found = self.status(readings, controls, ctx.rule)
+        if unread and not readings:
+            status, found = "no_power", [unread]
         return AxisResult(
             axis,
             self.question,

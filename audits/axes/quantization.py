@@ -12,7 +12,7 @@ survival measures of our own.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -197,21 +197,18 @@ def judge(measured: Measurement, ctx: JudgementContext) -> AxisResult:
         ),
     ]
     found = readings(STREAM, form.metrics, scores, ctx.config, mask) if mask.any() else []
-    status, notes = form.status(found, controls, ctx.rule)
-    return AxisResult(
+    return form.result(
         NAME,
-        form.question,
-        status,
-        form.statistic,
-        readings=tuple(found),
-        controls=tuple(controls),
+        found,
+        controls,
+        replace(ctx, notes=()),
         n_entities=len(ceiling.values),
         details={
             "gap": {role: _gaps(measured, role) for role in measured.full},
             "edit": _summary(measured.edit),
             "edit_by_weight": to_json(measured.edit, tuple[WeightEdit, ...]),
         },
-        notes=(*notes, *_size_notes(measured.edit)),
+        notes=_size_notes(measured.edit),
     )
 
 

@@ -100,7 +100,7 @@ def judge(measured: Measurement, ctx: JudgementContext) -> AxisResult:
         if text or (mask.any() and (transferred[role][mask] >= MIN_TRANSFER_SHARE).all())
     ]
     found = readings(NAME, form.metrics, scores, ctx.config, mask, floors) if mask.any() else []
-    status, notes = form.status(found, controls, ctx.rule)
+    notes: list[str] = []
     if len(floors) < len(references):
         notes.append(
             f"{len(references) - len(floors)} of {len(references)} references use a different "
@@ -115,16 +115,8 @@ def judge(measured: Measurement, ctx: JudgementContext) -> AxisResult:
         notes += _norm_notes(measured.details)
     else:
         details["transferred"] = _mean_by_part(scores)
-    return AxisResult(
-        NAME,
-        form.question,
-        status,
-        form.statistic,
-        readings=tuple(found),
-        controls=tuple(controls),
-        n_entities=len(ceiling.values),
-        details=details,
-        notes=(*notes, *ctx.notes),
+    return form.result(
+        NAME, found, controls, ctx, n_entities=len(ceiling.values), details=details, notes=notes
     )
 
 

@@ -51,7 +51,7 @@ from audits.core.scores import Part, RoleScores, ScoreTable
 from evidence.errors import InputError
 from evidence.hypothesis_tests import MaxTest
 from evidence.progress import Progress
-from evidence.results import AxisResult, Control, ControlId, OnFailure, Reading, Status
+from evidence.results import AxisResult, Control, ControlId, OnFailure, Reading
 from evidence.storage.typed_json import FloatArray, Json
 from probes.estimators.kernel_smoothers import FAMILIES
 
@@ -163,12 +163,9 @@ def judge(measured: Measurement, ctx: JudgementContext) -> AxisResult:
         )
     ]
     found: list[Reading] = []
-    status: Status = "no_power"
-    notes = ["The original itself does not separate them."]
     if mask.any():
         controls += _controls(measured, mask, ctx.config)
         found = _readings(measured, mask, ctx.config)
-        status, notes = form.status(found, controls, ctx.rule)
     details: dict[str, Json] = {
         "classifier": measured.family,
         "sites": measured.sites,
@@ -176,16 +173,14 @@ def judge(measured: Measurement, ctx: JudgementContext) -> AxisResult:
         "auc": _rounded_auc(measured, *COMPARED),
         "auc_of_retain": _rounded_auc(measured, "check", "check_invented"),
     }
-    return AxisResult(
+    return form.result(
         NAME,
-        form.question,
-        status,
-        form.statistic,
-        readings=tuple(found),
-        controls=tuple(controls),
+        found,
+        controls,
+        ctx,
         n_entities=len(measured.entities[Part.FORGET]),
         details=details,
-        notes=(*notes, *ctx.notes),
+        unread="The original itself does not separate them.",
     )
 
 

@@ -220,7 +220,7 @@ def judge(measured: Measurement, ctx: JudgementContext) -> AxisResult:
     if Role.PLANTED in trials:
         controls.append(_planted(scores, form.metrics[0], ctx))
     found = readings(NAME, form.metrics, scores, ctx.config)
-    status, notes = form.status(found, controls, ctx.rule)
+    notes: list[str] = []
     details: dict[str, Json] = {
         "choices": {
             role: [_choice_details(choice, text) for choice in trial.choices]
@@ -230,20 +230,18 @@ def judge(measured: Measurement, ctx: JudgementContext) -> AxisResult:
     if text:
         details |= _text_details(measured)
         details["net_rate"] = {role: to_json(rate) for role, rate in rates.items()}
-        notes = [*notes, _net_note(net, "answers"), *_text_notes(measured)]
+        notes = [_net_note(net, "answers"), *_text_notes(measured)]
     else:
         details["net_rate"] = to_json(net)
-        notes = [*notes] if net is None else [*notes, _net_note(net, "images")]
-    return AxisResult(
+        notes = [] if net is None else [_net_note(net, "images")]
+    return form.result(
         NAME,
-        form.question,
-        status,
-        form.statistic,
-        readings=tuple(found),
-        controls=tuple(controls),
+        found,
+        controls,
+        ctx,
         n_entities=len(original[form.metrics[0].id].entities),
         details=details,
-        notes=(*notes, *measured.notes, *ctx.notes),
+        notes=(*notes, *measured.notes),
     )
 
 
