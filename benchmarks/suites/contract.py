@@ -219,7 +219,7 @@ def _shapes(path: Path) -> list[tuple[int, str]]:
     return lines
 
 
-_DECLARED = re.compile(r"n : [^=(]*( = [^(]*)?$")
+_DECLARED = re.compile(r"@ |class |n : [^=(]*( = [^(]*)?$")
 _KEYWORDS = re.compile(
     "and|as|assert|async|await|break|class|continue|def|del|elif|else|except|finally|for|from|if"
     "|import|in|is|lambda|nonlocal|not|or|pass|raise|return|try|while|with|yield|None|True|False"
