@@ -99,8 +99,8 @@ def decodability(**other):
     sites += [column(f"resid.{layer}", 0.1 + 0.1 * layer) for layer in range(8)]
     return axis(
         "decodability",
-        reading(REFITTED, sites),
-        reading(UNCHANGED, sites),
+        reading(REFITTED.label, sites),
+        reading(UNCHANGED.label, sites),
         controls=[
             control("the planted suppression is seen"),
             control("a control that fails", passed=False),
@@ -164,7 +164,10 @@ def document(*axes, verdict="suppressed", **preflight) -> dict[str, Any]:
             "rule": "Rule 3: as told.",
             "reasons": ["First reason.", "Second reason.", "Third.", "Fourth reason."],
             "floor": "never_taught",
-            "adjusted_p": {f"decodability: {UNCHANGED}": 0.0123, f"relearning: {CONTRAST}": 1},
+            "adjusted_p": {
+                f"decodability: {UNCHANGED.label}": 0.0123,
+                f"relearning: {CONTRAST}": 1,
+            },
             "where": ["resid.3", "resid.4", "resid.5"],
             "claims_allowed": ["This may be said."],
             "claims_disallowed": ["That may not."],

@@ -73,7 +73,7 @@ def test_a_head_edit_is_suppressed_and_told_of_as_a_class(hidden):
     assert list(axes) == ["behaviour", "decodability", "causal_depth", "relearning"]
     assert axes["behaviour"].main_reading.name == NAMED
     assert axes["behaviour"].main_reading.statistic < 0.1
-    assert axes["decodability"].reading(UNCHANGED).residual > 0.7
+    assert axes["decodability"].reading(UNCHANGED.label).residual > 0.7
     assert axes["causal_depth"].reading(TRANSFERRED_NAMED).residual > 0.7
     assert axes["relearning"].reading(HELD_OUT_NAMED) is not None
     assert not any("answers" in reason for reason in hidden.reasons)
@@ -127,7 +127,7 @@ def test_a_scratch_retrain_is_not_suppressed(digits_zoo, world, tmp_path):
     assert done.verdict == "inconclusive"
     assert done.axes["behaviour"].status == "absent"
     # Without a reference nothing can say how well an unseen class is read or learned.
-    assert done.axes["decodability"].reading(REFITTED) is None
+    assert done.axes["decodability"].reading(REFITTED.label) is None
     assert "retrained without the class" in " ".join(done.axes["decodability"].notes)
 
 
