@@ -38,6 +38,7 @@ from audits.axes.judgement import (
     power_control,
     unpaired_test,
 )
+from audits.core.cost import Cost, PlanInputs
 from audits.core.roles import Role
 from audits.core.scores import Part, RoleScores
 from evidence.results import AxisResult, Control, ControlId
@@ -52,6 +53,19 @@ MAX_RECALLED = 0.5
 """Maximum share of its answers that the original may recall after a site by itself."""
 MAX_NEVER_TAUGHT = 0.25
 """Maximum excess over chance on never-taught items, as a share of that on forgotten ones."""
+
+
+def cost(plan: PlanInputs) -> Cost:
+    """States of every model, patched into the original site by site."""
+    layers = plan.size.n_layers or 1
+    if plan.modality == "images":
+        # Both halves of every pass at the late sites: the donor's and the receiver's.
+        passes, units = 2 * (layers // 2 + 1), plan.units(*Part)
+        return Cost(forward=plan.n_models * passes * units, copies=2)
+    sites = min(layers, plan.config.budget.depth_sites)
+    units = plan.units(Part.FORGET, Part.NEVER_TAUGHT) + plan.main_prompts[Part.FORGET].units
+    # Reading the states, patching them, and patching them again where norms differ.
+    return Cost(forward=plan.n_models * (1 + 2 * sites) * units)
 
 
 def judge(measured: Measurement, ctx: JudgementContext) -> AxisResult:
@@ -294,4 +308,4 @@ SPEC = AxisSpec(
         ),
     },
 )
-AXIS = Axis(SPEC, Measurement, {"text": measure_text, "images": measure_images}, judge)
+AXIS = Axis(SPEC, Measurement, {"text": measure_text, "images": measure_images}, judge, cost)

@@ -45,9 +45,12 @@ from audits.axes.membership.scores import (
 )
 from audits.core.config import AuditConfig
 from audits.core.context import AuditContext
-from audits.core.item_sets import TextSets
+from audits.core.cost import Cost, PlanInputs
+from audits.core.item_sets import TextSets, invent_never_taught, within_budget
 from audits.core.roles import Role
 from audits.core.scores import Part, RoleScores, ScoreTable
+from capture.activations.store import stored_bytes
+from capture.data.tokenization import encode
 from evidence.errors import InputError
 from evidence.hypothesis_tests import MaxTest
 from evidence.progress import Progress
@@ -145,6 +148,24 @@ def measure_states(
         np.stack([each.auc(*COMPARED) for each in shuffled]),
         None if names is None else score_membership(names, sets, chosen, seed)[0],
     )
+
+
+def cost(plan: PlanInputs) -> Cost:
+    """The states of every compared name, stored for every model."""
+    inputs, config = plan.inputs, plan.config
+    retain = within_budget(inputs.retain, config)
+    never_taught = inputs.never_taught or invent_never_taught(inputs.forget, retain, config)
+    try:
+        n_prompts = config.budget.prompts_per_item
+        sets = select_sets(inputs.forget, retain, never_taught, n_prompts, config.seed)
+    except InputError:  # the axis will report this and not run
+        return Cost()
+    rows, models = len(sets.prompts), plan.n_models
+    tokens = sum(map(len, encode(inputs.original.tokenizer, sets.prompts).ids))
+    width, sites = plan.size.d_model or 0, (plan.size.n_layers or 0) + 1
+    # Names at the embedding are stored beside the states of every site.
+    disk = stored_bytes(rows, width, sites) + stored_bytes(rows, width, 1)
+    return Cost(captured_rows=models * rows, captured=models * tokens, disk=models * disk)
 
 
 def judge(measured: Measurement, ctx: JudgementContext) -> AxisResult:
@@ -298,4 +319,4 @@ SPEC = AxisSpec(
     },
     unavailable={"images": "it compares names that occur in a sequence of tokens"},
 )
-AXIS = Axis(SPEC, Measurement, {"text": measure_text}, judge)
+AXIS = Axis(SPEC, Measurement, {"text": measure_text}, judge, cost)
