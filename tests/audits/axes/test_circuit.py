@@ -129,8 +129,8 @@ def test_a_readout_edit_moves_the_native_reading_and_not_the_transplanted(of_hea
     assert transplanted.statistic == pytest.approx(transplanted.ceiling, rel=1e-5)
     assert block.statistic == pytest.approx(block.ceiling, rel=1e-5)
     assert native.statistic < 0.3 < transplanted.statistic
-    figures = of_head_edit.details["normalised"][transplanted.name]
-    assert figures["normalised_cad"] == pytest.approx(0, abs=1e-5)
+    figures = of_head_edit.details["normalized"][transplanted.name]
+    assert figures["normalized_cad"] == pytest.approx(0, abs=1e-5)
     assert of_head_edit.details["cad"]["unlearned, forget, native"]["mass_lost"] > 0.3
 
 
@@ -149,7 +149,7 @@ def test_an_edit_of_the_last_block_moves_all_but_the_reading_with_the_originals(
     assert block.statistic == pytest.approx(block.ceiling, rel=1e-6)
     assert transplanted.statistic == pytest.approx(native.statistic, rel=1e-6)
     assert transplanted.statistic < block.statistic - 0.2
-    cad = found.details["normalised"][block.name]["normalised_cad"]
+    cad = found.details["normalized"][block.name]["normalized_cad"]
     assert cad == pytest.approx(0, abs=1e-5)
 
 
@@ -188,13 +188,13 @@ def test_with_a_reference_it_is_the_first_floor(axis, models, items, of_twin):
 def test_the_result_is_json_and_the_same_from_the_saved_measurement(
     measure, models, items, twin_measured, of_twin, tmp_path
 ):
-    text = json.dumps(of_twin.to_dict(), allow_nan=False)
-    back = AxisResult.from_dict(json.loads(text))
-    assert json.loads(json.dumps(back.to_dict())) == json.loads(text)
+    text = json.dumps(of_twin.to_json(), allow_nan=False)
+    back = AxisResult.from_json(json.loads(text))
+    assert json.loads(json.dumps(back.to_json())) == json.loads(text)
     saved = from_json(Measurement, json.loads(json.dumps(to_json(twin_measured))))
-    assert json.dumps(judge(saved, JUDGING).to_dict()) == text
+    assert json.dumps(judge(saved, JUDGING).to_json()) == text
     again = measure(items, models["twin"], tmp_path)
-    assert json.dumps(judge(again, JUDGING).to_dict()) == text
+    assert json.dumps(judge(again, JUDGING).to_json()) == text
 
     def gone(device):
         raise AssertionError("every stage was saved")
@@ -392,7 +392,7 @@ def test_a_saved_measurement_is_judged_alike_and_judging_changes_nothing():
     kept = kept_of((0.5, 0.2, 0.0))
     saved = json.loads(json.dumps(to_json(kept)))
     first, second, third = (
-        judge(each, JUDGING).to_dict() for each in (kept, kept, from_json(Measurement, saved))
+        judge(each, JUDGING).to_json() for each in (kept, kept, from_json(Measurement, saved))
     )
     assert first == second == third
     assert to_json(kept) == saved

@@ -69,7 +69,7 @@ def test_vectors_read_and_write_where_the_knowledge_is_only_suppressed(opened, m
     assert traces["cosine"] > 0.8 and found.notes[-1] == "a note"
     # A saved measurement is judged as a fresh one, however often.
     again = from_json(Measurement | Unmeasured, to_json(saved))
-    assert judged(again, ctx).to_dict() == found.to_dict() == judged(saved, ctx).to_dict()
+    assert judged(again, ctx).to_json() == found.to_json() == judged(saved, ctx).to_json()
 
 
 def test_vectors_read_nothing_in_a_model_that_was_never_taught(opened):
@@ -93,7 +93,7 @@ def test_without_tasks_the_axis_has_no_power_and_still_shows_traces(opened, worl
     traces = found.details["traces"]["unlearned"]["forgotten answers"]
     assert traces["cosine"] == pytest.approx(1) and traces["jaccard"] == 1
     again = from_json(Measurement | Unmeasured, to_json(saved))
-    assert judged(again, ctx).to_dict() == found.to_dict()
+    assert judged(again, ctx).to_json() == found.to_json()
 
 
 def test_states_that_are_not_finite_are_an_error(opened, monkeypatch):

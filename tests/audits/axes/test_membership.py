@@ -27,7 +27,7 @@ from audits.verdict.rule import decide
 from capture.data.items import Item, ItemSet
 from evidence.errors import InputError
 from evidence.progress import SILENT
-from evidence.results import AxisResult, Control, ControlId, OnFailure, Reading
+from evidence.results import AxisResult, Column, Control, ControlId, OnFailure, Reading
 from evidence.seeds import numpy_rng
 from evidence.storage.typed_json import from_json, to_json
 from probes.estimators.kernel_smoothers import smoother_matrices
@@ -151,12 +151,12 @@ def test_a_signature_that_stays_is_retained_and_one_that_left_is_not():
     assert kept.status == "retained" and "a note" in kept.notes
     assert kept.main_reading.residual == pytest.approx(1)
     assert all(control.passed for control in kept.controls)
-    assert AxisResult.from_dict(kept.to_dict()).to_dict() == kept.to_dict()
+    assert AxisResult.from_json(kept.to_json()).to_json() == kept.to_json()
     left = judged({"original": known, "unlearned": gone, "planted": known})
     assert left.status in ("absent", "no_power")
     assert left.main_reading.p_value > 0.01
     assert all(control.passed for control in left.controls)
-    assert "the planted suppression is seen" in [x.name for x in left.controls]
+    assert "the planted suppression is found" in [x.name for x in left.controls]
 
 
 def test_the_order_of_models_does_not_matter():
@@ -218,7 +218,7 @@ def test_a_saved_measurement_is_judged_alike_and_judging_changes_nothing():
     kept = measured({"original": known, "unlearned": states(11, 1.0), "reference-1": known})
     saved = json.loads(json.dumps(to_json(kept)))
     first, second, third = (
-        judge(each, JUDGING).to_dict() for each in (kept, kept, from_json(Measurement, saved))
+        judge(each, JUDGING).to_json() for each in (kept, kept, from_json(Measurement, saved))
     )
     assert first == second == third
     assert to_json(kept) == saved
@@ -279,7 +279,8 @@ def test_too_few_entities_are_refused():
 
 
 def reading(residual, p, metric="auc"):
-    column = {"name": "resid.1", "p_value": p, "tost": [residual - 0.1, residual + 0.1]}
+    low, high = residual - 0.1, residual + 0.1
+    column = Column("resid.1", True, residual, (low, high), 0.0, 1.0, residual, (low, high), p)
     return Reading(
         name="read",
         statistic=residual,

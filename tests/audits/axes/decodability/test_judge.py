@@ -91,7 +91,7 @@ def test_what_is_read_is_retained_and_what_is_not_is_absent(refitted, unchanged,
     assert axis.readings[1].statistic == pytest.approx(unchanged)
     assert axis.readings[0].ceiling == pytest.approx(0.9)
     # The embedding does not count.
-    assert [column["used"] for column in axis.readings[0].columns] == [False, True, True]
+    assert [column.used for column in axis.readings[0].columns] == [False, True, True]
     assert axis.notes[-2:] == ("a note", "planted")
 
 
@@ -181,5 +181,5 @@ def test_concepts_are_absent_only_where_retain_answers_are_read(forget, retain, 
 )
 def test_a_saved_measurement_is_judged_as_a_fresh_one(axis, measured):
     again = from_json(axis.measured | Unmeasured, to_json(measured))
-    assert axis.judge(again, CONTEXT).to_dict() == axis.judge(measured, CONTEXT).to_dict()
+    assert axis.judge(again, CONTEXT).to_json() == axis.judge(measured, CONTEXT).to_json()
     assert axis.judge(measured, CONTEXT) == axis.judge(measured, CONTEXT)
