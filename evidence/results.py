@@ -4,7 +4,7 @@ import html
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import pandas as pd
 
@@ -352,7 +352,7 @@ class AxisResult:
         return from_json(cls, saved)
 
 
-def _error_bars(reading: Reading) -> dict[str, Any]:
+def _error_bars(reading: Reading) -> dict[str, Json]:
     """Distances from each column's statistic to the ends of its 95 % interval."""
     pairs = [(each.statistic, each.interval) for each in reading.columns]
     return {

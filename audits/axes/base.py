@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,13 +103,17 @@ class AxisForm:
         n_entities: int,
         details: Mapping[str, Json] | None = None,
         notes: Sequence[str] = (),
+        unread: str = "",
     ) -> AxisResult:
         """The axis's result, with the status that follows from readings and controls.
 
         Args:
             notes: Sentences after those about the status.
+            unread: Why nothing could be read, where there are no readings: no power.
         """
         status, found = self.status(readings, controls, ctx.rule)
+        if unread and not readings:
+            status, found = "no_power", [unread]
         return AxisResult(
             axis,
             self.question,
@@ -248,6 +252,11 @@ class Axis(Generic[M]):
     measure: Mapping[ModalityName, Callable[[AuditContext[Any]], M | Unmeasured]]
     judge: Callable[[M, JudgementContext], AxisResult]
     cost: Callable[[PlanInputs], Cost] = lambda plan: Cost()
+
+    @property
+    def stored(self) -> type[M | Unmeasured]:
+        """Type of the stored measurement."""
+        return cast("type[M | Unmeasured]", self.measured | Unmeasured)
 
     def result(self, measured: M | Unmeasured, ctx: JudgementContext) -> AxisResult:
         """The judged axis; one that could not measure has no readings."""

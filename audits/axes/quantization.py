@@ -12,7 +12,7 @@ survival measures of our own.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -31,6 +31,7 @@ from audits.axes.behaviour import known_rows
 from audits.axes.judgement import MIN_SPAN, power_control, unpaired_test
 from audits.core.answers import score_question_sets, score_tables
 from audits.core.context import AuditContext
+from audits.core.cost import Cost, PlanInputs
 from audits.core.item_sets import TextSets
 from audits.core.roles import Role
 from audits.core.scores import Part, RoleScores, ScoreTable
@@ -163,6 +164,14 @@ def edit_in_bins(ctx: AuditContext[TextSets]) -> tuple[WeightEdit, ...]:
     return tuple(rows)
 
 
+def cost(plan: PlanInputs) -> Cost:
+    """Every model but the planted suppression, scored under each scheme."""
+    units = plan.units(Part.FORGET, Part.NEVER_TAUGHT) + plan.main_prompts[Part.RETAIN].units
+    schemes = len(plan.config.budget.quantization_schemes)
+    # Both models are compared weight by weight.
+    return Cost(forward=(plan.n_models - 1) * schemes * units, copies=2)
+
+
 def judge(measured: Measurement, ctx: JudgementContext) -> AxisResult:
     """Compare the scores after quantization with the floors."""
     form, scores = SPEC.form(ctx.modality), measured.scores
@@ -197,21 +206,18 @@ def judge(measured: Measurement, ctx: JudgementContext) -> AxisResult:
         ),
     ]
     found = readings(STREAM, form.metrics, scores, ctx.config, mask) if mask.any() else []
-    status, notes = form.status(found, controls, ctx.rule)
-    return AxisResult(
+    return form.result(
         NAME,
-        form.question,
-        status,
-        form.statistic,
-        readings=tuple(found),
-        controls=tuple(controls),
+        found,
+        controls,
+        replace(ctx, notes=()),
         n_entities=len(ceiling.values),
         details={
             "gap": {role: _gaps(measured, role) for role in measured.full},
             "edit": _summary(measured.edit),
             "edit_by_weight": to_json(measured.edit, tuple[WeightEdit, ...]),
         },
-        notes=(*notes, *_size_notes(measured.edit)),
+        notes=_size_notes(measured.edit),
     )
 
 
@@ -280,4 +286,4 @@ SPEC = AxisSpec(
         "image model of known state was measured under it"
     },
 )
-AXIS = Axis(SPEC, Measurement, {"text": measure_text}, judge)
+AXIS = Axis(SPEC, Measurement, {"text": measure_text}, judge, cost)

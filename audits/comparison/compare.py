@@ -20,6 +20,7 @@ from evidence.display.html_table import frame_html
 from evidence.errors import InputError, check_list, printable
 from evidence.storage.files import utf8_path
 from evidence.storage.regular_files import as_path
+from evidence.storage.typed_json import Json
 
 MAX_SHOWN_CHARS = 80
 """Characters of a value that are shown; full values are compared."""
@@ -116,11 +117,11 @@ def _names(paths: Sequence[Path]) -> tuple[str, ...]:
     return tuple(utf8_path(str(path)) for path in paths)
 
 
-def _row(name: str, audit: Audit, axes: Sequence[str]) -> dict[str, Any]:
+def _row(name: str, audit: Audit, axes: Sequence[str]) -> dict[str, Json]:
     document = audit.document
     verdict, behaviour = document["verdict"], document["behaviour"]
     probabilities = verdict["probabilities"] or {}
-    row: dict[str, Any] = {
+    row: dict[str, Json] = {
         "audit": name,
         "candidate": _source(document, "unlearned"),
         "verdict": verdict["class"],

@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from audits.comparison.compare import Comparison
@@ -17,6 +16,7 @@ from evidence.errors import InputError
 from evidence.results import AxisResult
 from evidence.storage.files import write_files_atomic
 from evidence.storage.regular_files import as_path, file_kind
+from evidence.storage.typed_json import Json
 
 PAGE_FILE, TABLE_FILE = "compare.html", "compare.csv"
 
@@ -87,7 +87,7 @@ def _same(comparison: Comparison) -> list[tuple[str, str]]:
     ]
 
 
-def _row(name: str, audit: Audit, axes: tuple[str, ...], folder: Path) -> dict[str, Any]:
+def _row(name: str, audit: Audit, axes: tuple[str, ...], folder: Path) -> dict[str, Json]:
     document = audit.document
     verdict, behaviour = document["verdict"], document["behaviour"]
     word, symbol, _ = VERDICTS[verdict["class"]]
@@ -111,12 +111,12 @@ def _row(name: str, audit: Audit, axes: tuple[str, ...], folder: Path) -> dict[s
     }
 
 
-def _cell(axis: AxisResult | None, margin: float) -> dict[str, Any] | None:
+def _cell(axis: AxisResult | None, margin: float) -> dict[str, Json] | None:
     """One axis of one audit: status, and residual bar of the first reading."""
     if axis is None:
         return None
     symbol, words, _ = STATUSES[axis.status]
-    cell: dict[str, Any] = {"status": axis.status, "symbol": symbol, "words": words}
+    cell: dict[str, Json] = {"status": axis.status, "symbol": symbol, "words": words}
     main = axis.main_reading
     if main is None:
         return cell | {"bar": None}

@@ -13,6 +13,7 @@ from capture.data.images import ImageSet
 from capture.data.items import ItemSet
 from evidence.errors import check_list
 from evidence.progress import Progress
+from evidence.storage.typed_json import Json
 
 Items = TypeVar("Items", ItemSet, ImageSet)
 
@@ -37,7 +38,7 @@ class InputsOf(Generic[Items]):
     never_taught: Items | None
     warnings: tuple[str, ...]
 
-    def fingerprint(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Json]:
         """Hashes of items and models, including everything that changes a model's function."""
         never_taught = self.never_taught
         return {

@@ -5,10 +5,11 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
+
+from evidence.storage.typed_json import Json
 
 PACKAGES = (
     "evidence",
@@ -57,7 +58,7 @@ def versions() -> dict[str, str]:
     return installed
 
 
-def hardware(device: str) -> dict[str, Any]:
+def hardware(device: str) -> dict[str, Json]:
     """The machine, as far as it can change a figure."""
     return {
         "platform": platform.platform(terse=True),

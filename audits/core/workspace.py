@@ -16,7 +16,7 @@ from evidence.progress import SILENT, Progress
 from evidence.results import AxisResult
 from evidence.storage.files import read_json, write_atomic
 from evidence.storage.regular_files import open_regular
-from evidence.storage.typed_json import from_json, to_json
+from evidence.storage.typed_json import Json, from_json, to_json
 
 Stored = TypeVar("Stored")
 
@@ -52,7 +52,7 @@ class Workspace:
 
     @classmethod
     def open(
-        cls, root: Path, fingerprint: dict[str, Any], fresh: bool, kind: OutputKind = AUDIT
+        cls, root: Path, fingerprint: dict[str, Json], fresh: bool, kind: OutputKind = AUDIT
     ) -> "Workspace":
         """Open or create the folder for exactly these inputs.
 
@@ -215,5 +215,5 @@ def peak_memory() -> int:
         return getattr(info, "peak_wset", info.rss)
 
 
-def _digest(saved: dict[str, Any]) -> str:
+def _digest(saved: dict[str, Json]) -> str:
     return hashlib.sha256(canonical_json(saved).encode()).hexdigest()

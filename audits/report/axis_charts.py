@@ -17,6 +17,7 @@ from audits.report.charts import (
     x_positions,
 )
 from audits.report.formatting import figure, in_plot, interval, p_text, percent, plain, step_of
+from evidence.storage.typed_json import Json
 
 # Log-probabilities below this share the last bin: the answer is practically impossible.
 MIN_LOGPROB_SHOWN = -20.0
@@ -258,7 +259,7 @@ def logprob_plot(items: Sequence[Mapping[str, Any]]) -> Plot | None:
         }
         for role in clipped
     ]
-    axis_x = {"title": {"text": "log-probability of a token, nats"}}
+    axis_x: dict[str, Json] = {"title": {"text": "log-probability of a token, nats"}}
     layout = base_layout(axis_x, False) | {"barmode": "group", "bargap": 0.1}
     layout["yaxis"] = plain_axis("answers") | {"rangemode": "tozero"}
     return Plot(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from audits.report.formatting import in_plot, short_label, step_of
+from evidence.storage.typed_json import Json
 
 MAX_TICKS = 14
 # Longer lists and larger values are not drawn.
@@ -31,8 +32,8 @@ class Plot:
 
     title: str
     summary: str
-    data: list[dict[str, Any]]
-    layout: dict[str, Any]
+    data: list[dict[str, Json]]
+    layout: dict[str, Json]
     keys: tuple[tuple[str, str, str], ...]
     head: tuple[str, ...] = ()
     rows: tuple[tuple[str, ...], ...] = ()
@@ -72,7 +73,7 @@ def numbers(value: Any, length: int | None = None) -> list[float] | None:
 
 def line(
     x: Sequence[float], y: list[float], role: str, dash: str, name: str, as_percent: bool
-) -> dict[str, Any]:
+) -> dict[str, Json]:
     """A curve with its points, in the colour of a role."""
     return {
         "type": "scatter",
@@ -90,7 +91,7 @@ def line(
     }
 
 
-def band(x: Sequence[float], bounds: Sequence[Sequence[float]], role: str) -> list[dict[str, Any]]:
+def band(x: Sequence[float], bounds: Sequence[Sequence[float]], role: str) -> list[dict[str, Json]]:
     """A shaded interval behind a line."""
     return [
         {
@@ -107,7 +108,7 @@ def band(x: Sequence[float], bounds: Sequence[Sequence[float]], role: str) -> li
     ]
 
 
-def x_positions(names: Sequence[str]) -> tuple[list[float], dict[str, Any]]:
+def x_positions(names: Sequence[str]) -> tuple[list[float], dict[str, Json]]:
     """X positions and axis settings of columns: steps are numbers, others are categories."""
     steps = [step_of(name) for name in names]
     if all(step is not None for step in steps) and len(set(steps)) == len(steps):
@@ -118,7 +119,7 @@ def x_positions(names: Sequence[str]) -> tuple[list[float], dict[str, Any]]:
     return [float(position) for position in range(len(names))], axis
 
 
-def ticks(labels: Sequence[str]) -> dict[str, Any]:
+def ticks(labels: Sequence[str]) -> dict[str, Json]:
     """Tick labels for positions 0, 1, ..., thinned so that they do not overlap."""
     step = -(-len(labels) // MAX_TICKS)
     chosen = list(range(0, len(labels), step))
@@ -129,7 +130,7 @@ def ticks(labels: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def shade(x: Sequence[float], index: int) -> dict[str, Any]:
+def shade(x: Sequence[float], index: int) -> dict[str, Json]:
     """A gray strip over one column, half-way to its neighbors."""
     left = x[index - 1] if index else 2 * x[0] - x[1]
     right = x[index + 1] if index + 1 < len(x) else 2 * x[-1] - x[-2]
@@ -147,7 +148,7 @@ def shade(x: Sequence[float], index: int) -> dict[str, Any]:
     }
 
 
-def plain_axis(title: str) -> dict[str, Any]:
+def plain_axis(title: str) -> dict[str, Json]:
     """An axis without zoom, so that touch scrolling over a chart scrolls the page."""
     return {
         "title": {"text": title},
@@ -159,12 +160,12 @@ def plain_axis(title: str) -> dict[str, Any]:
 
 
 def base_layout(
-    x_axis: dict[str, Any],
+    x_axis: dict[str, Json],
     as_percent: bool,
     *,
-    shapes: Sequence[dict[str, Any]] = (),
+    shapes: Sequence[dict[str, Json]] = (),
     top: int = 10,
-) -> dict[str, Any]:
+) -> dict[str, Json]:
     """The shared layout; y runs from 0 to 1, so that charts are comparable."""
     return {
         "xaxis": plain_axis("") | {"zeroline": False, "showgrid": False} | x_axis,
@@ -192,7 +193,7 @@ def base_layout(
 
 def residual_bar(
     value: float | None, bounds: tuple[float, float] | None, margin: float
-) -> dict[str, Any]:
+) -> dict[str, Json]:
     """Positions (in 0..200) of a residual bar that spans -0.5 to 1.5.
 
     Args:
@@ -204,7 +205,7 @@ def residual_bar(
     def position(residual: float) -> float:
         return round(min(max((residual + 0.5) * 100, 3.0), 197.0), 1)
 
-    bar: dict[str, Any] = {
+    bar: dict[str, Json] = {
         "margin": (position(-margin), round(position(margin) - position(-margin), 1))
     }
     if value is not None and bounds is not None:

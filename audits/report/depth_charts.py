@@ -5,6 +5,7 @@ from typing import Any
 
 from audits.report.charts import Plot, base_layout, numbers, plain_axis, x_positions
 from audits.report.formatting import in_plot, plain
+from evidence.storage.typed_json import Json
 
 # Maximum number of items drawn: more rows would be too thin to see.
 MAX_ROWS = 120
@@ -109,7 +110,7 @@ def component_rows(components: Any) -> Sequence[tuple[str, ...]]:
     )
 
 
-def _along(row: dict[str, Any], set_name: str) -> str:
+def _along(row: dict[str, Json], set_name: str) -> str:
     """Cosine with a gradient and share in its directions; empty where unknown."""
     cosine, share = row.get(f"{set_name}_cosine"), row.get(f"{set_name}_share")
     if cosine is None or share is None:

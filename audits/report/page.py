@@ -41,7 +41,7 @@ from evidence.storage.files import write_atomic
 MAX_ITEMS = 1000
 
 
-def write_report(root: Path, document: dict[str, Any]) -> Path:
+def write_report(root: Path, document: dict[str, object]) -> Path:
     """Write ``report.html`` beside ``audit.json``.
 
     Args:
@@ -65,9 +65,9 @@ def render(document: Mapping[str, Any]) -> str:
     """The page as text; deterministic."""
     from plotly.offline import get_plotlyjs
 
-    figures: list[dict[str, Any]] = []
+    figures: list[dict[str, object]] = []
 
-    def number_plot(plot: Plot | None) -> dict[str, Any] | None:
+    def number_plot(plot: Plot | None) -> dict[str, object] | None:
         """Number a chart; its data go to the end of the page."""
         if plot is None:
             return None
@@ -99,7 +99,7 @@ def render(document: Mapping[str, Any]) -> str:
     )
 
 
-def _verdict(document: Mapping[str, Any]) -> dict[str, Any]:
+def _verdict(document: Mapping[str, Any]) -> dict[str, object]:
     """The verdict block with its word, symbol and meaning."""
     verdict = document["verdict"]
     word, symbol, meaning = VERDICTS[verdict["class"]]
@@ -183,7 +183,7 @@ def _axis(
     margin: float,
     number_plot,
     images: bool,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """One axis: its table rows, charts, controls and remaining details."""
     symbol, status_words, meaning = STATUSES[axis["status"]]
     if axis["name"] == "behaviour":
@@ -191,7 +191,7 @@ def _axis(
         meaning = meanings.get(axis["status"], meaning)
     label = axis["statistic_name"]
     details = axis["details"]
-    plots: list[dict[str, Any] | None] = []
+    plots: list[dict[str, object] | None] = []
     items: list[Mapping[str, Any]] = []
     used: set[str] = set()
     if axis["name"] == "behaviour":
@@ -237,7 +237,7 @@ def _axis(
 
 def _row(
     reading: Mapping[str, Any], axis: str, label: str, adjusted: Mapping[str, float], margin: float
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """One reading as text, with its residual bar."""
     corrected = adjusted.get(f"{axis}.{reading['metric']}") if reading["primary"] else None
     low, high = reading["residual_interval"]
@@ -287,7 +287,7 @@ def _items(saved: Any) -> list[Mapping[str, Any]]:
 
 def _preflight(
     preflight: Mapping[str, Any], rule: Mapping[str, Any], number_plot
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Utility bars, weight change, free text and warnings."""
     shares = preflight["utility"]["shares"]
     top = 1.25

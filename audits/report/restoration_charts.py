@@ -5,6 +5,7 @@ from typing import Any
 
 from audits.report.charts import Plot, band, base_layout, line, numbers, ticks
 from audits.report.formatting import figure, in_plot, interval, percent, plain
+from evidence.storage.typed_json import Json
 
 SHOWN = (
     ("steered", "candidate", "solid", "forgotten items, steered"),
@@ -36,7 +37,7 @@ def _curve(saved: Any) -> Plot | None:
         return None
     x = [float(position) for position in range(len(rows))]
     tables = {name: [values or [] for values in part] for name, part in parts.items()}
-    data: list[dict[str, Any]] = []
+    data: list[dict[str, Json]] = []
     for name, color, *_ in SHOWN[:-1]:
         bounds = [values[1:] for values in tables[name]]
         data += [

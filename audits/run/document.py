@@ -10,20 +10,21 @@ from typing import Any
 from audits.core.manifest import code_hash, hardware, versions
 from audits.run.pipeline import Findings, OpenAudit
 from audits.run.upgrade import OLD_VERSION, upgrade
-from audits.verdict.calibration import estimate, shipped
+from audits.verdict.calibration import CalibrationNote, Estimate, estimate, shipped
 from audits.verdict.rule import Verdict
 from evidence.errors import InputError, printable
 from evidence.storage.files import read_json, utf8_path
 from evidence.storage.regular_files import file_kind, is_folder
+from evidence.storage.typed_json import to_json_object
 
 SCHEMA_VERSION = "2.0"
-NOT_CALIBRATED = {
-    "probabilities": None,
-    "calibration": {
-        "version": "none for images",
-        "outside": ["chances were calibrated on language models; none is stated for images"],
-    },
-}
+NOT_CALIBRATED = Estimate(
+    None,
+    CalibrationNote(
+        "none for images",
+        ("chances were calibrated on language models; none is stated for images",),
+    ),
+)
 AUDIT, REPORT = "audit.json", "report.html"
 MAX_DEPTH = 30
 """Maximum nesting; our documents have ten levels."""
@@ -72,15 +73,13 @@ def build_document(opened: OpenAudit, findings: Findings, verdict: Verdict) -> d
     inputs = run.inputs
     behaviour = findings.axes.get("behaviour")
     main = behaviour.main_reading if behaviour is not None else None
+    chances = NOT_CALIBRATED
+    if opened.modality.calibrated:
+        chances = estimate(shipped(), findings.axes, findings.preflight)
     document = {
         "schema_version": SCHEMA_VERSION,
         "modality": opened.modality.name,
-        "verdict": verdict.to_dict()
-        | (
-            estimate(shipped(), findings.axes, findings.preflight)
-            if opened.modality.calibrated
-            else NOT_CALIBRATED
-        ),
+        "verdict": {**verdict.to_dict(), **to_json_object(chances)},
         "axes": [axis.to_json() for axis in findings.axes.values()],
         "preflight": findings.preflight,
         "behaviour": {

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from audits.axes.base import Axis, JudgementContext, Unmeasured, measured_stage
+from audits.axes.base import Axis, JudgementContext, measured_stage
 from audits.core.baseline_scores import RoleBaseline
 from audits.core.config import AuditConfig, make_config
 from audits.core.context import AuditContext, RunOf, open_run
@@ -20,6 +20,7 @@ from audits.run.disk_space import check_disk_space
 from audits.run.weights import WeightDifference, weight_difference
 from evidence.progress import SILENT, Advance, Progress
 from evidence.results import AxisResult
+from evidence.storage.typed_json import Json
 
 # Rough relative cost of a model's stages, for the progress bar.
 BASELINE_COST, AXES_COST, PLANTING_SHARE = 2.0, 4.0, 0.15
@@ -46,7 +47,7 @@ class Findings:
     damage: Damage
     identical: bool
     floor: str
-    preflight: dict[str, Any]
+    preflight: dict[str, Json]
     cost: dict[str, dict[str, float]]
 
 
@@ -171,7 +172,7 @@ def _look_inside(
 def _result(axis: Axis[Any], ctx: AuditContext[Any], judging: JudgementContext) -> AxisResult:
     """Measure an axis, or read its measurement back, and judge it."""
     name, measure = axis.spec.id, axis.measure[judging.modality]
-    measured = ctx.stage(measured_stage(name), axis.measured | Unmeasured, lambda: measure(ctx))
+    measured = ctx.stage(measured_stage(name), axis.stored, lambda: measure(ctx))
     return ctx.stages.timed(f"{name}-judged", lambda: axis.result(measured, judging))
 
 
@@ -185,14 +186,14 @@ def _preflight(
     opened: OpenAudit,
     sets: Any,
     difference: WeightDifference,
-    components: list[dict[str, Any]] | None,
+    components: list[dict[str, Json]] | None,
     baseline: Mapping[Role, RoleBaseline],
     damage: Damage,
     warnings: list[str],
-) -> dict[str, Any]:
+) -> dict[str, Json]:
     """The block of the same name of ``audit.json``."""
     run = opened.run
-    weights: dict[str, Any] = {
+    weights: dict[str, Json] = {
         "relative": difference.relative,
         "layers": [{"layer": each.layer, "relative": each.relative} for each in difference.layers],
         "tensors_changed": len(difference.changed),
@@ -200,7 +201,7 @@ def _preflight(
     }
     if components is not None:
         weights["components"] = components
-    block: dict[str, Any] = {
+    block: dict[str, Json] = {
         "identical_weights": run.identical,
         "weight_difference": weights,
         "known": opened.modality.counts(run.inputs, sets),

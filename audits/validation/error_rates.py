@@ -78,7 +78,7 @@ def case_of(line: dict) -> Case:
         weights=line["weights"],
         floor=line["floor"],
         verdict=document["verdict"]["class"],
-        chances=calibrated["probabilities"],
+        chances=calibrated.probabilities,
         residual=float(np.mean(inner)) if inner else None,
         grade=line["gold"]["grade"] if line["gold"] else None,
         reason=reasons[0] if reasons else "",

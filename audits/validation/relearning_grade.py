@@ -21,6 +21,7 @@ from capture.scoring.contrast import score_questions
 from erasure.unlearning.training.loop import Evaluate, finetune_
 from evidence.errors import InputError
 from evidence.seeds import numpy_rng, stage_seed
+from evidence.storage.typed_json import Json
 from testbeds.edits.workbench import TextWorkbench
 
 RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
@@ -49,7 +50,7 @@ class RelearningCurve:
         """Largest ``contrast`` over rates and budgets, averaged over both splits."""
         return float(max(self.contrast.mean(0).max(), self.contrast_before))
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Json]:
         """JSON-ready."""
         return {
             "told": self.contrast.tolist(),

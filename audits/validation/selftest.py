@@ -8,7 +8,6 @@ the published error rates are in docs/results/verdict.md.
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from audits.core.outputs import hold_folder
 from audits.validation.error_page import page
@@ -20,6 +19,7 @@ from evidence.progress import SILENT, Progress
 from evidence.seeds import check_seed
 from evidence.storage.files import write_files_atomic
 from evidence.storage.regular_files import as_path
+from evidence.storage.typed_json import Json
 from testbeds.worlds.biographies import STANDARD, BiosConfig
 from testbeds.worlds.random_models import Family, known_families
 
@@ -55,8 +55,8 @@ class SelfTest:
     """
 
     cases: tuple[Case, ...]
-    rows: tuple[dict[str, Any], ...]
-    without: tuple[dict[str, Any], ...]
+    rows: tuple[dict[str, Json], ...]
+    without: tuple[dict[str, Json], ...]
     failed: tuple[str, ...]
     page: Path
 

@@ -22,6 +22,7 @@ from scipy.special import expit
 from audits.core.config import Rule
 from audits.core.preflight import LIMITS
 from evidence.results import AxisResult, Reading
+from evidence.storage.typed_json import Json
 
 STATES = ("not_unlearned", "suppressed", "deleted", "damaged")
 # Inner axes: those that ``deleted`` requires, and all.
@@ -112,7 +113,7 @@ class Calibration:
             "damaged": damaged,
         }
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Json]:
         """JSON-ready."""
         return asdict(self)
 
@@ -200,10 +201,26 @@ def case_facts(axes: Mapping[str, AxisResult], preflight: Mapping[str, Any]) -> 
     return {name: float(value) for name, value in facts.items()}
 
 
+@dataclass(frozen=True)
+class CalibrationNote:
+    """Version of a calibration, and how a case lies outside the range of the zoo, in sentences."""
+
+    version: str
+    outside: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Probabilities by state, or None where figures are missing."""
+
+    probabilities: dict[str, float] | None
+    calibration: CalibrationNote
+
+
 def estimate(
     calibration: Calibration, axes: Mapping[str, AxisResult], preflight: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The calibration block of ``audit.json``: probabilities, version, and range violations."""
+) -> Estimate:
+    """Probabilities of the states, with version and range violations."""
     shares = preflight["utility"]["shares"]
     probabilities = calibration.probabilities(calibration_features(axes, shares))
     outside = [
@@ -216,7 +233,4 @@ def estimate(
         slack = SLACK * (high - low if high > low else abs(high))
         if not low - slack <= value <= high + slack:
             outside.append(f"{name}: {value:.4g}, in the zoo {low:.4g} to {high:.4g}")
-    return {
-        "probabilities": probabilities,
-        "calibration": {"version": calibration.version, "outside": outside},
-    }
+    return Estimate(probabilities, CalibrationNote(calibration.version, tuple(outside)))

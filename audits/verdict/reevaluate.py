@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from audits.axes.base import JudgementContext, Unmeasured, measured_stage
+from audits.axes.base import JudgementContext, measured_stage
 from audits.core.config import AuditConfig, Rule
 from audits.core.preflight import Damage
 from audits.core.registry import ModalityName, load_axis
@@ -82,7 +82,7 @@ def rejudge(
     results: dict[str, AxisResult] = {}
     for saved in document["axes"]:
         axis = load_axis(saved["name"])
-        measured = space.saved(measured_stage(axis.spec.id), axis.measured | Unmeasured)
+        measured = space.saved(measured_stage(axis.spec.id), axis.stored)
         if axis.spec.inside:
             behaviour = results.get("behaviour")
             notes = space.saved("planted", Planted).notes

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from audits.axes.base import AxisForm, MetricSpec
 from audits.core.config import Rule
@@ -12,6 +12,7 @@ from audits.modalities.vocabulary import Vocabulary
 from audits.verdict.claims import claims
 from evidence.hypothesis_tests import holm_adjusted, readings_above_floor
 from evidence.results import AxisResult, ControlId, Reading
+from evidence.storage.typed_json import Json
 
 VerdictClass = Literal["not_unlearned", "suppressed", "deleted", "damaged", "inconclusive"]
 
@@ -48,7 +49,7 @@ class Verdict:
     would_change_it: tuple[str, ...]
     also: tuple[str, ...] = ()
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Json]:
         """JSON-ready."""
         fields = asdict(self)
         return {"class": fields.pop("verdict_class"), **fields}

@@ -6,14 +6,19 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from audits.axes.membership.axis import run_membership, status_of
-from audits.axes.membership.scores import capture_states, select_sets
-from audits.core.config import make_config
-from audits.core.context import AuditedModel
-from audits.run.planting import plant, planted_model
+from audits.axes.base import JudgementContext
+from audits.axes.membership.axis import AXIS, SPEC
+from audits.core.config import Rule, make_config
+from audits.core.context import AuditContext, AuditedModel, open_run
+from audits.core.inputs import open_inputs
+from audits.core.item_sets import TextSets
+from audits.core.preflight import Damage
+from audits.core.roles import Role
+from audits.core.workspace import StageRunner
+from audits.modalities.planting import planted_model
+from audits.modalities.text import plant_suppression
 from benchmarks.harness.results import Row, at_least, at_most, row
 from benchmarks.harness.runner import Run
-from capture.activations.store import ActivationStore
 from capture.checkpoints.open import open_checkpoint
 from capture.data.items import read_items
 from evidence.progress import SILENT, Progress
@@ -44,34 +49,27 @@ def of_world(
     root: Path, part: str, family: Family, seed: int, progress: Progress
 ) -> Iterator[dict]:
     """What the axis says of each model of a world: readings and status by floor."""
-    config = make_config({"seed": 0})
+    config, damage = make_config({"seed": 0}), Damage({}, ())
     world = build_bios(sized(STANDARD, family), seed, root / "worlds")
-    places = (world.forget, world.retain, world.never_taught)
-    forget, retain, never = map(read_items, places)
-    wordings = config.budget.prompts_per_item
-    sets = select_sets(forget, retain, never, wordings, config.seed)
-    checkpoint = open_checkpoint(world.original)
-    tokenizer = checkpoint.tokenizer
-    roles = {"original": AuditedModel.of("original", checkpoint)}
+    reference = world.root / "reference"
+    forget, retain, never_taught = map(read_items, (world.forget, world.retain, world.never_taught))
+    inputs = open_inputs(
+        world.original,
+        world.original,
+        forget,
+        retain,
+        references=[reference] if reference.is_dir() else [],
+        never_taught=never_taught,
+        tokenizer=None,
+        config=config,
+        progress=SILENT,
+    )
     with TemporaryDirectory() as scratch:
-        store = ActivationStore(Path(scratch) / "store")
-        made = plant(
-            roles["original"],
-            tokenizer,
-            list(forget),
-            list(retain)[: 3 * len(forget)],
-            config.budget,
-            Path(scratch),
-            device="cpu",
-            seed=0,
-            progress=SILENT,
-        )
-        if made["made"]:
-            roles["planted"] = planted_model(roles["original"], Path(scratch))
-        reference = world.root / "reference"
-        if reference.is_dir():
-            opened = open_checkpoint(reference)
-            roles["reference-1"] = AuditedModel.of("reference-1", opened)
+        run = open_run(inputs, config, Path(scratch) / "audit", False, SILENT)
+        sets = TextSets(forget, retain, never_taught)
+        models = dict(run.models)
+        if plant_suppression(run, sets).made:
+            models[Role.PLANTED] = planted_model(models[Role.ORIGINAL], run.workspace.work)
         kinds = [
             (kind, place)
             for kind in (*KNOWS, *NEVER_KNEW, *OTHER)
@@ -79,24 +77,20 @@ def of_world(
         ]
         with progress.task(f"{part}: {family} {seed}", len(kinds)) as advance:
             for kind, place in kinds:
-                unlearned = AuditedModel.of("unlearned", open_checkpoint(place))
-                models = roles | {"unlearned": unlearned}
-                sites: list[str] = []
-                for model in models.values():
-                    sites = capture_states(model, tokenizer, sets, store, "cpu", SILENT)
-                result = run_membership(
-                    models, tokenizer, sets, sites, store, config, notes=(), progress=SILENT
-                )
+                models[Role.CANDIDATE] = AuditedModel.of(Role.CANDIDATE, open_checkpoint(place))
+                ctx = AuditContext(run, StageRunner(run.workspace), sets, models, {}, damage)
+                measured = AXIS.measure["text"](ctx)
+                result = AXIS.result(measured, JudgementContext(config, "text", damage))
                 about = {"part": part, "family": family, "seed": seed, "kind": kind}
                 yield about | _seen(result, config.rule)
                 advance(1)
 
 
-def _seen(result: AxisResult, rule) -> dict:
+def _seen(result: AxisResult, rule: Rule) -> dict:
     """What one audit's axis found, against each floor it has."""
     by_floor = {}
     for reading in result.readings:
-        status, _ = status_of([reading], result.controls, rule)
+        status, _ = SPEC.form("text").status([reading], result.controls, rule)
         by_floor[reading.floor_kind] = {
             "status": status,
             "auc": round(reading.statistic, 4),

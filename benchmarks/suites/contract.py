@@ -5,6 +5,7 @@ python -m benchmarks contract --only time --against REV     # a quick audit, aga
 """
 
 import argparse
+import ast
 import io
 import json
 import os
@@ -196,6 +197,12 @@ def _shapes(path: Path) -> list[tuple[int, str]]:
     """Line number and shape of every line that counts."""
     kinds: dict[int, list[str]] = defaultdict(list)
     source = path.read_text(encoding="utf-8")
+    imported = {
+        line
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
+    }
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         text = {tokenize.STRING: "s", tokenize.NUMBER: "0"}.get(token.type, token.string)
         if token.type == tokenize.NAME and not _KEYWORDS.fullmatch(token.string):
@@ -207,12 +214,12 @@ def _shapes(path: Path) -> list[tuple[int, str]]:
         shape = " ".join(kinds[number])
         # Docstrings, and fields and parameters with their types.
         declared = shape == "s" or _DECLARED.match(shape)
-        if not declared and not shape.startswith(("import ", "from ")) and "n" in shape:
+        if not declared and number not in imported and "n" in shape:
             lines.append((number, shape))
     return lines
 
 
-_DECLARED = re.compile(r"n : [^=(]*( = [^(]*)?$")
+_DECLARED = re.compile(r"@ |class |n : [^=(]*( = [^(]*)?$")
 _KEYWORDS = re.compile(
     "and|as|assert|async|await|break|class|continue|def|del|elif|else|except|finally|for|from|if"
     "|import|in|is|lambda|nonlocal|not|or|pass|raise|return|try|while|with|yield|None|True|False"

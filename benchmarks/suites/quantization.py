@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from audits.axes.base import JudgementContext
-from audits.axes.persistence import judge, measure_text
+from audits.axes.quantization import judge, measure_text
 from audits.core.config import AuditConfig
 from audits.core.context import AuditContext, open_run
 from audits.core.inputs import open_inputs

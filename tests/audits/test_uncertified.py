@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from audits.axes.decodability import axis as decodability
+from audits.axes.decodability.axis import score_probes
 from audits.axes.decodability.site_probes import fit_site_probes
 from audits.axes.decodability.tasks import PARTS
 from audits.axes.decodability.text_probes import (
@@ -14,6 +14,7 @@ from audits.axes.decodability.text_probes import (
     fit_shuffled_probes,
 )
 from audits.core.config import make_config
+from audits.core.roles import Role
 from evidence.progress import SILENT
 from evidence.seeds import torch_rng
 from experiments.pga.published_protocol import adversarial_probes, published_scores
@@ -35,11 +36,12 @@ def random_states(*shape):
     return torch.randn(shape, generator=torch_rng(0, "uncertified")).double()
 
 
-def probing_of(task):
+def probing_of(task, left_out=()):
     rng = np.random.default_rng(0)
     parts = {(0, part): rng.normal(size=(2, len(task.parts[part]), 12)) for part in PARTS}
-    roles = ("original", "unlearned")
-    return ProbingData([task], ("embed", "resid.0"), {r: TaskStates(dict(parts)) for r in roles})
+    roles = (Role.ORIGINAL, Role.CANDIDATE)
+    states = {role: TaskStates(dict(parts)) for role in roles}
+    return ProbingData([task], ("embed", "resid.0"), states, left_out)
 
 
 def test_readers_keep_what_is_found_and_name_it(strict, monkeypatch):
@@ -56,35 +58,25 @@ def test_readers_keep_what_is_found_and_name_it(strict, monkeypatch):
 
 def test_probes_that_were_not_chosen_and_shuffles_count_too(strict):
     probing = probing_of(one_task(answers=["Lima", "Rome", "Oslo"]))
-    assert probing.notes == []
+    assert probing.notes == ()
     choose_penalty(probing, SILENT)
-    first = len(probing.states["original"].uncertified)
+    first = len(probing.states[Role.ORIGINAL].uncertified)
     assert first == 3 * 2  # penalties, sites
     rngs = [np.random.default_rng(seed) for seed in range(2)]
-    fit_shuffled_probes(probing, "original", 0.3, rngs, SILENT)
-    names = [str(fit) for fit in probing.states["original"].uncertified[first:]]
+    fit_shuffled_probes(probing, Role.ORIGINAL, 0.3, rngs, SILENT)
+    names = [str(fit) for fit in probing.states[Role.ORIGINAL].uncertified[first:]]
     assert names[0] == "site 0, original, capital, C = 0.3, shuffle 0"
     assert len(names) == 2 * 2
     (note,) = probing.notes
     assert note.startswith("Of the probes, 10 fits are not certified to be at the opt")
 
 
-def test_the_axis_says_so(strict, monkeypatch):
-    task = one_task(answers=["Lima", "Rome", "Oslo"])
-    states = probing_of(task).states
-    monkeypatch.setattr(decodability, "read_all_states", lambda *_: (states, []))
-    found = decodability.run_decodability(
-        {},
-        None,  # pyright: ignore
-        [task],
-        ["embed", "resid.0"],
-        None,  # pyright: ignore
-        make_config({"profile": "quick"}),
-        notes=("one more",),
-        progress=SILENT,
-    )
-    assert any("not certified to be at the optimum" in note for note in found.notes)
-    assert found.notes[-1] == "one more"
+def test_the_axis_says_so(strict):
+    probing = probing_of(one_task(answers=["Lima", "Rome", "Oslo"]), ("one more",))
+    found = score_probes(probing, make_config({"profile": "quick"}), SILENT)
+    uncertified, left_out = found.notes
+    assert "not certified to be at the optimum" in uncertified
+    assert left_out == "one more"
 
 
 def test_membership_counts_the_fits_of_its_null(strict, monkeypatch):

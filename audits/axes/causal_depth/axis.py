@@ -38,6 +38,7 @@ from audits.axes.judgement import (
     power_control,
     unpaired_test,
 )
+from audits.core.cost import Cost, PlanInputs
 from audits.core.roles import Role
 from audits.core.scores import Part, RoleScores
 from evidence.results import AxisResult, Control, ControlId
@@ -52,6 +53,19 @@ MAX_RECALLED = 0.5
 """Maximum share of its answers that the original may recall after a site by itself."""
 MAX_NEVER_TAUGHT = 0.25
 """Maximum excess over chance on never-taught items, as a share of that on forgotten ones."""
+
+
+def cost(plan: PlanInputs) -> Cost:
+    """States of every model, patched into the original site by site."""
+    layers = plan.size.n_layers or 1
+    if plan.modality == "images":
+        # Both halves of every pass at the late sites: the donor's and the receiver's.
+        passes, units = 2 * (layers // 2 + 1), plan.units(*Part)
+        return Cost(forward=plan.n_models * passes * units, copies=2)
+    sites = min(layers, plan.config.budget.depth_sites)
+    units = plan.units(Part.FORGET, Part.NEVER_TAUGHT) + plan.main_prompts[Part.FORGET].units
+    # Reading the states, patching them, and patching them again where norms differ.
+    return Cost(forward=plan.n_models * (1 + 2 * sites) * units)
 
 
 def judge(measured: Measurement, ctx: JudgementContext) -> AxisResult:
@@ -100,7 +114,7 @@ def judge(measured: Measurement, ctx: JudgementContext) -> AxisResult:
         if text or (mask.any() and (transferred[role][mask] >= MIN_TRANSFER_SHARE).all())
     ]
     found = readings(NAME, form.metrics, scores, ctx.config, mask, floors) if mask.any() else []
-    status, notes = form.status(found, controls, ctx.rule)
+    notes: list[str] = []
     if len(floors) < len(references):
         notes.append(
             f"{len(references) - len(floors)} of {len(references)} references use a different "
@@ -115,16 +129,8 @@ def judge(measured: Measurement, ctx: JudgementContext) -> AxisResult:
         notes += _norm_notes(measured.details)
     else:
         details["transferred"] = _mean_by_part(scores)
-    return AxisResult(
-        NAME,
-        form.question,
-        status,
-        form.statistic,
-        readings=tuple(found),
-        controls=tuple(controls),
-        n_entities=len(ceiling.values),
-        details=details,
-        notes=(*notes, *ctx.notes),
+    return form.result(
+        NAME, found, controls, ctx, n_entities=len(ceiling.values), details=details, notes=notes
     )
 
 
@@ -302,4 +308,4 @@ SPEC = AxisSpec(
         ),
     },
 )
-AXIS = Axis(SPEC, Measurement, {"text": measure_text, "images": measure_images}, judge)
+AXIS = Axis(SPEC, Measurement, {"text": measure_text, "images": measure_images}, judge, cost)

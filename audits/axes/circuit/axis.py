@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerBase
 
 from attribution.circuits.circuit import select_circuit
 from attribution.circuits.divergence import Divergence, divergence, retained_mass
-from attribution.circuits.eap import score_edges
+from attribution.circuits.eap import EapMethod, score_edges
 from attribution.circuits.edge_scores import EdgeScores
 from attribution.circuits.graph import EdgeGraph
 from attribution.circuits.prompt_pairs import PromptPairs, pair_entities, pair_items
@@ -51,6 +51,7 @@ from audits.axes.circuit.judgement import (
 )
 from audits.core.config import AuditConfig
 from audits.core.context import AuditContext
+from audits.core.cost import Cost, PlanInputs
 from audits.core.item_sets import TextSets
 from audits.core.roles import Role
 from audits.core.scores import Part
@@ -72,6 +73,9 @@ Scores = Mapping[tuple[str, Part], EdgeScores]
 """Edge scores of one model by readout and part."""
 Donor = tuple[Readout, Mapping[str, Tensor]]
 """Last layers of the original, which other models are read with."""
+
+# Steps of EAP-IG, and passes of the bisection over sizes of a circuit, at most.
+ATTRIBUTION_STEPS, MAX_SEARCH_PASSES = EapMethod().steps, 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -329,4 +333,22 @@ def copy_suppression(
     return tuple(sorted(suppressors, key=lambda each: -each.effect))
 
 
-AXIS = Axis(SPEC, Measurement, {"text": measure_text}, judge)
+def cost(plan: PlanInputs) -> Cost:
+    """Attribution of every model with three readouts, and the search for the circuits.
+
+    Each attribution step is a forward and a backward pass over both prompts of a pair; the search
+    ablates the edges of two circuits at a handful of sizes.
+    """
+    prompts = min(MAX_WORDINGS, plan.config.budget.prompts_per_item)
+    pairs = (
+        2
+        * prompts
+        * (plan.main_prompts[Part.FORGET].units + plan.main_prompts[Part.NEVER_TAUGHT].units)
+    )
+    passes = 3 * (plan.n_models + 1)
+    return Cost(
+        forward=2 * MAX_SEARCH_PASSES * pairs, trained=passes * ATTRIBUTION_STEPS * pairs, copies=2
+    )
+
+
+AXIS = Axis(SPEC, Measurement, {"text": measure_text}, judge, cost)

@@ -160,11 +160,8 @@ def judge(measured: Measurement, ctx: JudgementContext) -> AxisResult:
         "copy_suppression": to_json(heads, dict[str, tuple[SuppressingHead, ...]]),
     }
     readings: list[Reading] = []
-    status: Status = "no_power"
-    notes = ["The original's own circuit does not tell what it knows."]
     if controls[0].passed:
         readings = _readings(measured, ctx.config)
-        status, notes = form.status(readings, controls, ctx.rule)
         details["normalized"] = {
             reading.name: {
                 "floor_kind": reading.floor_kind,
@@ -173,16 +170,15 @@ def judge(measured: Measurement, ctx: JudgementContext) -> AxisResult:
             }
             for reading in readings
         }
-    return AxisResult(
+    return form.result(
         NAME,
-        form.question,
-        status,
-        form.statistic,
-        readings=tuple(readings),
-        controls=tuple(controls),
+        readings,
+        controls,
+        ctx,
         n_entities=2 * len(measured.mass(OWN_READOUT, Role.ORIGINAL)),
         details=details,
-        notes=(*notes, *_heads_in_words(measured), *measured.notes, *ctx.notes),
+        notes=(*_heads_in_words(measured), *measured.notes),
+        unread="The original's own circuit does not tell what it knows.",
     )
 
 

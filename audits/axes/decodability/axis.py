@@ -252,7 +252,6 @@ def _judge_images(measured: ImageScores, form: AxisForm, ctx: JudgementContext) 
     refitted, refitted_notes = _refitted(scores, config)
     found = sorted([*found, *refitted], key=lambda reading: not reading.primary)
     controls = _image_controls(measured, power, decodable, ctx)
-    status, status_notes = form.status(found, controls, ctx.rule)
     details: dict[str, Json] = {
         "sites": list(scores.columns),
         "used": [site for site, used in zip(scores.columns, mask, strict=True) if used],
@@ -260,16 +259,14 @@ def _judge_images(measured: ImageScores, form: AxisForm, ctx: JudgementContext) 
         "original_probe_by_site": _means(scores.tables[UNCHANGED.id]),
         "refitted_probe_by_site": _means(scores.tables[REFITTED.id]),
     }
-    return AxisResult(
+    return form.result(
         NAME,
-        form.question,
-        status,
-        form.statistic,
-        readings=tuple(found),
-        controls=tuple(controls),
+        found,
+        controls,
+        ctx,
         n_entities=len(scores.values(UNCHANGED.id, Role.ORIGINAL).entities),
         details=details,
-        notes=(*status_notes, *notes, *refitted_notes, *ctx.notes),
+        notes=(*notes, *refitted_notes),
     )
 
 

@@ -45,13 +45,16 @@ from audits.axes.membership.scores import (
 )
 from audits.core.config import AuditConfig
 from audits.core.context import AuditContext
-from audits.core.item_sets import TextSets
+from audits.core.cost import Cost, PlanInputs
+from audits.core.item_sets import TextSets, invent_never_taught, within_budget
 from audits.core.roles import Role
 from audits.core.scores import Part, RoleScores, ScoreTable
+from capture.activations.store import stored_bytes
+from capture.data.tokenization import encode
 from evidence.errors import InputError
 from evidence.hypothesis_tests import MaxTest
 from evidence.progress import Progress
-from evidence.results import AxisResult, Control, ControlId, OnFailure, Reading, Status
+from evidence.results import AxisResult, Control, ControlId, OnFailure, Reading
 from evidence.storage.typed_json import FloatArray, Json
 from probes.estimators.kernel_smoothers import FAMILIES
 
@@ -147,6 +150,24 @@ def measure_states(
     )
 
 
+def cost(plan: PlanInputs) -> Cost:
+    """The states of every compared name, stored for every model."""
+    inputs, config = plan.inputs, plan.config
+    retain = within_budget(inputs.retain, config)
+    never_taught = inputs.never_taught or invent_never_taught(inputs.forget, retain, config)
+    try:
+        n_prompts = config.budget.prompts_per_item
+        sets = select_sets(inputs.forget, retain, never_taught, n_prompts, config.seed)
+    except InputError:  # the axis will report this and not run
+        return Cost()
+    rows, models = len(sets.prompts), plan.n_models
+    tokens = sum(map(len, encode(inputs.original.tokenizer, sets.prompts).ids))
+    width, sites = plan.size.d_model or 0, (plan.size.n_layers or 0) + 1
+    # Names at the embedding are stored beside the states of every site.
+    disk = stored_bytes(rows, width, sites) + stored_bytes(rows, width, 1)
+    return Cost(captured_rows=models * rows, captured=models * tokens, disk=models * disk)
+
+
 def judge(measured: Measurement, ctx: JudgementContext) -> AxisResult:
     """Compare the separation of forgotten from never-taught entities with chance."""
     form, every = SPEC.form(ctx.modality), np.ones(len(measured.sites), dtype=bool)
@@ -163,12 +184,9 @@ def judge(measured: Measurement, ctx: JudgementContext) -> AxisResult:
         )
     ]
     found: list[Reading] = []
-    status: Status = "no_power"
-    notes = ["The original itself does not separate them."]
     if mask.any():
         controls += _controls(measured, mask, ctx.config)
         found = _readings(measured, mask, ctx.config)
-        status, notes = form.status(found, controls, ctx.rule)
     details: dict[str, Json] = {
         "classifier": measured.family,
         "sites": measured.sites,
@@ -176,16 +194,14 @@ def judge(measured: Measurement, ctx: JudgementContext) -> AxisResult:
         "auc": _rounded_auc(measured, *COMPARED),
         "auc_of_retain": _rounded_auc(measured, "check", "check_invented"),
     }
-    return AxisResult(
+    return form.result(
         NAME,
-        form.question,
-        status,
-        form.statistic,
-        readings=tuple(found),
-        controls=tuple(controls),
+        found,
+        controls,
+        ctx,
         n_entities=len(measured.entities[Part.FORGET]),
         details=details,
-        notes=(*notes, *ctx.notes),
+        unread="The original itself does not separate them.",
     )
 
 
@@ -303,4 +319,4 @@ SPEC = AxisSpec(
     },
     unavailable={"images": "it compares names that occur in a sequence of tokens"},
 )
-AXIS = Axis(SPEC, Measurement, {"text": measure_text}, judge)
+AXIS = Axis(SPEC, Measurement, {"text": measure_text}, judge, cost)

@@ -27,12 +27,14 @@ from audits.axes.judgement import (
 )
 from audits.axes.restoration.image_trial import steer_images, unseen_classes
 from audits.axes.restoration.net_rate import NetRate, chance_control, image_net_rate, net_rate
-from audits.axes.restoration.search import Choice
+from audits.axes.restoration.search import STRENGTHS, Choice
 from audits.axes.restoration.state_injection import ALPHAS, UNTRAINED, InjectionOutcome, describe
-from audits.axes.restoration.text_trial import TextSetup, prepare_text, steer_text
+from audits.axes.restoration.steering import IMAGE_METHODS, TEXT_METHODS
+from audits.axes.restoration.text_trial import MAX_SITES, TextSetup, prepare_text, steer_text
 from audits.axes.restoration.trial import NAME, Arm, Retractions, Trial
 from audits.core.config import Rule
 from audits.core.context import AuditContext
+from audits.core.cost import Cost, PlanInputs
 from audits.core.item_sets import TextSets
 from audits.core.roles import Role
 from audits.core.scores import Part, RoleScores, ScoreTable
@@ -63,6 +65,8 @@ NAMED = MetricSpec(
     unit="share of images predicted as the class",
     is_share=True,
 )
+# Arms of the published test.
+MAX_ARMS = 6
 MIN_RESISTANCE = 0.2
 """The model resists steering where it retracts this much more than the original does."""
 
@@ -193,6 +197,23 @@ def _by_role(ctx: AuditContext, steer: Callable[[Role], Trial]) -> dict[Role, Tr
     }
 
 
+def cost(plan: PlanInputs) -> Cost:
+    """The search over methods, sites and strengths on both halves of every steered model.
+
+    The published test adds as many passes as it has doses and arms.
+    """
+    steered = plan.n_models - 1
+    layers = plan.size.n_layers or 1
+    sites = min(layers, MAX_SITES) if plan.modality == "text" else layers // 2 + 1
+    methods = TEXT_METHODS if plan.modality == "text" else IMAGE_METHODS
+    trials = len(methods) * sites * len(STRENGTHS)
+    scored = plan.main_prompts[Part.FORGET].units + plan.main_prompts[Part.RETAIN].units
+    curves = len(STRENGTHS) * len(Arm) * plan.units(Part.FORGET, Part.NEVER_TAUGHT)
+    published = MAX_ARMS * len(ALPHAS) * plan.units(Part.FORGET)
+    # Two halves; the original and one steered model are in memory.
+    return Cost(forward=2 * steered * (trials * scored + curves + published), copies=2)
+
+
 # Judgement
 
 
@@ -220,7 +241,7 @@ def judge(measured: Measurement, ctx: JudgementContext) -> AxisResult:
     if Role.PLANTED in trials:
         controls.append(_planted(scores, form.metrics[0], ctx))
     found = readings(NAME, form.metrics, scores, ctx.config)
-    status, notes = form.status(found, controls, ctx.rule)
+    notes: list[str] = []
     details: dict[str, Json] = {
         "choices": {
             role: [_choice_details(choice, text) for choice in trial.choices]
@@ -230,20 +251,18 @@ def judge(measured: Measurement, ctx: JudgementContext) -> AxisResult:
     if text:
         details |= _text_details(measured)
         details["net_rate"] = {role: to_json(rate) for role, rate in rates.items()}
-        notes = [*notes, _net_note(net, "answers"), *_text_notes(measured)]
+        notes = [_net_note(net, "answers"), *_text_notes(measured)]
     else:
         details["net_rate"] = to_json(net)
-        notes = [*notes] if net is None else [*notes, _net_note(net, "images")]
-    return AxisResult(
+        notes = [] if net is None else [_net_note(net, "images")]
+    return form.result(
         NAME,
-        form.question,
-        status,
-        form.statistic,
-        readings=tuple(found),
-        controls=tuple(controls),
+        found,
+        controls,
+        ctx,
         n_entities=len(original[form.metrics[0].id].entities),
         details=details,
-        notes=(*notes, *measured.notes, *ctx.notes),
+        notes=(*notes, *measured.notes),
     )
 
 
@@ -372,4 +391,4 @@ SPEC = AxisSpec(
     },
     work=0.3,
 )
-AXIS = Axis(SPEC, Measurement, {"text": measure_text, "images": measure_images}, judge)
+AXIS = Axis(SPEC, Measurement, {"text": measure_text, "images": measure_images}, judge, cost)

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from audits.axes.circuit.judgement import LAST_BLOCK, TITLES, TRANSPLANTED
-from audits.core.config import AXES, QUICK_AXES
+from audits.axes.circuit.judgement import LAST_BLOCK, METRICS, TRANSPLANTED
 from audits.core.manifest import code_hash
+from audits.core.registry import AXES, axes_of_profile
 from audits.run.api import Audit
 from audits.validation import error_rates
 from audits.validation.error_rates import VERDICTS
@@ -30,7 +30,7 @@ READOUT_EDITS = ("head_only", "logit_mask")
 LATE_EDITS = ("last_block_refuse", "last_block_relabel")
 RETRAINS = ("twin", "retrain_1", "retrain_2")
 KNOWS = (*READOUT_EDITS, *LATE_EDITS)
-CIRCUIT = (*QUICK_AXES, "circuit")
+CIRCUIT = (*axes_of_profile("quick"), "circuit")
 
 
 def each_audit(
@@ -56,9 +56,9 @@ def audits(run: Run) -> Iterator[Row]:
             "verdict": done.verdict,
             "status": axis.status if axis else "not run",
             "cad": {
-                readout: round(normal[title]["normalised_cad"], 3)
-                for readout, title in TITLES.items()
-                if title in normal
+                readout: round(normal[metric.label]["normalised_cad"], 3)
+                for readout, metric in METRICS.items()
+                if metric.label in normal
             },
         }
         print(shown, flush=True)
@@ -194,7 +194,7 @@ def depth(run: Run) -> Iterator[Row]:
 def ablation(run: Run) -> Iterator[Row]:
     """Audits with every axis, decided again with one of them left out at a time."""
     found = []
-    for made, done in each_audit(run.args, KINDS, AXES, "never_taught"):
+    for made, done in each_audit(run.args, KINDS, tuple(AXES), "never_taught"):
         statuses = {name: axis.status for name, axis in done.axes.items()}
         print(made.name, done.verdict, statuses, flush=True)
         shown = {"model": made.name, "state": made.state, "verdict": done.verdict}

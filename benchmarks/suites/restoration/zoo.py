@@ -12,14 +12,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from audits.axes.base import JudgementContext
 from audits.axes.concept import axis as concept
 from audits.axes.restoration import axis as restoration
 from audits.axes.restoration import state_injection
 from audits.axes.restoration.autoencoder import train_autoencoder
 from audits.axes.restoration.trial import restore, split_retain
-from audits.core.context import AuditedModel
+from audits.core.context import AuditContext, AuditedModel
+from audits.core.item_sets import TextSets
+from audits.core.preflight import Damage
+from audits.core.roles import Role
+from audits.core.workspace import StageRunner
 from audits.run import baseline
-from audits.run.inner_axes import capture_tasks, plant_suppression
+from audits.run.inner_axes import plant_suppression
 from audits.run.pipeline import start
 from audits.run.planting import planted_model
 from benchmarks.harness.results import commit, once
@@ -197,21 +202,11 @@ class World:
 
     def _both_axes(self, named: dict[str, AuditedModel], restored: AxisResult) -> dict[str, Any]:
         """Restoration as given and concept as computed, JSON-ready by name."""
-        run = self.run
-        states = capture_tasks(
-            run, named, self.forget, self.retain, self.never, lambda name, compute: compute()
-        )
-        vectors = concept.run_concept(
-            named,
-            run.tokenizer,
-            states.tasks,
-            states.sites,
-            list(self.forget),
-            list(self.retain),
-            run.store,
-            run.config,
-            device="cpu",
-            notes=states.notes,
-            progress=SILENT,
+        run, sets = self.run, TextSets(self.forget, self.retain, self.never)
+        models = {Role(role): each for role, each in named.items()}
+        stages, fine = StageRunner(run.workspace), Damage({}, ())
+        ctx = AuditContext(run, stages, sets, models, {}, fine)
+        vectors = concept.AXIS.result(
+            concept.measure(ctx), JudgementContext(run.config, "text", fine)
         )
         return {each.name: each.to_dict() for each in (vectors, restored)}

@@ -131,7 +131,7 @@ def text_scores(unlearned, *, retain=(1.0, 1.0, 1.0), planted=(1, 1, 0.8), other
     loss = np.array([[0.0, 1.0, 2.0], [0.0, 3.0, 4.0]])
     details = TextDetails(
         tuple(LossItem(f"item {n}", f"known {n}", "prompt", "answer") for n in range(2)),
-        {"unlearned": loss / 2, "stranger": loss, "reference-1": 2 * loss},
+        {"unlearned": loss / 2, "unrelated": loss, "reference-1": 2 * loss},
         {"original": (1.0, 1.0, 1.0), "unlearned": (1.0, 0.1, 1.5)},
         other_fact=(other, other, other),
         unmatched=(0.6, 0.5, 0.5),
@@ -168,13 +168,13 @@ def test_states_in_another_basis_say_nothing():
     result = judged(text_scores((0.5, 0.5, 0.5), retain=(0.6, 0.6, 0.6)))
     assert result.status == "no_power"
     assert not result.readings
-    assert "facts it should keep" in result.notes[0]
+    assert "transfer retain facts" in result.notes[0]
 
 
 def test_only_layers_that_carry_what_should_stay_are_used():
     result = judged(text_scores((0.5, 0.5, 0.5), retain=(1.0, 0.5, 1.0)))
     assert result.details["used"] == ["resid.0", "resid.2"]
-    assert [column["used"] for column in result.readings[0].columns] == [1, 0, 1]
+    assert [column.used for column in result.readings[0].columns] == [1, 0, 1]
 
 
 def test_a_plant_that_is_not_seen_silences_the_axis():
@@ -197,10 +197,10 @@ def test_losses_are_scored_against_each_model_that_never_knew():
     result = judged(text_scores((1.0, 0.5, 0.5)))
     depth = result.details["depth"]
     assert {name: each["uds"] for name, each in depth.items()} == {
-        "stranger": 0.5,
+        "unrelated": 0.5,
         "reference-1": 0.25,
     }
-    assert depth["stranger"]["loss_by_layer"] == [None, 0.5, 0.5]
+    assert depth["unrelated"]["loss_by_layer"] == [None, 0.5, 0.5]
     assert "norms 0.1 times" in result.notes[-1]
 
 
@@ -246,7 +246,7 @@ def test_a_reference_with_another_code_is_no_floor():
     unreadable = image_scores(0.0, 1.0, **{"reference-1": (0.0, 0.2)})
     result = judged(unreadable, modality="images")
     assert result.readings[0].floor_kind == "never_taught"
-    assert result.notes[-1].startswith("1 of 1 references have another code")
+    assert result.notes[-1].startswith("1 of 1 references use a different representation basis")
 
 
 @pytest.mark.parametrize(

@@ -5,94 +5,58 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from audits.axes.concept.axis import answer_concepts, fit_concepts, probe_of, run_concept
-from audits.axes.decodability.tasks import make_tasks
-from audits.axes.decodability.text_probes import ProbingData, capture_states, read_states
-from audits.core.config import make_config
-from audits.core.context import AuditedModel
-from audits.run.planting import plant, planted_model
+from audits.axes.base import JudgementContext, Unmeasured
+from audits.axes.concept import axis as concept
+from audits.axes.concept.axis import (
+    AXIS,
+    NAME,
+    Measurement,
+    answer_concepts,
+    fit_concepts,
+    probe_of,
+)
+from audits.axes.decodability.text_probes import ProbingData, read_states
+from audits.core.context import AuditContext, AuditedModel
+from audits.core.preflight import Damage
+from audits.core.roles import Role
+from audits.modalities.base import Sources
 from capture.activations.store import ActivationStore
 from capture.checkpoints.open import open_checkpoint
-from capture.data.invented_entities import invent_items
-from capture.data.items import ItemSet, read_items
-from evidence.progress import SILENT
 from evidence.results import AxisResult
-from evidence.seeds import numpy_rng
+from evidence.storage.typed_json import from_json, to_json
+from tests.helpers.audit_context import open_context
 
 
-class Bench:
-    """A small world opened as an audit opens it."""
-
-    def __init__(self, world, root):
-        self.world, self.root = world, root
-        self.original = AuditedModel.of("original", open_checkpoint(world.original))
-        self.tokenizer = open_checkpoint(world.original).tokenizer
-        self.forget, self.retain = read_items(world.forget), read_items(world.retain)
-        self.never = invent_items(self.forget, self.retain, numpy_rng(0, "never"))
-        self.config = make_config({"seed": 0})
-        self.store = ActivationStore(root / "store")
-        names = self.retain.entities
-        cut = int(0.8 * len(names))
-        self.tasks, _ = make_tasks(
-            {
-                "fit": self.retain.of_entities(names[:cut]),
-                "check": self.retain.of_entities(names[cut:]),
-                "forget": self.forget,
-                "never_taught": self.never,
-            },
-            self.tokenizer,
-            wordings=2,
-            statement_wordings=1,
-            block_size=4,
-            rng=numpy_rng(0, "blocks"),
-        )
-        plant(
-            self.original,
-            self.tokenizer,
-            list(self.forget),
-            list(self.retain)[:60],
-            self.config.budget,
-            root,
-            device="cpu",
-            seed=0,
-            progress=SILENT,
-        )
-        self.planted = planted_model(self.original, root)
-
-    def subjects(self, model) -> dict[str, AuditedModel]:
-        candidate = model
-        if not isinstance(model, AuditedModel):
-            candidate = AuditedModel.of("unlearned", open_checkpoint(model))
-        return {"original": self.original, "planted": self.planted, "unlearned": candidate}
-
-    def concept(self, model) -> AxisResult:
-        subjects = self.subjects(model)
-        sites: list[str] = []
-        for subject in subjects.values():
-            sites = capture_states(subject, self.tokenizer, self.tasks, self.store, "cpu", SILENT)
-        return run_concept(
-            subjects,
-            self.tokenizer,
-            self.tasks,
-            sites,
-            list(self.forget),
-            list(self.retain),
-            self.store,
-            self.config,
-            device="cpu",
-            notes=("a note",),
-            progress=SILENT,
-        )
+@pytest.fixture(scope="module")
+def opened(world, tmp_path_factory) -> AuditContext:
+    """An audit of the twin, with a suppression planted."""
+    sources = Sources(world.original, world.twin, world.forget, world.retain)
+    return open_context(sources, tmp_path_factory.mktemp("concept") / "out", axes=(NAME,))
 
 
-@pytest.fixture(scope="session")
-def bench(world, tmp_path_factory):
-    return Bench(world, tmp_path_factory.mktemp("bench"))
+def with_candidate(ctx: AuditContext, candidate: AuditedModel) -> AuditContext:
+    return ctx.with_model(Role.CANDIDATE, replace(candidate, role=Role.CANDIDATE))
 
 
-def test_vectors_read_and_write_where_the_knowledge_is_only_suppressed(bench):
+def measured(ctx: AuditContext) -> Measurement:
+    found = AXIS.measure["text"](ctx)
+    assert isinstance(found, Measurement)
+    return found
+
+
+def judged(found: Measurement, ctx: AuditContext) -> AxisResult:
+    damage = Damage({"retain accuracy": 1.0}, ())
+    return AXIS.judge(found, JudgementContext(ctx.config, "text", damage, notes=("a note",)))
+
+
+def test_vectors_read_and_write_where_the_knowledge_is_only_suppressed(opened, monkeypatch):
+    # Both methods read all retain answers of so small a world; discriminants are not what
+    # the model itself writes, so that to take one out changes nothing.
+    monkeypatch.setattr(concept, "METHODS", ("mean",))
     # A last-block suppression: every state before that block is the original's.
-    found = bench.concept(replace(bench.planted, role="unlearned"))
+    ctx = with_candidate(opened, opened.models[Role.PLANTED])
+    saved = measured(ctx)
+    found = judged(saved, ctx)
     assert found.status == "retained"
     assert found.main_reading.statistic > found.main_reading.floor + 0.4
     assert all(control.passed for control in found.controls)
@@ -102,70 +66,61 @@ def test_vectors_read_and_write_where_the_knowledge_is_only_suppressed(bench):
     taken = write["ablated"]
     assert taken["own vector"] < 0.5 < 0.8 < taken["random direction"]
     traces = found.details["traces"]["unlearned"]["forgotten answers"]
-    assert traces["cosine"] > 0.8 and "a note" in found.notes
-    # The axis survives being written to a file and read back.
-    reloaded = AxisResult.from_dict(found.to_dict())
-    assert reloaded.to_dict() == found.to_dict()
+    assert traces["cosine"] > 0.8 and found.notes[-1] == "a note"
+    # A saved measurement is judged as a fresh one, however often.
+    again = from_json(Measurement | Unmeasured, to_json(saved))
+    assert judged(again, ctx).to_json() == found.to_json() == judged(saved, ctx).to_json()
 
 
-def test_vectors_read_nothing_in_a_model_that_was_never_taught(bench, world):
-    found = bench.concept(world.twin)
+def test_vectors_read_nothing_in_a_model_that_was_never_taught(opened):
+    saved = measured(opened)
+    found = judged(saved, opened)
     assert found.status != "retained"
     assert found.main_reading.p_value > 0.05
     assert found.main_reading.statistic < 0.5 * found.main_reading.ceiling
-    assert bench.concept(world.twin).to_dict() == found.to_dict()
+    assert to_json(measured(opened)) == to_json(saved)
 
 
-def test_without_tasks_the_axis_has_no_power_and_still_shows_traces(bench, world):
-    found = run_concept(
-        bench.subjects(world.original),
-        bench.tokenizer,
-        [],
-        [],
-        list(bench.forget),
-        list(bench.retain),
-        bench.store,
-        bench.config,
-        device="cpu",
-        notes=(),
-        progress=SILENT,
-    )
-    assert found.status == "no_power" and not found.votes
+def test_without_tasks_the_axis_has_no_power_and_still_shows_traces(opened, world):
+    original = AuditedModel.of(Role.CANDIDATE, open_checkpoint(world.original))
+    ctx = with_candidate(opened, original)
+    few = ctx.sets.never_taught.of_entities(ctx.sets.never_taught.entities[:3])
+    ctx = replace(ctx, sets=replace(ctx.sets, never_taught=few))
+    saved = measured(ctx)
+    found = judged(saved, ctx)
+    assert found.status == "no_power" and not found.votes and not found.readings
+    assert "is not probed: too few never_taught entities" in found.notes[0]
     traces = found.details["traces"]["unlearned"]["forgotten answers"]
     assert traces["cosine"] == pytest.approx(1) and traces["jaccard"] == 1
+    again = from_json(Measurement | Unmeasured, to_json(saved))
+    assert judged(again, ctx).to_json() == found.to_json()
 
 
-def test_unique_answers_are_read_as_the_truth_of_statements(bench, world):
-    tasks, _ = make_tasks(
-        {
-            part: ItemSet(
-                tuple(
-                    type(item)(item.id, item.entity, item.prompt, item.answer, item.relation)
-                    for item in items
-                )
-            )
-            for part, items in {
-                "fit": bench.retain.of_entities(bench.retain.entities[:8]),
-                "check": bench.retain.of_entities(bench.retain.entities[8:16]),
-                "forget": bench.forget,
-                "never_taught": bench.never,
-            }.items()
-        },
-        bench.tokenizer,
-        wordings=1,
-        statement_wordings=1,
-        block_size=4,
-        rng=numpy_rng(0, "blocks"),
-    )
-    unique = [task for task in tasks if task.form == "unique"]
+def test_states_that_are_not_finite_are_an_error(opened, monkeypatch):
+    ctx = with_candidate(opened, opened.models[Role.PLANTED])
+    activations = ActivationStore.activations
+
+    def broken(store, audited, *rest, **more):
+        found = activations(store, audited, *rest, **more)
+        if audited.role != Role.CANDIDATE:
+            return found
+        values = np.asarray(found.values) * np.nan
+        return replace(found, arrays=dict(zip(found.sites, values, strict=True)))
+
+    monkeypatch.setattr(ActivationStore, "activations", broken)
+    found = AXIS.measure["text"](ctx)
+    assert found == Unmeasured(("hidden states of unlearned are not finite",), "error")
+
+
+def test_unique_answers_are_read_as_the_truth_of_statements(opened):
+    few = opened.sets.retain.of_entities(opened.sets.retain.entities[:16])
+    probing = read_states(replace(opened, sets=replace(opened.sets, retain=few)))
+    assert isinstance(probing, ProbingData)
+    unique = [number for number, task in enumerate(probing.tasks) if task.form == "unique"]
     assert unique
-    concepts = answer_concepts(unique[0], unique[0].parts["fit"].labels)
-    assert concepts.names == ("true",)
-    sites = capture_states(bench.original, bench.tokenizer, unique, bench.store, "cpu", SILENT)
-    states = read_states(bench.original, bench.tokenizer, unique, sites, bench.store)
-    probing = ProbingData(unique, tuple(sites), {"original": states})
-    vectors = fit_concepts(probing, "original", "mean")
-    reader = probe_of(vectors[0])
-    part = probing.states["original"].parts[0, "fit"]
-    scores = reader.scores(part)
-    np.testing.assert_allclose(scores[..., 0], vectors[0].scores(part)[:, 0], atol=1e-8)
+    task = probing.tasks[unique[0]]
+    assert answer_concepts(task, task.parts["fit"].labels).names == ("true",)
+    vectors = fit_concepts(probing, Role.ORIGINAL, "mean")[unique[0]]
+    states = probing.states[Role.ORIGINAL].parts[unique[0], "fit"]
+    scores = probe_of(vectors).scores(states)
+    np.testing.assert_allclose(scores[..., 0], vectors.scores(states)[:, 0], atol=1e-8)

@@ -60,7 +60,7 @@ def test_several_references_are_one_floor_their_mean():
 def test_columns_left_out_are_shown_and_not_used():
     use = np.array([False, True])
     (found,) = compare_to_floors("axis", [wanted("read")], ["a", "b"], AuditConfig(), use)
-    assert [each["used"] for each in found.columns] == [False, True]
+    assert [each.used for each in found.columns] == [False, True]
     assert found.where == "b"
 
 

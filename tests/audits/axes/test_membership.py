@@ -1,7 +1,7 @@
 """The membership axis on states whose information is known."""
 
+import json
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,24 +9,35 @@ import torch
 from scipy.stats import kstest
 from sklearn.metrics import roc_auc_score
 
-from audits.axes.membership import axis as signature
-from audits.axes.membership.axis import run_membership
-from audits.axes.membership.scores import PARTS, score_membership, select_sets
-from audits.core.config import DEFAULT_AXES, Rule, make_config
-from audits.verdict import reevaluate
+from audits.axes.base import JudgementContext, Unmeasured
+from audits.axes.membership.axis import AXIS, SPEC, Measurement, judge, measure_states
+from audits.axes.membership.scores import (
+    PARTS,
+    MembershipScores,
+    States,
+    score_membership,
+    select_sets,
+)
+from audits.core.config import Rule, make_config
+from audits.core.preflight import Damage
+from audits.core.registry import AXES
+from audits.core.roles import Role
+from audits.core.scores import Part
 from audits.verdict.rule import decide
 from capture.data.items import Item, ItemSet
 from evidence.errors import InputError
 from evidence.progress import SILENT
-from evidence.results import AxisResult
+from evidence.results import AxisResult, Column, Control, ControlId, OnFailure, Reading
 from evidence.seeds import numpy_rng
+from evidence.storage.typed_json import from_json, to_json
 from probes.estimators.kernel_smoothers import smoother_matrices
 from probes.splits.folds import Folds
-from tests.audits.verdict.test_rule import FINE, axes, axis, reading
 
 FIRST = "Anna Bela Cora Dora Edna Fina Gala Hana Ines Jana Kara Lena".split()
 LAST = "Abel Borg Cole Dunn East Ford Gray Hill Ives Jung Kent Lund".split()
 CONFIG = make_config({"seed": 0})
+JUDGING = JudgementContext(CONFIG, "text", Damage({}, ()), notes=("a note",))
+SITES = ("embed", "resid.0", "resid.1")
 
 
 def items(start, count, kind):
@@ -67,30 +78,18 @@ def embedding(seed, tell=0.0):
     return x.astype(np.float32)
 
 
-class Encoder:
-    """As much of a tokenizer as counting rows takes."""
-
-    is_fast = True
-
-
-def judged(monkeypatch, roles, names=None, reverse=False):
-    tables = {role: {"last": x} for role, x in roles.items()}
-    tables["unlearned"]["mean"] = embedding(9) if names is None else names
-    monkeypatch.setattr(signature, "encode", lambda tokenizer, prompts: prompts)
-    store = SimpleNamespace(
-        activations=lambda subject, rows, sites, view: SimpleNamespace(values=tables[subject][view])
-    )
+def measured(roles, names=None, reverse=False):
+    names = embedding(9) if names is None else names
     order = reversed(roles) if reverse else roles
-    return run_membership(
-        {role: role for role in order},
-        Encoder(),
-        ASKED,
-        ["embed", "resid.0", "resid.1"],
-        store,
-        CONFIG,
-        notes=("a note",),
-        progress=SILENT,
-    )
+    states = {
+        Role(role): States(SITES, roles[role], names if role == "unlearned" else None)
+        for role in order
+    }
+    return measure_states(states, ASKED, CONFIG.seed, SILENT)
+
+
+def judged(*args, **more):
+    return AXIS.result(measured(*args, **more), JUDGING)
 
 
 def test_fit_test_and_check_share_no_entity_and_mirrors_are_new_names():
@@ -105,8 +104,8 @@ def test_fit_test_and_check_share_no_entity_and_mirrors_are_new_names():
 
 
 def test_the_auc_is_that_of_mean_scores_and_the_test_differs_from_a_half_by_it():
-    scores = score_membership(states(1, 0.7), ASKED, "rbf", 0)
-    high, low = scores.entity_means("forget"), scores.entity_means("never_taught")
+    (scores,) = score_membership(states(1, 0.7), ASKED, "rbf", 0)
+    high, low = scores.means["forget"], scores.means["never_taught"]
     truth = np.repeat([1, 0], [len(high), len(low)])
     brute = [roc_auc_score(truth, np.r_[high[:, site], low[:, site]]) for site in range(3)]
     np.testing.assert_allclose(scores.auc("forget", "never_taught"), brute)
@@ -116,28 +115,29 @@ def test_the_auc_is_that_of_mean_scores_and_the_test_differs_from_a_half_by_it()
 
 def test_scores_are_those_of_readers_that_saw_retain_entities_alone():
     x = states(2, 0.7)
-    scores = score_membership(x, ASKED, "mean difference", 0)
+    (scores,) = score_membership(x, ASKED, "mean difference", 0)
     part = ASKED.part
     for_fit = np.char.startswith(part, "fit")
     changed = x.copy()
     changed[:, part == "forget"] += 5.0
-    moved = score_membership(changed, ASKED, "mean difference", 0)
+    (moved,) = score_membership(changed, ASKED, "mean difference", 0)
     # What forgotten entities look like changes their own scores and no others.
-    np.testing.assert_allclose(
-        moved.entity_means("never_taught"), scores.entity_means("never_taught")
-    )
-    assert not np.allclose(moved.entity_means("forget"), scores.entity_means("forget"))
+    np.testing.assert_allclose(moved.means["never_taught"], scores.means["never_taught"])
+    assert not np.allclose(moved.means["forget"], scores.means["forget"])
     labels = np.where(part == "fit", 1.0, -1.0)
     folds = Folds(for_fit[None], ~for_fit[None], "all")
     rows = torch.from_numpy(x[1:2].astype(float))
     brute = smoother_matrices(rows, folds, ("mean difference",))[0, 0] @ torch.from_numpy(labels)
-    np.testing.assert_allclose(scores.rows[0, 1], brute.numpy(), atol=1e-12)
+    owners = np.array(ASKED.questions["forget"].entities)
+    of_part = brute.numpy()[part == "forget"]
+    means = [of_part[owners == name].mean() for name in dict.fromkeys(owners.tolist())]
+    np.testing.assert_allclose(scores.means["forget"][:, 1], means, atol=1e-12)
 
 
 def test_on_noise_p_is_uniform_over_the_best_of_all_layers():
     every = np.ones(3, dtype=bool)
     p = [
-        score_membership(states(seed, 0.0), ASKED, "mean difference", seed)
+        score_membership(states(seed, 0.0), ASKED, "mean difference", seed)[0]
         .test("forget", "never_taught", every, CONFIG)
         .p_value
         for seed in range(40)
@@ -145,71 +145,129 @@ def test_on_noise_p_is_uniform_over_the_best_of_all_layers():
     assert kstest(p, "uniform").pvalue > 0.01
 
 
-def test_a_signature_that_stays_is_retained_and_one_that_left_is_not(monkeypatch):
+def test_a_signature_that_stays_is_retained_and_one_that_left_is_not():
     known, gone = states(10, 2.5), states(50, 2.5, known=("fit", "check"))
-    kept = judged(monkeypatch, {"original": known, "unlearned": known})
+    kept = judged({"original": known, "unlearned": known})
     assert kept.status == "retained" and "a note" in kept.notes
     assert kept.main_reading.residual == pytest.approx(1)
     assert all(control.passed for control in kept.controls)
-    assert AxisResult.from_dict(kept.to_dict()).to_dict() == kept.to_dict()
-    left = judged(monkeypatch, {"original": known, "unlearned": gone, "planted": known})
+    assert AxisResult.from_json(kept.to_json()).to_json() == kept.to_json()
+    left = judged({"original": known, "unlearned": gone, "planted": known})
     assert left.status in ("absent", "no_power")
     assert left.main_reading.p_value > 0.01
     assert all(control.passed for control in left.controls)
-    assert "the planted suppression is seen" in [x.name for x in left.controls]
+    assert "the planted suppression is found" in [x.name for x in left.controls]
 
 
-def test_the_order_of_models_does_not_matter(monkeypatch):
+def test_the_order_of_models_does_not_matter():
     roles = {"original": states(3, 2.5), "unlearned": states(4, 0.5)}
-    first = judged(monkeypatch, roles)
-    second = judged(monkeypatch, roles, reverse=True)
+    first = judged(roles)
+    second = judged(roles, reverse=True)
     assert first.readings == second.readings and first.controls == second.controls
 
 
-def test_a_reference_is_the_floor_where_there_is_one(monkeypatch):
+def test_a_reference_is_the_floor_where_there_is_one():
     found = judged(
-        monkeypatch,
         {
             "original": states(3, 2.5),
             "unlearned": states(3, 2.5),
             "reference-1": states(5, 2.5, known=("fit", "check")),
-        },
+        }
     )
     assert found.status == "retained"
     assert [each.floor_kind for each in found.readings] == ["reference", "never_taught"]
+    assert [each.primary for each in found.readings] == [True, False]
     assert found.main_reading.floor < 0.75
 
 
-def test_what_the_original_does_not_show_says_nothing(monkeypatch):
+def test_what_the_original_does_not_show_says_nothing():
     noise = states(6, 0.0)
-    found = judged(monkeypatch, {"original": noise, "unlearned": noise})
+    found = judged({"original": noise, "unlearned": noise})
     assert found.status == "no_power" and not found.readings
 
 
-def test_names_that_give_their_owners_away_silence_the_axis(monkeypatch):
+def test_names_that_give_their_owners_away_silence_the_axis():
     known = states(3, 2.5)
-    found = judged(monkeypatch, {"original": known, "unlearned": known}, embedding(9, tell=3.0))
+    found = judged({"original": known, "unlearned": known}, embedding(9, tell=3.0))
     assert found.status == "control_failed"
     assert any("names alone" in note for note in found.notes)
 
 
-def test_a_plant_that_is_not_seen_silences_the_axis(monkeypatch):
+def test_a_plant_that_is_not_seen_silences_the_axis():
     known, noise = states(3, 2.5), states(7, 0.0)
-    found = judged(monkeypatch, {"original": known, "unlearned": known, "planted": noise})
+    found = judged({"original": known, "unlearned": known, "planted": noise})
     assert found.status == "control_failed"
 
 
-def test_a_candidate_that_tells_no_retain_entity_has_no_say(monkeypatch):
-    found = judged(monkeypatch, {"original": states(3, 2.5), "unlearned": states(8, 0.0)})
+def test_a_candidate_that_tells_no_retain_entity_has_no_say():
+    found = judged({"original": states(3, 2.5), "unlearned": states(8, 0.0)})
     assert found.status == "no_power"
     assert any("retain entities" in note for note in found.notes)
 
 
-def test_states_that_are_not_finite_are_an_error(monkeypatch):
+def test_states_that_are_not_finite_are_an_error():
     broken = states(3, 2.5)
     broken[1, 0, 0] = np.nan
-    found = judged(monkeypatch, {"original": states(3, 2.5), "unlearned": broken})
-    assert found.status == "error" and "unlearned" in found.notes[0]
+    found = measured({"original": states(3, 2.5), "unlearned": broken, "planted": broken})
+    why = "hidden states of unlearned, planted are not finite"
+    assert found == Unmeasured((why,), "error")
+
+
+def test_a_saved_measurement_is_judged_alike_and_judging_changes_nothing():
+    known = states(10, 2.5)
+    kept = measured({"original": known, "unlearned": states(11, 1.0), "reference-1": known})
+    saved = json.loads(json.dumps(to_json(kept)))
+    first, second, third = (
+        judge(each, JUDGING).to_json() for each in (kept, kept, from_json(Measurement, saved))
+    )
+    assert first == second == third
+    assert to_json(kept) == saved
+
+
+def by_hand(candidate, n=12):
+    """Entities of which the original scores all forgotten ones above all others."""
+    names = {part: tuple(f"{part} {k}" for k in range(n)) for part in Part}
+    low = np.arange(n, dtype=float)[:, None]
+
+    def scores(forget):
+        check = {"check": low + n, "check_invented": low + 0.5}
+        return MembershipScores({**check, "forget": forget, "never_taught": low})
+
+    return Measurement(
+        ("resid.0",),
+        "rbf",
+        names,
+        {Role.ORIGINAL: scores(low + n), Role.CANDIDATE: scores(candidate)},
+        np.full((20, 1), 0.5),
+    )
+
+
+@pytest.mark.parametrize(
+    ("candidate", "status", "auc"),
+    [
+        (np.arange(12.0)[:, None] + 12, "retained", 1.0),
+        # Each ties with one and beats those below: chance.
+        (np.arange(12.0)[:, None], "no_power", 0.5),
+        (np.full((12, 1), 9.5), "retained", 10 / 12),
+    ],
+)
+def test_the_auc_of_known_scores(candidate, status, auc):
+    found = judge(by_hand(candidate), JUDGING)
+    (main,) = found.readings
+    assert (found.status, main.metric, main.where) == (status, "auc", "resid.0")
+    assert main.statistic == pytest.approx(auc)
+    # The spread of the ranks of never-taught entities is cut at 0 and 1.
+    assert main.floor == pytest.approx(0.5, abs=0.01)
+    assert main.residual == pytest.approx((auc - main.floor) / (1 - main.floor))
+    assert (main.ceiling, found.n_entities) == (1.0, 12)
+    assert found.details["auc"]["unlearned"] == [round(auc, 6)]
+    assert [each.id for each in found.controls] == [
+        ControlId.POWER,
+        ControlId.SHUFFLED,
+        ControlId.NEVER_TAUGHT,
+        ControlId.RETAIN,
+    ]
+    assert found.notes[-1] == "a note"
 
 
 def test_too_few_entities_are_refused():
@@ -220,20 +278,59 @@ def test_too_few_entities_are_refused():
         select_sets(FORGET, ItemSet(other), NEVER, 1, 0)
 
 
+def reading(residual, p, metric="auc"):
+    low, high = residual - 0.1, residual + 0.1
+    column = Column("resid.1", True, residual, (low, high), 0.0, 1.0, residual, (low, high), p)
+    return Reading(
+        name="read",
+        statistic=residual,
+        interval=(residual - 0.1, residual + 0.1),
+        floor=0.0,
+        floor_kind="never_taught",
+        ceiling=1.0,
+        residual=residual,
+        residual_interval=(residual - 0.1, residual + 0.1),
+        p_value=p,
+        p_below=0.5,
+        smallest_p=0.001,
+        where="resid.1",
+        columns=(column,),
+        metric=metric,
+    )
+
+
 def test_no_profile_runs_it_and_alone_it_blocks_deletion_but_suppresses_nothing():
-    assert all("membership" not in names for names in DEFAULT_AXES.values())
-    quiet = axes()
-    assert decide(quiet, FINE, False, "reference", Rule()).verdict_class == "deleted"
-    membership = axis("membership", "retained", reading(signature.REFITTED, 0.9, 0.001))
-    found = decide(
-        quiet | {"membership": membership}, FINE, False, "reference", Rule()
-    )  # fmt: skip
+    assert AXES["membership"].profiles == ()
+    rule = Rule(required_for_deleted=())
+    seen = Control(ControlId.PLANTED, "the plant", 0.001, "p < 0.05", True)
+    silent = reading(0.0, 0.9, "exact_match")
+    gone = AxisResult("behaviour", "?", "absent", "s", (silent,), (seen,))
+
+    def verdict(status, residual, p):
+        axis = AxisResult("membership", "?", status, "s", (reading(residual, p),), (seen,))
+        axes = {"behaviour": gone, "membership": axis}
+        return decide(axes, Damage({}, ()), False, "reference", rule)
+
+    found = verdict("retained", 0.9, 0.001)
     assert found.verdict_class == "inconclusive"
-    assert any("residual trace" in reason for reason in found.reasons)
-    same = axis("membership", "absent", reading(signature.REFITTED, 0.0, 0.9))
-    both = decide(quiet | {"membership": same}, FINE, False, "reference", Rule())
-    assert both.verdict_class == "deleted"
-    assert reevaluate.STATUS_OF["membership"] is signature.status_of
+    assert any(
+        "its states still tell forgotten items from never-taught ones, whatever it knows of "
+        "them: a residual trace" in reason
+        for reason in found.reasons
+    )
+    assert verdict("absent", 0.0, 0.9).verdict_class == "deleted"
+
+
+def test_a_candidate_without_the_signature_may_be_found_but_not_cleared():
+    unread = Control(
+        ControlId.RETAIN, "retain entities", 0.5, "p < 0.05", False, OnFailure.NO_ABSENCE
+    )
+    form, rule = SPEC.form("text"), Rule()
+    assert form.status([reading(0.9, 0.001)], [unread], rule)[0] == "retained"
+    assert form.status([reading(0.0, 0.9)], [unread], rule) == (
+        "no_power",
+        ["Control failed: retain entities."],
+    )
 
 
 def test_an_audit_runs_it_when_it_is_named(world, planted, tmp_path):

@@ -4,13 +4,18 @@ import pytest
 
 from audits.axes.judgement import status_from_readings, status_with_controls
 from audits.core.config import Rule
-from evidence.results import Control
+from evidence.results import Control, ControlId, OnFailure
 from tests.audits.verdict.test_rule import reading
 
 RULE = Rule()
-PASSED = Control("it holds", 1.0, "1", True)
-FAILED = Control("it does not", 0.0, "1", False)
-SHOWN = Control("only shown", 0.0, "1", False, required=False)
+
+
+def control(passed, on_failure=OnFailure.SILENCE, **extra):
+    return Control(ControlId.POWER, "it holds", 1.0, "1", passed, on_failure, **extra)
+
+
+PASSED, FAILED = control(True), control(False)
+SHOWN = control(False, OnFailure.INFORM)
 
 
 @pytest.mark.parametrize(
@@ -54,3 +59,15 @@ def test_a_failed_control_silences_and_one_that_is_only_shown_does_not():
     assert status_with_controls(found, [PASSED, FAILED], RULE)[0] == "control_failed"
     # Nothing was read, so nothing can have failed.
     assert status_with_controls([], [FAILED], RULE)[0] == "no_power"
+
+
+def test_a_control_says_itself_what_its_failure_means():
+    found, silent = [reading("a", 0.8, 0.0005)], [reading("a", 0.0, 0.9)]
+    absence = control(False, OnFailure.NO_ABSENCE)
+    assert status_with_controls(found, [absence], RULE)[0] == "retained"
+    assert status_with_controls(silent, [absence], RULE)[0] == "no_power"
+    power = control(False, OnFailure.NO_POWER, failure="It was not learned.")
+    assert status_with_controls(found, [power], RULE) == ("no_power", ["It was not learned."])
+    # The strictest effect counts, and every failed control is named.
+    status, notes = status_with_controls(found, [absence, FAILED, SHOWN], RULE)
+    assert status == "control_failed" and len(notes) == 2

@@ -10,6 +10,8 @@ from audits.axes.decodability.label_permutation import answer_permutation_test
 from audits.axes.decodability.site_probes import SiteProbe
 from audits.axes.decodability.tasks import Task, make_tasks, row_scores, within_entity_rank
 from audits.axes.decodability.text_probes import ProbingData, TaskStates
+from audits.core.roles import Role
+from audits.core.scores import Part
 from capture.data.items import Item, ItemSet
 from tests.helpers.tiny_models import byte_level
 
@@ -52,7 +54,7 @@ def probing(task: Task, values: np.ndarray) -> tuple[ProbingData, list[SiteProbe
     ``values``: (site, row, output).
     """
     width = values.shape[2]
-    states = {"original": TaskStates({(0, "never_taught"): values})}
+    states = {Role.ORIGINAL: TaskStates({(0, "never_taught"): values})}
     reader = SiteProbe(np.stack([np.eye(width)] * len(values)), np.zeros((len(values), width)))
     sites = tuple(f"resid.{site}" for site in range(len(values)))
     return ProbingData([task], sites, states), [reader]
@@ -63,7 +65,7 @@ def run(task, values, seed=0, n_permutations=400):
     use = np.ones(len(values), dtype=bool)
     rng = np.random.default_rng(seed)
     return answer_permutation_test(
-        made, readers, "original", "never_taught", use, rng, n_permutations
+        made, readers, Role.ORIGINAL, Part.NEVER_TAUGHT, use, rng, n_permutations
     )
 
 
@@ -94,10 +96,10 @@ def test_three_relations_of_forty_people_each_invented_three_times():
     task = one_task(120, [f"town {n}" for n in range(9)])
     values = np.eye(9)[task.parts["never_taught"].labels][None]
     states = TaskStates({(number, "never_taught"): values for number in range(3)})
-    made = ProbingData([task] * 3, ("resid.0",), {"original": states})
+    made = ProbingData([task] * 3, ("resid.0",), {Role.ORIGINAL: states})
     readers = [SiteProbe(np.eye(9)[None], np.zeros((1, 9)))] * 3
     rng, use = np.random.default_rng(0), np.ones(1, dtype=bool)
-    test, _ = answer_permutation_test(made, readers, "original", "never_taught", use, rng, 9)
+    test, _ = answer_permutation_test(made, readers, Role.ORIGINAL, Part.NEVER_TAUGHT, use, rng, 9)
     assert test.smallest_p == 0.1
 
 
@@ -128,9 +130,8 @@ def test_the_observed_score_is_that_of_the_readings():
     values = np.random.default_rng(3).normal(size=(4, len(part), 1))
     test, chance = run(task, values)
     made, readers = probing(task, values)
-    assert test.difference + chance == pytest.approx(
-        made.score(readers, "original", "never_taught").mean
-    )
+    scores = made.score(readers, Role.ORIGINAL, Part.NEVER_TAUGHT).by_entity()
+    assert test.difference + chance == pytest.approx(scores.mean)
 
 
 @given(st.integers(0, 10_000))

@@ -37,7 +37,7 @@ MORE = (
         (
             Target("out/work/fingerprint.json", "json"),
             *(Target(f"out/work/stages/{name}.json", "json") for name in _STAGES),
-            Target("out/work/stages/decodability.json", "json"),
+            Target("out/work/stages/decodability-measured.json", "json"),
             Target("out/work/stages"),
             Target("out/work"),
             Target("out/audit.json"),

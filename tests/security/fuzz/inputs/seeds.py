@@ -218,7 +218,7 @@ def _finished(out: Path, root: Path) -> None:
 def _interrupted(out: Path, root: Path) -> None:
     """The same audit, ended before its states were read from the store."""
     _copy(make("finished", root), out)
-    for name in ("audit.json", "report.html", "work/stages/decodability.json"):
+    for name in ("audit.json", "report.html", "work/stages/decodability-measured.json"):
         (out / name).unlink()
 
 

@@ -6,7 +6,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from audits.axes.base import JudgementContext
-from audits.axes.persistence import Measurement, WeightEdit, judge, measure_text
+from audits.axes.quantization import Measurement, WeightEdit, judge, measure_text
 from audits.core.config import AuditConfig
 from audits.core.context import AuditContext, open_run
 from audits.core.inputs import open_inputs
@@ -112,7 +112,7 @@ def test_an_edit_inside_the_bins_is_restored_and_reported(models, measured):
     result = judged(measured(models[1]))
     (gap,) = result.details["gap"]["unlearned"]
     assert gap["full"] < 0.2
-    assert gap["quantised"] > 0.9
+    assert gap["quantized"] > 0.9
     assert gap["interval"][0] > 0.5
     assert result.status == "retained"
     assert result.readings[0].p_value < 0.05
@@ -147,7 +147,7 @@ def test_an_edit_of_ten_bins_is_not_restored(world, models, measured):
 def test_what_was_never_forgotten_cannot_return(models, measured):
     result = judged(measured(models[0]), behaviour="retained")
     assert result.status == "control_failed"
-    assert "gone at full precision" in result.notes[0]
+    assert "absent at full precision" in result.notes[0]
     assert "No linear weight was edited" in result.notes[1]
     assert np.isclose(result.details["gap"]["unlearned"][0]["gap"], 0.0)
 
