@@ -314,7 +314,7 @@ def test_no_profile_runs_it_and_alone_it_blocks_deletion_but_suppresses_nothing(
     found = verdict("retained", 0.9, 0.001)
     assert found.verdict_class == "inconclusive"
     assert any(
-        "its states still tell forgotten items from never-taught ones, whatever it knows of "
+        "its states still separate forgotten items from never-taught ones, whatever it knows of "
         "them: a residual trace" in reason
         for reason in found.reasons
     )
