@@ -266,14 +266,13 @@ def ablation(lines: Sequence[dict]) -> list[dict]:
         One dict an axis left out, after one with all axes: ``without``, and under each state of
         ``STATES`` the count of each verdict.
     """
-    certain = [line for line in lines if line["state"] is not None]
-    names = dict.fromkeys(axis["name"] for line in certain for axis in line["audit"]["axes"])
+    certain = [(line["state"], upgrade(line["audit"])) for line in lines if line["state"]]
+    names = dict.fromkeys(axis["name"] for _, document in certain for axis in document["axes"])
     rows = []
     for without in ((), *((name,) for name in names)):
         counts = {state: dict.fromkeys(VERDICTS, 0) for state in STATES}
-        for line in certain:
-            verdict = reevaluate(upgrade(line["audit"]), without=without)
-            counts[line["state"]][verdict.verdict_class] += 1
+        for state, document in certain:
+            counts[state][reevaluate(document, without=without).verdict_class] += 1
         rows.append({"without": "".join(without), **counts})
     return rows
 

@@ -36,6 +36,7 @@ class NullScores:
 
     Attributes:
         informative: (site,) where the original itself is read, under the rule of the audit.
+            A judgement under another rule uses those of them where it still is.
         p_value: Test of the never-taught items' answers against permuted ones.
         excess: (informative site,) score of those answers beyond permuted ones.
         chance: (informative site,) mean score of permuted answers. A few fits on shuffled
@@ -48,6 +49,18 @@ class NullScores:
     excess: FloatArray
     chance: FloatArray
     shuffled: FloatArray
+
+    def within(self, sites: BoolArray) -> "NullScores | None":
+        """The same at some of the sites; None where none of them was informative."""
+        kept = sites[self.informative]
+        if not kept.any():
+            return None
+        return replace(
+            self,
+            informative=self.informative & sites,
+            excess=self.excess[kept],
+            chance=self.chance[kept],
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,6 +178,8 @@ def judge_text(
     """
     scores, metric, null = measured.scores, form.metrics[0].id, measured.null
     power = original_power(axis, scores, metric, ctx.config)
+    if null is not None:
+        null = null.within(informative_columns(power, ctx.rule))
     power_name = "the original is read beyond never-taught items"
     first = power_control(power_name, power, ctx.rule.alpha, null is not None)
     shared = measured.forms == ("shared",)

@@ -199,7 +199,7 @@ def test_an_interrupt_keeps_what_is_finished(world, tmp_path, monkeypatch, capfd
     )  # fmt: skip
     assert call("audit", *options) == 2
     assert "interrupted" in capfd.readouterr().err
-    assert (tmp_path / "out" / "work" / "stages" / "said-unlearned.json").exists()
+    assert (tmp_path / "out" / "work" / "stages" / "baseline-unlearned.json").exists()
     assert not (tmp_path / "out" / "audit.json").exists()
 
 

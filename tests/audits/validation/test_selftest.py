@@ -56,6 +56,7 @@ def test_a_wrong_verdict_or_a_failure_does_not_pass(done, monkeypatch, tmp_path,
             "floor": "never_taught",
             "gold": None,
             "audit": {
+                "modality": "text",
                 "axes": [],
                 "verdict": {"class": wrong, "reasons": [], "floor": "never_taught"},
                 "runtime": {"seconds": 1.0},

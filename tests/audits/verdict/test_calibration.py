@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from audits.axes.behaviour import CONTRAST
 from audits.core.config import Rule
 from audits.verdict.calibration import (
     STATES,
@@ -37,7 +36,7 @@ FOUND = st.fixed_dictionaries(
 
 
 def axes_of(*made):
-    return {each["name"]: AxisResult.from_dict(each) for each in made}
+    return {each["name"]: AxisResult.from_json(each) for each in made}
 
 
 def everything():
@@ -111,7 +110,7 @@ def test_figures_are_those_of_the_primary_floor():
     assert calibration_features(axes, SHARES) == found
     # Answers ranked below the others are known: which to avoid.
     exact_match = axes["behaviour"].readings[0]
-    contrast = replace(exact_match, name=CONTRAST, residual=-1.2)
+    contrast = replace(exact_match, metric="contrast", residual=-1.2)
     axes["behaviour"] = replace(axes["behaviour"], readings=(exact_match, contrast))
     assert calibration_features(axes, SHARES) == found | {"inside": pytest.approx(1.2)}
     short = {name: axis for name, axis in axes.items() if name != "relearning"}
@@ -129,13 +128,13 @@ def test_an_axis_whose_control_failed_says_nothing():
 
 
 def test_an_axis_that_the_zoo_was_not_fitted_with_is_named_where_it_found_something():
-    document = audit_documents.document(*(axis.to_dict() for axis in everything().values()))
+    document = audit_documents.document(*(axis.to_json() for axis in everything().values()))
     preflight = document["preflight"]
     preflight["known"] |= {"retain_entities": 100}
     ranges = {n: (v, v) for n, v in case_facts(everything(), preflight).items()}
     like = replace(shipped(), ranges=ranges)
     for status, count in (("retained", 1), ("absent", 0)):
-        more = replace(everything()["relearning"], name="persistence", status=status)
+        more = replace(everything()["relearning"], name="quantization", status=status)
         found = estimate(like, everything() | {"persistence": more}, preflight)
         assert len(found["calibration"]["outside"]) == count
 
@@ -146,7 +145,7 @@ def test_the_published_figures_are_those_of_the_calibration_that_ships():
 
 
 def test_a_case_unlike_the_zoo_says_so():
-    document = audit_documents.document(*(axis.to_dict() for axis in everything().values()))
+    document = audit_documents.document(*(axis.to_json() for axis in everything().values()))
     preflight = document["preflight"]
     preflight["known"] |= {"retain_entities": 100}
     facts = case_facts(everything(), preflight)
@@ -184,7 +183,7 @@ def test_fitting_finds_what_tells_the_states_apart():
             audit_documents.axis(
                 "behaviour",
                 audit_documents.reading(
-                    "said in full", [audit_documents.column("o", 0)], exact_match
+                    "exact match", [audit_documents.column("o", 0)], exact_match
                 ),
                 n_entities=24,
             )

@@ -4,32 +4,37 @@ from dataclasses import replace
 
 import pytest
 
-from audits.axes.causal_depth import axis as causal_depth
-from audits.axes.concept import axis as concept
-from audits.axes.decodability.axis import REFITTED, UNCHANGED
-from audits.axes.relearning import CONTRAST, EXACT_MATCH
-from audits.axes.restoration import axis as restoration
 from audits.core.config import Rule
 from audits.core.preflight import Damage
-from audits.modalities.image_vocabulary import (
-    HELD_OUT_NAMED,
-    NAMED,
-    STEERED_NAMED,
-    TRANSFERRED_NAMED,
-)
-from audits.modalities.vocabulary import vocabulary_for
+from audits.core.registry import AXES, MODALITIES, load_axis
 from audits.verdict.rule import decide
-from evidence.results import AxisResult, Control, Reading
+from evidence.results import AxisResult, Column, Control, ControlId, OnFailure, Reading
 
 FINE = Damage({"retain accuracy": 1.0}, ())
 WRECK = Damage({"retain accuracy": 0.1}, ("retain accuracy is 10 %",))
-PLANTED = Control("the planted suppression is seen", 0.001, "p < 0.05", True)
-UNSEEN = Control("the planted suppression is seen", 0.5, "p < 0.05", False)
+PLANTED = Control(
+    ControlId.PLANTED, "the planted suppression is found", 0.001, "p < 0.05", True, kind="p_value"
+)
+UNSEEN = replace(PLANTED, value=0.5, passed=False)
 
 
-def reading(name, residual, p, spread=0.1):
-    return Reading(
+def column(residual, p, spread, name="resid.1"):
+    return Column(
         name=name,
+        used=True,
+        statistic=residual,
+        interval=(max(0, residual - spread), residual + spread),
+        floor=0.0,
+        ceiling=1.0,
+        difference=residual,
+        tost=(residual - spread, residual + spread),
+        p_value=p,
+    )
+
+
+def reading(metric, residual, p, spread=0.1):
+    return Reading(
+        name=f"the {metric}",
         statistic=residual,
         interval=(max(0, residual - spread), residual + spread),
         floor=0.0,
@@ -41,9 +46,8 @@ def reading(name, residual, p, spread=0.1):
         p_below=0.5,
         smallest_p=0.001,
         where="resid.1",
-        columns=(
-            {"name": "resid.1", "p_value": p, "tost": [residual - spread, residual + spread]},
-        ),
+        columns=(column(residual, p, spread),),
+        metric=metric,
     )
 
 
@@ -70,22 +74,22 @@ def axes(
         "behaviour": axis(
             "behaviour",
             behaviour,
-            reading("said in full", 1.0 if behaviour == "retained" else 0.0, 0.5),
-            reading("told from the others", level(contrast), contrast),
+            reading("exact_match", 1.0 if behaviour == "retained" else 0.0, 0.5),
+            reading("contrast", level(contrast), contrast),
             controls=(),
         ),
         "decodability": axis(
             "decodability",
             probe,
-            reading(REFITTED, level(refitted), refitted),
-            reading(UNCHANGED, level(unchanged), unchanged),
+            reading("refitted_probe", level(refitted), refitted),
+            reading("original_probe", level(unchanged), unchanged),
             controls=controls,
         ),
         "relearning": axis(
             "relearning",
             attack,
-            reading(CONTRAST, level(relearned), relearned),
-            reading(EXACT_MATCH, 0.0, 0.9),
+            reading("contrast", level(relearned), relearned),
+            reading("exact_match", 0.0, 0.9),
             controls=controls,
         ),
     }
@@ -98,8 +102,8 @@ def with_depth(found, contrast=0.9, exact_match=0.9, status=None):
         "causal_depth": axis(
             "causal_depth",
             status or ("retained" if kept else "absent"),
-            reading(causal_depth.CONTRAST, 0.8 if contrast < 0.05 else 0.0, contrast),
-            reading(causal_depth.EXACT_MATCH, 0.8 if exact_match < 0.05 else 0.0, exact_match),
+            reading("contrast", 0.8 if contrast < 0.05 else 0.0, contrast),
+            reading("exact_match", 0.8 if exact_match < 0.05 else 0.0, exact_match),
         )
     }
 
@@ -153,10 +157,10 @@ def test_each_rule_fires_on_its_own_evidence(found, expected):
 )
 def test_what_is_found_must_also_matter(residual, spread, expected):
     found = axes()
-    small = reading(UNCHANGED, residual, 0.0005, spread)
+    small = reading("original_probe", residual, 0.0005, spread)
     within = residual + spread < Rule().margin
     status = "absent" if within else "no_power"
-    none = reading(REFITTED, 0.0, 0.9)
+    none = reading("refitted_probe", 0.0, 0.9)
     found["decodability"] = axis("decodability", status, none, small)
     assert word(found) == expected
 
@@ -166,13 +170,17 @@ def test_why_an_axis_that_found_something_makes_no_suppression():
         return " ".join(decide(found, FINE, False, "never_taught", Rule()).reasons)
 
     assert "a refitted probe" in reasons(axes(refitted=0.001))
-    named = axis("restoration", "retained", reading("steered", 0.9, 0.0005))
-    assert "restoration: it finds" in reasons(axes() | {"restoration": named})
-    assert "no verdict by itself" in reasons(axes() | {"restoration": named})
+    told_apart = axis("membership", "retained", reading("auc", 0.9, 0.0005))
+    assert "membership: its states still separate" in reasons(axes() | {"membership": told_apart})
+    images = {"behaviour": axis("behaviour", "absent", reading("named", 0.0, 0.5), controls=())}
+    images["restoration"] = axis("restoration", "retained", reading("named", 0.9, 0.0005))
+    text = " ".join(decide(images, FINE, False, "never_taught", Rule(), "images").reasons)
+    assert "restoration: it finds the class" in text
+    assert "no verdict by itself" in text
     # 0.004 is enough for two readings of one axis, not for three of two.
     weak = axes()
-    own = reading(UNCHANGED, 0.8, 0.004)
-    none = reading(REFITTED, 0.0, 0.9)
+    own = reading("original_probe", 0.8, 0.004)
+    none = reading("refitted_probe", 0.0, 0.9)
     weak["decodability"] = axis("decodability", "retained", none, own)
     assert word(weak) == "inconclusive"
     assert "once corrected for all axes" in reasons(weak)
@@ -192,7 +200,8 @@ def test_why_an_axis_that_found_something_makes_no_suppression():
 def test_answers_pushed_below_the_others_block_deletion(ends, expected):
     found = axes()
     exact_match, contrast = found["behaviour"].readings
-    below = {"name": contrast.where, "p_value": 1.0, "tost": [end / 2 for end in ends]}
+    low, high = (end / 2 for end in ends)
+    below = replace(contrast.columns[0], p_value=1.0, tost=(low, high))
     avoided = replace(
         contrast,
         statistic=0.1,
@@ -205,7 +214,7 @@ def test_answers_pushed_below_the_others_block_deletion(ends, expected):
     found["behaviour"] = replace(found["behaviour"], readings=(exact_match, avoided))
     verdict = decide(found, FINE, False, "never_taught", Rule())
     assert verdict.verdict_class == expected
-    assert ("which to avoid" in verdict.reasons[0]) == (expected == "inconclusive")
+    assert ("which answers to avoid" in verdict.reasons[0]) == (expected == "inconclusive")
 
 
 @pytest.mark.parametrize("behaviour", ["retained", "absent"])
@@ -253,43 +262,46 @@ def test_layers_and_reasons_are_named():
 
 
 @pytest.mark.parametrize(
-    ("name", "found"),
+    ("name", "metric"),
     [
-        ("concept", concept.READING),
-        ("restoration", restoration.CONTRAST),
-        ("restoration", restoration.EXACT_MATCH),
+        ("concept", "concept_vectors"),
+        ("restoration", "contrast"),
+        ("restoration", "exact_match"),
+        ("quantization", "contrast"),
+        ("quantization", "exact_match"),
     ],
 )
-def test_concepts_and_restoration_make_suppressed_by_themselves(name, found):
+def test_an_axis_with_a_sentence_makes_suppressed_by_itself(name, metric):
     whole = axes()
-    whole[name] = axis(name, "retained", reading(found, 0.9, 0.0005))
+    whole[name] = axis(name, "retained", reading(metric, 0.9, 0.0005))
     verdict = decide(whole, FINE, False, "never_taught", Rule())
     assert verdict.verdict_class == "suppressed"
-    assert set(verdict.adjusted_p) >= {f"{name}: {found}"}
+    assert set(verdict.adjusted_p) >= {f"{name}.{metric}"}
     whole[name] = replace(whole[name], status="control_failed")
     verdict = decide(whole, FINE, False, "never_taught", Rule())
     assert verdict.verdict_class != "suppressed"
 
 
-@pytest.mark.parametrize(
-    ("name", "found"), [("restoration", STEERED_NAMED), ("relearning", HELD_OUT_NAMED)]
-)
-def test_what_an_image_model_is_brought_to_say_only_blocks_deletion(name, found):
-    whole = axes()
-    whole[name] = axis(name, "retained", reading(found, 0.9, 0.0005))
-    verdict = decide(whole, FINE, False, "never_taught", Rule())
+@pytest.mark.parametrize("name", ["restoration", "relearning"])
+def test_what_an_image_model_is_brought_to_say_only_blocks_deletion(name):
+    whole = {"behaviour": axis("behaviour", "absent", reading("named", 0.0, 0.5), controls=())}
+    whole["decodability"] = axes()["decodability"]
+    whole["relearning"] = axis("relearning", "absent", reading("named", 0.0, 0.9))
+    assert decide(whole, FINE, False, "never_taught", Rule(), "images").verdict_class == "deleted"
+    whole[name] = axis(name, "retained", reading("named", 0.9, 0.0005))
+    verdict = decide(whole, FINE, False, "never_taught", Rule(), "images")
     assert verdict.verdict_class == "inconclusive"
+    assert f"{name}.named" not in verdict.adjusted_p
 
 
 @pytest.mark.parametrize("residual", [0.0, 0.9])
 def test_a_class_of_images_is_told_of_in_its_own_words(residual):
-    named = reading(NAMED, residual, 0.5 if residual == 0 else 0.0005)
+    named = reading("named", residual, 0.5 if residual == 0 else 0.0005)
     whole = axes()
     whole["behaviour"] = axis("behaviour", "retained" if residual else "absent", named, controls=())
-    whole["causal_depth"] = axis(
-        "causal_depth", "retained", reading(TRANSFERRED_NAMED, 0.9, 0.0005)
-    )
-    verdict = decide(whole, FINE, False, "never_taught", Rule(), vocabulary_for(True))
+    whole["relearning"] = axis("relearning", "absent", reading("named", 0.0, 0.9))
+    whole["causal_depth"] = axis("causal_depth", "retained", reading("named", 0.9, 0.0005))
+    verdict = decide(whole, FINE, False, "never_taught", Rule(), "images")
     sentences = [verdict.rule, *verdict.reasons, *verdict.claims_allowed]
     assert verdict.verdict_class == ("not_unlearned" if residual else "suppressed")
     assert not any("answers" in sentence for sentence in sentences)
@@ -298,16 +310,72 @@ def test_a_class_of_images_is_told_of_in_its_own_words(residual):
         assert verdict.where == ("resid.1",)
 
 
-@pytest.mark.parametrize("images", [False, True])
+def test_only_sites_beyond_the_floor_are_named_and_only_where_columns_are_sites():
+    whole = axes(unchanged=0.001)
+    refitted, unchanged = whole["decodability"].readings
+    sites = (column(0.8, 0.001, 0.1), column(0.1, 0.4, 0.1, "resid.2"))
+    unread = replace(column(0.9, 0.0, 0.1, "embed"), used=False, p_value=None)
+    unchanged = replace(unchanged, columns=(unread, *sites))
+    whole["decodability"] = replace(whole["decodability"], readings=(refitted, unchanged))
+    assert decide(whole, FINE, False, "never_taught", Rule()).where == ("resid.1",)
+    # A checkpoint of relearning is no site.
+    assert decide(axes(relearned=0.001), FINE, False, "never_taught", Rule()).where == ()
+
+
+def test_what_finds_a_planted_suppression_is_known_by_its_id():
+    named = replace(PLANTED, id=ControlId.POWER)
+    assert word(axes(controls=(named,))) == "inconclusive"
+    other = replace(PLANTED, name="in other words")
+    assert word(axes(controls=(other,))) == "deleted"
+    # One axis that missed it is enough, whatever a miss means for that axis.
+    missed = axes()
+    unseen = replace(UNSEEN, on_failure=OnFailure.NO_ABSENCE)
+    missed["relearning"] = replace(missed["relearning"], controls=(unseen,))
+    assert word(missed) == "inconclusive"
+
+
+def test_a_reading_against_the_other_floor_decides_nothing():
+    whole = axes()
+    other = replace(reading("original_probe", 0.9, 0.0005), primary=False)
+    decodability = whole["decodability"]
+    whole["decodability"] = replace(decodability, readings=(*decodability.readings, other))
+    verdict = decide(whole, FINE, False, "never_taught", Rule())
+    assert verdict.verdict_class == "deleted"
+    assert verdict.adjusted_p["decodability.original_probe"] > 0.5
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_every_metric_that_can_be_named_by_a_verdict_has_a_sentence_for_it(modality):
+    forms = {name: load_axis(name).spec.forms.get(modality) for name in AXES}
+    for name, form in forms.items():
+        for metric in form.metrics if form is not None else ():
+            found = {
+                "behaviour": axis("behaviour", "absent", controls=()),
+                name: axis(name, "retained", reading(metric.id, 0.9, 0.0005)),
+            }
+            verdict = decide(found, FINE, False, "never_taught", Rule(), modality)
+            if name == "behaviour":
+                assert verdict.verdict_class != "suppressed"
+                continue
+            suppressed = verdict.verdict_class == "suppressed"
+            assert suppressed == bool(metric.finding)
+            assert suppressed == (f"{name}.{metric.id}" in verdict.adjusted_p)
+            # No placeholder is left, and the figure is there.
+            assert "{" not in " ".join(verdict.reasons)
+            assert ("original 1.00, floor 0.00" in verdict.reasons[0]) == suppressed
+
+
+@pytest.mark.parametrize("modality", ["text", "images"])
 @pytest.mark.parametrize("damage", [FINE, WRECK])
 @pytest.mark.parametrize("identical", [False, True])
 @pytest.mark.parametrize("unchanged", [0.5, 0.001])
 def test_without_the_output_words_stay_those_of_what_was_forgotten(
-    images, damage, identical, unchanged
+    modality, damage, identical, unchanged
 ):
     inside = {k: v for k, v in axes(unchanged=unchanged).items() if k != "behaviour"}
-    floor = "never_taught"
-    verdict = decide(inside, damage, identical, floor, Rule(), vocabulary_for(images))
+    if modality == "images":
+        inside["relearning"] = axis("relearning", "absent", reading("named", 0.0, 0.9))
+    verdict = decide(inside, damage, identical, "never_taught", Rule(), modality)
     text = " ".join(
         [
             verdict.rule,
@@ -317,7 +385,8 @@ def test_without_the_output_words_stay_those_of_what_was_forgotten(
             *verdict.would_change_it,
         ]
     )
-    strange = ("answer", "entit", "item", "said") if images else ("class", "image")
+    of_text, of_images = ("answer", "entit", "item", "said", "given"), ("class", "image")
+    strange = of_text if modality == "images" else of_images
     assert not any(word in text for word in strange)
 
 
@@ -326,5 +395,5 @@ def test_what_was_not_asked_at_the_output_is_not_spoken_of():
     verdict = decide(inside, FINE, False, "never_taught", Rule())
     assert verdict.verdict_class == "inconclusive"
     assert "behaviour: it was not run" in " ".join(verdict.reasons)
-    assert "still said" not in " ".join(verdict.reasons)
+    assert "still given" not in " ".join(verdict.reasons)
     assert "was not asked" in verdict.claims_allowed[0]
