@@ -4,8 +4,6 @@ This stub is the only list of the names: ``__init__.py`` reads it to find the mo
 defines a name, and editors and type checkers read it as they read any stub.
 """
 
-__all__: list[str]
-
 # Audits: from two checkpoints to a verdict.
 from audits.run.api import audit as audit, load as load, Audit as Audit
 from audits.run.planning import plan as plan, Plan as Plan
