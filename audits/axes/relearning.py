@@ -1,19 +1,19 @@
 """Relearning axis: does fine-tuning on some forgotten items restore the others?
 
-Text: the model is trained on the answers of one half of the forgotten entities and evaluated on
-the other half; then the halves are swapped, so that every forgotten entity is held out once.
-Never-taught items that mirror the held-out half are scored on the same trained model: their rise
-is due to the taught format and the answer prior.
+Text: the model is trained on the answers of one half of the forgotten entities and
+evaluated on the other half; then the halves are swapped, so that every forgotten entity
+is held out once. Never-taught items that mirror the held-out half are scored on the
+same trained model: their rise is due to the taught format and the answer prior.
 
-Images: the model is fine-tuned on a few images of the class, together with images of retain
-classes, and evaluated on held-out images of the class. Any image model learns an unseen class
-from a few images, so the floor is a model retrained without the class under the same budget, or
-an invented class that is taught under the forgotten class's index. Retrains differ from each
-other by more than an interval over images covers, so a return blocks ``deleted`` and never makes
-``suppressed`` (``docs/results/vision.md``).
+Images: the model is fine-tuned on a few images of the class, together with images of
+retain classes, and evaluated on held-out images of the class. Any image model learns an
+unseen class from a few images, so the floor is a model retrained without the class
+under the same budget, or an invented class that is taught under the forgotten class's
+index. Retrains differ from each other by more than an interval over images covers, so a
+return blocks ``deleted`` and never makes ``suppressed`` (``docs/results/vision.md``).
 
-Protocol after "Do Unlearning Methods Remove Information from Weights?" (arXiv 2410.08827) and
-benign relearning (arXiv 2406.13356).
+Protocol after "Do Unlearning Methods Remove Information from Weights?" (arXiv
+2410.08827) and benign relearning (arXiv 2406.13356).
 """
 
 import copy
@@ -53,7 +53,7 @@ from evidence.hypothesis_tests import paired_max_test, unpaired_max_test
 from evidence.intervals import average_by_entity, average_models
 from evidence.results import AxisResult, Control, OnFailure, Reading, Status
 from evidence.seeds import numpy_rng, stage_seed
-from evidence.storage.typed_json import FloatArray, Json
+from evidence.typed_json import FloatArray, Json
 
 NAME = "relearning"
 CONTRAST = MetricSpec(
@@ -81,12 +81,14 @@ NAMED = MetricSpec(
     is_share=True,
 )
 
-# Minimum training accuracy: an attack that does not learn its training half has no power.
+# Minimum training accuracy: an attack that does not learn its training half has no
+# power.
 MIN_LEARNED = 0.9
-# Multiples of the budget's steps, tried where no rate learns the training half within it.
+# Multiples of the budget's steps, tried where no rate learns the training half within
+# it.
 STEP_MULTIPLES = (2, 4)
-# Further multiples for long answers that are unique to an entity: a model that never knew such
-# codes learns them much later. Rare, so the cost estimate leaves them out.
+# Further multiples for long answers that are unique to an entity: a model that never
+# knew such codes learns them much later. Rare, so the cost estimate leaves them out.
 EXTRA_STEP_MULTIPLES = (8, 16)
 
 # Copies of the weights in training: weights, gradients and AdamW's two moments.
@@ -124,7 +126,8 @@ class Curve:
     def learned(self) -> np.ndarray:
         """(checkpoint,) mask of those at which the training items had been learned.
 
-        Determined on the training items alone; where they were never learned, the last one.
+        Determined on the training items alone; where they were never learned, the last
+        one.
         """
         mask = np.array(self.taught) >= MIN_LEARNED
         mask[0] = False  # before any teaching
@@ -169,13 +172,13 @@ def choose_rate(
 ) -> ChosenRate:
     """The smallest learning rate, and number of steps, at which every trial learns.
 
-    Decided on the training items alone, so that nothing is selected on held-out ones; all models
-    then share the rate and the steps.
+    Decided on the training items alone, so that nothing is selected on held-out ones;
+    all models then share the rate and the steps.
 
     Args:
         attempts: Rates and steps, in the order in which they are tried.
-        trials: Models that must learn, each with the number of a split; the hardest to teach
-            first, so that rates that are too low fail early.
+        trials: Models that must learn, each with the number of a split; the hardest to
+            teach first, so that rates that are too low fail early.
         run: Fine-tunes a role on a split.
         learned: Whether a run learned its training items.
     """
@@ -207,12 +210,14 @@ def measure(
 
     Args:
         attempts: As ``choose_rate``.
-        trials: Role to numbers of the splits that it must learn for a rate to be chosen.
+        trials: Role to numbers of the splits that it must learn for a rate to be
+            chosen.
         splits: Role to numbers of the splits it is trained on.
         run: As ``choose_rate``.
         learned: As ``choose_rate``.
         original: Metric to scores of the original without fine-tuning.
-        order: Order of the forgotten entities in the result; by default that of the splits.
+        order: Order of the forgotten entities in the result; by default that of the
+            splits.
     """
     pairs = [
         (role, number)
@@ -290,8 +295,8 @@ def relearning_splits(
 ) -> list[TextSplit]:
     """Two halves of the entities, each trained on while the other is held out.
 
-    Never-taught items go with the half whose answers they mirror where they come in whole
-    copies of the forget set; otherwise they are assigned alternately.
+    Never-taught items go with the half whose answers they mirror where they come in
+    whole copies of the forget set; otherwise they are assigned alternately.
     """
     names = list(dict.fromkeys(item.entity for item in forget))
     order = [names[position] for position in rng.permutation(len(names))]
@@ -321,7 +326,8 @@ def relearning_splits(
 def measure_text(ctx: AuditContext[TextSets]) -> Measurement:
     """Fine-tune every model but the original on each half of the forgotten entities.
 
-    Where the highest rate does not learn its half within the budgeted steps, it gets more.
+    Where the highest rate does not learn its half within the budgeted steps, it gets
+    more.
     """
     rates, budgeted = ctx.config.budget.relearn_rates, ctx.config.budget.relearn_steps
     attempts = [(rate, budgeted) for rate in rates]
@@ -548,7 +554,8 @@ def cost(plan: PlanInputs) -> Cost:
         steps = budget.relearn_steps * (
             len(budget.relearn_rates) + sum(STEP_MULTIPLES) + sum(EXTRA_STEP_MULTIPLES)
         )
-        # Two halves of the candidate and of each reference, and one of the planted suppression.
+        # Two halves of the candidate and of each reference, and one of the planted
+        # suppression.
         batch, runs = plan.main_prompts[Part.FORGET].units / 2, 2 * (1 + references) + 1
         held_out = plan.units(Part.FORGET) / 2 + plan.units(Part.NEVER_TAUGHT) / 2
         evaluations = steps / budget.relearn_every
@@ -598,7 +605,8 @@ def judge(measured: Measurement, ctx: JudgementContext) -> AxisResult:
 def _planted(scores: RoleScores, metric: MetricSpec, ctx: JudgementContext) -> Control:
     """The planted suppression must return; otherwise a null result is no evidence.
 
-    Images: beyond the references where there are any, as any image model learns the class.
+    Images: beyond the references where there are any, as any image model learns the
+    class.
     """
     planted = scores.values(metric.id, Role.PLANTED)
     floor = scores.values(metric.id, Role.PLANTED, Part.NEVER_TAUGHT)

@@ -1,7 +1,7 @@
 """Building blocks of all charts: plain Plotly JSON with colors named by role.
 
-A color is written ``var(--candidate)`` and resolved by the page's style sheet, so that a role
-has one color everywhere, in light, dark and print.
+A color is written ``var(--candidate)`` and resolved by the page's style sheet, so that
+a role has one color everywhere, in light, dark and print.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from audits.report.formatting import in_plot, short_label, step_of
-from evidence.storage.typed_json import Json
+from evidence.typed_json import Json
 
 MAX_TICKS = 14
 # Longer lists and larger values are not drawn.

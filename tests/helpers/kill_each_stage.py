@@ -12,7 +12,7 @@ import signal
 import sys
 from pathlib import Path
 
-from audits.core.workspace import Workspace
+from audits.output.workspace import Workspace
 from audits.run import api as audits_audit
 
 

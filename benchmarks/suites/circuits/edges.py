@@ -19,7 +19,7 @@ from attribution.circuits.graph import build_graph
 from attribution.circuits.metrics import make_batch, make_metric
 from attribution.circuits.prompt_pairs import PromptPairs, pair_items
 from attribution.circuits.structure import find_structure
-from audits.core.workspace import peak_memory
+from audits.output.workspace import peak_memory
 from benchmarks.harness.results import Row, at_least, at_most, row
 from benchmarks.harness.runner import Run
 from capture.checkpoints.open import open_checkpoint

@@ -22,7 +22,7 @@ from audits.core.context import AuditContext, AuditedModel
 from audits.core.item_sets import TextSets
 from audits.core.preflight import Damage
 from audits.core.roles import Role
-from audits.core.workspace import StageRunner
+from audits.output.workspace import StageRunner
 from audits.run import baseline
 from audits.run.inner_axes import plant_suppression
 from audits.run.pipeline import start

@@ -36,7 +36,7 @@ from capture.data.questions import build_questions
 from capture.network.sites import find_image_sites
 from capture.scoring.class_logits import image_states, logits_with_edits
 from evidence.results import ControlId
-from evidence.storage.typed_json import from_json, to_json
+from evidence.typed_json import from_json, to_json
 
 FINE = Damage({"retain accuracy": 1.0}, ())
 SITES = ["resid.0", "resid.1", "resid.2"]

@@ -31,13 +31,13 @@ from audits.core.item_sets import TextSets
 from audits.core.preflight import Damage
 from audits.core.roles import Role
 from audits.core.scores import Part
-from audits.core.workspace import StageRunner, Workspace
+from audits.output.workspace import StageRunner, Workspace
 from capture.checkpoints.open import open_checkpoint
 from capture.data.items import Item, ItemSet, read_items
 from capture.network.hooks import count_hooks
 from evidence.progress import SILENT
 from evidence.results import AxisResult, ControlId
-from evidence.storage.typed_json import from_json, to_json
+from evidence.typed_json import from_json, to_json
 
 CONFIG = make_config({"device": "cpu"})
 JUDGING = JudgementContext(CONFIG, "text", Damage({}, ()), notes=("passed on",))

@@ -29,7 +29,7 @@ from evidence.errors import InputError
 from evidence.progress import SILENT
 from evidence.results import AxisResult, Column, Control, ControlId, OnFailure, Reading
 from evidence.seeds import numpy_rng
-from evidence.storage.typed_json import from_json, to_json
+from evidence.typed_json import from_json, to_json
 from probes.estimators.kernel_smoothers import smoother_matrices
 from probes.splits.folds import Folds
 

@@ -14,8 +14,8 @@ from audits.core.item_sets import TextSets
 from audits.core.preflight import Damage
 from audits.core.roles import Role
 from audits.core.scores import Part, RoleScores, ScoreTable
-from audits.core.workspace import StageRunner
 from audits.modalities import text
+from audits.output.workspace import StageRunner
 from capture.data.items import read_items
 from capture.data.questions import build_questions
 from capture.data.sequences import batches
@@ -23,7 +23,7 @@ from capture.data.tokenization import encode
 from erasure.weights.quantization import linear_weights, quantize, quantize_
 from evidence.progress import SILENT
 from evidence.results import Status
-from evidence.storage.typed_json import from_json, to_json
+from evidence.typed_json import from_json, to_json
 
 CONFIG = AuditConfig()
 

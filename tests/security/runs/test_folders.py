@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from audits.core.outputs import AUDIT, EXPERIMENT, OWNER_MARK, check_output_folder, hold_folder
-from audits.core.workspace import Workspace
+from audits.output.outputs import AUDIT, EXPERIMENT, OWNER_MARK, check_output_folder, hold_folder
+from audits.output.workspace import Workspace
 from evidence.errors import InputError
 from evidence.storage.locks import LOCK, run_lock
 from evidence.storage.scratch import SCRATCH_NAME
@@ -222,7 +222,7 @@ def test_a_result_whose_work_was_deleted_is_ours(finished):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from audits.core.workspace import Workspace
+from audits.output.workspace import Workspace
 from evidence.storage.locks import run_lock
 root, step, steps = Path(sys.argv[1]), int(sys.argv[2]), 0
 def kill_at(name):

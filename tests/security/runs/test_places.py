@@ -211,7 +211,7 @@ def test_a_path_is_shown_the_same_under_every_locale(locales):
 STAGE = """
 import sys
 from pathlib import Path
-from audits.core.workspace import Workspace
+from audits.output.workspace import Workspace
 space = Workspace.open(Path(sys.argv[1]), {"a": "\\u00e9"}, fresh=False)
 print(ascii(space.run("x", lambda: {"\\u00e9": "\\u2192 \\U0001f600"}).result))
 """
