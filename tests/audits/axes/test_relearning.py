@@ -7,22 +7,19 @@ import pytest
 import torch
 
 from audits.axes.base import JudgementContext
-from audits.axes.relearning import (
-    AXIS,
+from audits.axes.relearning.attack import (
     CONTRAST,
     EXACT_MATCH,
     EXTRA_STEP_MULTIPLES,
     NAMED,
-    ROUNDS,
-    SHOTS,
     STEP_MULTIPLES,
     Curve,
     Measurement,
     choose_rate,
-    image_splits,
-    retain_images,
     scores_after_learning,
 )
+from audits.axes.relearning.axis import AXIS
+from audits.axes.relearning.images import ROUNDS, SHOTS, image_splits, retain_images
 from audits.core.config import AuditConfig
 from audits.core.preflight import Damage
 from audits.core.roles import Role

@@ -1,0 +1,1 @@
+"""Relearning: does teaching some of the forgotten items bring back the others?"""
