@@ -7,10 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from audits.axes.decodability.cost import max_rows
 from audits.axes.decodability.tasks import TaskPart
-from audits.run import baseline, inner_axes, optional_axes
+from audits.axes.decodability.text_probes import read_states
+from audits.axes.membership.axis import measure_text
+from audits.core.context import AuditContext
+from audits.core.preflight import Damage
+from audits.core.roles import Role
+from audits.core.workspace import StageRunner
+from audits.modalities.base import Sources
 from audits.run.api import audit
-from audits.run.disk_space import ActivationSize, _widest, check_disk_space
+from audits.run.disk_space import check_disk_space
 from audits.run.pipeline import start
 from audits.run.planning import plan
 from evidence.errors import InputError
@@ -22,23 +29,18 @@ SHARED = UNIQUE[:5]
 
 def captured(world: OwnWorld, out: Path, **settings) -> int:
     """Bytes of activations that the audit's own stages keep."""
-    settings = {"seed": 0, "device": "cpu"} | settings
-    run = start(world.original, world.candidate, world.forget, world.retain, out, settings=settings)
-    ledger: dict = {}
-
-    def stage(name, compute):
-        ledger[name] = compute()
-        return ledger[name]
-
-    forget, retain = baseline.select_known_items(run, baseline.score_given_items(run))
-    never = baseline.never_taught(run, forget, retain)
-    subjects = dict(run.models)
+    sources = Sources(world.original, world.candidate, world.forget, world.retain)
+    opened = start(sources, out, {"seed": 0, "device": "cpu"} | settings)
+    run, stages = opened.run, StageRunner(opened.run.workspace)
+    sets = opened.modality.select(run, stages)
+    ctx = AuditContext(run, stages, sets, run.models, {}, Damage({}, ()))
     # As large as the one that is planted.
-    subjects["planted"] = replace(subjects["original"], weights_hash="planted")
+    planted = replace(run.models[Role.ORIGINAL], role=Role.PLANTED, weights_hash="planted")
+    ctx = ctx.with_model(Role.PLANTED, planted)
     if {"decodability", "concept"} & set(run.config.axes):
-        inner_axes.capture_tasks(run, subjects, forget, retain, never, stage)
+        read_states(ctx)
     if "membership" in run.config.axes:
-        optional_axes.run_membership(run, subjects, forget, retain, never, (), stage)
+        measure_text(ctx)
     files = (out / "work" / "activations").rglob("*")
     return sum(path.stat().st_size for path in files)
 
@@ -125,7 +127,7 @@ def test_fewer_items_never_make_more_rows_than_that(items):
         members = [Item(f"i{n}", f"e{n}", f"The home of e{n} is", f"a{n}") for n in range(count)]
         return _statements(members, 1, 5, np.random.default_rng(0))
 
-    most = _widest(rows(items), 5)
+    most = max_rows(rows(items), 5)
     assert all(len(rows(count)) <= most for count in range(1, items + 1))
 
 
@@ -159,12 +161,12 @@ def test_what_is_there_already_needs_no_room(tmp_path, free):
     kept = tmp_path / "work" / "activations"
     kept.mkdir(parents=True)
     (kept / "chunk").write_bytes(bytes(100))
-    check_disk_space(tmp_path, ActivationSize(1, 1, 100))
+    check_disk_space(tmp_path, 100)
     with pytest.raises(InputError, match="not enough disk space"):
-        check_disk_space(tmp_path, ActivationSize(1, 1, 101))
+        check_disk_space(tmp_path, 101)
 
 
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="is a file"):
-        check_disk_space(tmp_path / "file", ActivationSize(0, 0, 0))
+        check_disk_space(tmp_path / "file", 0)

@@ -12,6 +12,7 @@ from audits.core.config import Rule
 from audits.verdict.calibration import (
     STATES,
     Calibration,
+    CalibrationNote,
     LogisticQuestion,
     calibration_features,
     case_facts,
@@ -135,8 +136,8 @@ def test_an_axis_that_the_zoo_was_not_fitted_with_is_named_where_it_found_someth
     like = replace(shipped(), ranges=ranges)
     for status, count in (("retained", 1), ("absent", 0)):
         more = replace(everything()["relearning"], name="quantization", status=status)
-        found = estimate(like, everything() | {"persistence": more}, preflight)
-        assert len(found["calibration"]["outside"]) == count
+        found = estimate(like, everything() | {"quantization": more}, preflight)
+        assert len(found.calibration.outside) == count
 
 
 def test_the_published_figures_are_those_of_the_calibration_that_ships():
@@ -152,12 +153,12 @@ def test_a_case_unlike_the_zoo_says_so():
     ranges = {name: (value, value) for name, value in facts.items()}
     like = replace(shipped(), ranges=ranges)
     inside = estimate(like, everything(), preflight)
-    assert inside["calibration"] == {"version": like.version, "outside": []}
+    assert inside.calibration == CalibrationNote(like.version, ())
     few = ranges | {"forgotten entities": (20.0, 30.0)}
     outside = estimate(replace(like, ranges=few), everything(), preflight)
-    (message,) = outside["calibration"]["outside"]
+    (message,) = outside.calibration.outside
     assert message == "forgotten entities: 12, in the zoo 20 to 30"
-    assert outside["probabilities"] == inside["probabilities"]
+    assert outside.probabilities == inside.probabilities
 
 
 def test_it_survives_being_written_down():
