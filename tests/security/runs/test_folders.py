@@ -88,6 +88,7 @@ def test_a_second_run_in_a_folder_is_refused_and_touches_nothing(tmp_path, capfd
     )
     with holder:
         try:
+            assert holder.stdout is not None
             assert holder.stdout.readline() == b"ready\n"
             before = contents(out)
             arguments = [
@@ -106,6 +107,7 @@ def test_a_report_is_not_written_again_under_a_running_audit(finished, capfd):
     with subprocess.Popen(
         [sys.executable, "-c", HOLD, str(finished)], cwd=ROOT, stdout=subprocess.PIPE
     ) as holder:
+        assert holder.stdout is not None
         assert holder.stdout.readline() == b"ready\n"
         before = contents(finished)
         assert call("report", finished) == 2
@@ -256,8 +258,8 @@ def test_killed_at_any_step_of_a_fresh_start_nothing_old_is_taken_for_new(tmp_pa
                 exec(KILLED.replace("sys.argv[1]", repr(str(root))).replace(
                     "sys.argv[2]", str(step)
                 ), {})  # fmt: skip
-            except BaseException:
-                sys.excepthook(*sys.exc_info())
+            except BaseException as error:
+                sys.excepthook(type(error), error, error.__traceback__)
                 os._exit(1)
             os._exit(0)
         _, status = os.waitpid(child, 0)
