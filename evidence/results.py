@@ -4,7 +4,7 @@ import html
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import pandas as pd
 
@@ -244,7 +244,7 @@ class AxisResult:
     readings: tuple[Reading, ...] = ()
     controls: tuple[Control, ...] = ()
     n_entities: int = 0
-    details: Mapping[str, Json] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     peak_memory_bytes: int = 0
     notes: tuple[str, ...] = ()

@@ -4,7 +4,7 @@ A color is written ``var(--candidate)`` and resolved by the page's style sheet, 
 a role has one color everywhere, in light, dark and print.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,8 +32,8 @@ class Plot:
 
     title: str
     summary: str
-    data: list[dict[str, Json]]
-    layout: dict[str, Json]
+    data: Sequence[Mapping[str, Any]]
+    layout: Mapping[str, Any]
     keys: tuple[tuple[str, str, str], ...]
     head: tuple[str, ...] = ()
     rows: tuple[tuple[str, ...], ...] = ()
