@@ -148,7 +148,8 @@ def measure_text(ctx: AuditContext[TextSets]) -> Measurement:
             ctx.models[Role.ORIGINAL].weights_hash,
             ctx.tokenizer,
             ctx.sets,
-            ctx.config,
+            ctx.config.budget.prompts_per_item,
+            ctx.config.seed,
             ctx.folder / "saes",
             ctx.progress,
         )
@@ -246,7 +247,7 @@ def judge(measured: Measurement, ctx: JudgementContext) -> AxisResult:
     notes: list[str] = []
     details: dict[str, Json] = {
         "choices": {
-            role: [_choice_details(choice, text) for choice in trial.choices]
+            role: [choice_details(choice, text) for choice in trial.choices]
             for role, trial in trials.items()
         }
     }
@@ -278,7 +279,8 @@ def _planted(scores: RoleScores, metric: MetricSpec, ctx: JudgementContext) -> C
     return planted_control(test.p_value, ctx.rule.alpha, name, OnFailure.NO_ABSENCE)
 
 
-def _choice_details(choice: Choice, text: bool) -> Json:
+def choice_details(choice: Choice, text: bool) -> Json:
+    """A choice as ``audit.json`` has it."""
     shown: dict[str, Json] = {
         "method": choice.method,
         "site": choice.site,
