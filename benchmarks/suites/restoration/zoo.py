@@ -22,9 +22,9 @@ from audits.core.preflight import Damage
 from audits.core.registry import load_axis
 from audits.core.roles import Role
 from audits.core.scores import Part
-from audits.output.workspace import StageRunner, Workspace
 from audits.modalities.base import Sources
 from audits.modalities.planting import planted_model
+from audits.output.workspace import StageRunner, Workspace
 from audits.run.pipeline import start
 from benchmarks.harness.results import commit, once
 from capture.checkpoints.open import open_checkpoint
