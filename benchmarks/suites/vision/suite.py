@@ -32,7 +32,7 @@ from capture.checkpoints.cache import cache_root
 from capture.checkpoints.open import open_checkpoint
 from capture.network.sites import find_image_sites
 from capture.network.structure import random_like
-from evidence.storage.typed_json import from_json, to_json
+from evidence.typed_json import from_json, to_json
 from testbeds.zoo.build import Specimen, build_zoo
 
 KINDS = (

@@ -43,7 +43,7 @@ from capture.network.hooks import count_hooks
 from capture.network.sites import as_positions, find_image_sites
 from capture.scoring.class_logits import image_states
 from evidence.errors import InputError
-from evidence.storage.typed_json import from_json, to_json
+from evidence.typed_json import from_json, to_json
 from testbeds.worlds.digits import DigitsConfig, new_classifier
 
 # Of the libraries under sae-lens.

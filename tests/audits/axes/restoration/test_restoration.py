@@ -43,7 +43,7 @@ from capture.network.sites import find_sites
 from evidence.errors import InputError
 from evidence.results import ControlId, OnFailure
 from evidence.seeds import numpy_rng
-from evidence.storage.typed_json import from_json, to_json
+from evidence.typed_json import from_json, to_json
 from probes.concepts.answer_map import AnswerMap
 from testbeds.planted import plant as plant_in_zoo
 from tests.attribution.test_features import sae as latents_sae
