@@ -198,6 +198,7 @@ def shown_cases(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             else {name: arm["best"] for name, arm in arms.items()},
         }
         for name, axis in case["axes"].items():
-            line[name] = {"status": axis["status"], "residual": axis["residual"]}
+            main = axis["readings"][0] if axis["readings"] else {}
+            line[name] = {"status": axis["status"], "residual": main.get("residual")}
         found.append(line)
     return found
