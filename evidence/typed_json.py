@@ -6,7 +6,7 @@ supported. Floats keep every digit, so what is read equals what was written.
 
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,10 +27,16 @@ NotStored = Annotated[str, Field(exclude=True)]
 T = TypeVar("T")
 
 
-def _array_schema(dtype: type[np.generic]) -> GetPydanticSchema:
+def _array_schema(dtype: type[np.generic], kinds: str) -> GetPydanticSchema:
+    def validate(value: Any) -> NDArray[np.generic]:
+        array = np.asarray(value)
+        if array.size and array.dtype.kind not in kinds:
+            raise ValueError(f"an array of {dtype.__name__} was expected")
+        return array.astype(dtype, copy=False)
+
     return GetPydanticSchema(
         lambda _type, _handler: core_schema.no_info_plain_validator_function(
-            lambda value: np.asarray(value, dtype=dtype),
+            validate,
             serialization=core_schema.plain_serializer_function_ser_schema(
                 lambda array: array.tolist()
             ),
@@ -38,9 +44,9 @@ def _array_schema(dtype: type[np.generic]) -> GetPydanticSchema:
     )
 
 
-FloatArray = Annotated[NDArray[np.float64], _array_schema(np.float64)]
+FloatArray = Annotated[NDArray[np.float64], _array_schema(np.float64, "fiu")]
 """An array of float64 of any shape, stored as nested lists."""
-BoolArray = Annotated[NDArray[np.bool_], _array_schema(np.bool_)]
+BoolArray = Annotated[NDArray[np.bool_], _array_schema(np.bool_, "b")]
 """An array of booleans of any shape, stored as nested lists."""
 
 

@@ -1,10 +1,11 @@
 """Whole audits of packed models end as they did: texts and images, both floors.
 
 Committed are the canonical ``audit.json`` of every case, and answers of the solvers.
-Here they are compared up to what another processor's rounding explains; that a change
-moves no byte is shown on one machine by ``python -m tests.repository.golden --against
-REV``. Where a change of what audits say is meant, ``python -m tests.repository.golden
---write`` makes the committed ones anew; they go into the same commit.
+Here they are compared, in today's schema, up to what another processor's rounding
+explains; that a change moves no byte is shown on one machine by ``python -m
+tests.repository.golden --against REV``. Where a change of what audits say is meant,
+``python -m tests.repository.golden --write`` makes the committed ones anew; they go
+into the same commit.
 """
 
 import copy
@@ -15,8 +16,10 @@ import sys
 import numpy as np
 import pytest
 
-from tests.repository.golden import compare, corpus, worlds
-from tests.repository.golden.__main__ import ROOT, checkout, differences, documents, run
+from audits.run.document import validate_document
+from tests.helpers import audit_documents
+from tests.repository.golden import compare, corpus, worker, worlds
+from tests.repository.golden.__main__ import ROOT, checkout, differences, documents, main, run, show
 from tests.repository.golden.cases import AXES, CASES
 from tests.repository.golden.worker import check_origin, found
 
@@ -35,7 +38,7 @@ def packed(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def kept():
-    return compare.load_audits()
+    return compare.kept_audits()
 
 
 def made(cases, packed, out):
@@ -85,10 +88,78 @@ def test_cases_are_what_the_safety_net_is_to_hold(kept):
     assert floors == {"never_taught", "reference"}
 
 
+def test_kept_audits_are_read_in_todays_schema(kept):
+    """What is committed stays as it was written; its upgrade is a document of today."""
+    stored = compare.load_audits()
+    assert any(each["schema_version"] == "1.1" for each in stored.values())
+    whole = audit_documents.document()
+    for name, read in kept.items():
+        assert read["schema_version"] == whole["schema_version"]
+        left_out = {key: whole["manifest"][key] for key in compare.DROPPED}
+        manifest = {"manifest": read["manifest"] | left_out}
+        validate_document(read | manifest | {"runtime": whole["runtime"]})
+        # Figures are copied: what is left out was said twice.
+        assert set(_figures(read["axes"])) <= set(_figures(stored[name]["axes"]))
+
+
+def _figures(value):
+    if isinstance(value, float):
+        yield value
+    elif isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _figures(each)
+
+
+def test_an_audit_that_differs_is_named_and_counted(kept, capsys):
+    name = "bios-twin-reference"
+    other = changed(kept[name], "concept", "status", "error")
+    apart = compare.audits_apart({name: kept[name]}, {name: other})
+    assert compare.audits_apart(kept, dict(kept)) == {}
+    show(apart, 2)
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == f"{name}: 1 places differ"
+    assert printed[1].startswith("  /axes/concept/status: ") and "became error" in printed[1]
+    assert printed[-1] == "1 of 2 audits differ"
+
+
+@pytest.mark.parametrize(
+    ("registry", "called"), [(AXES, "quantization"), (None, "persistence"), ((), "persistence")]
+)
+def test_an_older_tree_is_asked_for_its_own_names_of_axes(monkeypatch, tmp_path, registry, called):
+    asked = []
+
+    class Done:
+        verdict, document = "deleted", {}
+
+    def audit(**arguments):
+        asked.append(arguments["axes"])
+        return Done()
+
+    def of_that_tree(name):
+        if name == "AXES" and registry is None:
+            raise ImportError(name)
+        return {"audit": audit, "write_report": None, "AXES": registry}[name]
+
+    monkeypatch.setattr(worker, "found", of_that_tree)
+    worker.audits([CASES[0].arguments(tmp_path, tmp_path)], None)
+    (axes,) = asked
+    assert [name for name in axes if name not in AXES or name == "quantization"] == [called]
+    assert len(axes) == len(AXES)
+
+
+@pytest.mark.parametrize("parts", [["corpus"], ["audits", "zoo"]])
+def test_of_the_committed_only_audits_are_compared(monkeypatch, capsys, parts):
+    monkeypatch.setattr(sys, "argv", ["golden", "--parts", *parts])
+    with pytest.raises(SystemExit):
+        main()
+    assert "name a revision" in capsys.readouterr().err
+
+
 def changed(document, axis, key, value):
+    """The document with another value of an axis, or of its first reading."""
     other = copy.deepcopy(document)
     (found,) = [each for each in other["axes"] if each["name"] == axis]
-    found[key] = value
+    (found if key in found else found["readings"][0])[key] = value
     return other
 
 
@@ -102,8 +173,9 @@ def test_rounding_is_let_pass_and_nothing_else(kept):
         other = changed(document, "concept", key, new)
         return compare.beyond_rounding(other, document)
 
-    assert wrong("statistic", axis["statistic"] + 1e-9) == []
-    assert wrong("statistic", axis["statistic"] + 0.2)
+    statistic = axis["readings"][0]["statistic"]
+    assert wrong("statistic", statistic + 1e-9) == []
+    assert wrong("statistic", statistic + 0.2)
     assert wrong("status", "error")
     assert wrong("n_entities", axis["n_entities"] + 1)
     (line,) = wrong("question", "?")
@@ -202,12 +274,14 @@ def test_two_trees_are_told_apart_by_what_they_draw(packed, tmp_path):
     out = {name: tmp_path / name for name in ("before", "same", "salted")}
     run(tree, [case], packed, out["before"], ["audits"])
     run(tree, [case], packed, out["same"], ["audits"])
-    assert differences([case], out["before"], out["same"], ["audits"]) == []
+    before, same = (documents([case], out[name]) for name in ("before", "same"))
+    assert compare.audits_apart(before, same) == {}
     seeds = tree / "evidence" / "seeds.py"
     text = seeds.read_text(encoding="utf-8")
     assert "[str(int(seed)), *names]" in text
     salted = text.replace("[str(int(seed)),", "['salt', str(int(seed)),")
     seeds.write_text(salted, encoding="utf-8")
     run(tree, [case], packed, out["salted"], ["audits"])
-    found = differences([case], out["before"], out["salted"], ["audits"])
-    assert found[0].startswith(f"{case.name}: ")
+    apart = compare.audits_apart(before, documents([case], out["salted"]))
+    assert list(apart) == [case.name]
+    assert apart[case.name][0].startswith(f"{case.name}: ")

@@ -4,9 +4,13 @@
 runs every case of ``cases.py`` with them and with this tree: the same packed models,
 one thread, one machine. It compares ``audit.json`` byte for byte (but for ``runtime``
 and what the manifest says of code and machine) and every score of the solver corpus.
-All it asks of a tree is that ``worker.py`` knows the places of what it calls.
+All it asks of a tree is that ``worker.py`` knows the places of what it calls; documents
+of an older schema are read as those of today's.
 ``--parts`` adds "reports", the pages of these audits, and "zoo", the weights of small
 models trained again. The exit code is 1 where anything differs.
+
+Without a revision it runs this tree alone and compares its audits with the committed
+ones, byte for byte, which holds only on a machine like the one where they were made.
 
 ``--write`` makes the committed audits and answers again from this tree, those that the
 tests compare on any machine; ``--worlds`` trains the packed models again before that,
@@ -22,20 +26,19 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
+from audits.run.upgrade import upgrade
 from tests.repository.golden import compare, corpus, worlds
 from tests.repository.golden.cases import CASES, Case
 from tests.repository.golden.worker import found
 
 ROOT = Path(__file__).parents[3]
 WORKER = Path(__file__).with_name("worker.py")
-SHOWN = 12
-"""Differences shown of each document."""
 PARTS = ("audits", "corpus", "reports", "zoo")
 
 
@@ -74,10 +77,10 @@ def run(tree: Path, cases: Sequence[Case], packed: Path, out: Path, parts: Colle
 
 
 def documents(cases: Sequence[Case], out: Path) -> dict[str, dict]:
-    """What ``run`` wrote, canonical, by name of the case."""
+    """What ``run`` wrote, canonical and in today's schema, by name of the case."""
     return {
         case.name: compare.canonical(
-            json.loads((out / case.name / "audit.json").read_text(encoding="utf-8"))
+            upgrade(json.loads((out / case.name / "audit.json").read_text(encoding="utf-8")))
         )
         for case in cases
     }
@@ -99,18 +102,8 @@ def checkout(revision: str, tree: Path) -> Path:
 def differences(
     cases: Sequence[Case], before: Path, after: Path, parts: Collection[str]
 ) -> list[str]:
-    """Everything in which two runs are not byte for byte the same."""
+    """Everything but audits in which two runs are not byte for byte the same."""
     wrong = []
-    compared = cases if "audits" in parts else ()
-    old, new = documents(compared, before), documents(compared, after)
-    for name in old:
-        if compare.as_text(old[name]) == compare.as_text(new[name]):
-            continue
-        places = [
-            f"  {place}: {compare.short(one)} became {compare.short(other)}"
-            for place, one, other in compare.apart(old[name], new[name])
-        ]
-        wrong += [f"{name}: {len(places)} places differ", *places[:SHOWN]]
     if "corpus" in parts:
         with np.load(before / "corpus.npz") as one, np.load(after / "corpus.npz") as two:
             wrong += [
@@ -160,6 +153,13 @@ def _weights_apart(before: Path, after: Path) -> list[str]:
     return [name for name in every if one.get(name) != two.get(name)]
 
 
+def show(apart: Mapping[str, list[str]], total: int) -> None:
+    """Print where audits differ, and how many of them do."""
+    for lines in apart.values():
+        print(*lines, sep="\n")
+    print(f"{len(apart)} of {total} audits differ")
+
+
 def against(revision: str, cases: Sequence[Case], parts: Collection[str], jobs: int) -> int:
     """Run both trees, print what differs; 1 where anything does."""
     with tempfile.TemporaryDirectory(prefix="golden-") as scratch:
@@ -172,11 +172,29 @@ def against(revision: str, cases: Sequence[Case], parts: Collection[str], jobs: 
 
         with ThreadPoolExecutor(jobs) as pool:
             list(pool.map(one, trees))
+        apart = {}
+        if "audits" in parts:
+            before, after = (documents(cases, work / name) for name in trees)
+            apart = compare.audits_apart(before, after)
+            show(apart, len(cases))
         wrong = differences(cases, work / "before", work / "after", parts)
     for line in wrong:
         print(line)
-    print("different" if wrong else f"the same: {len(cases)} audits, {', '.join(parts)}")
-    return int(bool(wrong))
+    print("different" if wrong or apart else f"the same: {', '.join(parts)}")
+    return int(bool(wrong or apart))
+
+
+def against_kept(cases: Sequence[Case]) -> int:
+    """Run this tree, print in which audits it differs from the committed; 1 where in any."""
+    with tempfile.TemporaryDirectory(prefix="golden-") as scratch:
+        work = Path(scratch)
+        packed = worlds.unpack(work / "worlds")
+        run(ROOT, cases, packed, work / "out", ["audits"])
+        made = documents(cases, work / "out")
+    kept = compare.kept_audits()
+    apart = compare.audits_apart({name: kept[name] for name in made}, made)
+    show(apart, len(cases))
+    return int(bool(apart))
 
 
 def write(cases: Sequence[Case]) -> None:
@@ -198,11 +216,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    what = parser.add_mutually_exclusive_group(required=True)
+    what = parser.add_mutually_exclusive_group()
     what.add_argument("--against", metavar="REV")
     what.add_argument("--write", action="store_true")
     parser.add_argument("--worlds", action="store_true", help="with --write")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=["audits", "corpus"])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, help="default: audits and corpus")
     parser.add_argument("--jobs", type=int, default=1, help="2: both trees at once")
     parser.add_argument("--only", default="", help="cases with this in their name")
     asked = parser.parse_args()
@@ -210,7 +228,11 @@ def main() -> int:
     if not cases:
         parser.error(f"no case has {asked.only!r} in its name")
     if asked.against:
-        return against(asked.against, cases, asked.parts, asked.jobs)
+        return against(asked.against, cases, asked.parts or PARTS[:2], asked.jobs)
+    if not asked.write:
+        if set(asked.parts or ()) - {"audits"}:
+            parser.error("of the committed, only audits are compared; name a revision")
+        return against_kept(cases)
     if asked.worlds:
         worlds.write()
     write(cases)

@@ -9,7 +9,7 @@ AXES = (
     "behaviour",
     "decodability",
     "causal_depth",
-    "persistence",
+    "quantization",
     "relearning",
     "concept",
     "restoration",

@@ -8,8 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from audits.run.upgrade import upgrade
+
 AUDITS = Path(__file__).with_name("audits.json.xz")
 CORPUS = Path(__file__).with_name("corpus.npz")
+SHOWN = 12
+"""Differences shown of each document."""
 DROPPED = ("code_sha256", "versions", "hardware")
 """Parts of the manifest that differ by commit or machine."""
 FREE = ("/preflight/free_text/", "/details/generation/")
@@ -38,8 +42,32 @@ def as_text(document: dict[str, Any]) -> str:
 
 
 def load_audits(path: Path = AUDITS) -> dict[str, Any]:
-    """Kept canonical documents by name of their case."""
+    """Kept canonical documents by name of their case, in the schema in which they were made."""
     return json.loads(lzma.decompress(path.read_bytes()))
+
+
+def kept_audits(path: Path = AUDITS) -> dict[str, Any]:
+    """The same in today's schema."""
+    return {name: upgrade(document) for name, document in load_audits(path).items()}
+
+
+def audits_apart(before: dict[str, Any], after: dict[str, Any]) -> dict[str, list[str]]:
+    """Audits that are not byte for byte the same, each with the places where it differs.
+
+    Args:
+        before: Canonical documents of today's schema by name.
+        after: The same cases.
+    """
+    wrong = {}
+    for name, document in before.items():
+        if as_text(document) == as_text(after[name]):
+            continue
+        places = [
+            f"  {place}: {short(one)} became {short(other)}"
+            for place, one, other in apart(document, after[name])
+        ]
+        wrong[name] = [f"{name}: {len(places)} places differ", *places[:SHOWN]]
+    return wrong
 
 
 def save_audits(documents: dict[str, Any], path: Path = AUDITS) -> None:

@@ -10,12 +10,14 @@ import json
 import sys
 import sysconfig
 import time
+from collections.abc import Collection
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
 PLACES = {
     "audit": ("exhume:audit", "audits.audit:audit"),
+    "AXES": ("audits.core.registry:AXES",),
     "write_report": ("audits.report.page:write_report", "audits.report:write_report"),
     "build_zoo": ("testbeds.zoo.build:build_zoo", "testbeds.zoo:build_zoo"),
     "SMALL": ("testbeds.worlds.biographies:SMALL", "testbeds.bios:SMALL"),
@@ -28,6 +30,8 @@ PLACES = {
     ),
 }
 """Where each name is, and where it was before the modules were moved into folders."""
+BEFORE = {"quantization": "persistence"}
+"""Names of axes, and what a tree without them calls them."""
 KINDS = {
     "bios": (
         *("last_block_relabel", "last_block_lora", "head_only", "logit_mask"),
@@ -58,12 +62,21 @@ def found(name: str) -> Any:
     raise ImportError(f"{name} is in none of {', '.join(PLACES[name])}: add its place")
 
 
+def known_axes() -> Collection[str]:
+    """Names of the axes of this tree; none where it has no registry of them."""
+    try:
+        return found("AXES")
+    except ImportError:
+        return ()
+
+
 def audits(tasks: list[dict[str, Any]], reports: Path | None) -> None:
     """Run each audit; with ``reports`` its page too, without what differs by run."""
-    run, write_report = found("audit"), found("write_report")
+    run, write_report, known = found("audit"), found("write_report"), known_axes()
     for arguments in tasks:
         start = time.process_time()
-        done = run(**arguments)
+        axes = [name if name in known else BEFORE.get(name, name) for name in arguments["axes"]]
+        done = run(**arguments | {"axes": axes})
         out = Path(arguments["out"])
         print(f"{out.name}: {done.verdict}, {time.process_time() - start:.1f} s of CPU", flush=True)
         if reports is not None:
