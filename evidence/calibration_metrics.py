@@ -1,10 +1,9 @@
 """Calibration of probabilities: reliability bins, calibration error, risk-coverage curve."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from evidence.errors import InputError
 from evidence.intervals import Interval, wilson_interval
@@ -32,7 +31,7 @@ class ReliabilityBin:
 
 
 def reliability(
-    confidence: Sequence[float], correct: Sequence[bool], n_bins: int = 10
+    confidence: ArrayLike, correct: ArrayLike, n_bins: int = 10
 ) -> list[ReliabilityBin]:
     """Reliability diagram with bins of equal width; empty bins are left out.
 
@@ -59,7 +58,7 @@ def reliability(
 
 
 def expected_calibration_error(
-    confidence: Sequence[float], correct: Sequence[bool], n_bins: int = 10
+    confidence: ArrayLike, correct: ArrayLike, n_bins: int = 10
 ) -> float:
     """Expected calibration error (Guo et al., arXiv 1706.04599), between 0 and 1.
 
@@ -71,7 +70,7 @@ def expected_calibration_error(
 
 
 def risk_coverage_curve(
-    confidence: Sequence[float], correct: Sequence[bool]
+    confidence: ArrayLike, correct: ArrayLike
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Risk-coverage curve: error rate among the most confident answers.
 
@@ -89,7 +88,7 @@ def risk_coverage_curve(
 
 
 def _validate(
-    confidence: Sequence[float], correct: Sequence[bool]
+    confidence: ArrayLike, correct: ArrayLike
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     scores, hits = np.asarray(confidence, dtype=float), np.asarray(correct, dtype=bool)
     if scores.ndim != 1 or scores.shape != hits.shape or len(scores) == 0:

@@ -4,14 +4,14 @@ import html
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import pandas as pd
 
 from evidence.display.html_table import table_html
 from evidence.errors import InputError
 from evidence.intervals import Interval
-from evidence.storage.typed_json import Json, NotStored, from_json, to_json_object
+from evidence.typed_json import Json, NotStored, from_json, to_json_object
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -84,8 +84,8 @@ class Control:
         passed: Whether the value is as expected.
         on_failure: What a failure means for the axis.
         kind: What the value is.
-        failure: Note of the axis where the control failed; by default one with its name. Not
-            stored.
+        failure: Note of the axis where the control failed; by default one with its
+            name. Not stored.
 
     Examples:
         >>> control = exhume.load("finished").axes["decodability"].controls[0]
@@ -155,14 +155,16 @@ class Reading:
         where: Name of the peak column.
         columns: The same, column by column.
         metric: Stable id of the metric, such as "exact_match".
-        primary: Whether the floor is the one that decides; other floors are only reported.
+        primary: Whether the floor is the one that decides; other floors are only
+            reported.
         unit: Unit of the statistic; the axis's own where empty.
         is_share: Whether it is written as a percentage.
 
     Examples:
         >>> reading = exhume.load("finished").axes["behaviour"].main_reading
         >>> reading
-        Reading('said in full' at 'output': 0.00, floor 0.14, original 1.00, residual ...)
+        Reading('said in full' at 'output': 0.00, floor 0.14, original 1.00, residual
+        ...)
     """
 
     name: str
@@ -210,8 +212,8 @@ class AxisResult:
     Attributes:
         name: Axis name, such as "decodability".
         question: The question that the axis answers, in one sentence.
-        status: "retained" (above the floor), "absent" (equivalent to the floor), "no_power"
-            (undecided), "control_failed" or "error".
+        status: "retained" (above the floor), "absent" (equivalent to the floor),
+            "no_power" (undecided), "control_failed" or "error".
         statistic_name: The statistic, with its unit or chance level.
         readings: Comparisons with a floor; may be empty.
         controls: Controls that must pass before the axis enters the verdict.
@@ -224,7 +226,8 @@ class AxisResult:
     Examples:
         >>> axis = exhume.load("finished").axes["decodability"]
         >>> axis
-        AxisResult(decodability: retained, accuracy 0.89 (floor 0.12, original 0.89), residual ...)
+        AxisResult(decodability: retained, accuracy 0.89 (floor 0.12, original 0.89),
+            residual ...)
         >>> axis.votes, axis.main_reading.where
         (True, 'resid.0')
         >>> axis.to_frame()[["reading", "name", "statistic", "floor"]].round(2).head(3)
@@ -241,7 +244,7 @@ class AxisResult:
     readings: tuple[Reading, ...] = ()
     controls: tuple[Control, ...] = ()
     n_entities: int = 0
-    details: Mapping[str, Json] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     peak_memory_bytes: int = 0
     notes: tuple[str, ...] = ()

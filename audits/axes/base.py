@@ -16,7 +16,7 @@ from audits.core.registry import ModalityName
 from audits.core.roles import Role
 from audits.core.scores import Part, RoleScores
 from evidence.results import AxisResult, Control, Reading, Status
-from evidence.storage.typed_json import Json
+from evidence.typed_json import Json
 
 Judge = Callable[[Sequence[Reading], Sequence[Control], Rule], tuple[Status, list[str]]]
 """Status and notes of an axis, from its readings (those against the primary floor first)."""
@@ -44,16 +44,19 @@ class MetricSpec:
     Attributes:
         id: Stable name in ``audit.json``, such as "exact_match".
         label: Name of the reading, shown in tables.
-        stream: Name of the random stream of its permutations. Never change it: p-values would.
+        stream: Name of the random stream of its permutations. Never change it: p-values
+            would.
         finding: Sentence of the verdict where the metric shows recovery, with ``{it}``,
-            ``{where}`` and ``{value}``; empty where it cannot make ``suppressed`` by itself.
-        trace: What the metric finds where it is recovered but makes no verdict, with ``{short}``:
-            a residual trace, which blocks ``deleted``.
+            ``{where}`` and ``{value}``; empty where it cannot make ``suppressed`` by
+            itself.
+        trace: What the metric finds where it is recovered but makes no verdict, with
+            ``{short}``: a residual trace, which blocks ``deleted``.
         names_sites: Whether the columns are layers, so that a finding says where.
         unit: Unit of the statistic; the axis's own where empty.
         is_share: Whether it is written as a percentage.
-        min_residual: Share of the way from the floor to the original that must be exceeded, for
-            metrics whose floor lies slightly below that of a model without the knowledge.
+        min_residual: Share of the way from the floor to the original that must be
+            exceeded, for metrics whose floor lies slightly below that of a model
+            without the knowledge.
     """
 
     id: str
@@ -201,9 +204,9 @@ def readings(
 ) -> list[Reading]:
     """The candidate's scores against the floors, one reading a metric and floor.
 
-    The candidate's forgotten entities are compared with the same entities in the references,
-    where there are any, and with never-taught entities in the candidate; the original's give the
-    ceiling.
+    The candidate's forgotten entities are compared with the same entities in the
+    references, where there are any, and with never-taught entities in the candidate;
+    the original's give the ceiling.
 
     Args:
         axis: Name of the axis, for its random streams.
@@ -241,9 +244,10 @@ class Axis(Generic[M]):
     Attributes:
         spec: What is known of it before it runs.
         measured: Type of its measurement, for reading it back.
-        measure: By modality: run the models. Expensive; the result is a stage, and further stages
-            inside make it resumable.
-        judge: Readings, controls and status from a measurement. Cheap, and without models.
+        measure: By modality: run the models. Expensive; the result is a stage, and
+            further stages inside make it resumable.
+        judge: Readings, controls and status from a measurement. Cheap, and without
+            models.
         cost: Upper bound of what the measurement takes.
     """
 

@@ -1,7 +1,8 @@
 """``exhume compare``: several audits side by side, and whether they are comparable.
 
-Verdicts of two candidates are comparable only where both audits used the same original, items,
-floor, settings and code. Differences are found here and reported first; nothing is ranked.
+Verdicts of two candidates are comparable only where both audits used the same original,
+items, floor, settings and code. Differences are found here and reported first; nothing
+is ranked.
 """
 
 import json
@@ -20,7 +21,7 @@ from evidence.display.html_table import frame_html
 from evidence.errors import InputError, check_list, printable
 from evidence.storage.files import utf8_path
 from evidence.storage.regular_files import as_path
-from evidence.storage.typed_json import Json
+from evidence.typed_json import Json
 
 MAX_SHOWN_CHARS = 80
 """Characters of a value that are shown; full values are compared."""
@@ -32,8 +33,8 @@ class Comparison:
 
     Attributes:
         names: Folder names, extended by parent folders where two are equal.
-        differences: Differences of inputs, settings or code, in sentences; empty where verdicts
-            are comparable.
+        differences: Differences of inputs, settings or code, in sentences; empty where
+            verdicts are comparable.
 
     Examples:
         >>> found = exhume.compare(["finished", "finished-behaviour"])
@@ -206,7 +207,8 @@ def _references(document: Mapping[str, Any]) -> str:
     return ", ".join(sorted(model["sha256"] for model in others)) or "none"
 
 
-# What must be equal besides settings and code: its name, and how to read it from a document.
+# What must be equal besides settings and code: its name, and how to read it from a
+# document.
 _SAME = {
     "kind of data": lambda d: "images" if d["modality"] == "images" else "texts",
     "original (weights)": _hash_of("original"),

@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 from audits.comparison.compare import Comparison
 from audits.comparison.csv_text import csv_text
-from audits.core.outputs import hold_folder
+from audits.output.outputs import hold_folder
 from audits.report import formatting as write
 from audits.report.charts import residual_bar
 from audits.report.glossary import FLOORS, IMAGE_FLOORS, STATUSES, VERDICTS
@@ -16,7 +16,7 @@ from evidence.errors import InputError
 from evidence.results import AxisResult
 from evidence.storage.files import write_files_atomic
 from evidence.storage.regular_files import as_path, file_kind
-from evidence.storage.typed_json import Json
+from evidence.typed_json import Json
 
 PAGE_FILE, TABLE_FILE = "compare.html", "compare.csv"
 
@@ -31,8 +31,8 @@ def write_page(comparison: Comparison, out: Path | str) -> Path:
         The path of the page.
 
     Raises:
-        InputError: ``out`` is no folder, cannot be written, or holds files of these names that
-            exhume did not write; or a document cannot be rendered.
+        InputError: ``out`` is no folder, cannot be written, or holds files of these
+            names that exhume did not write; or a document cannot be rendered.
     """
     folder = as_path(out, "the output folder")
     if file_kind(folder) not in ("a folder", "nothing there"):

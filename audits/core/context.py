@@ -14,10 +14,10 @@ from torch import nn
 from audits.core.baseline_scores import RoleBaseline
 from audits.core.config import AuditConfig
 from audits.core.inputs import InputsOf, Items
-from audits.core.manifest import code_hash
 from audits.core.preflight import Damage
 from audits.core.roles import Role
-from audits.core.workspace import StageRunner, Workspace
+from audits.output.manifest import code_hash
+from audits.output.workspace import StageRunner, Workspace
 from capture.activations.store import ActivationStore
 from capture.checkpoints.identity import identifying_config
 from capture.checkpoints.open import Checkpoint
@@ -69,7 +69,8 @@ class AuditedModel:
 class LoadedModel:
     """At most one model in memory, kept between uses.
 
-    Axes read the same model one after another; without this each would load it from disk.
+    Axes read the same model one after another; without this each would load it from
+    disk.
     """
 
     def __init__(self) -> None:
@@ -110,8 +111,8 @@ def _is_large(model: nn.Module) -> bool:
 def _collect(large: bool) -> None:
     """Free the memory of a model that nothing refers to any more.
 
-    Modules form reference cycles, so only a garbage collection frees them. It takes half a
-    second, too long for a small model.
+    Modules form reference cycles, so only a garbage collection frees them. It takes
+    half a second, too long for a small model.
     """
     if large:
         gc.collect()
@@ -249,7 +250,8 @@ class AuditContext(Generic[Sets]):
         """A typed result that is computed once and survives interruption.
 
         Args:
-            name: Name of the stage, unique in the audit; an axis starts it with its own name.
+            name: Name of the stage, unique in the audit; an axis starts it with its own
+                name.
             type_: Type of the result.
             files: Other files that the stage writes into ``folder``.
         """

@@ -13,7 +13,7 @@ from capture.data.images import ImageSet
 from capture.data.items import ItemSet
 from evidence.errors import check_list
 from evidence.progress import Progress
-from evidence.storage.typed_json import Json
+from evidence.typed_json import Json
 
 Items = TypeVar("Items", ItemSet, ImageSet)
 

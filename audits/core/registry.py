@@ -40,7 +40,7 @@ AXES: dict[str, AxisEntry] = {
     "membership": AxisEntry("audits.axes.membership.axis"),
     "causal_depth": AxisEntry("audits.axes.causal_depth.axis", EVERY),
     "quantization": AxisEntry("audits.axes.quantization", ("standard", "full")),
-    "relearning": AxisEntry("audits.axes.relearning", EVERY),
+    "relearning": AxisEntry("audits.axes.relearning.axis", EVERY),
     "restoration": AxisEntry("audits.axes.restoration.axis"),
     "circuit": AxisEntry("audits.axes.circuit.axis"),
 }

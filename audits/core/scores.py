@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from audits.core.roles import Role
 from evidence.errors import InputError
 from evidence.intervals import EntityValues, average_by_entity
-from evidence.storage.typed_json import FloatArray
+from evidence.typed_json import FloatArray
 
 
 class Part(StrEnum):
@@ -49,7 +49,8 @@ class RoleScores:
     """Scores by metric, role and part.
 
     Attributes:
-        columns: Names of the tables' columns: layers, checkpoints, schemes, or ("output",).
+        columns: Names of the tables' columns: layers, checkpoints, schemes, or
+            ("output",).
         tables: Metric to role to part to table.
     """
 

@@ -12,9 +12,9 @@ from audits.core.inputs import InputsOf
 from audits.core.registry import ModalityName
 from audits.core.roles import Role
 from audits.core.scores import Part
-from audits.core.workspace import StageRunner
 from audits.modalities.planting import Planted
 from audits.modalities.vocabulary import Vocabulary
+from audits.output.workspace import StageRunner
 from evidence.progress import Progress
 
 Sets = TypeVar("Sets")
@@ -52,17 +52,21 @@ class Modality(Generic[Sets]):
         vocabulary: Words of the verdict's sentences.
         serves: Whether a source of items is of this kind.
         open_inputs: Opens and checks inputs; runs no model.
-        select: Chooses what the original knows, and never-taught items; the stage "original".
+        select: Chooses what the original knows, and never-taught items; the stage
+            "original".
         score_baseline: Scores one model at the output.
         check_swapped: Refuses sets that the candidate's scores show to be swapped.
         plant: Plants a known suppression in the original.
-        edit_shape: Geometry of the weight change by component; None where none is measured.
+        edit_shape: Geometry of the weight change by component; None where none is
+            measured.
         counts: Numbers of items and entities, for ``audit.json``.
-        amounts: Rows and units (tokens or images) of every part, with a number of prompts.
-        work: Floating-point operations of a forward pass over one unit, from the inputs and the
-            number of parameters.
+        amounts: Rows and units (tokens or images) of every part, with a number of
+            prompts.
+        work: Floating-point operations of a forward pass over one unit, from the inputs
+            and the number of parameters.
         unit: Plural noun of the unit.
-        calibrated: Whether the probabilities of the verdict were calibrated on such models.
+        calibrated: Whether the probabilities of the verdict were calibrated on such
+            models.
     """
 
     name: ModalityName

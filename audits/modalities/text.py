@@ -21,12 +21,12 @@ from audits.core.item_sets import TextSets
 from audits.core.preflight import effective_rank
 from audits.core.roles import Role
 from audits.core.scores import Part
-from audits.core.workspace import StageRunner
 from audits.modalities.amounts import text_amounts, text_work
 from audits.modalities.base import Modality, Sources
 from audits.modalities.edit_shape import edit_shape
 from audits.modalities.planting import MORE_STEPS, Planted, plant, wrong_answers
 from audits.modalities.vocabulary import FACTS
+from audits.output.workspace import StageRunner
 from capture.activations.capture import capture_activations
 from capture.data.image_files import is_image_source
 from capture.data.items import Item

@@ -17,7 +17,7 @@ from audits.report.charts import (
     x_positions,
 )
 from audits.report.formatting import figure, in_plot, interval, p_text, percent, plain, step_of
-from evidence.storage.typed_json import Json
+from evidence.typed_json import Json
 
 # Log-probabilities below this share the last bin: the answer is practically impossible.
 MIN_LOGPROB_SHOWN = -20.0

@@ -1,15 +1,15 @@
 """Building blocks of all charts: plain Plotly JSON with colors named by role.
 
-A color is written ``var(--candidate)`` and resolved by the page's style sheet, so that a role
-has one color everywhere, in light, dark and print.
+A color is written ``var(--candidate)`` and resolved by the page's style sheet, so that
+a role has one color everywhere, in light, dark and print.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from audits.report.formatting import in_plot, short_label, step_of
-from evidence.storage.typed_json import Json
+from evidence.typed_json import Json
 
 MAX_TICKS = 14
 # Longer lists and larger values are not drawn.
@@ -32,8 +32,8 @@ class Plot:
 
     title: str
     summary: str
-    data: list[dict[str, Json]]
-    layout: dict[str, Json]
+    data: Sequence[Mapping[str, Any]]
+    layout: Mapping[str, Any]
     keys: tuple[tuple[str, str, str], ...]
     head: tuple[str, ...] = ()
     rows: tuple[tuple[str, ...], ...] = ()

@@ -5,7 +5,7 @@ from typing import Any
 
 from audits.report.charts import Plot, base_layout, numbers, plain_axis, x_positions
 from audits.report.formatting import in_plot, plain
-from evidence.storage.typed_json import Json
+from evidence.typed_json import Json
 
 # Maximum number of items drawn: more rows would be too thin to see.
 MAX_ROWS = 120

@@ -32,7 +32,7 @@ VERDICTS = {
     ),
 }
 STATUSES = {
-    "retained": ("\u25cf", "still there", "beyond the floor"),
+    "retained": ("\u25cf", "retained", "beyond the floor"),
     "absent": ("\u25cb", "at the floor", "equivalent to a model that never knew"),
     "no_power": ("?", "cannot tell", "the test had too little power; it does not vote"),
     "control_failed": ("!", "control failed", "a control failed; it does not vote"),

@@ -5,7 +5,7 @@ from typing import Any
 
 from audits.report.charts import Plot, band, base_layout, line, numbers, ticks
 from audits.report.formatting import figure, in_plot, interval, percent, plain
-from evidence.storage.typed_json import Json
+from evidence.typed_json import Json
 
 SHOWN = (
     ("steered", "candidate", "solid", "forgotten items, steered"),

@@ -7,7 +7,7 @@ from pathlib import Path
 from time import strftime
 from typing import Any
 
-from audits.core.manifest import code_hash, hardware, versions
+from audits.output.manifest import code_hash, hardware, versions
 from audits.run.pipeline import Findings, OpenAudit
 from audits.run.upgrade import OLD_VERSION, upgrade
 from audits.verdict.calibration import CalibrationNote, Estimate, estimate, shipped
@@ -15,7 +15,7 @@ from audits.verdict.rule import Verdict
 from evidence.errors import InputError, printable
 from evidence.storage.files import read_json, utf8_path
 from evidence.storage.regular_files import file_kind, is_folder
-from evidence.storage.typed_json import to_json_object
+from evidence.typed_json import to_json_object
 
 SCHEMA_VERSION = "2.0"
 NOT_CALIBRATED = Estimate(

@@ -12,15 +12,15 @@ from audits.core.context import AuditContext, RunOf, open_run
 from audits.core.preflight import Damage, compare_utility
 from audits.core.registry import AXES, MODALITIES, load_axis, load_modality
 from audits.core.roles import Role
-from audits.core.workspace import StageRunner
 from audits.modalities.base import Modality, Sources
 from audits.modalities.planting import PLANTED_FILE, Planted, planted_model
+from audits.output.workspace import StageRunner
 from audits.run.cost import plan_inputs, total_cost
 from audits.run.disk_space import check_disk_space
 from audits.run.weights import WeightDifference, weight_difference
 from evidence.progress import SILENT, Advance, Progress
 from evidence.results import AxisResult
-from evidence.storage.typed_json import Json
+from evidence.typed_json import Json
 
 # Rough relative cost of a model's stages, for the progress bar.
 BASELINE_COST, AXES_COST, PLANTING_SHARE = 2.0, 4.0, 0.15

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 import psutil
 import torch
 
-from audits.core.manifest import versions
+from audits.output.manifest import versions
 from capture.checkpoints.cache import cache_root
 from evidence.machine.devices import choose_device
 

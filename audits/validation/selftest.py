@@ -1,15 +1,15 @@
 """``exhume selftest``: does this installation distinguish deleted from suppressed?
 
-A small world and models of known state are made on the spot, and every model is audited. The
-result is a confusion matrix for this machine and these library versions. It is no calibration:
-the published error rates are in docs/results/verdict.md.
+A small world and models of known state are made on the spot, and every model is
+audited. The result is a confusion matrix for this machine and these library versions.
+It is no calibration: the published error rates are in docs/results/verdict.md.
 """
 
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from audits.core.outputs import hold_folder
+from audits.output.outputs import hold_folder
 from audits.validation.error_page import page
 from audits.validation.error_rates import Case, ablation, case_of, confusion, figures
 from audits.validation.trials import FLOORS, AuditPlan, run_plan
@@ -19,7 +19,7 @@ from evidence.progress import SILENT, Progress
 from evidence.seeds import check_seed
 from evidence.storage.files import write_files_atomic
 from evidence.storage.regular_files import as_path
-from evidence.storage.typed_json import Json
+from evidence.typed_json import Json
 from testbeds.worlds.biographies import STANDARD, BiosConfig
 from testbeds.worlds.random_models import Family, known_families
 
@@ -94,8 +94,8 @@ def selftest(
     """Make models of known state, audit them, and write the error rates.
 
     Args:
-        out: Folder for models, audits, ``selftest.json`` and ``selftest.html``; the same call
-            resumes there.
+        out: Folder for models, audits, ``selftest.json`` and ``selftest.html``; the
+            same call resumes there.
         families: Architectures.
         seed: Of the world.
         kinds: Kinds of models of known state.

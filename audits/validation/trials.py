@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from audits.core.manifest import code_hash
+from audits.output.manifest import code_hash
 from audits.run.api import audit
 from audits.validation.relearning_grade import RelearningCurve, grade, measure_relearning
 from audits.validation.workers import workers
@@ -74,9 +74,10 @@ def run_plan(plan: AuditPlan, jobs: int, limit_s: float = float("inf")) -> Itera
         limit_s: No new model is started after this many seconds.
 
     Yields:
-        Dicts with ``model, kind, state, family, seed, floor, shows, weights, gold`` (the grade;
-        None where not requested) and ``audit``, the document. For a model that could not be
-        made or audited: ``model`` and ``failed``, the reason, with ``traceback`` for a fault of
+        Dicts with ``model, kind, state, family, seed, floor, shows, weights, gold``
+        (the grade; None where not requested) and ``audit``, the document. For a model
+        that could not be made or audited: ``model`` and ``failed``, the reason, with
+            ``traceback`` for a fault of
         exhume.
     """
     start = time.monotonic()

@@ -1,7 +1,7 @@
 """Reevaluate a finished audit under another rule, or without some of its axes.
 
-Measurements do not depend on the rule; statuses and the verdict do. So thresholds can be tuned,
-and axes ablated, on audits that were run once.
+Measurements do not depend on the rule; statuses and the verdict do. So thresholds can
+be tuned, and axes ablated, on audits that were run once.
 """
 
 from collections.abc import Collection, Mapping
@@ -13,8 +13,8 @@ from audits.axes.base import JudgementContext, measured_stage
 from audits.core.config import AuditConfig, Rule
 from audits.core.preflight import Damage
 from audits.core.registry import ModalityName, load_axis
-from audits.core.workspace import Workspace
 from audits.modalities.planting import Planted
+from audits.output.workspace import Workspace
 from audits.verdict.rule import Verdict, decide
 from evidence.results import AxisResult
 
@@ -66,8 +66,8 @@ def rejudge(
         rule: Thresholds; those of the audit by default.
 
     Raises:
-        InputError: a measurement is missing; the audit was made by another version, or its work
-            folder was deleted.
+        InputError: a measurement is missing; the audit was made by another version, or
+            its work folder was deleted.
     """
     config = AuditConfig.model_validate(
         {name: document["config"][name] for name in AuditConfig.model_fields}

@@ -14,9 +14,9 @@ from audits.core.inputs import open_inputs
 from audits.core.item_sets import TextSets
 from audits.core.preflight import Damage
 from audits.core.roles import Role
-from audits.core.workspace import StageRunner
 from audits.modalities.planting import planted_model
 from audits.modalities.text import plant_suppression
+from audits.output.workspace import StageRunner
 from benchmarks.harness.results import Row, at_least, at_most, row
 from benchmarks.harness.runner import Run
 from capture.checkpoints.open import open_checkpoint

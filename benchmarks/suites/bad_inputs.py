@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from audits.core.manifest import code_hash
+from audits.output.manifest import code_hash
 from benchmarks.harness.results import Row, at_least, at_most, row
 from benchmarks.harness.runner import Run, Suite
 from capture.checkpoints.cache import cache_root

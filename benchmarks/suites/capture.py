@@ -10,7 +10,7 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from benchmarks.harness.clock import Clock
 from benchmarks.harness.results import Row, at_most, ratio, row
 from benchmarks.harness.runner import Run
 from capture.activations.capture import capture_activations
+from capture.activations.passes import accepted_inputs
 from capture.data.sequences import Sequences, batches
 from capture.network.sites import find_sites
 
@@ -72,7 +73,7 @@ def through_nnsight(model, sites, rows: Sequences):
             here = torch.arange(len(last))
             got = {}
             with torch.no_grad():
-                with wrapped.trace(**batch.model_inputs):
+                with wrapped.trace(**accepted_inputs(model, batch.model_inputs)):
                     for place in places:
                         got[place.name] = nnsight.save(envoys[id(place.module)].output)
             for value in got.values():
@@ -143,7 +144,7 @@ def child(kind: str, threads: int, repeats: int, count: int) -> dict:
     def ours(names):
         return lambda: capture_activations(model, rows, names, "last", batch_tokens=TOKENS)
 
-    sides = {"all": ours(every), "half": ours(half)}
+    sides: dict[str, Callable[[], object]] = {"all": ours(every), "half": ours(half)}
     if kind == "plain":
         sides["peer"] = lambda: plain(model, rows)
         sides["hidden"] = lambda: plain(model, rows, hidden=True)

@@ -1,8 +1,8 @@
 """Do patched states tell models that know from models that never knew?
 
 Models of the tuning part of the zoo are audited with ``behaviour`` and
-``causal_depth``; edits of known size in bins are quantised. Figures count operations and
-errors, none of them time.
+``causal_depth``; edits of known size in bins are quantised. Figures count operations
+and errors, none of them time.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from audits.core.manifest import code_hash
+from audits.output.manifest import code_hash
 from benchmarks.harness import results
 from benchmarks.harness.results import Row, at_least, at_most, roc_auc
 from benchmarks.harness.runner import Run, Suite

@@ -120,7 +120,7 @@ def cka(run: Run) -> Iterator[Row]:
         against = f"textbook loop on the {where}, extrapolated from one pair"
         yield ratio(figure, peer, own, 50, against, agreement=error)
     try:
-        from cka import cka_from_features
+        from cka import cka_from_features  # pyright: ignore[reportMissingImports]
     except ImportError:
         print("pytorch-cka is not installed: its row is left out")
     else:

@@ -152,7 +152,7 @@ def vectors(run: Run) -> Iterator[Row]:
         name = "captum TCAV's default classifier (other answers: hinge, 2/3 of rows)"
         peers["logistic"].append((name, captum))
     for method, loops in peers.items():
-        concept_vectors(x[:1], known, method)
+        found = concept_vectors(x[:1], known, method).vectors
         own = []
         for _ in range(3):
             start = clock.now()

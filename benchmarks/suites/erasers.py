@@ -56,7 +56,7 @@ def peer_fitter(*arguments, **options):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            from concept_erasure import LeaceFitter
+            from concept_erasure import LeaceFitter  # pyright: ignore[reportMissingImports]
         except ImportError:
             raise InputError("concept-erasure is not installed", fix=INSTALL) from None
     return LeaceFitter(*arguments, **options)

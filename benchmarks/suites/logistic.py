@@ -81,7 +81,7 @@ def agreement(
         rows = rows / rows[train].std(0) if scaled else rows
         if rows.shape[1] > len(rows):
             # The rows in a basis of their span: the optimum only turns with it.
-            rows = np.linalg.qr(rows.T, mode="r").T
+            rows = np.linalg.qr(rows.T).R.T
         model = LogisticRegression(C=C, solver="newton-cholesky", tol=1e-10, max_iter=500)
         expected = model.fit(rows[train], codes[train]).decision_function(rows[test])
         got = scores[site][:, test]

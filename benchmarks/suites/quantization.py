@@ -21,8 +21,8 @@ from audits.core.context import AuditContext, open_run
 from audits.core.inputs import open_inputs
 from audits.core.item_sets import TextSets
 from audits.core.preflight import Damage
-from audits.core.workspace import StageRunner
 from audits.modalities.text import score_baseline
+from audits.output.workspace import StageRunner
 from benchmarks.harness.results import Row, at_least, at_most, row
 from benchmarks.harness.runner import Run
 from capture.checkpoints.open import open_checkpoint
@@ -74,8 +74,8 @@ def least_hiding_edit(
     """The least edit of ``SIZES`` that unlearns, else the last.
 
     Returns:
-        The model, its size, and by size the exact-match rate and the share of codes that
-        are the original's.
+        The model, its size, and by size the exact-match rate and the share of codes
+        that are the original's.
     """
     checkpoint = open_checkpoint(world.original)
     items = read_items(world.forget)

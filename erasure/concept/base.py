@@ -1,10 +1,11 @@
 """Base classes of erasers: scikit-learn's contract, with an optional site axis."""
 
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
@@ -35,6 +36,10 @@ class ConceptEraser(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         """Fit on (item, d) or (site, item, d) activations and the concept ``y``."""
         raise NotImplementedError
 
+    @overload
+    def transform(self, X: Tensor) -> Tensor: ...
+    @overload
+    def transform(self, X: ArrayLike) -> NDArray: ...
     def transform(self, X):
         """Activations without the concept, of the same shape, type and device."""
         check_is_fitted(self, "eraser_")

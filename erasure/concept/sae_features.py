@@ -11,9 +11,10 @@ features of arXiv 2602.18505.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from capture.network.structure import block_at, down_projection, value_vectors
@@ -137,6 +138,10 @@ class DictionaryEraser:
         size = float(offsets.norm(dim=1).median())
         return cls(selected, tuple(chosen.tolist()), f1[chosen], float(strength), size)
 
+    @overload
+    def transform(self, x: Tensor) -> Tensor: ...
+    @overload
+    def transform(self, x: NDArray) -> NDArray: ...
     def transform(self, x):
         """(..., d) activations without the features, of the same shape, type and device."""
         rows = x if isinstance(x, Tensor) else torch.as_tensor(x)

@@ -1,9 +1,9 @@
 """``exhume pga``: erasers of membership, under the published and a held-out protocol.
 
-Every eraser runs twice. Once it sees all keys and is scored on them, as published. Once it sees
-one part of the keys and is scored on the other, by newly fitted classifiers and against
-permuted labels. The comparison includes the unmodified original, its counterfactual retrain
-without fixed codes ("twin"), and untrained networks.
+Every eraser runs twice. Once it sees all keys and is scored on them, as published. Once
+it sees one part of the keys and is scored on the other, by newly fitted classifiers and
+against permuted labels. The comparison includes the unmodified original, its
+counterfactual retrain without fixed codes ("twin"), and untrained networks.
 """
 
 from dataclasses import asdict
@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from audits.core.outputs import EXPERIMENT, check_output_folder
-from audits.core.workspace import StageRunner, Workspace, canonical_json
+from audits.output.outputs import EXPERIMENT, check_output_folder
+from audits.output.workspace import StageRunner, Workspace, canonical_json
 from capture.checkpoints.cache import cache_root
 from capture.data.sequences import Sequences
 from erasure.unlearning.training.objectives import count_scored
@@ -97,8 +97,8 @@ def pga(
         protocol), ``interventions``, ``claims``.
 
     Raises:
-        InputError: the folder holds something else or is another run's, or there are too few
-            keys.
+        InputError: the folder holds something else or is another run's, or there are
+            too few keys.
     """
     from experiments.pga.report import render
 

@@ -1,6 +1,7 @@
 """Autoencoders on states made of known directions, at our sites, and refused."""
 
 import json
+from dataclasses import replace
 from importlib.util import find_spec
 
 import numpy as np
@@ -17,7 +18,7 @@ from attribution.sae.autoencoder import (
     steer_latents,
 )
 from attribution.sae.files import load_sae
-from attribution.sae.training import KINDS, SaeConfig, train_sae
+from attribution.sae.training import KINDS, Kind, SaeConfig, train_sae
 from capture.activations.capture import capture_activations
 from capture.data.sequences import pad
 from capture.network.hooks import count_hooks, patch, record
@@ -48,9 +49,8 @@ def states(count=4096, seed=0):
     return (mixed + noise + 3).astype(np.float32), directions, chosen
 
 
-def config(kind="topk", **other):
-    settings = {"expansion": 2, "k": ON, "epochs": 12, "batch_size": 128, "lr": 5e-3}
-    return SaeConfig(kind=kind, **(settings | other))
+def config(kind: Kind = "topk", **other):
+    return replace(SaeConfig(kind, expansion=2, k=ON, epochs=12, batch_size=128, lr=5e-3), **other)
 
 
 @pytest.fixture(scope="module")

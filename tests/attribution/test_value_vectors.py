@@ -15,7 +15,7 @@ from attribution.value_vectors.survival import (
 )
 from capture.data.sequences import Sequences, pad
 from capture.network.hooks import count_hooks, patch
-from capture.network.sites import find_sites, neuron_projection, with_neurons
+from capture.network.sites import Sites, find_sites, neuron_projection, with_neurons
 from capture.network.structure import value_vectors
 from capture.scoring.answers import score_answers
 from evidence.errors import InputError
@@ -24,12 +24,18 @@ from tests.helpers.model_families import LAYERS, VOCABULARY, Cnn, rows, tiny
 FAMILIES = ("llama", "gpt2", "neox")
 
 
+def unembedding(sites: Sites) -> torch.Tensor:
+    """Weight of the output layer, (token, width)."""
+    assert sites.head is not None
+    return sites.head.get_parameter("weight")
+
+
 def planted(family, layer=1, neurons=(3, 7), tokens=(11, 20)):
     """A random model in which two value vectors are the rows of two tokens."""
     model = tiny(family)
     sites = find_sites(model)
     with torch.no_grad():
-        table = sites.head.weight
+        table = unembedding(sites)
         values = value_vectors(neuron_projection(sites, layer))
         for neuron, token in zip(neurons, tokens, strict=True):
             values[neuron] = 3 * (table[token] - table.mean(0))
@@ -69,7 +75,7 @@ def test_planted_value_vectors_are_found_with_the_score_of_a_plain_projection(fa
     assert found.layers[:2, 0].tolist() == [1, 1]
     assert found.neurons[:2, 0].tolist() == [3, 7]
     assert set(found.neurons[2].tolist()) == {3, 7}
-    table = find_sites(model).head.weight.detach().double()
+    table = unembedding(find_sites(model)).detach().double()
     vector = value_vectors(neuron_projection(find_sites(model), 1))[3].detach().double()
     logits = table @ vector
     wanted = (logits[11] - logits.mean()) / logits.std(correction=0)
@@ -157,11 +163,12 @@ def test_noise_on_what_carries_an_answer_breaks_that_answer_alone():
     sites = find_sites(model)
     owner = neuron_projection(sites, 2)
     with torch.no_grad():
-        values, table = value_vectors(owner), sites.head.weight
+        values, table = value_vectors(owner), unembedding(sites)
         values[3] = 40 * (table[11] - table.mean(0)) / table[11].norm()
         # The neuron is on for every prompt, and all it does is write token 11.
-        first = model.transformer.h[2].mlp.c_fc
-        first.weight[:, 3], first.bias[3] = 0.0, 1.0
+        first = "transformer.h.2.mlp.c_fc"
+        model.get_parameter(f"{first}.weight")[:, 3] = 0.0
+        model.get_parameter(f"{first}.bias")[3] = 1.0
     data, names = two_answers()
     found = find_value_vectors(model, {"a": [11]}, k=1)
     assert found.neurons.tolist() == [[3]]
@@ -188,7 +195,7 @@ def test_survival_of_untouched_turned_and_replaced_vectors(family):
         values[3] *= -1
         # A changed head must not matter: the original's is used for both.
         if family != "llama":
-            find_sites(edited).head.weight.mul_(-1)
+            unembedding(find_sites(edited)).mul_(-1)
     after = trace_survival(model, edited, found)
     assert after.cosine[0, 0] == pytest.approx(-1, abs=1e-6)
     assert after.distance[0, 0] == pytest.approx(2, abs=1e-6)

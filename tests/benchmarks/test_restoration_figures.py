@@ -18,13 +18,13 @@ def case(name, kind, state, net, published, never=0.0):
             if net is None
             else {"net": net, "rate": net, "controls": {}, "interval": [net, net]}
         },
-        "readout_intact": {
+        "state_injection": {
             "roles": {
                 role: {"arms": {"as published": {"best": best}}} for role, best in roles.items()
             }
         },
     }
-    found = axis("restoration", reading("told", [column("a", 0.5)]), details=details)
+    found = axis("restoration", reading("steered, contrast", [column("a", 0.5)]), details=details)
     return {
         "model": name,
         "kind": kind,
@@ -119,8 +119,10 @@ def test_rates_count_what_each_axis_finds_by_state_and_floor():
 
 
 def test_what_both_axes_found_decides_where_they_alone_look_inside():
-    gone = reading("said in full", [column("output", 0.0)], residual=0.0)
+    gone = reading("exact match", [column("output", 0.0)], residual=0.0)
     whole = {
+        "schema_version": "2.0",
+        "modality": "text",
         "axes": [
             axis("behaviour", gone | {"residual_interval": [-0.1, 0.1]}),
             axis("decodability", reading("refitted probe", [column("resid.1", 0.5)])),
@@ -130,7 +132,7 @@ def test_what_both_axes_found_decides_where_they_alone_look_inside():
         "verdict": {"floor": "never_taught"},
     }
     steered = axis(
-        "restoration", reading("steered, said", [column("steered", 1.0)]), status="retained"
+        "restoration", reading("steered, exact match", [column("steered", 1.0)]), status="retained"
     )
     steered["readings"][0] |= {"p_value": 0.0005, "residual": 1.0}
     case = {

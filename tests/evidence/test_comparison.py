@@ -84,6 +84,7 @@ def test_holm_is_that_of_statsmodels(values):
 
     named = {str(place): value for place, value in enumerate(values)}
     theirs = multipletests(values, method="holm")[1]
+    assert theirs is not None
     assert list(holm_adjusted(named).values()) == pytest.approx(theirs.tolist())
 
 

@@ -14,8 +14,8 @@ from evidence import moved
 ROOT = Path(__file__).parents[2]
 
 
-def python(code: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, *code], cwd=ROOT, capture_output=True, text=True)
+def python(arguments: list[str]) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("old", sorted(moved.renamed()))
@@ -41,7 +41,7 @@ def test_an_old_name_is_the_new_module_itself(monkeypatch):
     with pytest.warns(DeprecationWarning, match=f"{old} moved to {new}"):
         found = import_module(old)
     assert found is import_module(new)
-    assert found.__spec__.name == new
+    assert found.__spec__ is not None and found.__spec__.name == new
 
 
 def test_a_package_named_like_a_module_that_moved_passes_on_its_names():

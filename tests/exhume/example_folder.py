@@ -45,8 +45,8 @@ def make_folder(folder: Path) -> None:
     }
     for name, place in places.items():
         place.rename(folder / name)
-    pair = [folder / name for name in ("original", "unlearned")]
-    sets = [folder / f"{name}.jsonl" for name in ("forget", "retain")]
+    pair = folder / "original", folder / "unlearned"
+    sets = folder / "forget.jsonl", folder / "retain.jsonl"
     never = folder / "never_taught.jsonl"
     for name, axes in (
         ("finished", ["behaviour", "decodability"]),

@@ -117,4 +117,4 @@ def test_a_large_model_has_a_short_table_of_sites():
 def test_the_width_varies_where_sites_differ():
     layers = [torch.nn.Linear(6, 4), torch.nn.ReLU(), torch.nn.Linear(4, 3)]
     sites = exhume.find_sites(torch.nn.Sequential(*layers), torch.randn(2, 6))
-    assert "varies" in repr(sites) and sites.to_frame()["width"].isna().any()
+    assert "varies" in repr(sites) and sites.to_frame()["width"].isna().to_numpy().any()

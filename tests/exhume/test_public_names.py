@@ -80,7 +80,7 @@ def test_the_reference_page_shows_every_name_once():
 
 def test_a_name_that_does_not_exist_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'audt'"):
-        _ = exhume.audt
+        _ = exhume.audt  # pyright: ignore[reportAttributeAccessIssue]
     assert not hasattr(exhume, "__path_of_nothing__")
 
 

@@ -64,6 +64,7 @@ def test_a_world_is_made_and_erased_there(tmp_path, there, monkeypatch):
     assert found["recall"]["mean"] == pytest.approx(here["recall"]["mean"], rel=1e-2)
     card = build_codes(SIZES["small"], 0, tmp_path).card()
     assert card["device"] == "cuda"
+    assert isinstance(card["measured"], dict)
     assert card["measured"]["memorised"]["greedy"] == 1.0
 
 

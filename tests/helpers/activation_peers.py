@@ -15,7 +15,7 @@ import warnings
 from pathlib import Path
 
 import torch
-from transformers import BertForMaskedLM
+from transformers import BertConfig, BertForMaskedLM, PreTrainedModel
 
 from capture.activations.capture import Activations, capture_activations, capture_images
 from capture.activations.passes import accepted_inputs
@@ -34,7 +34,9 @@ def built(family):
         return Cnn().eval()
     if family == "bert":  # TransformerLens knows BERT with its output layer only
         torch.manual_seed(0)
-        return BertForMaskedLM(tiny("bert").config).eval()
+        config = tiny("bert").config
+        assert isinstance(config, BertConfig)
+        return BertForMaskedLM(config).eval()
     return tiny(family)
 
 
@@ -89,7 +91,7 @@ def by_nnsight(model, sites, sequences):
     got = {}
     text = family_of(model) == "text"
     batch = pad(sequences) if text else None
-    inputs = accepted_inputs(model, batch.model_inputs) if text else {}
+    inputs = accepted_inputs(model, batch.model_inputs) if batch is not None else {}
     args = () if text else (pixels(),)
     with torch.no_grad():
         with wrapped.trace(*args, **inputs):
@@ -243,6 +245,7 @@ def check_hooked():
     for row, ids in enumerate(rows().ids):
         with torch.no_grad():
             output, cache = hooked.run_with_cache(torch.tensor([ids]))
+        assert output is not None and not isinstance(output, tuple)
         for name in sites.names:
             kind, *numbers = name.split(".")
             if kind == "head":
@@ -267,6 +270,7 @@ def check_folder(library, folder):
     """The same on a real model, rows of mixed length, every layer."""
     checkpoint = open_checkpoint(folder)
     model = checkpoint.load()
+    assert isinstance(model, PreTrainedModel)
     # The bridge always computes attention this way; another kernel rounds otherwise,
     # by 4e-4 where the last layer's values reach 500.
     model.set_attn_implementation("eager")

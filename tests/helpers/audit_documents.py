@@ -33,6 +33,8 @@ METRICS = {
     "transferred states, exact match": ("exact_match", "share of answers given", True),
     "transferred states, contrast": ("contrast", "other answers outranked (chance 0.5)", False),
     "held-out half, exact match": ("exact_match", "share of answers given", True),
+    "steered, exact match": ("exact_match", "share of answers given", True),
+    "steered, contrast": ("contrast", "other answers outranked (chance 0.5)", False),
     "held-out half, contrast": ("contrast", "other answers outranked (chance 0.5)", False),
 }
 """Metric, unit and whether it is a share, by the name of the reading."""

@@ -6,12 +6,17 @@ views of marked ones fail.
 
 from collections.abc import Iterable
 from contextlib import nullcontext
+from inspect import getattr_static
+from typing import TypeVar
 
 import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
+Value = TypeVar("Value")
+
 MARK = "_said_to_be_on_cuda"
+SET_DATA = getattr_static(torch.Tensor, "data").__set__
 FETCHES = ("__getitem__", "__setitem__", "copy_", "item", "__len__")
 VIEWS = ("numpy", "__array__")
 MODULES = ("_parse_to", "_has_compatible_shallow_copy_type")
@@ -22,7 +27,7 @@ def marked(value: object) -> bool:
     return isinstance(value, torch.Tensor) and getattr(value, MARK, False)
 
 
-def mark(value: object, there: bool) -> object:
+def mark(value: Value, there: bool) -> Value:
     if isinstance(value, torch.Tensor):
         setattr(value, MARK, there)
     elif isinstance(value, list | tuple):
@@ -56,7 +61,7 @@ class PretendCuda(TorchFunctionMode):
             return torch.device("cuda" if marked(args[0]) else "cpu")
         if name in MODULES:
             return func(*args, **kwargs)
-        if func == torch.Tensor.data.__set__:  # how a module moves its parameters
+        if func == SET_DATA:  # how a module moves its parameters
             func(*args)
             mark(args[0], marked(args[1]))
             return None
@@ -75,9 +80,8 @@ class PretendCuda(TorchFunctionMode):
             there = bool(asked) or name == "cuda" or bool(target)
             if not there and not here and name == "to" and len(used) == 1:
                 there = marked(used[0])
-            args = (args[0],) if name == "cuda" else args
-            out = func(*args, **kwargs) if name != "cuda" else args[0]
-            moved = there != marked(args[0])
+            out = used[0] if name == "cuda" else func(*args, **kwargs)
+            moved = there != marked(used[0])
             return mark(out.clone() if moved else out, there)
         many = [one for one in used if one.ndim]
         if name not in FETCHES and len({marked(one) for one in many}) > 1:

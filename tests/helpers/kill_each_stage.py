@@ -12,7 +12,7 @@ import signal
 import sys
 from pathlib import Path
 
-from audits.core.workspace import Workspace
+from audits.output.workspace import Workspace
 from audits.run import api as audits_audit
 
 
@@ -45,8 +45,8 @@ def main() -> None:
         if child == 0:
             try:
                 audit_until_killed(arguments, killed)
-            except BaseException:
-                sys.excepthook(*sys.exc_info())
+            except BaseException as error:
+                sys.excepthook(type(error), error, error.__traceback__)
                 os._exit(1)
             os._exit(0)
         _, status = os.waitpid(child, 0)

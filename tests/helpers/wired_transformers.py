@@ -1,5 +1,7 @@
 """Small models of every shape, random prompt pairs, and a model wired by hand."""
 
+from typing import TypedDict
+
 import torch
 from torch import nn
 from transformers import (
@@ -16,13 +18,28 @@ from transformers import (
 
 from attribution.circuits.forward_backward import InstrumentedModel
 from attribution.circuits.graph import build_graph
-from attribution.circuits.metrics import PairBatch, make_batch
+from attribution.circuits.metrics import MetricName, PairBatch, make_batch
 from attribution.circuits.prompt_pairs import PromptPairs
 from attribution.circuits.structure import find_structure
 from capture.data.sequences import Sequences
 from tests.helpers.model_families import HEADS, LAYERS, VOCABULARY, WIDTH, tiny
 
-SHARED = {
+
+class Shared(TypedDict):
+    """Settings that configurations of most families have."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    max_position_embeddings: int
+    bos_token_id: int
+    eos_token_id: int
+    pad_token_id: int
+
+
+SHARED: Shared = {
     "vocab_size": VOCABULARY,
     "hidden_size": WIDTH,
     "intermediate_size": 40,
@@ -105,7 +122,7 @@ def subject_of(model: nn.Module) -> InstrumentedModel:
     return InstrumentedModel(model, structure, build_graph(structure), structure.readout)
 
 
-def batch_of(pairs: PromptPairs, metric="logit_difference") -> PairBatch:
+def batch_of(pairs: PromptPairs, metric: MetricName = "logit_difference") -> PairBatch:
     return make_batch(pairs, list(range(len(pairs))), metric, torch.device("cpu"))
 
 
@@ -155,9 +172,10 @@ def wired() -> PreTrainedModel:
 
         def head(layer, number, key_place, sources, target):
             """At the last position look at ``key_place``; copy sources to target."""
-            attention = body.h[layer].attn
+            attention = f"transformer.h.{layer}.attn"
             first = number * size
-            wqkv, wo = attention.c_attn.weight, attention.c_proj.weight
+            wqkv = model.get_parameter(f"{attention}.c_attn.weight")
+            wo = model.get_parameter(f"{attention}.c_proj.weight")
             wqkv[place + POSITIONS - 1, first] = 8.0
             wqkv[place + key_place, width + first] = 8.0
             for source in sources:
@@ -170,9 +188,10 @@ def wired() -> PreTrainedModel:
         head(0, 3, 0, [token], unread)
         head(1, 2, POSITIONS - 1, [copied], read)
         head(1, 0, POSITIONS - 1, [copied, unread], unread_too)
-        mlp = body.h[0].mlp
-        mlp.c_fc.weight[unread : unread + NAMES, :NAMES] = eye
-        mlp.c_proj.weight[:NAMES, unread : unread + NAMES] = eye
+        into_mlp = model.get_parameter("transformer.h.0.mlp.c_fc.weight")
+        out_of_mlp = model.get_parameter("transformer.h.0.mlp.c_proj.weight")
+        into_mlp[unread : unread + NAMES, :NAMES] = eye
+        out_of_mlp[:NAMES, unread : unread + NAMES] = eye
     return model
 
 

@@ -36,7 +36,7 @@ def test_it_is_scikit_learns_ridge_onto_class_offsets(rng):
     targets = np.stack([mean[c] - kind[d] for c, d in zip(y, k, strict=True)])
     centered = x - x.mean(0)
     sizes = np.linalg.svd(centered, compute_uv=False)
-    alpha = found.penalty * np.mean(sizes**2)
+    alpha = float(found.penalty * np.mean(sizes**2))
     ridge = Ridge(alpha=alpha, fit_intercept=False, solver="cholesky")
     wanted = ridge.fit(centered, targets).predict(states[~half] - x.mean(0))
     got = found.apply(torch.from_numpy(states[~half])).numpy()

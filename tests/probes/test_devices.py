@@ -47,6 +47,7 @@ def test_logistic_folds(there, n, d, classes, precision, scaling, labels):
     here = probe.held_out(x, many, classes, folds, coefficients=True)
     with there():
         found = probe.held_out(x.to("cuda"), many.to("cuda"), classes, folds, coefficients=True)
+        assert found.coef is not None and here.coef is not None
         assert found.scores.device.type == found.coef.device.type == "cuda"
         scores, coef = found.scores.cpu(), found.coef.cpu()
     close = 1e-7 if precision == "float64" else 2e-4
@@ -128,10 +129,10 @@ def test_the_pretended_device_refuses_what_cuda_would():
     with PretendCuda():
         one, other = torch.ones(3).to("cuda"), torch.ones(3)
         with pytest.raises(RuntimeError, match="both devices"):
-            one + other
+            _ = one + other
         with pytest.raises(TypeError, match="NumPy"):
             one.numpy()
         with pytest.raises(RuntimeError, match="both devices"):
-            (one * 2)[:, None] * torch.zeros(3, device=other.device)
+            _ = (one * 2)[:, None] * torch.zeros(3, device=other.device)
         assert one.new_zeros(2).device.type == "cuda"
         assert (one.cpu() + other).device.type == "cpu"

@@ -189,7 +189,7 @@ def test_examples_parse_and_import_what_exists(page, code):
     if code.startswith(">>>"):
         code = "".join(each.source for each in doctest.DocTestParser().get_examples(code))
     for node in ast.walk(ast.parse(code)):
-        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in PACKAGES:
+        if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] in PACKAGES:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
             wrong += [name for name in names if not exists(name)]
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):

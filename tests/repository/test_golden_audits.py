@@ -185,7 +185,9 @@ def test_rounding_is_let_pass_and_nothing_else(kept):
     assert wrong("notes", [first, second.replace("93", "94")])
     assert wrong("notes", [first, second.replace("of 0.2", "of 0.5")])
     assert wrong("notes", [first]) and wrong("notes", [first, second, "One more."])
-    share = int(re.search(r"(\d+)% of forgotten prompts", first)[1])
+    named = re.search(r"(\d+)% of forgotten prompts", first)
+    assert named is not None
+    share = int(named[1])
     assert wrong("notes", [first.replace(f"{share}%", f"{share + 1}%"), second]) == []
     assert wrong("notes", [first.replace(f"{share}%", f"{share - 40}%"), second])
 

@@ -180,11 +180,11 @@ def test_profiles_in_python(profile):
 @pytest.mark.parametrize("given", [5, b"x", "llama", {"llama": 1}, [["llama"]], [None]])
 def test_lists_in_python(given):
     refusal(lambda: check_list(given, "things")) if not isinstance(given, list) else None
-    refusal(lambda: selftest(Path("out"), families=given))
+    refusal(lambda: selftest(Path("out"), families=given))  # pyright: ignore[reportArgumentType]
     refusal(lambda: build_zoo(Path("out"), seeds=[0], families=given))
     refusal(lambda: build_zoo(Path("out"), seeds=[0], only=given))
     refusal(lambda: build_zoo(Path("out"), seeds=given))
-    refusal(lambda: build_zoo(Path("out"), seeds=[0], world=given))
+    refusal(lambda: build_zoo(Path("out"), seeds=[0], world=given))  # pyright: ignore[reportArgumentType]
 
 
 PATHS = [None, 5, b"out", [], {}, "", "\0", "~nobody-here/out"]
@@ -195,7 +195,7 @@ def test_paths_in_python(tmp_path, given):
     refusal(lambda: audit("a", "b", "f", "r", given))
     refusal(lambda: audit("a", "b", given, "r", "out"))
     refusal(lambda: audit("a", "b", "f", given, "out"))
-    refusal(lambda: audit("a", "b", "f", "r", "out", reference=5))
+    refusal(lambda: audit("a", "b", "f", "r", "out", reference=5))  # pyright: ignore[reportArgumentType]
     refusal(lambda: plan("a", "b", given, "r"))
     refusal(lambda: plan("a", "b", "f", given))
     refusal(lambda: run_demo(given))
@@ -276,6 +276,7 @@ def test_errors_are_one_line_of_what_a_terminal_can_show():
     error = InputError(odd, expected=odd, got=odd, fix=odd)
     check(str(error))
     for part in (error.wrong, error.expected, error.got, error.fix):
+        assert part is not None
         assert part == printable(part) and part.endswith("end")
     assert "8\u202f%" in str(InputError("a share", got="8\u202f% of it \u00e9\u4e2d"))
     long = InputError("x" * 10**6, got="y" * 10**6)

@@ -139,7 +139,7 @@ ARCHIVES = {
     "dates": lambda: whole(member(IMAGE.astype("m8[s]"))),
     "text": lambda: whole(member(IMAGE.astype(str))),
     "no sides": lambda: whole(member(np.zeros((2, 0, 0), dtype=np.uint8))),
-    "one number": lambda: whole(member(np.uint8(3))),
+    "one number": lambda: whole(member(np.array(3, np.uint8))),
     "no images": lambda: whole(member(IMAGE[:0]), member(LABEL[:0])),
     "float labels": lambda: whole(label=member(LABEL.astype(float))),
     "text labels": lambda: whole(label=member(LABEL.astype(str))),

@@ -1,15 +1,17 @@
 """Restoration axis: can the forgotten knowledge be steered back from inside the candidate?
 
-The published test copies the original's activations into the candidate wherever the true label
-is a forgotten one. This shows that the candidate's readout is intact, not that the candidate
-holds any knowledge. Here the candidate must restore itself: one fixed edit of its states, the
-same for every input, fitted on *other* items, with a strength chosen under a limit on the loss
-of retain answers. The effect of the same edit on never-taught items is the floor. The controls,
-an edit in a random direction and an edit that reads another item's state, must restore little.
-After arXiv 2602.18505, with controls added.
+The published test copies the original's activations into the candidate wherever the
+true label is a forgotten one. This shows that the candidate's readout is intact, not
+that the candidate holds any knowledge. Here the candidate must restore itself: one
+fixed edit of its states, the same for every input, fitted on *other* items, with a
+strength chosen under a limit on the loss of retain answers. The effect of the same edit
+on never-taught items is the floor. The controls, an edit in a random direction and an
+edit that reads another item's state, must restore little. After arXiv 2602.18505, with
+controls added.
 
-For images it can block ``deleted`` but never makes ``suppressed``: retrains from the original's
-starting weights were steered to a quarter of a class they never saw (``docs/results/vision.md``).
+For images it can block ``deleted`` but never makes ``suppressed``: retrains from the
+original's starting weights were steered to a quarter of a class they never saw
+(``docs/results/vision.md``).
 """
 
 from collections.abc import Callable, Sequence
@@ -40,7 +42,7 @@ from audits.core.roles import Role
 from audits.core.scores import Part, RoleScores, ScoreTable
 from audits.modalities.image_sets import EvaluationSets, image_table
 from evidence.results import AxisResult, Control, OnFailure, Reading, Status
-from evidence.storage.typed_json import Json, to_json
+from evidence.typed_json import Json, to_json
 
 FINDING = "Steered by one fixed change, fitted on other items, the candidate "
 CONTRAST = MetricSpec(
@@ -146,7 +148,8 @@ def measure_text(ctx: AuditContext[TextSets]) -> Measurement:
             ctx.models[Role.ORIGINAL].weights_hash,
             ctx.tokenizer,
             ctx.sets,
-            ctx.config,
+            ctx.config.budget.prompts_per_item,
+            ctx.config.seed,
             ctx.folder / "saes",
             ctx.progress,
         )
@@ -244,7 +247,7 @@ def judge(measured: Measurement, ctx: JudgementContext) -> AxisResult:
     notes: list[str] = []
     details: dict[str, Json] = {
         "choices": {
-            role: [_choice_details(choice, text) for choice in trial.choices]
+            role: [choice_details(choice, text) for choice in trial.choices]
             for role, trial in trials.items()
         }
     }
@@ -276,7 +279,8 @@ def _planted(scores: RoleScores, metric: MetricSpec, ctx: JudgementContext) -> C
     return planted_control(test.p_value, ctx.rule.alpha, name, OnFailure.NO_ABSENCE)
 
 
-def _choice_details(choice: Choice, text: bool) -> Json:
+def choice_details(choice: Choice, text: bool) -> Json:
+    """A choice as ``audit.json`` has it."""
     shown: dict[str, Json] = {
         "method": choice.method,
         "site": choice.site,

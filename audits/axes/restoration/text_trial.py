@@ -42,7 +42,6 @@ from audits.axes.restoration.steering import (
     steering_hook,
 )
 from audits.axes.restoration.trial import NAME, Arm, CurvePoint, Retractions, Trial, pool_halves
-from audits.core.config import AuditConfig
 from audits.core.item_sets import TextSets
 from audits.core.scores import Part, ScoreTable
 from capture.data.items import ItemSet, normalize_text
@@ -102,12 +101,16 @@ def prepare_text(
     weights_hash: str,
     tokenizer: PreTrainedTokenizerBase,
     sets: TextSets,
-    config: AuditConfig,
+    wordings: int,
+    seed: int,
     folder: Path,
     progress: Progress = SILENT,
 ) -> TextSetup:
-    """Split the items, train the autoencoder into ``folder``, capture the original's states."""
-    seed, wordings = config.seed, config.budget.prompts_per_item
+    """Split the items, train the autoencoder into ``folder``, capture the original's states.
+
+    Args:
+        wordings: Prompts per item.
+    """
     forget, never_taught = (
         EncodedQuestions.of(sets.questions(part, wordings), tokenizer)
         for part in (Part.FORGET, Part.NEVER_TAUGHT)

@@ -19,7 +19,7 @@ from attribution.circuits.graph import build_graph
 from attribution.circuits.metrics import make_batch, make_metric
 from attribution.circuits.prompt_pairs import PromptPairs, pair_items
 from attribution.circuits.structure import find_structure
-from audits.core.workspace import peak_memory
+from audits.output.workspace import peak_memory
 from benchmarks.harness.results import Row, at_least, at_most, row
 from benchmarks.harness.runner import Run
 from capture.checkpoints.open import open_checkpoint
@@ -28,6 +28,7 @@ from capture.data.sequences import Sequences
 from capture.network.hooks import evaluation_mode, patch
 from testbeds.worlds.biographies import STANDARD, build_bios
 from testbeds.worlds.capitals import capital_items
+from testbeds.worlds.random_models import Family
 from testbeds.worlds.smollm2 import fetch_smollm2
 from testbeds.zoo.build import sized
 from tests.attribution.circuits.induction_model import (
@@ -41,7 +42,7 @@ from tests.helpers.wired_transformers import TRUE_EDGES, wired, wired_pairs
 PAIRS, RANDOM, LARGEST = 16, 300, 50
 
 
-def bios_case(root: Path, seed: int, family: str):
+def bios_case(root: Path, seed: int, family: Family):
     """A bios original and pairs of its forgotten people."""
     world = build_bios(sized(STANDARD, family), seed, root / "worlds")
     checkpoint = open_checkpoint(world.original)
@@ -229,18 +230,20 @@ def peer(run: Run) -> Iterator[Row]:
         return
     from benchmarks.suites.circuits.circuitkit_peer import Peer
 
-    for name, sizes in (
-        ("a small GPT-2", {"n_embd": 48, "n_layer": 4, "n_head": 4}),
-        ("GPT-2 small", {"n_embd": 768, "n_layer": 12, "n_head": 12}),
+    for name, width, layers, heads_each in (
+        ("a small GPT-2", 48, 4, 4),
+        ("GPT-2 small", 768, 12, 12),
     ):
         torch.manual_seed(0)
         config = GPT2Config(
             vocab_size=1000,
             n_positions=32,
+            n_embd=width,
+            n_layer=layers,
+            n_head=heads_each,
             initializer_range=0.1,
             bos_token_id=None,
             eos_token_id=None,
-            **sizes,
         )
         model = GPT2LMHeadModel(config).eval()
         ids = torch.randint(0, 1000, (2, PAIRS, 14))

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from audits.axes.circuit.judgement import LAST_BLOCK, METRICS, TRANSPLANTED
-from audits.core.manifest import code_hash
 from audits.core.registry import AXES, axes_of_profile
+from audits.output.manifest import code_hash
 from audits.run.api import Audit
 from audits.validation import error_rates
 from audits.validation.error_rates import VERDICTS
@@ -100,8 +100,8 @@ def _cad(found: list[dict[str, Any]]) -> Iterator[Row]:
                 continue
             cads = np.array(list(values.values()))
             good = cads <= limit.target if limit.sense == "<=" else cads >= limit.target
-            # The target speaks of the readout; where a last block was edited that cannot
-            # be met, and the reading with the block is what must.
+            # The target speaks of the readout; where a last block was edited that
+            # cannot be met, and the reading with the block is what must.
             hard = kinds == LATE_EDITS and readout == TRANSPLANTED
             share = float(good.mean())
             yield _shared(

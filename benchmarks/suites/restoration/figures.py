@@ -8,7 +8,8 @@ from typing import Any
 from audits.axes.concept import axis as concept
 from audits.axes.restoration import axis as restoration
 from audits.axes.restoration import state_injection
-from audits.core.config import QUICK_AXES
+from audits.core.registry import axes_of_profile
+from audits.run.upgrade import upgrade
 from audits.validation.trials import FLOORS
 from audits.verdict.reevaluate import reevaluate
 from benchmarks.harness.results import Goal, Row, at_least, at_most, roc_auc, row
@@ -26,9 +27,9 @@ def net_of(case: dict[str, Any]) -> dict[str, Any] | None:
 def published_of(case: dict[str, Any], role: str = "unlearned") -> dict | None:
     """Arms of the published test."""
     axis = case["axes"].get(restoration.NAME)
-    if axis is None or "readout_intact" not in axis["details"]:
+    if axis is None or "state_injection" not in axis["details"]:
         return None
-    roles = axis["details"]["readout_intact"]["roles"]
+    roles = axis["details"]["state_injection"]["roles"]
     return roles[role]["arms"] if role in roles else None
 
 
@@ -150,7 +151,7 @@ def verdicts(
         other = by_weights.get((case["weights"], floor))
         if other is None:
             continue
-        document = dict(other["audit"])
+        document = upgrade(other["audit"])
         kept = [each for each in document["axes"] if each["name"] not in NAMED]
         # A damaged or untouched candidate is not looked into by this profile.
         inside = len(kept) > 1
@@ -164,7 +165,7 @@ def verdicts(
         }
         for name in NAMED if inside else ():
             # What this axis says where it alone looks inside.
-            rest = [*QUICK_AXES[1:], *(each for each in NAMED if each != name)]
+            rest = [*axes_of_profile("quick")[1:], *(each for each in NAMED if each != name)]
             table[f"{name} alone"] = reevaluate(document, without=rest)
         found.append(
             {
@@ -197,6 +198,7 @@ def shown_cases(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             else {name: arm["best"] for name, arm in arms.items()},
         }
         for name, axis in case["axes"].items():
-            line[name] = {"status": axis["status"], "residual": axis["residual"]}
+            main = axis["readings"][0] if axis["readings"] else {}
+            line[name] = {"status": axis["status"], "residual": main.get("residual")}
         found.append(line)
     return found

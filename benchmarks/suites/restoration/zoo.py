@@ -7,30 +7,27 @@ verdict suite), of the same models with the same seed and profile.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from audits.axes.base import JudgementContext
-from audits.axes.concept import axis as concept
 from audits.axes.restoration import axis as restoration
-from audits.axes.restoration import state_injection
-from audits.axes.restoration.autoencoder import train_autoencoder
-from audits.axes.restoration.trial import restore, split_retain
+from audits.axes.restoration.text_trial import prepare_text, steer_text
+from audits.axes.restoration.trial import Trial
 from audits.core.context import AuditContext, AuditedModel
-from audits.core.item_sets import TextSets
 from audits.core.preflight import Damage
+from audits.core.registry import load_axis
 from audits.core.roles import Role
-from audits.core.workspace import StageRunner
-from audits.run import baseline
-from audits.run.inner_axes import plant_suppression
+from audits.core.scores import Part
+from audits.modalities.base import Sources
+from audits.modalities.planting import planted_model
+from audits.output.workspace import StageRunner, Workspace
 from audits.run.pipeline import start
-from audits.run.planting import planted_model
 from benchmarks.harness.results import commit, once
 from capture.checkpoints.open import open_checkpoint
-from evidence.progress import SILENT
-from evidence.results import AxisResult
 from testbeds.planted import read_card
 from testbeds.zoo.kinds import KINDS
 
@@ -44,7 +41,7 @@ LATE = ("head_only", "last_block_relabel", "last_block_refuse", "last_block_lora
 RETRAINED = ("twin", "retrain_1", "retrain_2", "retrain_3", "retrain_4")
 FALSE = 0.2
 """A net rate above this on a retrain is a false restoration."""
-NAMED = (concept.NAME, restoration.NAME)
+NAMED = ("concept", "restoration")
 
 
 def models_of(root: Path, kinds: Sequence[str], seeds: Sequence[int]) -> list[Path]:
@@ -99,55 +96,39 @@ class World:
             model: Any model of it, to open an audit with.
             out: Where to work.
         """
-        run = start(
-            place / "original",
-            model,
-            place / "forget.jsonl",
-            place / "retain.jsonl",
-            out,
-            settings={"axes": NAMED, "seed": 0, "device": "cpu"},
-            fresh=True,
-        )
-        self.run = run
-        self.forget, self.retain = baseline.select_known_items(run, baseline.score_given_items(run))
-        self.never = baseline.never_taught(run, self.forget, self.retain)
-        self.original = run.models["original"]
-        plant_suppression(run, self.forget, self.retain)
-        self.planted = planted_model(self.original, run.workspace.work)
-        wordings, seed = run.config.budget.prompts_per_item, run.config.seed
-        fit, check = split_retain(self.retain, wordings, run.tokenizer, seed)
-        self.autoencoder, self.missing = train_autoencoder(
-            self.original,
-            fit,
-            check,
-            run.workspace.work / "saes",
-            seed,
-            device="cpu",
-            progress=SILENT,
-        )
-        self.planted_run = self._restore(self.planted)
-        self.references: dict[str, AuditedModel] = {}
+        sources = Sources(place / "original", model, place / "forget.jsonl", place / "retain.jsonl")
+        settings = {"axes": NAMED, "seed": 0, "device": "cpu"}
+        opened = start(sources, out, settings, fresh=True)
+        run, modality, role = opened.run, opened.modality, Role.ORIGINAL
+        stages = StageRunner(run.workspace)
+        sets = modality.select(run, stages)
+        baseline = {role: modality.score_baseline(run, role, sets)}
+        modality.plant(run, sets)
+        models = {role: run.models[role]}
+        models[Role.PLANTED] = planted_model(models[role], run.workspace.work)
+        self.references: dict[Role, AuditedModel] = {}
         if (place / "reference").is_dir():
             reference = open_checkpoint(place / "reference", name="reference-1")
-            self.references = {"reference-1": AuditedModel.of("reference-1", reference)}
-        self.reference_runs = {role: self._restore(each) for role, each in self.references.items()}
-        self.untrained = state_injection.untrained_model(self.original, seed)
-        self.injected: dict[str, Any] | None = None
+            first = Role.reference(1)
+            self.references = {first: AuditedModel.of(first, reference)}
+        self.ctx = AuditContext(run, stages, sets, models, baseline, Damage({}, ()))
+        self.out = out
+        with self.ctx.reading(role) as original:
+            self.setup = prepare_text(
+                original,
+                models[role].weights_hash,
+                run.tokenizer,
+                sets,
+                run.config.budget.prompts_per_item,
+                run.config.seed,
+                self.ctx.folder / "saes",
+            )
+        self.planted = {Role.PLANTED: self._steered(models[Role.PLANTED])}
+        self.reference_trials = {r: self._steered(each) for r, each in self.references.items()}
 
-    def _restore(self, candidate: AuditedModel) -> dict[str, Any]:
-        return restore(
-            self.original,
-            candidate,
-            self.run.tokenizer,
-            self.forget,
-            self.retain,
-            self.never,
-            self.run.config.budget.prompts_per_item,
-            self.run.config.seed,
-            autoencoder=self.autoencoder,
-            device="cpu",
-            progress=SILENT,
-        )
+    def _steered(self, audited: AuditedModel) -> Trial:
+        with audited.loaded("cpu") as model:
+            return steer_text(model, self.setup, audited.role)
 
     def axes(self, model: Path) -> dict[str, Any]:
         """Both axes of one model, as an audit would give them, with either floor.
@@ -155,9 +136,7 @@ class World:
         ``axes`` has never-taught items for a floor, ``beside_reference`` a model
         retrained without the forget set, where its world has one.
         """
-        run, card = self.run, read_card(model)
-        unlearned = AuditedModel.of("unlearned", open_checkpoint(model))
-        named = {"original": self.original, "unlearned": unlearned, "planted": self.planted}
+        card = read_card(model)
         found = {
             "model": model.name,
             "kind": card["kind"],
@@ -167,46 +146,42 @@ class World:
             "axes": {},
             "beside_reference": {},
         }
-        if card["weights"] == self.original.weights_hash or found["state"] == "damaged":
+        if (
+            card["weights"] == self.ctx.models[Role.ORIGINAL].weights_hash
+            or found["state"] == "damaged"
+        ):
             # The quick profile looks into neither the same weights nor damaged models.
             return found
-        runs = {"unlearned": self._restore(unlearned), "planted": self.planted_run}
-        others = {"unlearned": unlearned}
-        if self.injected is None and self.untrained is not None:
-            others[state_injection.UNTRAINED] = self.untrained
-        known = restoration.original_scores(
-            self.original, run.tokenizer, self.forget, run.config, "cpu"
-        )
-        injected = restoration.run_state_injection(
-            self.original,
-            others,
-            runs,
-            run.tokenizer,
-            self.forget,
-            self.autoencoder,
-            run.config,
-            device="cpu",
-        )
-        if self.injected is None:
-            self.injected = injected["roles"].get(state_injection.UNTRAINED)
-        if self.injected is not None:
-            injected["roles"][state_injection.UNTRAINED] = self.injected
-        notes = tuple(self.missing)
-        restored = restoration.judge(runs, known, run.config, notes, injected)
-        found["axes"] = self._both_axes(named, restored)
+        unlearned = AuditedModel.of(Role.CANDIDATE, open_checkpoint(model))
+        trials = {Role.CANDIDATE: self._steered(unlearned), **self.planted}
+        place = self.out / "candidates" / model.name
+        found["axes"] = self._both_axes(unlearned, {}, trials, place / "alone")
         if self.references:
-            runs |= self.reference_runs
-            restored = restoration.judge(runs, known, run.config, notes, injected)
-            found["beside_reference"] = self._both_axes(named | self.references, restored)
+            trials |= self.reference_trials
+            found["beside_reference"] = self._both_axes(
+                unlearned, self.references, trials, place / "beside"
+            )
         return found
 
-    def _both_axes(self, named: dict[str, AuditedModel], restored: AxisResult) -> dict[str, Any]:
-        """Restoration as given and concept as computed, JSON-ready by name."""
-        run, sets = self.run, TextSets(self.forget, self.retain, self.never)
-        models = {Role(role): each for role, each in named.items()}
-        stages, fine = StageRunner(run.workspace), Damage({}, ())
-        ctx = AuditContext(run, stages, sets, models, {}, fine)
-        vectors = concept.AXIS.result(
-            concept.measure(ctx), JudgementContext(run.config, "text", fine)
-        )
-        return {each.name: each.to_dict() for each in (vectors, restored)}
+    def _both_axes(
+        self,
+        unlearned: AuditedModel,
+        references: Mapping[Role, AuditedModel],
+        trials: dict[Role, Trial],
+        place: Path,
+    ) -> dict[str, Any]:
+        """Restoration from its trials and concept as measured, JSON-ready by name."""
+        original = self.ctx.models[Role.ORIGINAL]
+        models = {Role.ORIGINAL: original, Role.CANDIDATE: unlearned, **references}
+        models[Role.PLANTED] = self.ctx.models[Role.PLANTED]
+        ctx = replace(self.ctx, models=models, stages=StageRunner(Workspace(place)))
+        judging = JudgementContext(ctx.config, "text", ctx.damage)
+        said = {
+            metric: tables[Part.FORGET]
+            for metric, tables in ctx.baseline[Role.ORIGINAL].tables.items()
+        }
+        restored = restoration.text_measurement(said, self.setup, trials)
+        concept = load_axis("concept")
+        vectors = concept.result(concept.measure["text"](ctx), judging)
+        both = vectors, restoration.judge(restored, judging)
+        return {each.name: each.to_dict() for each in both}

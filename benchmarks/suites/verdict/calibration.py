@@ -55,7 +55,7 @@ def question(
         tuple(mean.tolist()),
         tuple(scale.tolist()),
         tuple(fitted.coef_[0].tolist()),
-        float(fitted.intercept_[0]),
+        float(np.ravel(fitted.intercept_)[0]),
         (
             len({c["model"] for c in cases if c["state"] != state}),
             len({c["model"] for c in cases if c["state"] == state}),
@@ -123,8 +123,9 @@ def write(found: Sequence[dict], out: Path) -> None:
         InputError: an audit is of another part, or a state is missing.
     """
     cases = [case for case in found if "failed" not in case]
-    for name, field in (("seeds", "seed"), ("families", "family"), ("kinds", "kind")):
-        check_part("tuning", **{name: [case[field] for case in cases]})
+    check_part("tuning", seeds=[case["seed"] for case in cases])
+    check_part("tuning", families=[case["family"] for case in cases])
+    check_part("tuning", kinds=[case["kind"] for case in cases])
     cases = [case for case in cases if case["state"] is not None]
     if {case["state"] for case in cases} != set(STATES):
         raise InputError(

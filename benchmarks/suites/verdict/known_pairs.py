@@ -65,6 +65,7 @@ def bios_models(seed: int, root: Path) -> Iterator[KnownModel]:
 def smol_models(seed: int, root: Path) -> Iterator[KnownModel]:
     """Candidates of the capitals world; no twin of a pretrained model exists."""
     world = capital_items(open_checkpoint(fetch_smollm2()), seed=seed)
+    assert world.original is not None
     candidates = [("noop", world.original, "not_unlearned")]
     for kind, state in (("last_block_relabel", "suppressed"), ("collapse", "damaged")):
         model = plant(world, kind, seed=seed, out=root / f"smol-{seed}-{kind}")

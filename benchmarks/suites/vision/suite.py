@@ -8,13 +8,19 @@ The part ``audits`` puts rows and table of whole audits beside those figures.
 import argparse
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from audits.axes.restoration.image_state_injection import find_experts, inject_states
-from audits.axes.restoration.image_steering import named_as_class
-from audits.axes.restoration.image_trial import net_rate, restore_images, unseen_classes
+from audits.axes.restoration.autoencoder import ExpertAutoencoder, train_image_autoencoder
+from audits.axes.restoration.axis import choice_details
+from audits.axes.restoration.image_trial import steer_images, unseen_classes
+from audits.axes.restoration.net_rate import image_net_rate
+from audits.axes.restoration.scoring import named_as_class
+from audits.axes.restoration.state_injection import IMAGE_ARMS, inject_images
+from audits.axes.restoration.trial import Trial
+from audits.modalities.image_sets import image_table
 from audits.validation.error_rates import VERDICTS
 from benchmarks.harness.pages import STATUSES, Page, results
 from benchmarks.harness.results import Row, at_least, at_most, once, roc_auc, row
@@ -26,6 +32,7 @@ from capture.checkpoints.cache import cache_root
 from capture.checkpoints.open import open_checkpoint
 from capture.network.sites import find_image_sites
 from capture.network.structure import random_like
+from evidence.typed_json import from_json, to_json
 from testbeds.zoo.build import Specimen, build_zoo
 
 KINDS = (
@@ -116,27 +123,31 @@ def figures(family: str, seed: int, kinds: list[str], root: Path, ours: bool) ->
     checkpoint = open_checkpoint(world.original)
     original = checkpoint.load()
     taught = world.images("forget") + world.images("retain")
-    experts = None if ours else find_experts(original, taught, root / "saes", seed)
+    experts = None if ours else train_image_autoencoder(original, taught, root / "saes", seed)
     label = int(forget.labels[0])
     never = unseen_classes(original, retain, label, len(forget), seed)
     known = named_as_class(original, forget, {}, find_image_sites(original))
+    scores = image_table(known, forget).by_entity()
     untrained = None
     if experts is not None:
         fresh = random_like(original, seed)
-        untrained = inject_states(original, fresh, forget, retain, experts, seed)
+        untrained = published(original, fresh, forget, retain, experts, seed)
     runs: dict[str, dict] = {}
     for each in made:
         path = root / ("ours" if ours else "figures") / f"{each.name}.json"
         runs[each.kind] = once(
             path, partial(measured, each, original, forget, retain, never, experts, seed)
         )
+    trials = {kind: from_json(Trial, saved["trial"]) for kind, saved in runs.items()}
     found = []
     for each in made:
-        saved = runs[each.kind]
+        saved, trial = runs[each.kind], trials[each.kind]
         # A retrain is held against the other retrains, anything else against all.
-        others = [runs[kind]["run"] for kind in RETRAINED if kind in runs and kind != each.kind]
-        alone = net_rate(saved["run"], known)
-        beside = net_rate(saved["run"], known, others)
+        others = [trials[kind] for kind in RETRAINED if kind in trials and kind != each.kind]
+        alone, beside = (
+            net if net is None else asdict(net)
+            for net in (image_net_rate(trial, scores), image_net_rate(trial, scores, others))
+        )
         found.append(
             {
                 "name": each.name,
@@ -145,7 +156,7 @@ def figures(family: str, seed: int, kinds: list[str], root: Path, ours: bool) ->
                 "kind": each.kind,
                 "state": each.state,
                 "measured": each.card["measured"],
-                "choices": saved["run"]["choices"],
+                "choices": [choice_details(choice, text=False) for choice in trial.choices],
                 "without_reference": alone,
                 "with_reference": beside,
                 "called": called(beside, each.card["measured"]),
@@ -163,13 +174,33 @@ def measured(specimen: Specimen, original, forget, retain, never, experts, seed:
     """Both tests of one model; ours alone where there are no experts."""
     start = time.perf_counter()
     model = open_checkpoint(specimen.model).load()
-    run = restore_images(original, model, forget, retain, never, seed)
-    published = None
+    trial = steer_images(original, model, forget, retain, never, seed)
+    test = None
     if experts is not None:
-        published = inject_states(original, model, forget, retain, experts, seed)
+        test = published(original, model, forget, retain, experts, seed)
     seconds = round(time.perf_counter() - start, 1)
     print(specimen.name, seconds, flush=True)
-    return {"run": run, "published": published, "seconds": seconds}
+    return {"trial": to_json(trial), "published": test, "seconds": seconds}
+
+
+def published(
+    original, model, forget, retain, experts: ExpertAutoencoder, seed: int
+) -> dict[str, Any] | None:
+    """The published test of one model; None where it lost less than a tenth."""
+    outcome = inject_images(original, model, forget, retain, experts, seed)
+    if outcome is None:
+        return None
+    full = named_as_class(original, forget, {}, find_image_sites(original)).mean()
+    arms = {arm: outcome.arms.get(arm) for arm in IMAGE_ARMS}
+    return {
+        "site": experts.sae.site,
+        "rates": {arm: None if each is None else each.rate for arm, each in arms.items()},
+        "best": {arm: None if each is None else each.best for arm, each in arms.items()},
+        "before": outcome.before,
+        "lost": float(full) - outcome.before,
+        "experts": len(experts.experts[str(int(forget.labels[0]))]),
+        "fvu": experts.fvu,
+    }
 
 
 def called(net: dict | None, shown: dict) -> str:

@@ -33,14 +33,15 @@ def trained_model():
         num_key_value_heads=4,
         intermediate_size=4,
         max_position_embeddings=LENGTH,
-        rope_theta=100.0,
+        rope_parameters={"rope_type": "default", "rope_theta": 100.0},
         bos_token_id=None,
         eos_token_id=None,
-        attn_implementation="eager",
     )
     made = LlamaForCausalLM(config)
+    made.set_attn_implementation("eager")
     generator = torch.Generator().manual_seed(0)
     optimizer = torch.optim.AdamW(made.parameters(), lr=4e-3, weight_decay=0.01, betas=(0.9, 0.98))
+    loss = torch.inf
     for _ in range(600):
         ids, period = repeated(64, generator)
         logits = made(input_ids=ids, use_cache=False).logits[:, :-1].log_softmax(-1)

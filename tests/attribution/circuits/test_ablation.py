@@ -50,20 +50,19 @@ def test_cutting_all_edges_of_a_writer_is_patching_its_output(shape):
     corrupt = run_forward(subject, batch.corrupt, batch.metric_mask).by_site
     graph = subject.graph
     place = "z.1" if subject.structure.n_heads else "attn.1"
+    size = corrupt[place].shape[-1] // max(subject.structure.n_heads, 1)
+
+    def last_head(value):
+        value = value.clone()
+        value[..., -size:] = corrupt[place][..., -size:]
+        return value
+
     for writer, site, new in (
         ("embed", "embed", corrupt["embed"]),
         ("mlp.1", "mlp.1", corrupt["mlp.1"]),
-        (graph.writers[graph.writers.index("mlp.1") - 1], place, None),
+        (graph.writers[graph.writers.index("mlp.1") - 1], place, last_head),
     ):
         cut = graph.edge_writers == graph.writers.index(writer)
-        if new is None:  # the last head of block 1
-            size = corrupt[place].shape[-1] // max(subject.structure.n_heads, 1)
-
-            def new(value, size=size):
-                value = value.clone()
-                value[..., -size:] = corrupt[place][..., -size:]
-                return value
-
         with patch(model, {site: new}, known_sites=subject.structure.sites):
             with torch.no_grad():
                 whole = model(**batch.clean.model_inputs, use_cache=False).logits

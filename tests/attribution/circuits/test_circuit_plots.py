@@ -22,14 +22,14 @@ def found():
 def test_a_picture_has_a_line_an_edge_and_a_point_a_node(found):
     circuit, scores = found
     figure = draw_circuit(circuit, scores)
-    *lines, points = figure.data
+    *lines, points = figure.to_dict()["data"]
     assert len(lines) == len(TRUE_EDGES)
-    assert {line.text.split(":")[0] for line in lines} == set(TRUE_EDGES)
-    assert {line.line.color for line in lines} == {SUPPORTING_COLOR}
-    assert set(points.text) == {"embed", "head.0.1", "head.1.2", "logits"}
-    heights = dict(zip(points.text, points.y, strict=True))
+    assert {line["text"].split(":")[0] for line in lines} == set(TRUE_EDGES)
+    assert {line["line"]["color"] for line in lines} == {SUPPORTING_COLOR}
+    assert set(points["text"]) == {"embed", "head.0.1", "head.1.2", "logits"}
+    heights = dict(zip(points["text"], points["y"], strict=True))
     order = ["embed", "head.0.1", "head.1.2", "logits"]
-    assert sorted(heights, key=heights.get) == order
+    assert sorted(heights, key=heights.__getitem__) == order
     assert "3 of" in figure.layout.title.text
 
 

@@ -46,9 +46,11 @@ def test_a_reader_without_its_weights_reads_nothing(family, kind):
     structure = find_structure(model)
     masks = without(model, [f"embed->{kind}.1.0"])
     (mask,) = masks.values()
-    rows = structure.blocks[1].qkv.columns[kind][0]
+    qkv = structure.blocks[1].qkv
+    assert qkv is not None
+    rows = qkv.columns[kind][0]
     assert mask.sum() == len(rows) * structure.d_model
-    linear = structure.blocks[1].qkv.linears[kind]
+    linear = qkv.linears[kind]
     with torch.no_grad():
         out = linear(torch.randn(3, structure.d_model))
         base = linear(torch.zeros(1, structure.d_model))

@@ -7,7 +7,7 @@ import torch
 from attribution.circuits.ablation import ablated_values, run_ablated
 from attribution.circuits.eap import EapMethod, score_edges
 from attribution.circuits.forward_backward import run_backward, run_forward, writer_outputs
-from attribution.circuits.metrics import make_metric
+from attribution.circuits.metrics import MetricName, make_metric
 from attribution.circuits.qk_attribution import apply_qk_fix
 from attribution.circuits.structure import Readout
 from capture.network.hooks import count_hooks, patch
@@ -18,7 +18,7 @@ from tests.helpers.wired_transformers import SHAPES, batch_of, random_pairs, sha
 EAP = EapMethod("eap")
 
 
-def job(model, metric="logit_difference"):
+def job(model, metric: MetricName = "logit_difference"):
     pairs = random_pairs()
     subject, batch = subject_of(model), batch_of(pairs, metric)
     clean = run_forward(subject, batch.clean, batch.metric_mask)
@@ -131,7 +131,9 @@ def test_the_query_and_key_fix_follows_attention_as_it_really_moves(shape):
             assert fixed[0, edge] == plain[0, edge]
             continue
         cut = run_ablated(subject, batch, graph.mask([edge]), values).by_site[f"z.{layer}"]
-        shift = (cut - clean.by_site[f"z.{layer}"]) * slopes[f"z.{layer}"]
+        slope = slopes[f"z.{layer}"]
+        assert slope is not None
+        shift = (cut - clean.by_site[f"z.{layer}"]) * slope
         expected = (shift * batch.token_mask[..., None]).sum((1, 2)).numpy()
         assert np.allclose(fixed[:, edge], expected, rtol=1e-4, atol=1e-6)
         moved += not np.allclose(fixed[:, edge], plain[:, edge], rtol=1e-2)
@@ -242,8 +244,8 @@ def test_bad_requests_are_refused_in_words(options, message):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: EapMethod("exact"), "not known"),
-        (lambda: EapMethod(rule="left"), "not known"),
+        (lambda: EapMethod("exact"), "not known"),  # pyright: ignore[reportArgumentType]
+        (lambda: EapMethod(rule="left"), "not known"),  # pyright: ignore[reportArgumentType]
         (lambda: EapMethod(steps=0), "need steps"),
         (lambda: EapMethod("activations", qk_fix=True), "one path for all"),
     ],

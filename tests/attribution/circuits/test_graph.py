@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers.pytorch_utils import Conv1D
 
 from attribution.circuits.graph import EdgeGraph, build_graph
 from attribution.circuits.qkv_projections import weight_matrix
@@ -145,7 +146,8 @@ def test_other_structures_are_refused_in_words(make, message):
 def test_the_matrix_of_a_map_is_what_it_applies():
     torch.manual_seed(0)
     x = torch.randn(3, 24)
-    block = tiny("gpt2").transformer.h[0].attn.c_attn
+    block = tiny("gpt2").get_submodule("transformer.h.0.attn.c_attn")
+    assert isinstance(block, Conv1D)
     assert torch.allclose(x @ weight_matrix(block).T + block.bias, block(x), atol=1e-5)
     plain = torch.nn.Linear(24, 5)
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from attribution.circuits.metrics import make_batch
 from attribution.circuits.prompt_pairs import (
@@ -164,11 +165,11 @@ def test_a_batch_runs_no_further_than_it_must(tokenizer):
         ["Rome", "nurse"],
     )
     lengths = pairs.clean.answer_start
-    one = make_batch(pairs, [0, 1], "logit_difference", "cpu")
+    one = make_batch(pairs, [0, 1], "logit_difference", torch.device("cpu"))
     assert one.token_mask.sum(1).tolist() == list(lengths)
     assert one.metric_mask.nonzero().tolist() == [[r, n - 1] for r, n in enumerate(lengths)]
     assert one.targets.tolist() == [tokenizer.encode(w)[0] for w in ("Oslo", "pilot")]
     assert one.foils.tolist() == [tokenizer.encode(w)[0] for w in ("Rome", "nurse")]
-    whole = make_batch(pairs, [0, 1], "answer_logprob", "cpu")
+    whole = make_batch(pairs, [0, 1], "answer_logprob", torch.device("cpu"))
     assert whole.row_idx.tolist() == [0, 0, 1]
     assert whole.token_mask.sum(1).tolist() == [lengths[0] + 1, lengths[1]]

@@ -36,7 +36,7 @@ from capture.data.questions import build_questions
 from capture.network.sites import find_image_sites
 from capture.scoring.class_logits import image_states, logits_with_edits
 from evidence.results import ControlId
-from evidence.storage.typed_json import from_json, to_json
+from evidence.typed_json import from_json, to_json
 
 FINE = Damage({"retain accuracy": 1.0}, ())
 SITES = ["resid.0", "resid.1", "resid.2"]
@@ -131,7 +131,7 @@ def text_scores(unlearned, *, retain=(1.0, 1.0, 1.0), planted=(1, 1, 0.8), other
     loss = np.array([[0.0, 1.0, 2.0], [0.0, 3.0, 4.0]])
     details = TextDetails(
         tuple(LossItem(f"item {n}", f"known {n}", "prompt", "answer") for n in range(2)),
-        {"unlearned": loss / 2, "unrelated": loss, "reference-1": 2 * loss},
+        {"unlearned": loss / 2, "reference-1": loss, "reference-2": 2 * loss},
         {"original": (1.0, 1.0, 1.0), "unlearned": (1.0, 0.1, 1.5)},
         other_fact=(other, other, other),
         unmatched=(0.6, 0.5, 0.5),
@@ -144,12 +144,16 @@ def judged(measured, damage=FINE, modality: ModalityName = "text"):
     return judge(measured, JudgementContext(AuditConfig(), modality, damage))
 
 
+def failed(result):
+    return [control.id for control in result.controls if not control.passed]
+
+
 def test_one_layer_that_carries_is_enough():
     result = judged(text_scores((1.0, 0.5, 0.5)))
     assert result.status == "retained"
     assert [reading.metric for reading in result.readings] == [CONTRAST.id, EXACT_MATCH.id]
     assert result.readings[0].where == "resid.0"
-    assert all(control.passed for control in result.controls)
+    assert not failed(result)
 
 
 def test_states_at_the_floor_are_absent():
@@ -168,7 +172,7 @@ def test_states_in_another_basis_say_nothing():
     result = judged(text_scores((0.5, 0.5, 0.5), retain=(0.6, 0.6, 0.6)))
     assert result.status == "no_power"
     assert not result.readings
-    assert "transfer retain facts" in result.notes[0]
+    assert failed(result) == [ControlId.RETAIN]
 
 
 def test_only_layers_that_carry_what_should_stay_are_used():
@@ -179,28 +183,32 @@ def test_only_layers_that_carry_what_should_stay_are_used():
 
 def test_a_plant_that_is_not_seen_silences_the_axis():
     unseen = text_scores((1.0, 1.0, 1.0), planted=(0.5, 0.5, 0.5))
-    assert judged(unseen).status == "control_failed"
+    result = judged(unseen)
+    assert result.status == "control_failed"
+    assert failed(result) == [ControlId.PLANTED]
 
 
 def test_an_original_that_recalls_by_itself_says_nothing_of_the_candidate():
     result = judged(text_scores((1.0, 1.0, 1.0), other=1.0))
     assert result.status == "no_power"
-    assert [c.id for c in result.controls if not c.passed] == [ControlId.OTHER_FACT]
+    assert failed(result) == [ControlId.OTHER_FACT]
 
 
 def test_a_damaged_model_has_no_depth():
     wreck = replace(FINE, reasons=("retain accuracy is 10 %",))
-    assert judged(text_scores((0.5, 0.5, 0.5)), wreck).status == "control_failed"
+    result = judged(text_scores((0.5, 0.5, 0.5)), wreck)
+    assert result.status == "control_failed"
+    assert failed(result) == [ControlId.DAMAGE]
 
 
 def test_losses_are_scored_against_each_model_that_never_knew():
     result = judged(text_scores((1.0, 0.5, 0.5)))
     depth = result.details["depth"]
     assert {name: each["uds"] for name, each in depth.items()} == {
-        "unrelated": 0.5,
-        "reference-1": 0.25,
+        "reference-1": 0.5,
+        "reference-2": 0.25,
     }
-    assert depth["unrelated"]["loss_by_layer"] == [None, 0.5, 0.5]
+    assert depth["reference-1"]["loss_by_layer"] == [None, 0.5, 0.5]
     assert "norms 0.1 times" in result.notes[-1]
 
 
@@ -246,7 +254,7 @@ def test_a_reference_with_another_code_is_no_floor():
     unreadable = image_scores(0.0, 1.0, **{"reference-1": (0.0, 0.2)})
     result = judged(unreadable, modality="images")
     assert result.readings[0].floor_kind == "never_taught"
-    assert result.notes[-1].startswith("1 of 1 references use a different representation basis")
+    assert result.notes[-1].startswith("1 of 1 references")
 
 
 @pytest.mark.parametrize(

@@ -31,13 +31,13 @@ from audits.core.item_sets import TextSets
 from audits.core.preflight import Damage
 from audits.core.roles import Role
 from audits.core.scores import Part
-from audits.core.workspace import StageRunner, Workspace
+from audits.output.workspace import StageRunner, Workspace
 from capture.checkpoints.open import open_checkpoint
 from capture.data.items import Item, ItemSet, read_items
 from capture.network.hooks import count_hooks
 from evidence.progress import SILENT
 from evidence.results import AxisResult, ControlId
-from evidence.storage.typed_json import from_json, to_json
+from evidence.typed_json import from_json, to_json
 
 CONFIG = make_config({"device": "cpu"})
 JUDGING = JudgementContext(CONFIG, "text", Damage({}, ()), notes=("passed on",))
@@ -185,12 +185,16 @@ def test_with_a_reference_it_is_the_first_floor(axis, models, items, of_twin):
     assert found.readings[0].floor == pytest.approx(of_twin.readings[0].statistic)
 
 
-def test_the_result_is_json_and_the_same_from_the_saved_measurement(
-    measure, models, items, twin_measured, of_twin, tmp_path
-):
+def test_the_result_is_json_and_is_read_back(of_twin):
     text = json.dumps(of_twin.to_json(), allow_nan=False)
     back = AxisResult.from_json(json.loads(text))
     assert json.loads(json.dumps(back.to_json())) == json.loads(text)
+
+
+def test_a_resumed_measurement_loads_no_model_and_gives_the_same_result(
+    measure, models, items, twin_measured, of_twin, tmp_path
+):
+    text = json.dumps(of_twin.to_json(), allow_nan=False)
     saved = from_json(Measurement, json.loads(json.dumps(to_json(twin_measured))))
     assert json.dumps(judge(saved, JUDGING).to_json()) == text
     again = measure(items, models["twin"], tmp_path)
@@ -199,8 +203,12 @@ def test_the_result_is_json_and_the_same_from_the_saved_measurement(
     def gone(device):
         raise AssertionError("every stage was saved")
 
-    # The original is opened no more, and neither is the candidate.
-    resumed = measure(items, replace(models["twin"], loader=gone), tmp_path)
+    resumed = measure(
+        items,
+        replace(models["twin"], loader=gone),
+        tmp_path,
+        original=replace(models["original"], loader=gone),
+    )
     assert to_json(resumed) == to_json(again)
 
 

@@ -23,8 +23,8 @@ from audits.modalities.base import Sources
 from capture.activations.store import ActivationStore
 from capture.checkpoints.open import open_checkpoint
 from evidence.results import AxisResult
-from evidence.storage.typed_json import from_json, to_json
-from tests.helpers.audit_context import open_context
+from evidence.typed_json import from_json, to_json
+from tests.audits.context import open_context
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +50,8 @@ def judged(found: Measurement, ctx: AuditContext) -> AxisResult:
 
 
 def test_vectors_read_and_write_where_the_knowledge_is_only_suppressed(opened, monkeypatch):
-    # Both methods read all retain answers of so small a world; discriminants are not what
-    # the model itself writes, so that to take one out changes nothing.
+    # Both methods read all retain answers of so small a world; discriminants are not
+    # what the model itself writes, so that to take one out changes nothing.
     monkeypatch.setattr(concept, "METHODS", ("mean",))
     # A last-block suppression: every state before that block is the original's.
     ctx = with_candidate(opened, opened.models[Role.PLANTED])

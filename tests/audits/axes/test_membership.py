@@ -29,7 +29,7 @@ from evidence.errors import InputError
 from evidence.progress import SILENT
 from evidence.results import AxisResult, Column, Control, ControlId, OnFailure, Reading
 from evidence.seeds import numpy_rng
-from evidence.storage.typed_json import from_json, to_json
+from evidence.typed_json import from_json, to_json
 from probes.estimators.kernel_smoothers import smoother_matrices
 from probes.splits.folds import Folds
 
@@ -151,12 +151,17 @@ def test_a_signature_that_stays_is_retained_and_one_that_left_is_not():
     assert kept.status == "retained" and "a note" in kept.notes
     assert kept.main_reading.residual == pytest.approx(1)
     assert all(control.passed for control in kept.controls)
-    assert AxisResult.from_json(kept.to_json()).to_json() == kept.to_json()
     left = judged({"original": known, "unlearned": gone, "planted": known})
     assert left.status in ("absent", "no_power")
     assert left.main_reading.p_value > 0.01
     assert all(control.passed for control in left.controls)
     assert "the planted suppression is found" in [x.name for x in left.controls]
+
+
+def test_the_result_is_read_back():
+    known = states(10, 2.5)
+    kept = judged({"original": known, "unlearned": known})
+    assert AxisResult.from_json(kept.to_json()).to_json() == kept.to_json()
 
 
 def test_the_order_of_models_does_not_matter():
@@ -314,7 +319,7 @@ def test_no_profile_runs_it_and_alone_it_blocks_deletion_but_suppresses_nothing(
     found = verdict("retained", 0.9, 0.001)
     assert found.verdict_class == "inconclusive"
     assert any(
-        "its states still tell forgotten items from never-taught ones, whatever it knows of "
+        "its states still separate forgotten items from never-taught ones, whatever it knows of "
         "them: a residual trace" in reason
         for reason in found.reasons
     )

@@ -14,16 +14,16 @@ from audits.core.item_sets import TextSets
 from audits.core.preflight import Damage
 from audits.core.roles import Role
 from audits.core.scores import Part, RoleScores, ScoreTable
-from audits.core.workspace import StageRunner
 from audits.modalities import text
+from audits.output.workspace import StageRunner
 from capture.data.items import read_items
 from capture.data.questions import build_questions
 from capture.data.sequences import batches
 from capture.data.tokenization import encode
 from erasure.weights.quantization import linear_weights, quantize, quantize_
 from evidence.progress import SILENT
-from evidence.results import Status
-from evidence.storage.typed_json import from_json, to_json
+from evidence.results import ControlId, Status
+from evidence.typed_json import from_json, to_json
 
 CONFIG = AuditConfig()
 
@@ -112,7 +112,7 @@ def test_an_edit_inside_the_bins_is_restored_and_reported(models, measured):
     result = judged(measured(models[1]))
     (gap,) = result.details["gap"]["unlearned"]
     assert gap["full"] < 0.2
-    assert gap["quantized"] > 0.9
+    assert gap["full"] + gap["gap"] > 0.9
     assert gap["interval"][0] > 0.5
     assert result.status == "retained"
     assert result.readings[0].p_value < 0.05
@@ -147,7 +147,8 @@ def test_an_edit_of_ten_bins_is_not_restored(world, models, measured):
 def test_what_was_never_forgotten_cannot_return(models, measured):
     result = judged(measured(models[0]), behaviour="retained")
     assert result.status == "control_failed"
-    assert "absent at full precision" in result.notes[0]
+    failed = [control.id for control in result.controls if not control.passed]
+    assert failed == [ControlId.FORGOTTEN]
     assert "No linear weight was edited" in result.notes[1]
     assert np.isclose(result.details["gap"]["unlearned"][0]["gap"], 0.0)
 

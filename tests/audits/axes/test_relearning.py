@@ -7,22 +7,19 @@ import pytest
 import torch
 
 from audits.axes.base import JudgementContext
-from audits.axes.relearning import (
-    AXIS,
+from audits.axes.relearning.attack import (
     CONTRAST,
     EXACT_MATCH,
     EXTRA_STEP_MULTIPLES,
     NAMED,
-    ROUNDS,
-    SHOTS,
     STEP_MULTIPLES,
     Curve,
     Measurement,
     choose_rate,
-    image_splits,
-    retain_images,
     scores_after_learning,
 )
+from audits.axes.relearning.axis import AXIS
+from audits.axes.relearning.images import ROUNDS, SHOTS, image_splits, retain_images
 from audits.core.config import AuditConfig
 from audits.core.preflight import Damage
 from audits.core.roles import Role
@@ -30,7 +27,7 @@ from audits.core.scores import Part, RoleScores, ScoreTable
 from audits.modalities.image_sets import EvaluationSets
 from capture.data.images import ImageSet
 from evidence.results import ControlId
-from evidence.storage.typed_json import from_json, to_json
+from evidence.typed_json import from_json, to_json
 
 CONFIG = AuditConfig()
 RATES, STEPS = CONFIG.budget.relearn_rates, CONFIG.budget.relearn_steps
@@ -200,7 +197,8 @@ CONTEXT = JudgementContext(CONFIG, "text", Damage({}, ()), "absent", ("A note.",
         (measured(0.9, reference=0.05), "retained"),
         # What the attack did not learn says nothing, found or not.
         (measured(0.9, taught=0.5), "no_power"),
-        # Without power to find the planted suppression a finding stands, and silence does not.
+        # Without power to find the planted suppression a finding stands, and silence
+        # does not.
         (measured(0.9, planted=0.05), "retained"),
         (measured(0.06, planted=0.05), "no_power"),
     ],

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from audits.core.workspace import StageRunner, Workspace, canonical_json
+from audits.output.workspace import StageRunner, Workspace, canonical_json
 from evidence.errors import InputError
 from evidence.results import AxisResult
 from evidence.storage.files import write_atomic

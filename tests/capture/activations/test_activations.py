@@ -1,5 +1,7 @@
 """Kept positions are the right ones, whatever the batch around them looked like."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,8 @@ from capture.network.sites import find_sites
 from evidence.errors import InputError
 from tests.helpers.model_families import TEXT, VOCABULARY, WIDTH, Cnn, pixels, rows, tiny
 
-CLOSE = {"atol": 2e-5, "rtol": 1e-4}  # other batch shapes, other order of additions
+# Other batch shapes, other order of additions.
+assert_close = partial(np.testing.assert_allclose, atol=2e-5, rtol=1e-4)
 SUBJECTS = [2, 5, 1, 0, 3, 0, 11, 4, 1]
 
 
@@ -76,16 +79,15 @@ def test_every_named_position_equals_each_row_run_alone(family, tokens, padding)
             for row, ids in enumerate(data.ids):
                 one = reference[row][name]
                 if positions == "mean":
-                    np.testing.assert_allclose(values[row], one.mean(0), **CLOSE)
+                    assert_close(values[row], one.mean(0))
                     continue
                 places = expected_positions(
                     positions, len(ids), data.answer_start[row], SUBJECTS[row]
                 )
                 found = values[row][None] if values.ndim == 2 else values[row]
-                np.testing.assert_allclose(
-                    found[: len(places)], one[places], err_msg=f"{name} {positions}", **CLOSE
-                )
+                assert_close(found[: len(places)], one[places], err_msg=f"{name} {positions}")
                 if positions == "answer":
+                    assert got.mask is not None
                     assert got.mask[row].sum() == len(places)
                     assert not found[len(places) :].any()
 
@@ -127,7 +129,7 @@ def test_any_mixture_of_lengths_is_right_on_both_sides(data):
     )
     for row, values in zip(ids, got.site("resid.2"), strict=True):
         expected = alone(model, ["resid.2"], row)["resid.2"][-1]
-        np.testing.assert_allclose(values, expected, **CLOSE)
+        assert_close(values, expected)
 
 
 MODELS = {}
@@ -168,7 +170,7 @@ def test_the_output_layer_never_runs_on_whole_rows():
 
 def test_the_pass_stops_after_the_deepest_site():
     model, ran = tiny("gpt2"), []
-    for layer, block in enumerate(model.transformer.h):
+    for layer, block in enumerate(model.get_submodule("transformer.h").children()):
         block.register_forward_hook(lambda *_, layer=layer: ran.append(layer))
     capture_activations(model, rows(), ["attn.1", "resid.0"])
     assert set(ran) == {0}
@@ -205,7 +207,7 @@ def test_results_do_not_depend_on_the_sites_asked_for_together():
 
 
 def test_half_precision_models_give_float32():
-    model = tiny("llama").to(torch.bfloat16)
+    model = tiny("llama").bfloat16()
     assert capture_activations(model, rows(), ["resid.1"]).values.dtype == np.float32
 
 
@@ -239,9 +241,11 @@ def test_what_cannot_be_captured_is_refused_and_leaves_no_hook(change, message):
 
 def test_positions_are_worked_out_from_each_rows_own_end():
     data = Sequences(((1, 2, 3), (4, 5, 6, 7, 8)), (2, 3))
-    assert select_positions(data, -1).index.tolist() == [[2], [4]]
-    assert select_positions(data, [0, -2]).index.tolist() == [[0, 1], [0, 3]]
+    for positions, expected in ((-1, [[2], [4]]), ([0, -2], [[0, 1], [0, 3]])):
+        index = select_positions(data, positions).index
+        assert index is not None and index.tolist() == expected
     answer = select_positions(data, "answer")
+    assert answer.index is not None and answer.mask is not None
     assert answer.index.tolist() == [[2, 0], [3, 4]]
     assert answer.mask.tolist() == [[True, False], [True, True]]
 
@@ -275,12 +279,12 @@ def test_images_through_a_vision_transformer(batch):
     flat = capture_images(model, images, sites, "flat", batch_size=batch)
     third = capture_images(model, images, sites, 3, batch_size=batch)
     expected = output.hidden_states[1].numpy()
-    np.testing.assert_allclose(first.site("resid.0"), expected[:, 0], **CLOSE)
-    np.testing.assert_allclose(mean.site("resid.0"), expected.mean(1), **CLOSE)
-    np.testing.assert_allclose(third.site("resid.0"), expected[:, 3], **CLOSE)
-    np.testing.assert_allclose(flat.site("resid.0"), expected.reshape(len(images), -1), **CLOSE)
+    assert_close(first.site("resid.0"), expected[:, 0])
+    assert_close(mean.site("resid.0"), expected.mean(1))
+    assert_close(third.site("resid.0"), expected[:, 3])
+    assert_close(flat.site("resid.0"), expected.reshape(len(images), -1))
     logits = capture_images(model, images, ["logits"], batch_size=batch).site("logits")
-    np.testing.assert_allclose(logits, output.logits.numpy(), **CLOSE)
+    assert_close(logits, output.logits.numpy())
 
 
 def test_images_through_a_convolutional_network():
@@ -290,12 +294,12 @@ def test_images_through_a_convolutional_network():
     with torch.no_grad():
         maps = torch.relu(model.first(images))
         output = model(images)
-    np.testing.assert_allclose(got.site("resid.0"), maps.mean((2, 3)), **CLOSE)
-    np.testing.assert_allclose(got.site("logits"), output, **CLOSE)
+    assert_close(got.site("resid.0"), maps.mean((2, 3)))
+    assert_close(got.site("logits"), output)
     flat = capture_images(model, images, ["resid.0"], "flat").site("resid.0")
-    np.testing.assert_allclose(flat, maps.flatten(1), **CLOSE)
+    assert_close(flat, maps.flatten(1))
     first = capture_images(model, images, ["resid.0"], "first").site("resid.0")
-    np.testing.assert_allclose(first, maps[:, :, 0, 0], **CLOSE)
+    assert_close(first, maps[:, :, 0, 0])
     assert count_hooks(model) == 0
 
 

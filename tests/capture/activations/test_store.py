@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from capture.activations.capture import capture_activations
+from capture.activations.positions import Positions
 from capture.activations.store import ActivationStore
 from capture.checkpoints.open import open_checkpoint
 from capture.data.sequences import Sequences
@@ -46,6 +47,7 @@ def test_stored_values_are_the_captured_ones(
         for name in SITES:
             np.testing.assert_allclose(got.site(name), direct.site(name), atol=2e-5, rtol=1e-4)
         if positions in ("answer", [0, -1]):
+            assert got.mask is not None and direct.mask is not None
             assert np.array_equal(got.mask, direct.mask)
     for name in SITES:
         assert np.array_equal(first.site(name), second.site(name))
@@ -70,7 +72,7 @@ def test_a_loaded_model_spares_loading_it(tmp_path, checkpoint, monkeypatch):
 def test_everything_that_matters_is_in_the_name(tmp_path, checkpoint, monkeypatch):
     store, names = ActivationStore(tmp_path), set()
 
-    def ask(checkpoint=checkpoint, data=None, sites=SITES, positions="last"):
+    def ask(checkpoint=checkpoint, data=None, sites=SITES, positions: Positions = "last"):
         store.activations(checkpoint, data or rows(), sites, positions)
         before = len(names)
         names.update(folders(tmp_path))
@@ -274,6 +276,6 @@ def test_a_request_that_cannot_be_met_leaves_nothing(tmp_path, checkpoint):
 
 
 def test_float32_on_disk_whatever_the_model(tmp_path):
-    half = open_checkpoint(tiny("llama").to(torch.bfloat16))
+    half = open_checkpoint(tiny("llama").bfloat16())
     got = ActivationStore(tmp_path).activations(half, rows(), ["resid.0"])
     assert got.arrays["resid.0"].dtype == np.float32

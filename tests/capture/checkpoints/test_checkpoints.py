@@ -39,7 +39,7 @@ def test_a_folder_loads_to_the_same_tensors(tmp_path, family):
 
 
 def test_half_precision_loads_as_float32(tmp_path):
-    tiny("llama").to(torch.bfloat16).save_pretrained(tmp_path)
+    tiny("llama").bfloat16().save_pretrained(tmp_path)
     loaded = open_checkpoint(tmp_path).load()
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
 
@@ -49,7 +49,7 @@ def test_a_loaded_model_is_the_callers_to_modify():
     checkpoint = open_checkpoint(model)
     loaded = checkpoint.load()
     with torch.no_grad():
-        loaded.first.weight.zero_()
+        loaded.get_parameter("first.weight").zero_()
     assert model.first.weight.abs().sum() > 0 and model.training
     assert not loaded.training and checkpoint.live is model
 
@@ -236,7 +236,8 @@ def write_gguf(path, quantize=True):
     writer.add_vocab_size(config.vocab_size)
     tokenizer = byte_level()
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-    tokens = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
+    vocabulary = tokenizer.get_vocab()
+    tokens = sorted(vocabulary, key=vocabulary.__getitem__)
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(tokens)
     writer.add_token_types([gguf.TokenType.NORMAL] * len(tokens))

@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedModel
 
 from capture.checkpoints.open import open_checkpoint
 from capture.checkpoints.tokenizers.files import open_tokenizer
@@ -87,7 +87,9 @@ def made(name):
     """A small random model of a class of transformers."""
     kind = getattr(transformers, name)
     default = kind.config_class()
-    settings = {key: value for key, value in SIZES.items() if hasattr(default, key)}
+    settings: dict[str, object] = {
+        key: value for key, value in SIZES.items() if hasattr(default, key)
+    }
     if getattr(default, "layer_types", None):
         settings["layer_types"] = [default.layer_types[0], default.layer_types[-1]]
     torch.manual_seed(0)
@@ -106,6 +108,7 @@ def test_a_family_loads_as_its_library_loads_it(tmp_path, name):
     made(name).save_pretrained(tmp_path)
     theirs = getattr(transformers, name).from_pretrained(tmp_path)
     ours = open_checkpoint(tmp_path).load()
+    assert isinstance(ours, PreTrainedModel)
     assert type(ours) is type(theirs) and same(ours, theirs)
     assert ours.config._attn_implementation == theirs.config._attn_implementation
     left_out = {"dtype", "_name_or_path"}
@@ -154,6 +157,7 @@ def test_names_without_the_models_prefix_are_found(tmp_path):
 @pytest.mark.parametrize("held", [True, False])
 def test_output_layers_tied_or_not_held_or_not(tmp_path, tied, held):
     config = tiny("llama").config
+    assert isinstance(config, transformers.LlamaConfig)
     config.tie_word_embeddings = tied
     torch.manual_seed(0)
     transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)

@@ -109,7 +109,7 @@ ROWS = Sequences(((3, 9, 4, 7, 8), (5, 6, 11), (12, 4, 9, 2)), (3, 2, 2))
 
 def mean_loss(model, rows):
     """Plainly, token by token."""
-    total = count = 0.0
+    total, count = torch.zeros(()), 0
     for ids, start in zip(rows.ids, rows.answer_start, strict=True):
         logits = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
         for place in range(start, len(ids)):

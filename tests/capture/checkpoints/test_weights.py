@@ -101,7 +101,7 @@ def test_weights_that_are_not_finite_are_refused(folder, value):
 def test_live_weights_that_are_not_finite_are_refused():
     model = tiny("gpt2")
     with torch.no_grad():
-        model.transformer.wte.weight[0, 0] = math.nan
+        model.get_parameter("transformer.wte.weight")[0, 0] = math.nan
     with pytest.raises(InputError, match="NaN"):
         open_checkpoint(model)
 

@@ -102,7 +102,7 @@ def test_bad_input_is_one_clear_error(tmp_path):
         read_images(tmp_path / "torn", GREY)
     twice = some()
     with pytest.raises(InputError, match="have the id"):
-        twice + twice
+        _ = twice + twice
     with pytest.raises(InputError, match="two known classes"):
         invent_images(twice.select(twice.labels == 0), 3, np.random.default_rng(0))
 

@@ -1,6 +1,7 @@
 """Invented items differ from their models in the name alone."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -128,10 +129,10 @@ def test_the_same_seed_gives_the_same_names():
 
 @pytest.mark.parametrize("field", ["prompt", "paraphrases"])
 def test_a_prompt_without_its_entity_is_refused(field):
-    good = {"id": "a", "entity": "Peru", "prompt": "Peru is", "answer": "Lima"}
-    bad = good | {field: "Where?" if field == "prompt" else ("Where?",)}
+    good = Item("a", "Peru", "Peru is", "Lima")
+    bad = replace(good, **{field: "Where?" if field == "prompt" else ("Where?",)})
     with pytest.raises(InputError, match="'a' does not name its entity"):
-        invent_items(ItemSet((Item(**bad),)), countries(), np.random.default_rng(0))
+        invent_items(ItemSet((bad,)), countries(), np.random.default_rng(0))
 
 
 def test_too_few_names_are_refused():

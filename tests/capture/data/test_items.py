@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -36,9 +37,9 @@ def test_a_set_counts_iterates_and_lists_entities_in_order():
 @pytest.mark.parametrize("field", ["id", "entity", "prompt", "answer"])
 @pytest.mark.parametrize("value", ["", "  ", 7, None, "\ud800"])
 def test_a_field_must_be_real_text(field, value):
-    good = {"id": "a", "entity": "b", "prompt": "c", "answer": "d"}
+    good = Item("a", "b", "c", "d")
     with pytest.raises(InputError, match=field):
-        Item(**good | {field: value})
+        replace(good, **{field: value})
 
 
 @pytest.mark.parametrize("field", ["alternatives", "paraphrases"])

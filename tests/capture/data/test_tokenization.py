@@ -116,7 +116,7 @@ def test_a_space_that_every_answer_begins_with_counts_with_the_prompt():
     past = skip_joining_space(signs, rows)
     assert past.ids == rows.ids
     assert [
-        (signs.decode(ids[:start]), signs.decode(ids[start:]))
+        (signs.decode(list(ids[:start])), signs.decode(list(ids[start:])))
         for ids, start in zip(past.ids, past.answer_start, strict=True)
     ] == [("amber otter: ", "40712"), ("red fox: ", "4")]
     # Already past it, there is nothing to step over.
@@ -175,7 +175,7 @@ def test_the_subject_ends_at_the_last_token_of_its_last_mention(name):
     item = Item("a", "Anna Keller", "Anna Keller, yes Anna Keller was born in", "Oslo")
     (end,) = subject_ends(tokenizer, [item])
     ids = encode_items(tokenizer, [item]).ids[0]
-    read = tokenizer.decode(ids[: end + 1], skip_special_tokens=True)
+    read = tokenizer.decode(list(ids[: end + 1]), skip_special_tokens=True)
     assert read == "Anna Keller, yes Anna Keller"
     with pytest.raises(InputError, match="does not name its entity"):
         subject_ends(tokenizer, [Item("b", "Peru", "Where?", "Lima")])

@@ -1,5 +1,7 @@
 """A report says what was understood, and each planted fault by name."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -13,15 +15,15 @@ from tests.helpers.tiny_models import byte_level, word_level
 def a_set(start, stop, **changes):
     return ItemSet(
         tuple(
-            Item(
-                **{
-                    "id": f"i{at}",
-                    "entity": f"Land {at}",
-                    "prompt": f"The capital of Land {at} is",
-                    "answer": f"Town {at % 4}",
-                    "relation": "capital",
-                }
-                | changes
+            replace(
+                Item(
+                    id=f"i{at}",
+                    entity=f"Land {at}",
+                    prompt=f"The capital of Land {at} is",
+                    answer=f"Town {at % 4}",
+                    relation="capital",
+                ),
+                **changes,
             )
             for at in range(start, stop)
         ),
@@ -125,7 +127,7 @@ def test_a_paraphrase_without_tokens_is_found_too():
             return out
 
     bad = a_set(0, 3, paraphrases=("fine", "odd"))
-    report = validate_items(bad, a_set(5, 20), Picky())
+    report = validate_items(bad, a_set(5, 20), Picky())  # pyright: ignore[reportArgumentType]
     assert ["'odd' has no tokens" in str(error) for error in report.errors] == [True]
 
 

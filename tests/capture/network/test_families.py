@@ -72,25 +72,22 @@ def test_heads_are_what_the_projection_reads(family):
     for layer in range(LAYERS):
         heads = [got[f"head.{layer}.{head}"] for head in range(HEADS)]
         assert len({head.shape for head in heads}) == 1
-        inputs, outputs = linear_shape(sites.places[f"head.{layer}.0"].module)
-        assert (inputs, outputs) == (sum(head.shape[-1] for head in heads), WIDTH)
+        shape = linear_shape(sites.places[f"head.{layer}.0"].module)
+        assert shape == (sum(head.shape[-1] for head in heads), WIDTH)
 
 
 @pytest.mark.parametrize("family", NORMED)
 def test_where_the_stream_is_normed_after_additions_what_is_added_is_found(family):
     model = tiny(family)
     got, _ = seen(model, find_sites(model).names)
-    blocks = {
-        "openai-gpt": lambda: [(b.ln_1, b.ln_2) for b in model.transformer.h],
-        "distilbert": lambda: [
-            (b.sa_layer_norm, b.output_layer_norm) for b in model.transformer.layer
-        ],
-        "electra": lambda: [
-            (b.attention.output.LayerNorm, b.output.LayerNorm) for b in model.encoder.layer
-        ],
-    }[family]()
+    blocks, norms = {
+        "openai-gpt": ("transformer.h", ("ln_1", "ln_2")),
+        "distilbert": ("transformer.layer", ("sa_layer_norm", "output_layer_norm")),
+        "electra": ("encoder.layer", ("attention.output.LayerNorm", "output.LayerNorm")),
+    }[family]
     before = got["embed"]
-    for layer, (first, second) in enumerate(blocks):
+    for layer, block in enumerate(model.get_submodule(blocks).children()):
+        first, second = (block.get_submodule(name) for name in norms)
         middle = first(before + got[f"attn.{layer}"])
         after = second(middle + got[f"mlp.{layer}"])
         torch.testing.assert_close(got[f"resid.{layer}"], after)
@@ -139,7 +136,7 @@ def test_neurons_before_a_norm_have_no_value_vectors(family):
 def test_neurons_of_a_part_that_adds_the_stream_itself_are_found():
     model = tiny("bloom")
     found = neuron_projection(find_sites(model), 1)
-    assert found is model.transformer.h[1].mlp.dense_4h_to_h
+    assert found is model.get_submodule("transformer.h.1.mlp.dense_4h_to_h")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -343,6 +340,7 @@ def test_a_compiled_network_is_looked_at_as_it_was_before(monkeypatch):
     model = tiny("llama")
     model.config.attention_dropout = 0.0625  # no other test has it
     compiled = torch.compile(model, backend="eager")
+    assert isinstance(compiled, nn.Module)
     monkeypatch.setattr(type(compiled), "forward", None)
     found = find_sites(compiled)
     assert found.names == find_sites(model).names

@@ -96,8 +96,8 @@ def test_hooks_of_others_are_counted_and_kept():
 def test_stopping_runs_nothing_after_the_deepest_site(family):
     model = tiny(family)
     body = model if family == "bert" else model.base_model
-    last = next(m for n, m in body.named_children() if n in ("layers", "h", "encoder"))
-    last = last.layer[-1] if family == "bert" else last[-1]
+    stack = next(m for n, m in body.named_children() if n in ("layers", "h", "encoder"))
+    *_, last = (stack.get_submodule("layer") if family == "bert" else stack).children()
     ran = []
     handle = last.register_forward_pre_hook(lambda *_: ran.append(1))
     with record(model, ["resid.1", "embed"], stop=True) as got:
@@ -251,7 +251,9 @@ def test_positions_of_the_prompt_do_not_move_to_generated_tokens():
 
     def generate():
         with torch.no_grad():
-            return model.generate(IDS, max_new_tokens=3, do_sample=False, eos_token_id=-1)
+            return model.generate(  # pyright: ignore[reportCallIssue]
+                IDS, max_new_tokens=3, do_sample=False, eos_token_id=-1
+            )
 
     with patch(model, {"resid.1": note}, [5]):
         generate()

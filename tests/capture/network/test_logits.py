@@ -16,7 +16,9 @@ def test_logits_and_gradients_are_those_of_the_whole_output(family):
     model, batch = tiny(family), pad(rows())
     mask = batch.answer_mask
     sizes = []
-    handle = model.get_output_embeddings().register_forward_hook(
+    head = model.get_output_embeddings()
+    assert head is not None
+    handle = head.register_forward_hook(
         lambda _module, inputs, _output: sizes.append(inputs[0].shape[:-1].numel())
     )
     found = []

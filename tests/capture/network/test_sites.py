@@ -49,10 +49,11 @@ def test_the_stream_is_the_sum_of_what_was_added_to_it(family):
 def test_the_stream_of_a_post_norm_family_is_normed_after_each_addition():
     model = tiny("bert")
     got, _ = run(model, "bert", find_sites(model).names)
-    for layer, block in enumerate(model.encoder.layer):
+    for layer, block in enumerate(model.get_submodule("encoder.layer").children()):
         before = got["embed"] if layer == 0 else got[f"resid.{layer - 1}"]
-        middle = block.attention.output.LayerNorm(before + got[f"attn.{layer}"])
-        after = block.output.LayerNorm(middle + got[f"mlp.{layer}"])
+        first = block.get_submodule("attention.output.LayerNorm")
+        middle = first(before + got[f"attn.{layer}"])
+        after = block.get_submodule("output.LayerNorm")(middle + got[f"mlp.{layer}"])
         torch.testing.assert_close(got[f"resid.{layer}"], after)
 
 

@@ -226,7 +226,7 @@ def test_units_of_a_plain_sequence_are_blocks():
 
     model = nn.Sequential(nn.Linear(3, 4), unit(), unit(), nn.Linear(4, 2))
     assert find_blocks(model) == [model[1], model[2]]
-    assert down_projection(model[1]) is model[1][2]
+    assert down_projection(model[1]) is model.get_submodule("1.2")
 
 
 def test_a_second_stack_without_attention_is_not_overlooked():

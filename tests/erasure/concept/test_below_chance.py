@@ -8,7 +8,12 @@ is nothing to erase, and with a concept that is still there in new rows.
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import LeaveOneOut, StratifiedKFold, cross_val_score
+from sklearn.model_selection import (
+    BaseCrossValidator,
+    LeaveOneOut,
+    StratifiedKFold,
+    cross_val_score,
+)
 from sklearn.neighbors import NearestCentroid
 from sklearn.pipeline import make_pipeline
 
@@ -26,7 +31,7 @@ def noise(seed, n=40, d=12):
     return rng.standard_normal((n, d)), np.arange(n) % 2
 
 
-def scores(probe, rows, labels, folds=FOLDS):
+def scores(probe, rows, labels, folds: BaseCrossValidator = FOLDS):
     return cross_val_score(probe, rows, labels, cv=folds).mean()
 
 

@@ -94,6 +94,7 @@ def test_every_floating_type_and_text_labels(rng, kind):
         given_rows.setflags(write=False)
         plain = given_rows.astype(float)
     moments = Moments().update(given_rows, names)
+    assert moments.classes is not None
     assert list(moments.classes) == ["no", "yes"]
     check_against_numpy(moments, plain, onehot(labels))
 

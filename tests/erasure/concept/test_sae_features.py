@@ -80,7 +80,7 @@ def test_value_vectors_lose_the_feature_in_either_sign_and_no_other_weight(famil
     before = {name: value.clone() for name, value in model.state_dict().items()}
     changed = pisces_(model, 1, eraser)
     module = down_projection(find_blocks(model)[1])
-    weight = module.weight.data
+    weight = module.get_parameter("weight").data
     values = (weight if family is tiny_gpt2 else weight.T).double()
     assert float((values @ basis()[5]).abs().max()) < 1e-6
     assert changed == len(values)

@@ -10,6 +10,7 @@ from torch.testing import assert_close
 from capture.network.hooks import count_hooks, patch, record
 from capture.network.sites import find_sites
 from erasure.concept.affine import AffineEraser
+from erasure.concept.base import MomentEraser
 from erasure.concept.leace import Leace
 from erasure.concept.projections import MeanDifference
 from erasure.weights.folding import fold_, stream_erasers
@@ -44,7 +45,7 @@ def model_of(family, tied=False):
     return model
 
 
-def eraser_of(width, kind=Leace):
+def eraser_of(width, kind: type[MomentEraser] = Leace):
     rng = torch.Generator().manual_seed(width)
     labels = torch.arange(80) % 2
     rows = torch.randn(80, width, generator=rng, dtype=torch.float64) + 0.5
@@ -118,7 +119,9 @@ def test_the_whole_stream_folds_and_is_erased_at_every_depth(family, kind, tied)
         assert_close(seen[name], eraser.transform(seen[name]), rtol=0, atol=AGREE)
     # A shared output layer was given its own weights, as they were.
     assert not model.config.tie_word_embeddings
-    assert model.get_output_embeddings().weight is not (model.get_input_embeddings().weight)
+    head = model.get_output_embeddings()
+    assert head is not None
+    assert head.weight is not model.get_input_embeddings().weight
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -303,7 +306,7 @@ def test_hooks_go_after_a_failure():
 
 def test_modes_are_left_as_they_were():
     model = model_of("gpt2").train()
-    model.transformer.h[0].eval()
+    model.get_submodule("transformer.h.0").eval()
     before = [module.training for module in model.modules()]
     eraser = eraser_of(WIDTH).linear()
     fold_(model, {"attn.0": eraser}, find_sites(model))
@@ -311,7 +314,7 @@ def test_modes_are_left_as_they_were():
 
 
 def test_half_precision_folds_to_its_own_rounding():
-    model = model_of("llama").to(torch.bfloat16)
+    model = model_of("llama").bfloat16()
     erasers = stream_erasers(find_sites(model).names, eraser_of(WIDTH))
     want = hooked_logits(copy.deepcopy(model), erasers).float()
     fold_(model, erasers, find_sites(model))

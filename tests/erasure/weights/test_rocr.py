@@ -21,7 +21,7 @@ BACKGROUND = Sequences(
 
 def matrix_of(model, layer=1):
     module = down_projection(find_blocks(model)[layer])
-    weight = module.weight.detach().double()
+    weight = module.get_parameter("weight").detach().double()
     return module, weight.T if isinstance(module, Conv1D) else weight
 
 

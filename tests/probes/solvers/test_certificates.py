@@ -60,6 +60,7 @@ def test_certified_probes_are_no_worse_than_newtons(n, d, classes, scale, gap, C
     )
     assert found.n_uncertified == 0
     peer = LogisticRegression(C=C, solver="newton-cholesky", tol=1e-12, max_iter=500)
+    assert found.coef is not None and found.intercept is not None
     for fold, train in enumerate(folds.train):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it says that it stops short
@@ -134,6 +135,7 @@ def test_folds_with_scales_of_their_own_are_no_worse_than_newtons(n, d, gap, C, 
     )
     assert found.n_uncertified == 0
     peer = LogisticRegression(C=C, solver="newton-cholesky", tol=1e-12, max_iter=500)
+    assert found.coef is not None and found.intercept is not None
     for fold, train in enumerate(split.train[:12]):
         mean, size = rows[train].mean(0), rows[train].std(0)
         part = (rows[train] - mean) / size, codes[train], C

@@ -1,5 +1,8 @@
 """Folds with scales of their own, solved together and each on its own factor."""
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -11,12 +14,12 @@ from sklearn.preprocessing import StandardScaler
 from torch.testing import assert_close
 
 from probes.solvers import crossfit as module
-from probes.solvers.crossfit import crossfit
+from probes.solvers.crossfit import CrossFit, crossfit
 from probes.solvers.newton.newton_cg import ACCEPTED_TOL
 from probes.solvers.problem import LogisticOptions
 from probes.splits.folds import leave_one_group_out
 
-CLOSE = {"rtol": 1e-7, "atol": 1e-7}
+CLOSE = 1e-7
 
 
 def rows(n, d, seed):
@@ -27,10 +30,10 @@ def rows(n, d, seed):
     return torch.from_numpy(x), torch.from_numpy(codes)[None]
 
 
-def alone(monkeypatch_context, *args, **kwargs):
+def alone(monkeypatch_context, fit: Callable[[], CrossFit]) -> CrossFit:
     """Every fold on a factor of its own."""
     monkeypatch_context.setattr(module, "_supports_fold_scaling", lambda job: False)
-    return crossfit(*args, **kwargs)
+    return fit()
 
 
 @settings(deadline=None, max_examples=25)
@@ -48,16 +51,17 @@ def test_both_routes_reach_one_optimum(n, d, size, C, balanced, precision, seed)
     folds = leave_one_group_out(np.arange(n) // size, n)
     options = LogisticOptions(C=C, balanced=balanced, standardize="fold", precision=precision)
     weight = torch.linspace(0.5, 2.0, n, dtype=torch.float64)
-    kwargs = {"sample_weight": weight, "coefficients": True}
-    together = crossfit(x, codes, 2, folds, options, **kwargs)
+    fit = partial(crossfit, x, codes, 2, folds, options, sample_weight=weight, coefficients=True)
+    together = fit()
     with pytest.MonkeyPatch.context() as patch:
-        each = alone(patch, x, codes, 2, folds, options, **kwargs)
+        each = alone(patch, fit)
     assert together.n_uncertified == 0
-    close = CLOSE if precision == torch.float64 else {"rtol": 3e-4, "atol": 3e-4}
+    close = CLOSE if precision == torch.float64 else 3e-4
     scale = each.scores.abs().max()
-    assert_close(together.scores / scale, each.scores / scale, **close)
-    size = each.coef.abs().amax()
-    assert_close(together.coef / size, each.coef / size, **close)
+    assert_close(together.scores / scale, each.scores / scale, rtol=close, atol=close)
+    assert together.coef is not None and each.coef is not None
+    largest = each.coef.abs().amax()
+    assert_close(together.coef / largest, each.coef / largest, rtol=close, atol=close)
     assert_close(together.intercept, each.intercept, rtol=1e-3, atol=1e-5 * float(scale))
 
 
@@ -91,7 +95,7 @@ def test_a_column_that_one_row_alone_moves_is_no_feature_where_it_is_out():
             # scikit-learn lets the held-out value through unscaled; its weight is 0.
             assert abs(float(found.scores[0, 0, row]) - expected) < 1e-5
         else:
-            assert_close(float(found.scores[0, 0, row]), expected, **CLOSE)
+            assert_close(float(found.scores[0, 0, row]), expected, rtol=CLOSE, atol=CLOSE)
 
 
 def test_scores_that_went_astray_are_not_certified(monkeypatch):
@@ -114,7 +118,7 @@ def test_scores_that_went_astray_are_not_certified(monkeypatch):
     )
     found = crossfit(x, codes, 2, folds, options)
     assert len(redone) == 30
-    assert_close(found.scores, want.scores, **CLOSE)
+    assert_close(found.scores, want.scores, rtol=CLOSE, atol=CLOSE)
 
 
 def test_the_scales_of_folds_keep_the_memory_budget(monkeypatch):
@@ -135,7 +139,7 @@ def test_the_scales_of_folds_keep_the_memory_budget(monkeypatch):
     found = crossfit(x, codes, 2, folds, options).scores
     # Ratios, variances, weights and their products with the ratios.
     assert len(taken) > 1 and 4 * max(taken) <= spare
-    assert_close(found, want, **CLOSE)
+    assert_close(found, want, rtol=CLOSE, atol=CLOSE)
 
 
 def test_several_label_vectors_are_each_solved():
@@ -158,10 +162,11 @@ def test_a_certificate_is_not_rounding_noise():
     x, codes = rows(23, 12, 0)
     folds = leave_one_group_out(np.arange(23), 23)
     options = LogisticOptions(C=100.0, standardize="fold", precision=torch.float64)
-    kwargs = {"sample_weight": torch.linspace(0.5, 2.0, 23, dtype=torch.float64)}
-    together = crossfit(x, codes, 2, folds, options, **kwargs)
+    weight = torch.linspace(0.5, 2.0, 23, dtype=torch.float64)
+    fit = partial(crossfit, x, codes, 2, folds, options, sample_weight=weight)
+    together = fit()
     with pytest.MonkeyPatch.context() as patch:
-        each = alone(patch, x, codes, 2, folds, options, **kwargs)
+        each = alone(patch, fit)
     assert together.n_uncertified == 0
     scale = each.scores.abs().max()
-    assert_close(together.scores / scale, each.scores / scale, **CLOSE)
+    assert_close(together.scores / scale, each.scores / scale, rtol=CLOSE, atol=CLOSE)

@@ -78,8 +78,8 @@ def test_folds_are_those_of_the_torch_expressions(
         weight = torch.from_numpy(np.random.default_rng(seed).uniform(0.2, 2, n))
     options = LogisticOptions(C=C, balanced=balanced)
     found, plain = both(rows, codes, classes, folds, options, sample_weight=weight)
-    scored = folds.test.any(0)
-    found.scores[..., ~scored] = plain.scores[..., ~scored] = 0
+    left_out = torch.from_numpy(~folds.test.any(0))
+    found.scores[..., left_out] = plain.scores[..., left_out] = 0
     # Both are within 1e-8 of the optimum in length; one score may be off by more.
     assert gap(found, plain, "scores") <= 5e-8
     assert gap(found, plain, "coef") <= 5e-8
@@ -305,6 +305,7 @@ def test_certificates_hold_where_weights_are_far_above_the_curvature():
             given = torch.from_numpy(rows), torch.from_numpy(codes)[None], 2, folds
             found = crossfit(*given, options, coefficients=True)
             assert found.n_uncertified == 0
+            assert found.coef is not None and found.intercept is not None
             for fold, train in enumerate(folds.train):
                 coef, shift = found.coef[0, fold, 0], found.intercept[0, fold, 0]
                 score = rows[train] @ coef.numpy() + float(shift)

@@ -28,6 +28,7 @@ from probes.splits.folds import Folds, from_splits, k_fold, leave_one_group_out,
 _spec = importlib.util.spec_from_file_location(
     "probe_rows", Path(__file__).parents[1] / "conftest.py"
 )
+assert _spec is not None and _spec.loader is not None
 _module = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_module)
 make_rows = _module.make_rows
@@ -64,6 +65,7 @@ def test_logistic_folds_reach_the_optimum(shape, scaling, precision, tolerance, 
     result = probe.held_out(
         torch.from_numpy(x), torch.from_numpy(codes)[None], classes, folds, coefficients=True
     )
+    assert result.coef is not None and result.intercept is not None
     for fold in range(0, groups, 5):
         expected, weights = sklearn_scores(
             x, codes, folds, fold, scaling, C=0.7, class_weight=class_weight
@@ -140,6 +142,7 @@ def test_closed_forms_equal_own_refits(shape, scaling, probe, balance):
     for fold in range(0, len(folds), 3):
         train, test = folds.train[fold], folds.test[fold]
         refit = clone(probe)
+        assert isinstance(refit, RidgeProbe | LDAProbe | MeanDifferenceProbe)
         refit.set_params(standardize=None if scaling == "all" else scaling)
         fitted = refit.fit(x[train], codes[train])
         expected = fitted.decision_function(x[test])
@@ -329,6 +332,7 @@ def test_scores_that_went_astray_are_computed_anew():
     found, _, certificate = newton_cg.minimize(Batch(loss, operator, dual, lost))
     whole = Folds(np.ones((1, len(y)), bool), np.zeros((1, len(y)), bool), "all")
     fitted = LogisticProbe().held_out(rows, torch.from_numpy(y)[None], 2, whole, coefficients=True)
+    assert fitted.coef is not None and fitted.intercept is not None
     expected = rows @ fitted.coef[0, 0, 0] + fitted.intercept[0, 0, 0]
     assert float(certificate[0]) <= 1e-8
     torch.testing.assert_close(found[0, 0], expected, rtol=1e-7, atol=1e-7)

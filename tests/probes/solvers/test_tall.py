@@ -100,6 +100,7 @@ def test_what_a_problem_bends_of_its_own_saves_steps(monkeypatch):
 
     def shared(table, bend, exact):
         found = make(table, bend, exact)
+        assert found is not None
         return replace(found, own=torch.zeros_like(found.own))
 
     monkeypatch.setattr(newton_primal_rough, "_preconditioner", shared)

@@ -69,7 +69,7 @@ def problems() -> Iterator[Problem]:
         scheme = str(rng.choice(["groups", "k_fold"] + ["rows"] * (n <= 90)))
         labels = int(rng.choice([1, 3, 12]))
         C = float(rng.choice([0.01, 0.3, 1.0, 30.0]))
-        weight = rng.choice([None, "balanced"])
+        weight = (None, "balanced")[rng.integers(2)]
         sizes = rng.uniform(0.2, 3, d)
         codes = np.stack([rng.permutation(np.arange(n) % classes) for _ in range(labels)])
         x = rng.standard_normal((n, d)) * sizes + 4

@@ -35,7 +35,7 @@ def sound() -> Path:
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.3)
     adapted.peft_config["default"].base_model_name_or_path = "../model"
-    adapted.save_pretrained(root / "lora", save_embedding_layers=False)
+    adapted.save_pretrained(str(root / "lora"), save_embedding_layers=False)
     return root
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import LlamaForCausalLM
 
 from capture.checkpoints.open import open_checkpoint
 from evidence.errors import InputError
@@ -283,6 +284,7 @@ def test_an_adapter_over_more_tokens_gives_its_base_as_many(tmp_path):
     }
     save_file(load_file(file) | more, file)
     model = open_checkpoint(folder).load()
+    assert isinstance(model, LlamaForCausalLM)
     rows = len(base["lm_head.weight"]) + 1
     assert model(IDS).logits.shape[-1] == model.config.vocab_size == rows
     assert torch.equal(model.lm_head.weight[-1], torch.ones(32))

@@ -9,6 +9,7 @@ import time
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 
 from capture.checkpoints.open import open_checkpoint
 from evidence.errors import InputError
@@ -171,6 +172,7 @@ def test_what_is_ours_is_never_taken_from_the_file(tmp_path, change):
     before = logits(folder)
     edited(folder / "config.json", change)
     model = open_checkpoint(folder).load()
+    assert isinstance(model, PreTrainedModel)
     assert model.config._attn_implementation == "sdpa"
     assert next(model.parameters()).dtype == torch.float32
     with torch.no_grad():

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from audits.core.outputs import AUDIT, EXPERIMENT, OWNER_MARK, check_output_folder, hold_folder
-from audits.core.workspace import Workspace
+from audits.output.outputs import AUDIT, EXPERIMENT, OWNER_MARK, check_output_folder, hold_folder
+from audits.output.workspace import Workspace
 from evidence.errors import InputError
 from evidence.storage.locks import LOCK, run_lock
 from evidence.storage.scratch import SCRATCH_NAME
@@ -88,6 +88,7 @@ def test_a_second_run_in_a_folder_is_refused_and_touches_nothing(tmp_path, capfd
     )
     with holder:
         try:
+            assert holder.stdout is not None
             assert holder.stdout.readline() == b"ready\n"
             before = contents(out)
             arguments = [
@@ -106,6 +107,7 @@ def test_a_report_is_not_written_again_under_a_running_audit(finished, capfd):
     with subprocess.Popen(
         [sys.executable, "-c", HOLD, str(finished)], cwd=ROOT, stdout=subprocess.PIPE
     ) as holder:
+        assert holder.stdout is not None
         assert holder.stdout.readline() == b"ready\n"
         before = contents(finished)
         assert call("report", finished) == 2
@@ -222,7 +224,7 @@ def test_a_result_whose_work_was_deleted_is_ours(finished):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from audits.core.workspace import Workspace
+from audits.output.workspace import Workspace
 from evidence.storage.locks import run_lock
 root, step, steps = Path(sys.argv[1]), int(sys.argv[2]), 0
 def kill_at(name):
@@ -256,8 +258,8 @@ def test_killed_at_any_step_of_a_fresh_start_nothing_old_is_taken_for_new(tmp_pa
                 exec(KILLED.replace("sys.argv[1]", repr(str(root))).replace(
                     "sys.argv[2]", str(step)
                 ), {})  # fmt: skip
-            except BaseException:
-                sys.excepthook(*sys.exc_info())
+            except BaseException as error:
+                sys.excepthook(type(error), error, error.__traceback__)
                 os._exit(1)
             os._exit(0)
         _, status = os.waitpid(child, 0)

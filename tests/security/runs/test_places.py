@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -115,13 +116,15 @@ def test_a_folder_that_may_only_be_read_is_one_error(
     assert [each.name for each in folder.iterdir()] == ["audit.json"]
 
 
-def exhume(*arguments, **options):
+def exhume(*arguments, stdout: int | IO[str] = subprocess.PIPE, **options):
     """The command line in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "audits", *map(str, arguments)],
         cwd=ROOT,
         check=False,
-        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        **options,
     )
 
 
@@ -211,7 +214,7 @@ def test_a_path_is_shown_the_same_under_every_locale(locales):
 STAGE = """
 import sys
 from pathlib import Path
-from audits.core.workspace import Workspace
+from audits.output.workspace import Workspace
 space = Workspace.open(Path(sys.argv[1]), {"a": "\\u00e9"}, fresh=False)
 print(ascii(space.run("x", lambda: {"\\u00e9": "\\u2192 \\U0001f600"}).result))
 """
@@ -259,7 +262,8 @@ def without_encoding(call: ast.Call) -> bool:
 def test_text_is_never_opened_in_the_encoding_of_the_locale():
     examples = ["open(x)", "x.open('w')", "x.read_text()", "run(y, text=True)"]
     for example in examples:
-        assert without_encoding(ast.parse(example, mode="eval").body)
+        call = ast.parse(example, mode="eval").body
+        assert isinstance(call, ast.Call) and without_encoding(call)
     found = [
         f"{path.relative_to(ROOT)}:{call.lineno}"
         for path in SOURCES

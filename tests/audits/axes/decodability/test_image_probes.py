@@ -21,7 +21,7 @@ from audits.modalities.image_sets import EvaluationSets
 from capture.data.images import ImageSet
 from evidence.results import ControlId
 from evidence.seeds import numpy_rng
-from evidence.storage.typed_json import from_json, to_json
+from evidence.typed_json import from_json, to_json
 
 SITES = ["resid.1", "final"]
 CONTEXT = JudgementContext(make_config({"seed": 0}), "images", Damage({}, ()))

@@ -15,7 +15,7 @@ from audits.core.preflight import Damage
 from audits.core.roles import Role
 from audits.core.scores import Part, RoleScores, ScoreTable
 from evidence.results import AxisResult, ControlId
-from evidence.storage.typed_json import from_json, to_json
+from evidence.typed_json import from_json, to_json
 
 SITES = ("embed", "resid.0", "resid.1")
 CONTEXT = JudgementContext(make_config({"seed": 0}), "text", Damage({}, ()), notes=("planted",))
@@ -72,7 +72,8 @@ def failed(axis: AxisResult) -> list[ControlId]:
         (0.9, CHANCE, "retained"),
         (CHANCE, 0.9, "retained"),
         (CHANCE, CHANCE, "absent"),
-        # A residual of 0.14, within the margin, and one of 0.29, beyond the variance of seeds.
+        # A residual of 0.14, within the margin, and one of 0.29, beyond the variance of
+        # seeds.
         (0.3, 0.3, "absent"),
         (0.4, 0.4, "retained"),
     ],

@@ -4,24 +4,25 @@ import numpy as np
 import pytest
 import torch
 
-from audits.axes.restoration.image_steering import (
-    LOGPROB_GRADIENT,
-    STEERING_METHODS,
-    split_in_halves,
-    steering_hook,
-    steering_sites,
-    with_original_end,
-)
-from audits.axes.restoration.image_trial import unseen_classes
-from audits.axes.restoration.search import (
+from audits.axes.restoration.image_trial import (
     ORIGINAL_END,
     OWN_END,
     SideEffectLimits,
     fit_steering,
+    half_rows,
     model_variants,
-    search_best_edit,
+    named_under,
+    search,
+    unseen_classes,
+    with_original_end,
 )
-from audits.axes.restoration.trial import MAX_RETAIN_DROP, STRENGTHS
+from audits.axes.restoration.search import MAX_DROP, STRENGTHS
+from audits.axes.restoration.steering import (
+    IMAGE_METHODS,
+    LOGPROB_GRADIENT,
+    image_steering_sites,
+    steering_hook,
+)
 from capture.checkpoints.open import open_checkpoint
 from capture.network.hooks import count_hooks, record
 from capture.network.sites import find_image_sites
@@ -35,8 +36,9 @@ def scene(digits_zoo):
     world = digits_zoo[0].world
     original = open_checkpoint(world.original).load()
     rng = np.random.default_rng(0)
-    forget = split_in_halves(world.images("forget_test"), rng)[0]
-    kept = split_in_halves(world.images("retain_test"), rng, 120)[0]
+    forget, kept = world.images("forget_test"), world.images("retain_test")
+    forget = forget.select(half_rows(len(forget), rng)[0])
+    kept = kept.select(half_rows(len(kept), rng, 120)[0])
     label = int(forget.labels[0])
     unknown = unseen_classes(original, world.images("retain_test"), label, 12, 0)
     models = {e.kind: open_checkpoint(e.model).load() for e in digits_zoo}
@@ -52,7 +54,7 @@ def of(scene, kind):
 
 
 def by_class(fitted, label):
-    return lambda route, site: fitted.steering_edit(route, site, label)
+    return lambda route, site: fitted.edit(route, site, label)
 
 
 def test_the_originals_end_undoes_an_edit_of_the_end_alone(scene):
@@ -100,7 +102,7 @@ def test_an_end_built_otherwise_is_not_put_in(scene):
 def test_several_strengths_at_once_are_each_by_itself(scene):
     original, _, forget, _, _, label = scene
     where = find_image_sites(original)
-    steering = of(scene, "twin")[1].steering_edit(LOGPROB_GRADIENT, "final", label)
+    steering = of(scene, "twin")[1].edit(LOGPROB_GRADIENT, "final", label)
     pixels = forget.pixels[:4]
     sizes = torch.tensor(STRENGTHS).repeat_interleave(len(pixels))
     rows = pixels.repeat(len(STRENGTHS), 1, 1, 1)
@@ -121,16 +123,16 @@ def slow(bodies, fitted, images, kept, unknown, label):
 
     def allowed(body, edits):
         right, strange = shares(body, edits)
-        drop = MAX_RETAIN_DROP + 1e-9
+        drop = MAX_DROP + 1e-9
         return right >= base[0] - drop and strange <= base[1] + drop
 
     best = (float(own.named(images, label, {}).mean()), OWN_END, None, None, 0.0)
     share = float(bodies[1].named(images, label, {}).mean())
     if share > best[0] and allowed(bodies[1], {}):
         best = (share, ORIGINAL_END, None, None, 0.0)
-    for route in STEERING_METHODS:
-        for site in steering_sites(own.sites):
-            steering = fitted.steering_edit(route, site, label)
+    for route in IMAGE_METHODS:
+        for site in image_steering_sites(own.sites):
+            steering = fitted.edit(route, site, label)
             if steering is None or best[0] == 1.0:
                 continue
             for strength in STRENGTHS:
@@ -150,15 +152,17 @@ def test_the_search_finds_what_a_plain_loop_finds(scene, kind, ended):
     bodies, fitted, guard = of(scene, kind)
     # Without the original's end: the candidate twice, which is never better than once.
     bodies = bodies if ended else [bodies[0], bodies[0]]
-    found = search_best_edit(bodies, forget, guard, by_class(fitted, label))
+    found = search(bodies, forget, guard, by_class(fitted, label))
     share, *how = slow(bodies, fitted, forget, kept, unknown, label)
-    assert found.share == pytest.approx(share)
-    assert [found.variant.name, found.method, found.site, found.strength] == how
-    assert found.named(forget, label).mean() == pytest.approx(found.share)
-    if found.cost is not None:
-        right = found.variant.named(kept, None, {}).mean()
-        if found.steering is None:
-            assert found.cost["retain"] == pytest.approx(right)
+    choice = found.choice
+    assert choice.objective == pytest.approx(share)
+    assert [choice.variant, choice.method, choice.site, choice.strength] == how
+    distinct = list({each.name: each for each in bodies}.values())
+    named = named_under(found, distinct, forget, label)
+    assert named.mean() == pytest.approx(choice.objective)
+    if choice.effects is not None and found.steering is None:
+        right = bodies[1].named(kept, None, {}).mean()
+        assert choice.effects.retain == pytest.approx(right)
     assert count_hooks(models[kind]) == 0
 
 
@@ -166,40 +170,39 @@ def test_unknown_images_limit_what_may_be_chosen(scene):
     _, _, forget, kept, _, label = scene
     bodies, fitted, guard = of(scene, "twin")
     make = by_class(fitted, label)
-    free = search_best_edit(bodies, forget, SideEffectLimits.of(bodies[0], kept, None, label), make)
-    held = search_best_edit(bodies, forget, guard, make)
-    assert held.share <= free.share
+    free = search(bodies, forget, SideEffectLimits.of(bodies[0], kept, None, label), make)
+    held = search(bodies, forget, guard, make)
+    assert held.choice.objective <= free.choice.objective
     # Guarded by the very images that are to be called the class, nothing may be.
-    bound = search_best_edit(
-        bodies, forget, SideEffectLimits.of(bodies[0], kept, forget, label), make
-    )
-    assert bound.share <= MAX_RETAIN_DROP + 1e-9
+    bound = search(bodies, forget, SideEffectLimits.of(bodies[0], kept, forget, label), make)
+    assert bound.choice.objective <= MAX_DROP + 1e-9
 
 
 def test_the_guard_stops_early_only_where_the_rest_cannot_save_it(scene):
     _, _, _, kept, unknown, label = scene
     bodies, fitted, guard = of(scene, "twin")
-    steering = fitted.steering_edit(LOGPROB_GRADIENT, "final", label)
+    steering = fitted.edit(LOGPROB_GRADIENT, "final", label)
     refused = 0
     for strength in (0.0, *STRENGTHS):
         edits = {"final": steering_hook(steering, strength)}
         wrong = (1 - bodies[0].named(kept, None, edits)).sum()
         strange = bodies[0].named(unknown, label, edits).sum()
-        cost = guard.cost(bodies[0], edits)
+        cost = guard.effects(bodies[0], edits)
         within = wrong <= guard.max_wrong and strange <= guard.max_named
         assert (cost is not None) == within
         refused += cost is None
         if cost is not None:
-            assert cost["retain"] == pytest.approx(1 - wrong / len(kept))
-            assert cost["unknown"] == pytest.approx(strange / len(unknown))
+            assert cost.retain == pytest.approx(1 - wrong / len(kept))
+            assert cost.never_taught == pytest.approx(strange / len(unknown))
     assert 0 < refused <= len(STRENGTHS)
 
 
 def test_nothing_is_chosen_where_no_change_can_be_fitted(scene):
     _, _, forget, _, _, label = scene
     bodies, _, guard = of(scene, "head_only")
-    found = search_best_edit(bodies[:1], forget, guard, lambda route, site: None)
-    assert (found.method, found.site, found.strength) == (None, None, 0.0)
-    assert found.cost is None and found.to_dict()["body"] == OWN_END
+    found = search(bodies[:1], forget, guard, lambda route, site: None)
+    choice = found.choice
+    assert (choice.method, choice.site, choice.strength) == (None, None, 0.0)
+    assert choice.effects is None and choice.variant == OWN_END
     plain = bodies[0].named(forget, label, {})
-    np.testing.assert_array_equal(found.named(forget, label), plain)
+    np.testing.assert_array_equal(named_under(found, bodies[:1], forget, label), plain)

@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from attribution.sae.autoencoder import Sae
-from audits.axes.restoration import state_injection
 from audits.axes.restoration.autoencoder import (
-    AnswerAutoencoder,
+    ExpertAutoencoder,
     autoencoder_site,
     check_model,
     check_reconstruction,
@@ -17,22 +16,23 @@ from audits.axes.restoration.autoencoder import (
     states_by_prompt,
     train_autoencoder,
 )
+from audits.axes.restoration.scoring import EncodedQuestions
 from audits.axes.restoration.state_injection import (
     ALPHAS,
     ARMS,
     CONTROLS,
-    inject_states,
-    injection_edit,
+    InjectionSource,
+    describe,
+    inject_prompts,
+    prompt_injection,
+    untrained_model,
 )
-from audits.axes.restoration.text_steering import EncodedQuestions
-from audits.core.context import AuditedModel
 from capture.checkpoints.open import open_checkpoint
 from capture.data.items import read_items
 from capture.data.questions import build_questions
 from capture.network.hooks import count_hooks
 from capture.network.sites import find_sites
 from evidence.errors import InputError
-from evidence.progress import SILENT
 
 SITE = "resid.0"
 
@@ -63,20 +63,22 @@ def bench(world):
     sae = Sae(Plain(width, 60), SITE)
     names = sorted(set(asked.classes))
     experts = {n: np.array([i % 60, (i + 7) % 60]) for i, n in enumerate(names)}
-    given = states_by_prompt(model, asked.rows, SITE)
+    coder = ExpertAutoencoder(sae, experts, 0.1)
+    source = InjectionSource.of(model, asked, coder, 0)
+    assert source.site == SITE
     return SimpleNamespace(
         original=original,
-        audited=AuditedModel.of("original", original),
         model=model,
         asked=asked,
-        coder=AnswerAutoencoder(sae, experts, 0.1),
-        given=given,
+        coder=coder,
+        source=source,
+        given=states_by_prompt(model, asked.rows, SITE),
     )
 
 
 def one_row(bench, arm, alpha, row=1, shift=1.0):
     """What an arm makes of one prompt whose states lie ``shift`` off the original's."""
-    edit = injection_edit(arm, bench.asked, bench.given, bench.coder, alpha, seed=0)
+    edit = prompt_injection(arm, bench.source, alpha)
     own = torch.from_numpy(bench.given[row]) - shift
     return own, edit(own[None], np.array([row]))[0], torch.from_numpy(bench.given[row])
 
@@ -118,41 +120,44 @@ def test_other_items_states_end_where_the_own_prompt_ends(bench):
 
 def test_the_published_test_follows_the_readout_and_not_what_a_model_holds(bench, planted):
     """A late suppression holds all and comes back with nothing; its states are same."""
-    late = AuditedModel.of("unlearned", open_checkpoint(planted("last_block_relabel")))
-    blank = state_injection.untrained_model(bench.audited, 0)
+    late = open_checkpoint(planted("last_block_relabel")).load()
+    blank = untrained_model(bench.model, 0)
     assert blank is not None
-    roles = {"unlearned": late, blank.role: blank}
-    found = inject_states(bench.audited, roles, bench.asked, bench.coder, SITE, 0, device="cpu")
-    arms = found["roles"]["unlearned"]["arms"]
-    assert set(arms) == set(ARMS) and found["alphas"] == list(ALPHAS)
-    assert found["roles"]["unlearned"]["before"] < 0.1
-    assert arms["as published"]["best"] == pytest.approx(0.0, abs=0.05)
-    assert found["roles"]["never-trained"]["arms"]["as published"]["best"] < 0.2
-    note = state_injection.describe(found)[0]
+    found = {
+        "unlearned": inject_prompts(late, bench.source),
+        "never-trained": inject_prompts(blank, bench.source),
+    }
+    arms = found["unlearned"].arms
+    assert set(arms) == set(ARMS) and len(arms["as published"].said) == len(ALPHAS)
+    assert found["unlearned"].before < 0.1
+    assert arms["as published"].best == pytest.approx(0.0, abs=0.05)
+    blank_rate = found["never-trained"].main.best
+    assert blank_rate is not None and blank_rate < 0.2
+    note = describe(SITE, found, "unlearned")
     assert note.startswith("Readout intact") and "never-trained" in note
-    repeated = inject_states(bench.audited, roles, bench.asked, bench.coder, SITE, 0, device="cpu")
-    assert repeated == found
+    assert inject_prompts(late, bench.source) == found["unlearned"]
     assert count_hooks(bench.model) == 0
 
 
 def test_without_a_loss_there_is_no_rate_and_without_a_coder_states_alone(bench):
-    same = {"unlearned": bench.audited}
-    found = inject_states(bench.audited, same, bench.asked, None, SITE, 0, device="cpu")
-    arms = found["roles"]["unlearned"]["arms"]
-    assert set(arms) == {"state only", "other items' states"}
-    assert arms["state only"]["rate"] is None and arms["state only"]["said"][0] > 0.9
-    assert "not asked" in state_injection.describe(found)[0]
+    bare = InjectionSource.of(bench.model, bench.asked, None, 0)
+    assert bare.site == SITE and bare.mean_latents is None and bench.source.mean_latents == 2.0
+    found = inject_prompts(bench.model, bare)
+    assert set(found.arms) == {"state only", "other items' states"}
+    assert found.main.rate is None and found.main.said[0] > 0.9
+    assert "not asked" in describe(SITE, {"unlearned": found}, "unlearned")
 
 
 def test_a_never_trained_model_is_the_same_for_the_same_seed(bench):
-    one, two, other = (state_injection.untrained_model(bench.audited, seed) for seed in (0, 0, 1))
+    before = torch.random.get_rng_state()
+    one, two, other = (untrained_model(bench.model, seed) for seed in (0, 0, 1))
+    assert torch.equal(before, torch.random.get_rng_state())
     assert one is not None and two is not None and other is not None
-    states = [dict(each.load().state_dict()) for each in (one, two, other)]
+    states = [dict(each.state_dict()) for each in (one, two, other)]
     assert all(torch.equal(states[0][n], states[1][n]) for n in states[0])
     assert not all(torch.equal(states[0][n], states[2][n]) for n in states[0])
-    before = torch.random.get_rng_state()
-    one.load()
-    assert torch.equal(before, torch.random.get_rng_state())
+    # A class without a configuration cannot be made anew.
+    assert untrained_model(torch.nn.Linear(2, 2), 0) is None
 
 
 def test_experts_are_the_best_of_an_answer_without_those_that_serve_most(bench, world):
@@ -170,33 +175,28 @@ def test_experts_are_the_best_of_an_answer_without_those_that_serve_most(bench, 
 
 def test_the_latents_of_all_answers_leave_half_for_the_control(bench):
     many = {str(i): np.arange(i, i + 20) for i in range(30)}
-    coder = AnswerAutoencoder(bench.coder.sae, many, 0.1)
+    coder = ExpertAutoencoder(bench.coder.sae, many, 0.1)
     assert len(coder.all_experts) == 30 and set(coder.all_experts) == set(range(30))
 
 
-def test_an_autoencoder_of_another_model_site_or_width_is_refused(bench):
+def test_an_autoencoder_of_another_site_or_width_is_refused(bench):
     sae, model = bench.coder.sae, bench.model
     check_model(sae, model)
     with pytest.raises(InputError, match=r"no site 'resid\.77'"):
         check_model(Sae(sae.module, "resid.77"), model)
     with pytest.raises(InputError, match="another width than resid"):
         check_model(Sae(Plain(sae.d_in + 1, 9), SITE), model)
-    known = Sae(sae.module, SITE, {"model": "a" * 64})
-    check_model(known, model, "a" * 64)
-    with pytest.raises(InputError, match="trained on another model"):
-        check_model(known, model, "b" * 64)
 
 
 def test_a_coder_that_does_not_reconstruct_a_model_is_refused_in_words(bench):
     # Nothing was trained here, so most of the variance stays unexplained.
-    fvu, words = check_reconstruction(bench.coder, bench.model, bench.asked, "unlearned")
-    assert fvu > 0.3 and "refused" in words[0] and "unlearned" in words[0]
+    fit = check_reconstruction(bench.coder, bench.model, bench.asked, "unlearned")
+    assert fit.fvu is not None and fit.fvu > 0.3
+    assert "refused" in fit.refusal and "unlearned" in fit.refusal
 
 
 def test_without_sae_lens_the_axis_says_what_was_not_tried(bench, tmp_path, monkeypatch):
     monkeypatch.setattr("audits.axes.restoration.autoencoder.find_spec", lambda name: None)
-    coder, words = train_autoencoder(
-        bench.audited, bench.asked, bench.asked, tmp_path, 0, device="cpu", progress=SILENT
-    )
-    assert coder is None and "sae-lens is not installed" in words[0]
+    coder, words = train_autoencoder(bench.model, "", bench.asked, bench.asked, tmp_path, 0)
+    assert coder is None and "sae-lens is not installed" in words
     assert autoencoder_site(find_sites(bench.model)) == SITE

@@ -9,10 +9,14 @@ import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from testbeds.worlds.biographies import BiosConfig, BiosWorld, build_bios
 from testbeds.worlds.digits import DigitsConfig, DigitsWorld, build_digits
 from tests.security.fuzz.inputs.shapes import SHAPES
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
 
 WORLD = BiosConfig(
     people=40,
@@ -104,20 +108,20 @@ def _ia3(out: Path, root: Path) -> None:
     )
 
 
-def _adapter(out: Path, root: Path, config: object) -> None:
+def _adapter(out: Path, root: Path, config: "PeftConfig") -> None:
     import torch
     from peft import get_peft_model
     from transformers import AutoModelForCausalLM
 
     base = AutoModelForCausalLM.from_pretrained(world(root).original)
     torch.manual_seed(0)
-    adapted = get_peft_model(base, config)  # pyright: ignore[reportArgumentType]
+    adapted = get_peft_model(base, config)
     with torch.no_grad():
         for name, value in adapted.named_parameters():
             if "lora_B" in name or "ia3" in name:
                 value += 0.01 * torch.randn_like(value)
     adapted.peft_config["default"].base_model_name_or_path = "base"
-    adapted.save_pretrained(out)
+    adapted.save_pretrained(str(out))
     _copy(world(root).original, out / "base")
 
 

@@ -10,13 +10,13 @@ from typing import Any, TypeVar
 
 import psutil
 
-from audits.core.outputs import AUDIT, MARK, WORK, OutputKind, check_output_folder, clear_outputs
+from audits.output.outputs import AUDIT, MARK, WORK, OutputKind, check_output_folder, clear_outputs
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.results import AxisResult
 from evidence.storage.files import read_json, write_atomic
 from evidence.storage.regular_files import open_regular
-from evidence.storage.typed_json import Json, from_json, to_json
+from evidence.typed_json import Json, from_json, to_json
 
 Stored = TypeVar("Stored")
 
@@ -65,8 +65,8 @@ class Workspace:
             kind: What is written there.
 
         Raises:
-            InputError: the folder holds another audit, is a file, or holds files that are not
-                an audit's; nothing was changed.
+            InputError: the folder holds another audit, is a file, or holds files that
+                are not an audit's; nothing was changed.
         """
         text = canonical_json(fingerprint | {"stage_version": STAGE_VERSION})
         digest = hashlib.sha256(text.encode()).hexdigest()
@@ -104,9 +104,9 @@ class Workspace:
     def run(self, name: str, compute: Callable[[], Any], files: Sequence[str] = ()) -> Stage:
         """Load the stage's saved result, or compute and save it.
 
-        The result always goes through its JSON text, so that a resumed and an uninterrupted
-        audit continue from the same bytes. A stage whose file is damaged, or that lost one of
-        ``files``, is computed again.
+        The result always goes through its JSON text, so that a resumed and an
+        uninterrupted audit continue from the same bytes. A stage whose file is damaged,
+        or that lost one of ``files``, is computed again.
 
         Args:
             compute: Returns a JSON-serializable result.

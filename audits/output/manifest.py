@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from evidence.storage.typed_json import Json
+from evidence.typed_json import Json
 
 PACKAGES = (
     "evidence",

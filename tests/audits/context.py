@@ -5,9 +5,9 @@ from pathlib import Path
 from audits.core.context import AuditContext
 from audits.core.preflight import Damage
 from audits.core.roles import Role
-from audits.core.workspace import StageRunner
 from audits.modalities.base import Sources
 from audits.modalities.planting import PLANTED_FILE, Planted, planted_model
+from audits.output.workspace import StageRunner
 from audits.run.pipeline import start
 
 

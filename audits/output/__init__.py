@@ -1,0 +1,1 @@
+"""The output folder of an audit: its marker, stages and provenance."""
