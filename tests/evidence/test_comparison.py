@@ -9,7 +9,7 @@ from evidence.comparison import compare, explain_no_power
 from evidence.errors import InputError
 from evidence.hypothesis_tests import holm_adjusted, is_equivalent
 from evidence.intervals import EntityValues
-from evidence.results import AxisResult, Control
+from evidence.results import AxisResult, Control, ControlId
 
 
 def group(rate, n=40, columns=2, seed=0):
@@ -66,8 +66,8 @@ def test_unused_columns_do_not_count_but_are_shown():
     candidate.values[:, 1] = 1.0
     reading = read(candidate, group(0.0), group(1.0), mask=[True, False])
     assert reading.p_value == 1.0
-    assert [column["used"] for column in reading.columns] == [True, False]
-    assert reading.columns[1]["statistic"] == 1.0
+    assert [column.used for column in reading.columns] == [True, False]
+    assert reading.columns[1].statistic == 1.0
 
 
 def test_no_used_column_is_refused():
@@ -113,14 +113,14 @@ def test_axis_results_survive_their_json_form():
         "retained",
         "accuracy",
         readings=(reading,),
-        controls=(Control("original", 0.9, "found", True),),
+        controls=(Control(ControlId.POWER, "original", 0.9, "found", True),),
         n_entities=40,
         details={"form": ["shared"]},
         notes=("a note",),
     )
     import json
 
-    back = AxisResult.from_dict(json.loads(json.dumps(axis.to_dict())))
+    back = AxisResult.from_json(json.loads(json.dumps(axis.to_json())))
     assert back == axis
     assert "decodability: retained" in str(axis)
     assert "\n" not in str(axis)
