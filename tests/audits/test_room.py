@@ -14,8 +14,8 @@ from audits.axes.membership.axis import measure_text
 from audits.core.context import AuditContext
 from audits.core.preflight import Damage
 from audits.core.roles import Role
-from audits.core.workspace import StageRunner
 from audits.modalities.base import Sources
+from audits.output.workspace import StageRunner
 from audits.run.api import audit
 from audits.run.disk_space import check_disk_space
 from audits.run.pipeline import start

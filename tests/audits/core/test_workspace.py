@@ -13,10 +13,9 @@ from evidence.storage.files import write_atomic
 def test_a_finished_stage_is_not_computed_again(tmp_path):
     space = Workspace.open(tmp_path / "out", {"a": 1}, fresh=False)
     calls = []
-    for _ in range(2):
-        done = space.run("x", lambda: calls.append(1) or {"value": 0.1})
+    _, again = (space.run("x", lambda: calls.append(1) or {"value": 0.1}) for _ in range(2))
     assert len(calls) == 1
-    assert done.result == {"value": 0.1}
+    assert again.result == {"value": 0.1}
 
 
 def test_a_stage_that_fails_leaves_nothing(tmp_path):
