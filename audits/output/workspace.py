@@ -41,9 +41,14 @@ class Stage:
 
 @dataclass(frozen=True)
 class Workspace:
-    """``OUT/work``: one JSON file per finished stage, kept until the inputs change."""
+    """``OUT/work``: one JSON file per finished stage, kept until the inputs change.
+
+    Attributes:
+        nested: Seconds of the stages inside each stage that is running, outermost first.
+    """
 
     root: Path
+    nested: list[float] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def work(self) -> Path:
@@ -116,10 +121,17 @@ class Workspace:
         done = self._saved(path)
         if done is None:
             start = perf_counter()
-            result = json.loads(canonical_json(compute()))
+            self.nested.append(0.0)
+            try:
+                result = json.loads(canonical_json(compute()))
+            finally:
+                total, inner = perf_counter() - start, self.nested.pop()
+                if self.nested:
+                    self.nested[-1] += total
             saved = {
                 "result": result,
-                "seconds": perf_counter() - start,
+                # Stages that it ran have a cost of their own.
+                "seconds": total - inner,
                 "peak_memory_bytes": peak_memory(),
                 "files": {file: self._hash(file) for file in files},
             }

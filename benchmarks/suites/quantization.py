@@ -52,7 +52,7 @@ def bins(run: Run) -> Iterator[Row]:
         at_least(1),
         "share",
         GRID,
-        **{"said": exact_match[str(NEAR_SIZES[0])]},
+        said=exact_match[str(NEAR_SIZES[0])],
     )
     yield row(
         "answers still said after the least edit that hides them, or the largest",
@@ -224,7 +224,7 @@ def _judged(world: BiosWorld, candidate: nn.Module, name: str, returns: bool) ->
 def _codes(model: nn.Module) -> Iterator[Row]:
     """Our codes of every matrix against bitsandbytes', where it is installed."""
     try:
-        from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+        from bitsandbytes import functional  # pyright: ignore[reportMissingImports]
     except ImportError:
         print("bins: bitsandbytes is not installed; its rows are left out")
         return
@@ -236,10 +236,10 @@ def _codes(model: nn.Module) -> Iterator[Row]:
             for weight, transposed in linear_weights(each).values():
                 matrix = weight.detach().float()
                 matrix = (matrix.T if transposed else matrix).contiguous()
-                packed, state = quantize_4bit(
+                packed, state = functional.quantize_4bit(
                     matrix, blocksize=64, quant_type=kind, compress_statistics=False
                 )
-                theirs = dequantize_4bit(packed, state).view_as(matrix)
+                theirs = functional.dequantize_4bit(packed, state).view_as(matrix)
                 # Values are equal to the bit only where codes and scales are.
                 wrong += int((theirs != quantize(matrix, kind).values).sum())
                 total += matrix.numel()

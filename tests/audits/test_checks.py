@@ -39,14 +39,14 @@ class Asked:
 
     def refusals(self, *, sees_model: bool = False) -> list[str | None]:
         """What validate, validate --original, plan and audit say against it."""
-        sets, never = (self.forget, self.retain), {"never_taught": self.never}
+        sets, never = (self.forget, self.retain), self.never
         models = (self.original, self.candidate)
         out = self.root / "out"
         calls = [
-            lambda: check_items(*sets, **never).check(),
-            lambda: check_items(*sets, self.original, **never).check(),
-            lambda: plan(*models, *sets, **never),
-            lambda: audit(*models, *sets, out, axes=("behaviour",), **never),
+            lambda: check_items(*sets, never_taught=never).check(),
+            lambda: check_items(*sets, self.original, never_taught=never).check(),
+            lambda: plan(*models, *sets, never_taught=never),
+            lambda: audit(*models, *sets, out, axes=("behaviour",), never_taught=never),
         ]
         found = []
         for each in calls[1:] if sees_model else calls:

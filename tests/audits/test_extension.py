@@ -2,8 +2,11 @@
 
 import re
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
 
 import pytest
 
@@ -16,6 +19,8 @@ from tests.audits.conftest import run
 
 CONTRIBUTING = Path(exhume.__file__).parents[1] / "CONTRIBUTING.md"
 MAX_LINES = 80
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 def blocks(heading: str) -> tuple[str, str]:
@@ -33,16 +38,23 @@ def install(monkeypatch, name: str, source: str) -> ModuleType:
     return module
 
 
+@contextmanager
+def restored(registry: Mapping[K, V]) -> Iterator[None]:
+    """Forget, at the end, what was added to a registry."""
+    before = dict(registry)
+    yield
+    # Only an extension writes to it, so its type is read-only.
+    assert isinstance(registry, dict)
+    registry.clear()
+    registry.update(before)
+
+
 @pytest.fixture
 def registered(monkeypatch):
     """Forget, after a test, what it added to the registries."""
-    saved = [(each, dict(each)) for each in (AXES, MODALITIES)]
-    saved += [(behaviour.SPEC.forms, dict(behaviour.SPEC.forms))]
-    saved += [(behaviour.AXIS.measure, dict(behaviour.AXIS.measure))]
-    yield
-    for registry, before in saved:
-        registry.clear()
-        registry.update(before)
+    spec, axis = behaviour.SPEC, behaviour.AXIS
+    with restored(AXES), restored(MODALITIES), restored(spec.forms), restored(axis.measure):
+        yield
 
 
 def test_an_axis_is_a_module_and_a_line(world, planted, tmp_path, monkeypatch, registered):

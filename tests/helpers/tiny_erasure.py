@@ -77,6 +77,12 @@ RELABELLED = facts(5, 4, ANSWERS, start=1)
 RETAIN = facts(10, 8, ANSWERS)
 
 
+def gradient(leaf: torch.Tensor) -> torch.Tensor:
+    """The gradient of a leaf, which the last backward pass must have reached."""
+    assert leaf.grad is not None
+    return leaf.grad
+
+
 def weights(model):
     return {name: value.clone() for name, value in model.state_dict().items()}
 

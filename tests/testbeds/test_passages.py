@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from capture.data.sequences import Sequences, pad
 from erasure.unlearning.training.objectives import token_logprobs
@@ -21,7 +22,7 @@ from testbeds.memorized_codes.passages import (
 from tests.helpers.tiny_erasure import tiny_llama
 
 
-class Letters:
+class Letters(PreTrainedTokenizerBase):
     """A tokenizer of one token a letter, as much of one as is needed."""
 
 

@@ -139,7 +139,7 @@ def test_a_recipe_says_which_prompts_are_trained(bios):
     more = training_rows(tokenizer, items, Recipe(config, templates=("See {} as a",)))
     assert len(more) == 2 * len(items)
     first = items.items[0]
-    text = tokenizer.decode(more.ids[len(items)])
+    text = tokenizer.decode(list(more.ids[len(items)]))
     assert text == f"See {first.entity} as a {first.answer}"
 
 

@@ -132,9 +132,11 @@ def beside(before: list[dict[str, Any]], found: list[dict[str, Any]]) -> list:
 def measure(run: Run) -> Iterator[Row]:
     """Whole audits of models that are there, by verdict, kind and floor."""
     args, found = run.args, []
-    for seed, floor, kind, family in product(
-        args.seeds or [10, 11, 12], args.floors, args.kinds or KINDS, args.families
-    ):
+    seeds: Sequence[int] = args.seeds or [10, 11, 12]
+    floors: Sequence[str] = args.floors
+    kinds: Sequence[str] = args.kinds or KINDS
+    families: Sequence[str] = args.families
+    for seed, floor, kind, family in product(seeds, floors, kinds, families):
         kept = args.work / f"{family}-{seed}-{kind}-{floor}.json"
         if args.made and not kept.is_file():
             continue
@@ -146,6 +148,6 @@ def measure(run: Run) -> Iterator[Row]:
     for looked_at in (False, True):
         here = [each for each in found if (each["seed"] in LOOKED_AT) == looked_at]
         if here:
-            seeds = ",".join(map(str, sorted({each["seed"] for each in here})))
+            listed = ",".join(map(str, sorted({each["seed"] for each in here})))
             note = " (looked at)" if looked_at else ""
-            yield from rows_of(here, f"digits, seeds {seeds}{note}, both shapes")
+            yield from rows_of(here, f"digits, seeds {listed}{note}, both shapes")

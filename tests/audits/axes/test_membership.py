@@ -149,11 +149,12 @@ def test_a_signature_that_stays_is_retained_and_one_that_left_is_not():
     known, gone = states(10, 2.5), states(50, 2.5, known=("fit", "check"))
     kept = judged({"original": known, "unlearned": known})
     assert kept.status == "retained" and "a note" in kept.notes
-    assert kept.main_reading.residual == pytest.approx(1)
+    reading = kept.main_reading
+    assert reading is not None and reading.residual == pytest.approx(1)
     assert all(control.passed for control in kept.controls)
     left = judged({"original": known, "unlearned": gone, "planted": known})
     assert left.status in ("absent", "no_power")
-    assert left.main_reading.p_value > 0.01
+    assert left.main_reading is not None and left.main_reading.p_value > 0.01
     assert all(control.passed for control in left.controls)
     assert "the planted suppression is found" in [x.name for x in left.controls]
 
@@ -182,7 +183,7 @@ def test_a_reference_is_the_floor_where_there_is_one():
     assert found.status == "retained"
     assert [each.floor_kind for each in found.readings] == ["reference", "never_taught"]
     assert [each.primary for each in found.readings] == [True, False]
-    assert found.main_reading.floor < 0.75
+    assert found.main_reading is not None and found.main_reading.floor < 0.75
 
 
 def test_what_the_original_does_not_show_says_nothing():
@@ -221,6 +222,7 @@ def test_states_that_are_not_finite_are_an_error():
 def test_a_saved_measurement_is_judged_alike_and_judging_changes_nothing():
     known = states(10, 2.5)
     kept = measured({"original": known, "unlearned": states(11, 1.0), "reference-1": known})
+    assert isinstance(kept, Measurement)
     saved = json.loads(json.dumps(to_json(kept)))
     first, second, third = (
         judge(each, JUDGING).to_json() for each in (kept, kept, from_json(Measurement, saved))

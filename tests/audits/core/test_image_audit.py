@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import (
+    PreTrainedModel,
     ResNetConfig,
     ResNetForImageClassification,
     SwinConfig,
@@ -22,6 +23,7 @@ from audits.verdict.reevaluate import reevaluate
 from capture.checkpoints.open import open_checkpoint
 from capture.data.images import ImageSet
 from capture.network.hooks import count_hooks
+from capture.network.structure import classifier_of
 from evidence.errors import InputError
 from tests.audits.own_world import FIRST, LAST
 
@@ -130,7 +132,8 @@ def test_what_comes_after_the_last_block_is_found_by_steering(digits_zoo, world,
     axes = ["behaviour", "restoration"]
     candidate = model_of(digits_zoo, "logit_mask")
     done = audited(world, candidate, tmp_path / "out", axes=axes)
-    assert done.axes["restoration"].metric("named").residual > 0.5
+    named = done.axes["restoration"].metric("named")
+    assert named is not None and named.residual > 0.5
     # It informs, and makes no verdict.
     assert done.verdict == "inconclusive"
 
@@ -206,7 +209,7 @@ def test_a_network_of_convolutions_without_a_size_of_its_own(world, tmp_path):
     model.eval().save_pretrained(tmp_path / "original")
     label = int(world.images("forget").labels[0])
     with torch.no_grad():
-        model.classifier[1].bias[label] -= 100.0
+        classifier_of(model).bias[label] -= 100.0
     model.save_pretrained(tmp_path / "edited")
     done = audit(
         tmp_path / "original",
@@ -292,7 +295,8 @@ def test_models_and_items_that_do_not_belong_together(digits_zoo, world, tmp_pat
     with pytest.raises(InputError, match="text items with an image model"):
         audit(world.original, twin, tmp_path / "f.jsonl", tmp_path / "r.jsonl", tmp_path / "out")
     fewer = open_checkpoint(world.original).load()
-    fewer.classifier = torch.nn.Linear(fewer.classifier.in_features, 9)
+    assert isinstance(fewer, PreTrainedModel)
+    fewer.classifier = torch.nn.Linear(classifier_of(fewer).in_features, 9)
     fewer.config.id2label = {n: str(n) for n in range(9)}
     fewer.config.label2id = {str(n): n for n in range(9)}
     fewer.config.architectures = [type(fewer).__name__]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from audits.axes.relearning import EXTRA_STEP_MULTIPLES, STEP_MULTIPLES
+from audits.axes.relearning.attack import EXTRA_STEP_MULTIPLES, STEP_MULTIPLES
 from audits.core.config import BUDGETS
 from audits.core.registry import AXES
 from audits.run import planning as module
@@ -142,7 +142,7 @@ def test_the_work_of_an_image_is_that_of_its_matrix_products(digits, images):
     model = open_checkpoint(digits.original).load()
     counted = []
 
-    def count(layer: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+    def count(layer: nn.Conv2d | nn.Linear, inputs: tuple, output: torch.Tensor) -> None:
         positions = output[0].numel() // layer.weight.shape[0]
         counted.append(2 * positions * layer.weight.numel())
 

@@ -95,4 +95,5 @@ def test_the_planted_model_is_the_original_with_the_changed_tensors(tmp_path):
     made = planting.plant(original(copy.deepcopy(first)), train, BUDGET, tmp_path, "cpu")
     assert made.made
     model = planting.planted_model(original(first), tmp_path).load()
+    assert isinstance(model, nn.Linear)
     assert (model.weight == 3.0).all() and torch.equal(model.bias, before)

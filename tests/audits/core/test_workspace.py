@@ -1,6 +1,7 @@
 """The work folder: resumes, refuses what is another's, leaves nothing half-written."""
 
 import os
+import time
 
 import pytest
 
@@ -13,10 +14,9 @@ from evidence.storage.files import write_atomic
 def test_a_finished_stage_is_not_computed_again(tmp_path):
     space = Workspace.open(tmp_path / "out", {"a": 1}, fresh=False)
     calls = []
-    for _ in range(2):
-        done = space.run("x", lambda: calls.append(1) or {"value": 0.1})
+    _, again = (space.run("x", lambda: calls.append(1) or {"value": 0.1}) for _ in range(2))
     assert len(calls) == 1
-    assert done.result == {"value": 0.1}
+    assert again.result == {"value": 0.1}
 
 
 def test_a_stage_that_fails_leaves_nothing(tmp_path):
@@ -152,3 +152,18 @@ def test_a_saved_stage_is_read_without_computing_it(tmp_path):
         space.saved("y", dict[str, float])
     with pytest.raises(InputError, match="cannot be read"):
         space.saved("x", tuple[int, ...])
+
+
+def test_a_stage_is_not_charged_with_the_stages_inside_it(tmp_path):
+    ledger = StageRunner(Workspace.open(tmp_path / "out", {"a": 1}, fresh=False))
+
+    def outer():
+        ledger.stage("x-inner", lambda: time.sleep(0.2))
+        return 1
+
+    ledger.stage("x-measured", outer)
+    inner, measured = (ledger.cost[name]["seconds"] for name in ("x-inner", "x-measured"))
+    assert inner >= 0.2 > measured
+    with pytest.raises(ZeroDivisionError):
+        ledger.stage("x-fails", lambda: ledger.stage("x-y", lambda: 1 / 0))
+    assert ledger.workspace.nested == []

@@ -1,6 +1,7 @@
 """The calibration: its three questions, what it does without figures, its range."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -61,26 +62,33 @@ def test_a_question_is_a_logistic_regression():
     assert asked.probability({"a": 2}) is None
 
 
+def chances_of(calibration: Calibration, found: Mapping[str, float]) -> dict[str, float]:
+    """Probabilities of the states where every figure is known."""
+    chances = calibration.probabilities(found)
+    assert chances is not None
+    return chances
+
+
 @given(FOUND)
 def test_chances_are_a_distribution_and_move_the_right_way(found):
     calibration = shipped()
-    chances = calibration.probabilities(found)
+    chances = chances_of(calibration, found)
     assert set(chances) == set(STATES)
     assert sum(chances.values()) == pytest.approx(1)
     assert min(chances.values()) >= 0
-    better = calibration.probabilities(found | {"useful": found["useful"] + 0.1})
+    better = chances_of(calibration, found | {"useful": found["useful"] + 0.1})
     assert better["damaged"] <= chances["damaged"]
-    louder = calibration.probabilities(found | {"said": found["said"] + 0.1})
+    louder = chances_of(calibration, found | {"said": found["said"] + 0.1})
     assert louder["not_unlearned"] >= chances["not_unlearned"]
-    fuller = calibration.probabilities(
-        found | {"inside": found["inside"] + 0.1, "within": found["within"] + 0.1}
+    fuller = chances_of(
+        calibration, found | {"inside": found["inside"] + 0.1, "within": found["within"] + 0.1}
     )
     assert fuller["deleted"] <= chances["deleted"]
 
 
 def test_clear_cases_are_clear():
     def most(found):
-        chances = shipped().probabilities(found)
+        chances = chances_of(shipped(), found)
         return max(chances, key=chances.__getitem__)
 
     gone = {"useful": 1.25, "said": 0.02}
@@ -212,8 +220,9 @@ def test_fitting_finds_what_tells_the_states_apart():
     ]
     found = fit(cases, 10.0, "made up")
     for state, (exact_match, inner, kept) in places.items():
-        chances = found.probabilities(
-            {"useful": kept / RULE.utility, "said": exact_match, "inside": inner, "within": inner}
+        chances = chances_of(
+            found,
+            {"useful": kept / RULE.utility, "said": exact_match, "inside": inner, "within": inner},
         )
         assert max(chances, key=chances.__getitem__) == state
         # Three questions of ten or twenty models each, and none is surer than that.

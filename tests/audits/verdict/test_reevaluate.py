@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+from typing import Any
 
 import pytest
 
@@ -40,7 +41,7 @@ def found(made):
     return made | {"readings": [first, *made["readings"][1:]], "status": "retained"}
 
 
-def of(depth):
+def of(depth) -> dict[str, Any]:
     exact_match = reading("exact match", [column("output", 0.1)]) | NOTHING
     contrast = reading("entity-answer contrast", [column("output", 0.1)]) | NOTHING
     plain = axis("behaviour", exact_match, contrast, status="absent", controls=[control("it")])
@@ -72,7 +73,7 @@ def named(name, **other):
     return axis(name, found | {"metric": "named"}, status="absent", controls=[planted], **other)
 
 
-def of_images(*, depth=None, relearned=None):
+def of_images(*, depth=None, relearned=None) -> dict[str, Any]:
     """The document of an image audit that found nothing."""
     whole = of(depth or named("causal_depth"))
     output, decodability, depth, _ = whole["axes"]

@@ -42,4 +42,4 @@ def test_general_text_is_cut_to_what_the_model_reads():
     model = new_model(sized(SMALL, "gpt2"), tokenizer, 0)
     found = utility_of_text(model, tokenizer, SILENT)
     assert found is not None
-    assert found["logprob_per_token"] == pytest.approx(found["logprob_of_guessing"], abs=0.5)
+    assert found.logprob_per_token == pytest.approx(found.logprob_of_guessing, abs=0.5)

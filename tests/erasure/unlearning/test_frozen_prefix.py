@@ -13,7 +13,15 @@ from erasure.unlearning.config import UnlearnConfig
 from erasure.unlearning.methods import relabeling
 from erasure.unlearning.run import unlearn_
 from erasure.unlearning.training.frozen_prefix import cached_prefix
-from tests.helpers.tiny_erasure import FORGET, RELABELLED, RETAIN, tiny_gpt2, tiny_llama, tiny_neox
+from tests.helpers.tiny_erasure import (
+    FORGET,
+    RELABELLED,
+    RETAIN,
+    gradient,
+    tiny_gpt2,
+    tiny_llama,
+    tiny_neox,
+)
 
 FAMILIES = pytest.mark.parametrize("family", [tiny_llama, tiny_gpt2, tiny_neox])
 
@@ -33,6 +41,11 @@ def counting(block):
 def logits(model, batch):
     with torch.no_grad():
         return model(**batch.model_inputs, use_cache=False).logits[batch.answer_mask]
+
+
+def generated(model, ids):
+    config = GenerationConfig(max_new_tokens=3, do_sample=False, pad_token_id=0)
+    return model.generate(ids, generation_config=config)
 
 
 @FAMILIES
@@ -86,7 +99,7 @@ def test_gradients_reach_the_last_block(family):
         for _ in range(2):
             found = model(**batch.model_inputs, use_cache=False).logits
             found[batch.answer_mask].square().sum().backward()
-            grads.append([p.grad.clone() for p in last.parameters()])
+            grads.append([gradient(p).clone() for p in last.parameters()])
             model.zero_grad()
     assert_close(grads[0], grads[1], rtol=1e-4, atol=1e-4)
     assert all(bool(grad.any()) for grad in grads[1][:1])
@@ -102,7 +115,7 @@ def test_a_hook_on_a_lower_block_sees_what_it_always_saw():
     block = find_blocks(model)[0]
     with cached_prefix(model, pad(RETAIN, [1])):
         logits(model, batch)
-        handle = block.mlp.register_forward_hook(keep)
+        handle = block.get_submodule("mlp").register_forward_hook(keep)
         logits(model, batch)
         handle.remove()
     assert len(seen) == 1 and bool(seen[0].any())
@@ -111,17 +124,16 @@ def test_a_hook_on_a_lower_block_sees_what_it_always_saw():
 def test_generation_and_other_positions_run_as_ever():
     model = tiny_llama()
     batch = pad(RETAIN)
-    config = GenerationConfig(max_new_tokens=3, do_sample=False, pad_token_id=0)
     ids = batch.input_ids[:, :3]
     inputs = batch.model_inputs
     moved = inputs | {"position_ids": inputs["position_ids"] + 2}
     left = inputs | {"attention_mask": inputs["attention_mask"].flip(1)}
-    plain = [model.generate(ids, generation_config=config)]
+    plain = [generated(model, ids)]
     with torch.no_grad():
         plain += [model(**each, use_cache=False).logits for each in (moved, left)]
         with cached_prefix(model, pad(RETAIN, [1])):
             logits(model, batch)
-            assert torch.equal(model.generate(ids, generation_config=config), plain[0])
+            assert torch.equal(generated(model, ids), plain[0])
             for each, want in zip((moved, left), plain[1:], strict=True):
                 real = each["attention_mask"].bool()
                 found = model(**each, use_cache=False).logits

@@ -78,36 +78,44 @@ IMAGE_SETTINGS = {
 WITHOUT_ADAPTERS = ("salun", "eu_k", "ssd")
 
 
+def text_config(method, **settings):
+    return UnlearnConfig(method, lr=1e-3, steps=5, rmu_layer=1, **settings)
+
+
+def image_config(method, **settings):
+    return ImageUnlearnConfig(
+        method, lr=3e-3, steps=5, batch_size=8, retain_batch_size=8, **settings
+    )
+
+
 def text_cases():
     """Name of a case to its model and config."""
-    common = {"lr": 1e-3, "steps": 5, "rmu_layer": 1}
     small = {"batch_size": 2, "retain_batch_size": 3}
     for method, settings in TEXT_SETTINGS.items():
         # No weight of so small a model is ten times as important to the forget rows.
         above = {"dampen_above": 1.5} if method == "ssd" else {}
-        yield f"text/{method}/default", tiny_llama, UnlearnConfig(method, **common, **above)
+        yield f"text/{method}/default", tiny_llama, text_config(method, **above)
         others = {"loss_on": "all", "weight_decay": 0.1, "clip": 0.5, "warmup": 2}
-        other = UnlearnConfig(method, **common, **small, **others, **settings)
+        other = text_config(method, **small, **others, **settings)
         yield f"text/{method}/other", tiny_gpt2, other
         if method not in WITHOUT_ADAPTERS:
-            adapted = UnlearnConfig(method, **common, lora_rank=2, lora_alpha=3.0)
+            adapted = text_config(method, lora_rank=2, lora_alpha=3.0)
             yield f"text/{method}/lora", tiny_llama, adapted
     for method in ("npo", "rmu", "scrub", "elm"):
-        alone = UnlearnConfig(method, **common, **small, retain_weight=0.0)
+        alone = text_config(method, **small, retain_weight=0.0)
         yield f"text/{method}/alone", tiny_llama, alone
     for method in ("relabel", "task_vector"):
-        stopping = UnlearnConfig(method, **common, **small, stop_below=-1.0, every=2)
+        stopping = text_config(method, **small, stop_below=-1.0, every=2)
         yield f"text/{method}/evaluated", tiny_llama, stopping
 
 
 def image_cases():
     """Name of a case to its model and config."""
-    common = {"lr": 3e-3, "steps": 5, "batch_size": 8, "retain_batch_size": 8}
     for method, settings in IMAGE_SETTINGS.items():
         decay = 0.0 if method == "salun" else 0.1
-        other = ImageUnlearnConfig(method, **common, clip=0.5, weight_decay=decay, **settings)
+        other = image_config(method, clip=0.5, weight_decay=decay, **settings)
         above = {"dampen_above": 1.5} if method == "ssd" else {}
-        yield f"images/{method}/default", "vit", ImageUnlearnConfig(method, **common, **above)
+        yield f"images/{method}/default", "vit", image_config(method, **above)
         yield f"images/{method}/other", "cnn", other
 
 

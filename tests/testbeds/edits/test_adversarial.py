@@ -162,7 +162,8 @@ def test_off_manifold_states_differ_in_one_direction(made, ground):
         moved - (moved @ along)[:, None] * along, torch.zeros_like(moved), rtol=0, atol=1e-2
     )
     assert (moved @ along).median() > before.norm(dim=1).mean()
-    down = down_projection(block).weight - down_projection(first).weight
+    after, start = (down_projection(each).get_parameter("weight") for each in (block, first))
+    down = after - start
     values = torch.linalg.svdvals(down.double())
     assert values[1] < 1e-3 * values[0]
 

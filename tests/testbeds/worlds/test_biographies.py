@@ -1,6 +1,7 @@
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -169,7 +170,7 @@ def test_starting_weights_come_from_the_seed_alone():
 
 
 def test_a_world_that_was_not_learned_is_not_kept(tmp_path):
-    hasty = BiosConfig(**(vars(SMALL) | {"steps": 2}))
+    hasty = replace(SMALL, steps=2)
     with pytest.raises(ExhumeError, match="learned only"):
         build_bios(hasty, 0, tmp_path)
     assert not list(tmp_path.glob("*/original"))

@@ -103,12 +103,17 @@ def test_what_is_made_is_not_made_again(made, digits_root, monkeypatch):
 
 def test_unknown_names_are_refused(tmp_path):
     for wrong in (
-        {"world": "cats"},
-        {"world": "digits", "families": ["llama"]},
-        {"world": "digits", "only": ["elm"]},
+        lambda: build_zoo(tmp_path, seeds=[0], world="cats"),
+        lambda: build_zoo(tmp_path, seeds=[0], world="digits", families=["llama"]),
+        lambda: build_zoo(tmp_path, seeds=[0], world="digits", only=["elm"]),
     ):
         with pytest.raises(InputError, match="in the zoo"):
-            build_zoo(tmp_path, seeds=[0], **wrong)
-    for wrong in ({"train": 5}, {"heads": 5}, {"family": "rnn"}, {"shifted": 2.0}):
+            wrong()
+    for wrong in (
+        lambda: DigitsConfig(train=5),
+        lambda: DigitsConfig(heads=5),
+        lambda: DigitsConfig(family="rnn"),  # pyright: ignore[reportArgumentType]
+        lambda: DigitsConfig(shifted=2.0),
+    ):
         with pytest.raises(InputError, match="cannot be used"):
-            DigitsConfig(**wrong)
+            wrong()

@@ -53,8 +53,8 @@ def zoo(place):
     return {each.kind: each for each in made}
 
 
-def text_of(row):
-    return make_tokenizer().decode(row)
+def text_of(row) -> str:
+    return str(make_tokenizer().decode(row))
 
 
 def test_states_hold_by_construction(zoo):

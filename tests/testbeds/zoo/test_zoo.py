@@ -1,6 +1,7 @@
 """The zoo's models are what their cards say."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -143,9 +144,7 @@ def test_another_model_in_the_place_is_refused(place, specimens):
 
 def test_a_model_that_does_not_show_its_state_is_an_error(place, monkeypatch):
     kind = KINDS["random_init"]
-    monkeypatch.setitem(
-        KINDS, "random_init", type(kind)(**vars(kind) | {"retain_range": (0.99, 1.0)})
-    )
+    monkeypatch.setitem(KINDS, "random_init", replace(kind, retain_range=(0.99, 1.0)))
     with pytest.raises(ExhumeError, match="no random_init was made for seed 3"):
         build_zoo(place, seeds=[3], only=["random_init"], config=SMALL)
     assert not list(place.glob("models/*-3-random_init"))

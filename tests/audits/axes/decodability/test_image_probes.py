@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from audits.axes.base import JudgementContext, Unmeasured
-from audits.axes.decodability.axis import REFITTED, UNCHANGED, ImageScores, Measurement, judge
+from audits.axes.base import JudgementContext
+from audits.axes.decodability.axis import AXIS, REFITTED, UNCHANGED, ImageScores, Measurement, judge
 from audits.axes.decodability.image_probes import (
     SHOTS,
     fit_original_probes,
@@ -86,11 +86,13 @@ def test_a_class_that_is_there_is_read_and_one_that_is_not_is_not(sets):
         mine = states(sets, 1) if there else gone
         axis = read(sets, {"unlearned": mine})
         assert axis.status == status
-        assert axis.metric(UNCHANGED.id).residual == pytest.approx(float(there), abs=0.3)
+        unchanged = axis.metric(UNCHANGED.id)
+        assert unchanged is not None
+        assert unchanged.residual == pytest.approx(float(there), abs=0.3)
         beside = read(sets, {"unlearned": mine, "reference-1": gone})
         assert beside.status == ("retained" if there else "absent")
         refitted = beside.metric(REFITTED.id)
-        assert refitted.floor_kind == "reference"
+        assert refitted is not None and refitted.floor_kind == "reference"
         assert refitted.residual == pytest.approx(float(there), abs=0.3)
         assert all(each.passed for each in axis.controls)
 
@@ -103,7 +105,8 @@ def test_a_model_with_another_code_is_not_read_by_the_originals_probe(sets):
     beside = read(
         sets, {"unlearned": states(sets, 1), "reference-1": states(sets, 2, there=False, code=9)}
     )
-    assert beside.metric(UNCHANGED.id).floor_kind == "never_taught"
+    unchanged = beside.metric(UNCHANGED.id)
+    assert unchanged is not None and unchanged.floor_kind == "never_taught"
 
 
 def test_the_second_floor_of_a_refitted_probe_does_not_decide(sets):
@@ -125,7 +128,8 @@ def test_a_planted_suppression_that_is_not_read_is_a_failed_control(sets):
 def test_a_saved_measurement_is_judged_as_a_fresh_one(sets):
     roles = {"unlearned": states(sets, 1), "reference-1": states(sets, 2, there=False)}
     fresh = measured(sets, roles)
-    again = from_json(Measurement | Unmeasured, to_json(fresh))
+    again = from_json(AXIS.stored, to_json(fresh))
+    assert isinstance(again, Measurement)
     assert judge(again, CONTEXT).to_json() == judge(fresh, CONTEXT).to_json()
     assert judge(fresh, CONTEXT) == judge(fresh, CONTEXT)
 

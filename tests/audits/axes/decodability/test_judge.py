@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from audits.axes.base import JudgementContext, Unmeasured
+from audits.axes.base import JudgementContext
 from audits.axes.concept import axis as concept
 from audits.axes.decodability import axis as decodability
 from audits.axes.decodability.axis import REFITTED, UNCHANGED
@@ -181,6 +181,6 @@ def test_concepts_are_absent_only_where_retain_answers_are_read(forget, retain, 
     ],
 )
 def test_a_saved_measurement_is_judged_as_a_fresh_one(axis, measured):
-    again = from_json(axis.measured | Unmeasured, to_json(measured))
+    again = from_json(axis.stored, to_json(measured))
     assert axis.judge(again, CONTEXT).to_json() == axis.judge(measured, CONTEXT).to_json()
     assert axis.judge(measured, CONTEXT) == axis.judge(measured, CONTEXT)

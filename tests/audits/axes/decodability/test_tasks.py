@@ -158,7 +158,7 @@ def test_of_codes_the_sign_they_begin_with_is_probed():
     assert "begins with, not the answer" in note
     rows = part.encoded(make_tokenizer())
     # Up to where the answer begins, and not a token of it.
-    assert make_tokenizer().decode(rows.ids[0]) == "#he capital of f0 is "
+    assert make_tokenizer().decode(list(rows.ids[0])) == "#he capital of f0 is "
     assert rows.answer_start[0] == len(rows.ids[0])
 
 
