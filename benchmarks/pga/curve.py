@@ -17,6 +17,7 @@ from benchmarks.pga.worlds import EPOCHS, SHARES
 from experiments.pga.claims import LEVEL, YES, absence_outcome
 from experiments.pga.config import PgaExperiment, make_config
 from experiments.pga.erasers import Erased, edits_at_every_depth, erase, leace, md_edits
+from experiments.pga.results import Cost, HeldOutScores
 from experiments.pga.run import Experiment
 from testbeds.memorized_codes.config import SIZES
 from testbeds.memorized_codes.world import build_codes
@@ -89,7 +90,7 @@ def unmodified(tried: Experiment, name: str = "original") -> Erased:
     return Erased(tried.load(name), {}, {})
 
 
-def references(tried: Experiment, original: dict) -> dict[str, dict]:
+def references(tried: Experiment, original: HeldOutScores) -> dict[str, dict]:
     """Points of what is untouched: the original, by its battery, and the twin."""
     twin = tried.sound_scores(unmodified(tried, "twin"))
     return {
@@ -98,7 +99,7 @@ def references(tried: Experiment, original: dict) -> dict[str, dict]:
     }
 
 
-def tried_point(tried: Experiment, name: str, original: dict) -> dict:
+def tried_point(tried: Experiment, name: str, original: HeldOutScores) -> dict:
     """The point of one setting."""
     erased = settings(EPOCHS)[name](tried)
     cost = tried.recall_and_utility(erased, tried.seen)
@@ -147,7 +148,13 @@ def curve_rows(points: list[dict], size: str, seed: int) -> list[Row]:
     ]
 
 
-def point(name: str, found: dict, original: dict, cost: dict | None, config: PgaExperiment) -> dict:
+def point(
+    name: str,
+    found: HeldOutScores,
+    original: HeldOutScores,
+    cost: Cost | None,
+    config: PgaExperiment,
+) -> dict:
     """What the curve keeps of one setting.
 
     Args:

@@ -1,17 +1,18 @@
 """Claims of the published protocol, and whether the held-out protocol supports them."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from evidence.hypothesis_tests import is_equivalent
 from experiments.pga.published_protocol import PROBE_TARGET, RECALL_TARGET
+from experiments.pga.results import Claim, HeldOutScores, ModelRow, PublishedScores
 
 LEVEL = 0.05
 YES, NO, OPEN = "survives", "does not survive", "cannot be decided here"
 
 
-def claims_of(rows: list[dict[str, Any]], margin: float = 0.2) -> list[dict[str, Any]]:
+def claims_of(rows: Sequence[ModelRow], margin: float = 0.2) -> list[Claim]:
     """One row per claim, with the evidence of each protocol.
 
     Args:
@@ -19,25 +20,28 @@ def claims_of(rows: list[dict[str, Any]], margin: float = 0.2) -> list[dict[str,
         margin: Equivalence margin on |AUC - 0.5|.
 
     Returns:
-        Rows of ``claim``, ``published``, ``sound``, ``outcome`` (one of three) and ``why``;
-        only claims that the published protocol would make.
+        Only claims that the published protocol would make.
     """
-    unerased = {row["model"]: row for row in rows if row["eraser"] is None}
-    original, twin = unerased["original"], unerased["twin"]
-    random = [row for name, row in unerased.items() if name.startswith("untrained")]
-    claims = [_signature(original, twin), _untrained(random)]
-    names = dict.fromkeys(row["eraser"] for row in rows if row["eraser"])
-    for name in names:
-        eraser_rows = [row for row in rows if row["eraser"] == name]
-        published = next(row["published"] for row in eraser_rows if "published" in row)
-        held_out = next(row["sound"] for row in eraser_rows if "sound" in row)
-        claims += _of_eraser(name, published, held_out, original["sound"], margin)
+    published = {_name(row): row["published"] for row in rows if "published" in row}
+    held_out = {_name(row): row["sound"] for row in rows if "sound" in row}
+    original = held_out["original"]
+    random = [name for name in published if name.startswith("untrained")]
+    claims = [
+        _signature(published["original"], original, held_out["twin"]),
+        _untrained([published[name] for name in random], [held_out[name] for name in random]),
+    ]
+    for name in dict.fromkeys(row["eraser"] for row in rows if row["eraser"]):
+        claims += _of_eraser(name, published[name], held_out[name], original, margin)
     return claims
 
 
-def _signature(original: dict[str, Any], twin: dict[str, Any]) -> dict[str, Any]:
+def _name(row: ModelRow) -> str:
+    """The eraser, or the model that no eraser changed."""
+    return row["eraser"] or row["model"]
+
+
+def _signature(published: PublishedScores, held_out: HeldOutScores, floor: HeldOutScores) -> Claim:
     """Claim: a signature of memorization is shared across sequences."""
-    published, held_out, floor = original["published"], original["sound"], twin["sound"]
     if held_out["smallest_p"] > LEVEL / 2:
         outcome, why = OPEN, f"{held_out['sequences']} sequences cannot give a small p"
     elif held_out["reading"] == "present" and floor["reading"] != "present":
@@ -55,18 +59,18 @@ def _signature(original: dict[str, Any], twin: dict[str, Any]) -> dict[str, Any]
     }
 
 
-def _untrained(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _untrained(published: Sequence[PublishedScores], held_out: Sequence[HeldOutScores]) -> Claim:
     """Claim: an untrained network has no such signature."""
-    best = [max(row["published"]["true"]) for row in rows]
-    p_values = [row["sound"]["p"] for row in rows]
-    hits = sum(p <= LEVEL for p in p_values)
+    count = len(published)
+    best = [max(scores["true"]) for scores in published]
+    hits = sum(scores["p"] <= LEVEL for scores in held_out)
     # Under the null, hits are binomial; this bound is three standard deviations above the mean.
-    bound = int(np.floor(LEVEL * len(rows) + 3 * np.sqrt(LEVEL * len(rows))))
+    bound = int(np.floor(LEVEL * count + 3 * np.sqrt(LEVEL * count)))
     return {
         "claim": "an untrained network has no such signature",
-        "published": f"one network, best probe {best[0]:.2f}; over {len(rows)} "
+        "published": f"one network, best probe {best[0]:.2f}; over {count} "
         f"networks {min(best):.2f} to {max(best):.2f}",
-        "sound": f"p at or under {LEVEL:g} in {hits} of {len(rows)} networks",
+        "sound": f"p at or under {LEVEL:g} in {hits} of {count} networks",
         "outcome": YES if hits <= bound else NO,
         "why": "a single network's probes say nothing: they differ that much between networks",
     }
@@ -74,13 +78,16 @@ def _untrained(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _of_eraser(
     name: str,
-    published: dict[str, Any],
-    held_out: dict[str, Any],
-    original: dict[str, Any],
+    published: PublishedScores,
+    held_out: HeldOutScores,
+    original: HeldOutScores,
     margin: float,
-) -> list[dict[str, Any]]:
+) -> list[Claim]:
     """Claims about one eraser: signature removed, recall removed, utility kept."""
-    claims = []
+    # Measured of every eraser.
+    assert "utility" in published
+    assert "utility" in held_out and "recall" in held_out and "recall_test" in held_out
+    claims: list[Claim] = []
     if max(published["true"]) <= PROBE_TARGET:
         lowest = min(published["true"])
         if held_out["reading"] == "inverted":
@@ -135,7 +142,7 @@ def _of_eraser(
 
 
 def absence_outcome(
-    held_out: dict[str, Any], original: dict[str, Any], margin: float
+    held_out: HeldOutScores, original: HeldOutScores, margin: float
 ) -> tuple[str, str]:
     """Test whether a signature that is no longer found is absent.
 
@@ -165,14 +172,14 @@ def absence_outcome(
     )
 
 
-def _worst_of_six(published: dict[str, Any]) -> str:
+def _worst_of_six(published: PublishedScores) -> str:
     if "six" not in published:
         return ""
     name, worst = max(published["six"].items(), key=lambda item: max(item[1]))
     return f", worst of six variants {max(worst):.2f} ({name})"
 
 
-def _tested(held_out: dict[str, Any]) -> str:
+def _tested(held_out: HeldOutScores) -> str:
     band = held_out["band"]
     limit = "" if band is None else f" (null's 95 %: {band:.2f})"
     return f"best AUC {held_out['best']:.2f}{limit}, p {held_out['p']:.3g}, {held_out['reading']}"

@@ -1,7 +1,8 @@
 """Settings of ``exhume pga``, from YAML or from keyword arguments."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -10,6 +11,7 @@ from evidence.machine.devices import choose_device
 from evidence.seeds import MAX_SEED
 from evidence.storage.regular_files import as_path
 from evidence.storage.strict_yaml import read_yaml
+from evidence.storage.typed_json import Json
 from experiments.pga.erasers import ERASERS
 
 
@@ -74,7 +76,7 @@ def read_config(path: Path | str) -> PgaExperiment:
     return make_config(settings or {}, str(file))
 
 
-def make_config(settings: dict[str, Any], where: str = "the experiment") -> PgaExperiment:
+def make_config(settings: Mapping[str, Json], where: str = "the experiment") -> PgaExperiment:
     """Validate settings.
 
     Raises:

@@ -1,13 +1,14 @@
 """The report of ``exhume pga``: one offline page with both protocols side by side."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from markupsafe import Markup
 
 from audits.report.formatting import flatten_settings, in_plot
 from audits.report.templates import style_sheet, template
+from evidence.storage.typed_json import Json
+from experiments.pga.results import Document, HeldOutScores, Interventions, ModelRow
 
 HEAD = (
     "model",
@@ -24,7 +25,7 @@ HEAD = (
 )
 
 
-def render(document: Mapping[str, Any]) -> str:
+def render(document: Document) -> str:
     """The page as text; deterministic."""
     from plotly.offline import get_plotlyjs
 
@@ -50,15 +51,16 @@ def render(document: Mapping[str, Any]) -> str:
     )
 
 
-def table(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+def table(rows: Sequence[ModelRow]) -> list[tuple[str, ...]]:
     """One row per model or eraser, as text in the order of ``HEAD``."""
     lines = []
     for name, parts in _merged(rows).items():
         published, held_out = parts.get("published"), parts.get("sound")
         true = [] if published is None else published["true"]
         cost = held_out if held_out is not None and "utility" in held_out else published
-        useful = (cost or {}).get("utility")
-        unseen_recall = (held_out or {}).get("recall_test")
+        useful = None if cost is None else cost.get("utility")
+        recalled = None if cost is None else cost.get("recall")
+        unseen_recall = None if held_out is None else held_out.get("recall_test")
         lines.append(
             (
                 name,
@@ -68,7 +70,7 @@ def table(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
                 "" if held_out is None else f"{held_out['p']:.3g}",
                 "" if held_out is None else held_out["reading"],
                 _trained(held_out),
-                "" if not cost or "recall" not in cost else f"{cost['recall']['mean']:.3g}",
+                "" if recalled is None else f"{recalled['mean']:.3g}",
                 "" if unseen_recall is None else f"{unseen_recall['mean']:.3g}",
                 "" if useful is None else f"{useful['ratio']:.3f} times",
                 "" if useful is None else ("yes" if useful["role_swap"] else "no"),
@@ -77,7 +79,7 @@ def table(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     return lines
 
 
-def _interventions(interventions: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _interventions(interventions: Interventions) -> list[tuple[str, str]]:
     """Both interventions in words."""
     test, attack = interventions["projection"], interventions["refit"]
     depth = test["depth"]
@@ -97,34 +99,32 @@ def _interventions(interventions: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _uncertified(document: Mapping[str, Any]) -> int:
+def _uncertified(document: Document) -> int:
     """Number of logistic fits without a certificate of optimality."""
-    parts = [row[key] for row in document["rows"] for key in ("published", "sound") if key in row]
-    return sum(part.get("uncertified", 0) for part in [*parts, document["interventions"]])
+    published = [row["published"]["uncertified"] for row in document["rows"] if "published" in row]
+    held_out = [row["sound"]["uncertified"] for row in document["rows"] if "sound" in row]
+    return sum(published) + sum(held_out) + document["interventions"]["uncertified"]
 
 
-def _trained(tested: Mapping[str, Any] | None) -> str:
+def _trained(tested: HeldOutScores | None) -> str:
     trained = None if tested is None else tested["trained"]
     return "" if not trained else f"{max(trained.values()):.2f}"
 
 
-def _merged(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def _merged(rows: Sequence[ModelRow]) -> dict[str, ModelRow]:
     """Both protocols' results by the name of the model or eraser."""
-    merged: dict[str, dict[str, Any]] = {}
+    merged: dict[str, ModelRow] = {}
     for row in rows:
-        name = row["eraser"] or row["model"]
-        merged.setdefault(name, {}).update(
-            {key: row[key] for key in ("published", "sound") if key in row}
-        )
+        merged.setdefault(
+            row["eraser"] or row["model"], {"model": row["model"], "eraser": row["eraser"]}
+        ).update(row)
     return merged
 
 
-def _lines(rows: list[dict[str, Any]], protocol: str, values) -> list[dict[str, Any]]:
-    traces: list[dict[str, Any]] = []
-    for name, parts in _merged(rows).items():
-        if protocol not in parts:
-            continue
-        y = values(parts[protocol])
+def _lines(values: Mapping[str, Sequence[float]]) -> list[Json]:
+    """Plotly traces over depths, by the name of the model or eraser."""
+    traces: list[Json] = []
+    for name, y in values.items():
         untrained = name.startswith("untrained")
         traces.append(
             {
@@ -141,28 +141,27 @@ def _lines(rows: list[dict[str, Any]], protocol: str, values) -> list[dict[str, 
     return traces
 
 
-def _published_figure(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    data = _lines(rows, "published", lambda part: part["true"])
-    return {"data": data, "layout": _layout("accuracy")}
-
-
-def _sound_figure(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    def best(part: dict[str, Any]) -> list[float]:
-        return np.max(part["auc"], axis=(0, 1)).tolist()
-
-    layout = _layout("AUC")
-    bands = [
-        parts["sound"]["band"]
+def _published_figure(rows: Sequence[ModelRow]) -> Json:
+    accuracies = {
+        name: parts["published"]["true"]
         for name, parts in _merged(rows).items()
-        if "sound" in parts
-        and not name.startswith("untrained")
-        and parts["sound"]["band"] is not None
+        if "published" in parts
+    }
+    return {"data": _lines(accuracies), "layout": _layout("accuracy")}
+
+
+def _sound_figure(rows: Sequence[ModelRow]) -> Json:
+    scores = {name: parts["sound"] for name, parts in _merged(rows).items() if "sound" in parts}
+    best = {name: np.max(part["auc"], axis=(0, 1)).tolist() for name, part in scores.items()}
+    bands = [
+        part["band"]
+        for name, part in scores.items()
+        if not name.startswith("untrained") and part["band"] is not None
     ]
-    layout["shapes"] += [_level(band, "dot") for band in bands]
-    return {"data": _lines(rows, "sound", best), "layout": layout}
+    return {"data": _lines(best), "layout": _layout("AUC", bands)}
 
 
-def _level(y: float, dash: str) -> dict[str, Any]:
+def _level(y: float, dash: str) -> Json:
     return {
         "type": "line",
         "xref": "paper",
@@ -174,7 +173,12 @@ def _level(y: float, dash: str) -> dict[str, Any]:
     }
 
 
-def _layout(title: str) -> dict[str, Any]:
+def _layout(title: str, bands: Sequence[float] = ()) -> Json:
+    """A figure's layout.
+
+    Args:
+        bands: Levels of dotted lines.
+    """
     return {
         "height": 380,
         "margin": {"l": 50, "r": 10, "t": 10, "b": 40},
@@ -183,5 +187,5 @@ def _layout(title: str) -> dict[str, Any]:
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"color": "#777"},
-        "shapes": [_level(0.5, "solid")],
+        "shapes": [_level(0.5, "solid"), *(_level(band, "dot") for band in bands)],
     }

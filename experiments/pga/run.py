@@ -6,7 +6,7 @@ against permuted labels. The comparison includes the unmodified original, its
 counterfactual retrain without fixed codes ("twin"), and untrained networks.
 """
 
-from dataclasses import asdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,6 +32,15 @@ from experiments.pga.config import PgaExperiment, resolved
 from experiments.pga.erasers import Erased, erase
 from experiments.pga.interventions import projection_test, refit_attack
 from experiments.pga.published_protocol import adversarial_probes, published_scores, toy_verdict
+from experiments.pga.results import (
+    Cost,
+    Document,
+    HeldOutScores,
+    Interventions,
+    ModelRow,
+    PublishedScores,
+    recall_scores,
+)
 from experiments.pga.states import VIEWS, all_states, depth_sites, pool_states
 from experiments.pga.utility import Utility
 from probes.estimators.classifier_battery import refit_battery
@@ -56,8 +65,8 @@ def numbers(values: NDArray[np.float64]) -> list[Any]:
     return np.asarray(values, float).round(12).tolist()
 
 
-def membership_row(result: Membership) -> dict[str, Any]:
-    """The held-out protocol's entries in a model's row."""
+def held_out_scores(result: Membership) -> HeldOutScores:
+    """The result of the held-out protocol as it is stored, without trained classifiers."""
     band = result.null_95
     return {
         "auc": numbers(result.auc),
@@ -74,6 +83,7 @@ def membership_row(result: Membership) -> dict[str, Any]:
         "sequences": result.sequences,
         "reading": result.reading(),
         "uncertified": len(result.uncertified),
+        "trained": None,
     }
 
 
@@ -84,7 +94,7 @@ def pga(
     root: Path | None = None,
     fresh: bool = False,
     progress: Progress = SILENT,
-) -> dict[str, Any]:
+) -> Document:
     """Run an experiment, or resume it where it was interrupted.
 
     Args:
@@ -93,8 +103,7 @@ def pga(
         fresh: Replace another experiment in the folder.
 
     Returns:
-        The document in ``pga.json``: ``config``, ``world``, ``rows`` (one per model and
-        protocol), ``interventions``, ``claims``.
+        The document in ``pga.json``.
 
     Raises:
         InputError: the folder holds something else or is another run's, or there are
@@ -123,7 +132,7 @@ def pga(
 
 def _document(
     config: PgaExperiment, out: Path, root: Path, fresh: bool, progress: Progress
-) -> dict[str, Any]:
+) -> Document:
     """Run the stages that are not saved yet; ``config`` is resolved."""
     mark = {"pga": SCHEMA, **config.model_dump(mode="json")}
     runner = StageRunner(Workspace.open(out, mark, fresh, EXPERIMENT), progress)
@@ -139,10 +148,10 @@ def _document(
         )
         run = Experiment(config, world, progress)
         advance(1)
-        rows: list[dict[str, Any]] = []
+        rows: list[ModelRow] = []
 
-        def stage(name: str, compute) -> None:
-            rows.append(runner.stage(name, compute))
+        def stage(name: str, compute: Callable[[], ModelRow]) -> None:
+            rows.append(runner.typed(name, ModelRow, compute))
             advance(1)
 
         for name in ("original", "twin"):
@@ -153,8 +162,9 @@ def _document(
             file = name.replace(" ", "-")
             stage(f"{file}-published", lambda name=name: run.published(name))
             stage(f"{file}-sound", lambda name=name: run.sound(name))
-        interventions = runner.stage("interventions", run.interventions)
+        interventions = runner.typed("interventions", Interventions, run.interventions)
         advance(1)
+    sites = next(len(row["published"]["true"]) for row in rows if "published" in row)
     return {
         "schema_version": SCHEMA,
         "config": config.model_dump(mode="json"),
@@ -162,7 +172,7 @@ def _document(
             "card": world.card(),
             "twin": world.card("twin"),
             "test_keys": run.test.tolist(),
-            "sites": len(rows[0]["published"]["true"]),
+            "sites": sites,
             "families": list(FAMILIES),
             "views": list(VIEWS),
         },
@@ -174,7 +184,7 @@ def _document(
 
 def measure_published(
     config: PgaExperiment, root: Path, eraser: str | None, progress: Progress = SILENT
-) -> dict[str, Any]:
+) -> PublishedScores:
     """The published figures of one eraser, or of the original where None.
 
     Args:
@@ -189,7 +199,7 @@ def measure_published(
     run = Experiment(config, world, progress)
     if eraser is None:
         return run.published_figures(Erased(run.load(), {}, {}))
-    return run.published(eraser)["published"]
+    return run.published_scores_of(eraser)
 
 
 class Experiment:
@@ -205,7 +215,7 @@ class Experiment:
         """A fresh copy of the original or the twin on the device."""
         return self.world.load(name, self.config.device)
 
-    def unmodified(self, name: str) -> dict[str, Any]:
+    def unmodified(self, name: str) -> ModelRow:
         """The original or the twin, under both protocols."""
         erased = Erased(self.load(name), {}, {})
         return {
@@ -215,7 +225,7 @@ class Experiment:
             "sound": self.sound_scores(erased),
         }
 
-    def untrained(self, number: int) -> dict[str, Any]:
+    def untrained(self, number: int) -> ModelRow:
         """An untrained network, under both protocols."""
         model = untrained_model(self.world, number)
         model.to(self.config.device)  # pyright: ignore
@@ -227,28 +237,38 @@ class Experiment:
             "sound": self.sound_scores(erased),
         }
 
-    def published(self, name: str) -> dict[str, Any]:
+    def published(self, name: str) -> ModelRow:
         """An eraser that sees every key it is scored on."""
+        return {"model": "original", "eraser": name, "published": self.published_scores_of(name)}
+
+    def published_scores_of(self, name: str) -> PublishedScores:
+        """The published figures of an eraser, with its cost."""
         erased = self._erase(name, "original", self.all)
-        figures = self.published_figures(erased) | self.recall_and_utility(erased, self.all)
+        figures: PublishedScores = {
+            **self.published_figures(erased),
+            **self.recall_and_utility(erased, self.all),
+        }
         if self.config.six_probes:
             with erased.running():
                 states = self._states(erased.model)["last"]
             variants = adversarial_probes(states["memorised"], states["clean"])
             figures["six"] = {key: numbers(probes.accuracy) for key, probes in variants.items()}
             figures["uncertified"] += sum(probes.uncertified for probes in variants.values())
-        return {"model": "original", "eraser": name, "published": figures}
+        return figures
 
-    def sound(self, name: str) -> dict[str, Any]:
+    def sound(self, name: str) -> ModelRow:
         """An eraser that sees one part of the keys, scored on the other."""
         erased = self._erase(name, "original", self.seen)
-        figures = self.sound_scores(erased) | self.recall_and_utility(erased, self.seen)
+        figures: HeldOutScores = {
+            **self.sound_scores(erased),
+            **self.recall_and_utility(erased, self.seen),
+        }
         with erased.running():
             unseen_recall = recall(erased.model, self.world.memorized_rows(self.test.tolist()))
-        figures["recall_test"] = asdict(unseen_recall)
+        figures["recall_test"] = recall_scores(unseen_recall)
         return {"model": "original", "eraser": name, "sound": figures}
 
-    def interventions(self) -> dict[str, Any]:
+    def interventions(self) -> Interventions:
         """The published projection test and refit attack, on the original."""
         model, world = self.load(), self.world
         sites = depth_sites(model)
@@ -308,7 +328,7 @@ class Experiment:
     def _states(self, model: PreTrainedModel) -> dict[str, dict[str, Tensor]]:
         return cast(Any, all_states(model, self.world, self.world.trained_lead_ins))
 
-    def published_figures(self, erased: Erased) -> dict[str, Any]:
+    def published_figures(self, erased: Erased) -> PublishedScores:
         """The published scores of a model as it runs."""
         with erased.running():
             states = self._states(erased.model)["last"]
@@ -326,10 +346,10 @@ class Experiment:
             "mean_gap": scores.mean_gap,
             "reading": scores.reading,
             "uncertified": scores.uncertified,
-            "recall": asdict(recalled),
+            "recall": recall_scores(recalled),
         }
 
-    def sound_scores(self, erased: Erased) -> dict[str, Any]:
+    def sound_scores(self, erased: Erased) -> HeldOutScores:
         """The held-out protocol on the test keys."""
         with erased.running():
             states = self._states(erased.model)
@@ -346,7 +366,7 @@ class Experiment:
             n_permutations=self.config.permutations,
             seed=self.config.seed,
         )
-        row: dict[str, Any] = membership_row(result) | {"trained": None}
+        row = held_out_scores(result)
         if self.config.trained_readers:
             row["trained"], n_uncertified = self._trained(views, labels)
             row["uncertified"] += n_uncertified
@@ -375,7 +395,7 @@ class Experiment:
             best[reader] = max(area, best.get(reader, 0.0))
         return best, len(battery.uncertified)
 
-    def recall_and_utility(self, erased: Erased, keys: NDArray[np.int64]) -> dict[str, Any]:
+    def recall_and_utility(self, erased: Erased, keys: NDArray[np.int64]) -> Cost:
         """Recall of the erased keys, utility, and the published criterion."""
         before = self.load()
         chosen = keys.tolist()
@@ -393,17 +413,23 @@ class Experiment:
             (logprobs_before[1], logprobs_after[1]),
         )
         return {
-            "recall": asdict(recalled),
-            "utility": asdict(utility)
-            | {"ratio": utility.ratio, "role_swap": utility.role_swap, "kept": utility.kept},
+            "recall": recall_scores(recalled),
+            "utility": {
+                "perplexity": utility.perplexity,
+                "memorised": utility.memorised,
+                "clean": utility.clean,
+                "ratio": utility.ratio,
+                "role_swap": utility.role_swap,
+                "kept": utility.kept,
+            },
         }
 
 
-def criterion(row: dict[str, Any]) -> dict[str, bool]:
-    """The published criterion of success for a row of an eraser."""
-    published = row["published"]
+def criterion(published: PublishedScores) -> dict[str, bool]:
+    """The published criterion of success for an eraser, term by term."""
+    assert "utility" in published  # measured of every eraser
     return toy_verdict(
-        published["recall"]["least"], tuple(published["utility"]["perplexity"]), published["true"]
+        published["recall"]["least"], published["utility"]["perplexity"], published["true"]
     )
 
 

@@ -10,7 +10,7 @@ biases: 813,568 parameters against 811,520.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from evidence.errors import ExhumeError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, stage_seed
 from evidence.storage.files import read_json, write_atomic
+from evidence.storage.typed_json import Json
 from testbeds.memorized_codes.config import CodesConfig
 from testbeds.worlds.base import make_once, save_model, world_folder
 from testbeds.worlds.code_text import (
@@ -77,7 +78,7 @@ class CodesWorld:
         """Lead-ins that the models were trained with."""
         return LEAD_INS[: self.config.lead_ins]
 
-    def card(self, model: str = "original") -> dict[str, object]:
+    def card(self, model: str = "original") -> Mapping[str, Json]:
         """How a model was made and what it knows.
 
         Args:
