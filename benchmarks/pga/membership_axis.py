@@ -35,9 +35,11 @@ OTHER = ("collapse",)
 def axis(run: Run) -> Iterator[Row]:
     """The membership axis on models of the zoo, which must be there."""
     models = []
+    held_out: tuple[tuple[Family, int], ...] = (("llama", 10), ("gpt2", 10))
+    tuning: tuple[tuple[Family, int], ...] = (("llama", 0), ("llama", 1))
     for root, part, worlds in (
-        (run.args.zoo, "held out", (("llama", 10), ("gpt2", 10))),
-        (run.args.tuning_zoo, "tuning", (("llama", 0), ("llama", 1))),
+        (run.args.zoo, "held out", held_out),
+        (run.args.tuning_zoo, "tuning", tuning),
     ):
         for family, seed in worlds:
             models += of_world(root, part, family, seed, run.progress)

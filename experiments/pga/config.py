@@ -11,7 +11,7 @@ from evidence.machine.devices import choose_device
 from evidence.seeds import MAX_SEED
 from evidence.storage.regular_files import as_path
 from evidence.storage.strict_yaml import read_yaml
-from evidence.storage.typed_json import Json
+from evidence.typed_json import Json
 from experiments.pga.erasers import ERASERS
 
 

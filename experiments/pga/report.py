@@ -7,7 +7,7 @@ from markupsafe import Markup
 
 from audits.report.formatting import flatten_settings, in_plot
 from audits.report.templates import style_sheet, template
-from evidence.storage.typed_json import Json
+from evidence.typed_json import Json
 from experiments.pga.results import Document, HeldOutScores, Interventions, ModelRow
 
 HEAD = (

@@ -5,7 +5,7 @@ from typing import NotRequired
 
 from typing_extensions import TypedDict  # pydantic reads no other before Python 3.12
 
-from evidence.storage.typed_json import Json
+from evidence.typed_json import Json
 from testbeds.memorized_codes.world import Recall
 
 ByDepth = list[float]

@@ -28,7 +28,7 @@ from evidence.errors import ExhumeError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, stage_seed
 from evidence.storage.files import read_json, write_atomic
-from evidence.storage.typed_json import Json
+from evidence.typed_json import Json
 from testbeds.memorized_codes.config import CodesConfig
 from testbeds.worlds.base import make_once, save_model, world_folder
 from testbeds.worlds.code_text import (

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from audits.core.roles import Role
 from evidence.errors import InputError
-from evidence.storage.typed_json import (
+from evidence.typed_json import (
     BoolArray,
     FloatArray,
     Json,
@@ -134,7 +134,7 @@ def test_types_without_a_class_are_named(values):
     by_name = {str(number): value for number, value in enumerate(values)}
     back = from_json(dict[str, float], through_text(by_name, dict[str, float]))
     assert [bits(each) for each in back.values()] == [bits(each) for each in values]
-    one_of = Leaf | Empty
+    one_of = cast("type[Leaf | Empty]", Leaf | Empty)
     assert from_json(one_of, through_text(Empty("nothing"), one_of)) == Empty("nothing")
 
 

@@ -184,4 +184,4 @@ class World:
         concept = load_axis("concept")
         vectors = concept.result(concept.measure["text"](ctx), judging)
         both = vectors, restoration.judge(restored, judging)
-        return {each.name: each.to_dict() for each in both}
+        return {each.name: each.to_json() for each in both}

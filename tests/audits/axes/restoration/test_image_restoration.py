@@ -208,6 +208,7 @@ def test_changes_are_what_they_say(pair):
     by_hand = states[site][mine].mean(0) - states[site][~mine].mean(0)
     torch.testing.assert_close(fitted.edit(CLASS_MEAN, site, label), by_hand)
     slope = fitted.edit(LOGPROB_GRADIENT, site, label)
+    assert isinstance(slope, torch.Tensor)
     torch.testing.assert_close(slope.norm(), by_hand.norm())
     assert fitted.edit(AMPLIFIED_READING, site, label) is None
     reading = fitted.edit(AMPLIFIED_READING, "final", label)
@@ -222,25 +223,23 @@ def test_changes_are_what_they_say(pair):
         rotated = fitted.random_edit(method, place, label, np.random.default_rng(0))
         size = edit.probe if isinstance(edit, LinearReading) else edit
         drawn = rotated.probe if isinstance(rotated, LinearReading) else rotated
+        assert isinstance(drawn, torch.Tensor) and isinstance(size, torch.Tensor)
         torch.testing.assert_close(drawn.norm(), size.norm())
         assert not torch.allclose(drawn, size)
     # The control reads another class, and adds the direction of this one.
     other = int(both.labels[both.labels != label][0])
     of_other = fitted.edit(AMPLIFIED_READING, "final", label, other)
+    assert isinstance(of_other, LinearReading)
     torch.testing.assert_close(of_other.direction, reading.direction)
     assert not torch.allclose(of_other.probe, reading.probe)
     torch.testing.assert_close(
         fitted.edit(CLASS_MEAN, site, label, other), fitted.edit(CLASS_MEAN, site, other)
     )
     # A step along the slope makes the class likelier, as a finite difference says.
+    step = fitted.edit(LOGPROB_GRADIENT, "final", label)
+    assert step is not None
     before = named_as_class(original, both, {}, where, label).mean()
-    after = named_as_class(
-        original,
-        both,
-        {"final": steering_hook(fitted.edit(LOGPROB_GRADIENT, "final", label), 5.0)},
-        where,
-        label,
-    ).mean()
+    after = named_as_class(original, both, {"final": steering_hook(step, 5.0)}, where, label).mean()
     assert after > before
 
 
@@ -312,7 +311,7 @@ def test_bad_input_is_one_clear_error(pair):
     with pytest.raises(InputError, match="forget images cannot be used"):
         only_class(sets["forget_test"].select(range(3)))
     with pytest.raises(InputError, match="large enough to be steered to"):
-        steer_images(*pair[:1], *pair[:1], *few(sets), seed=0)
+        steer_images(pair[0], pair[0], *few(sets), seed=0)
     with pytest.raises(InputError, match="not a finite number"):
         steering_hook(torch.ones(3), torch.tensor([1.0, torch.inf]))
     states = {"final": torch.tensor([[torch.inf], [0.0]])}

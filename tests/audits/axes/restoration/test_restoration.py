@@ -23,6 +23,7 @@ from audits.axes.restoration.steering import (
     steering_hook,
 )
 from audits.axes.restoration.text_trial import (
+    Curve,
     chosen_sites,
     pool_curves,
     prepare_text,
@@ -79,7 +80,7 @@ def trial(steered, plain=0.0, random=0.0, others=0.0, never=0.0, contrast=None, 
         for metric in ("exact_match", "contrast")
     }
     choice = Choice(1.0, SideEffects(0.9), "a route", "resid.1", 1.0)
-    return Trial(scores, (choice, choice), **({"retractions": CALM} | more))
+    return Trial(scores, (choice, choice), **{"retractions": CALM, **more})
 
 
 def measured(published=None, **trials):
@@ -93,7 +94,9 @@ def judged(published=None, **trials):
 
 
 def rate_of(one):
-    return net_rate(one, tables(NAMES, 1.0)["exact_match"].by_entity(), "exact_match")
+    found = net_rate(one, tables(NAMES, 1.0)["exact_match"].by_entity(), "exact_match")
+    assert found is not None
+    return found
 
 
 def test_the_net_rate_is_what_is_restored_beyond_the_worst_control():
@@ -117,7 +120,8 @@ def test_a_worst_control_on_other_entities_is_still_centred_on_the_net_rate():
 
 
 def test_without_a_loss_there_is_no_rate():
-    assert rate_of(trial(1.0, plain=0.95)) is None
+    known = tables(NAMES, 1.0)["exact_match"].by_entity()
+    assert net_rate(trial(1.0, plain=0.95), known, "exact_match") is None
 
 
 GONE = trial(0.0, contrast=0.5)
@@ -202,7 +206,7 @@ def test_latents_are_amplified_at_their_site_alone_and_can_read_another_row(sets
     rng, width = np.random.default_rng(1), WIDTH
     rows = rng.standard_normal((len(asked.rows), width))
     steering = LatentAmplifier.fit(latents_sae(), np.array([1, 4, 6]), rows)
-    table = dict.fromkeys(("resid.0", "resid.1"), rows)
+    table: dict[str, np.ndarray] = dict.fromkeys(("resid.0", "resid.1"), rows)
     states = PromptStates(table, table, table)
     fitted = TextSteering(asked, asked, states, states, steering)
     everyone = np.ones(len(rows), dtype=bool)
@@ -218,7 +222,7 @@ def test_latents_are_amplified_at_their_site_alone_and_can_read_another_row(sets
 
 
 def test_halves_are_pooled_by_person_and_strength():
-    def half(name, share):
+    def half(name, share) -> Curve:
         exact_match = np.array([[0.0, share]] * (1 + len(STRENGTHS)))
         return {Arm.STEERED: ([f"{name}1", f"{name}2"], exact_match)}
 
@@ -274,13 +278,13 @@ def test_an_answer_taken_back_is_told_from_one_that_stands(sets):
         if other.relation == items[0].relation and other.answer != items[0].answer
     )
     texts = [f" {item.answer} and so on" for item in items]
-    assert retractions(texts, asked).taken_back == 0
+    assert retractions(texts, asked).retracted == 0
     texts[0] += f" or {rival}"
     texts[1] = "something else"
     found = retractions(texts, asked)
     count = len(items)
-    assert found.said == pytest.approx((count - 1) / count)
-    assert found.taken_back == pytest.approx(1 / (count - 1))
+    assert found.share == pytest.approx((count - 1) / count)
+    assert found.retracted == pytest.approx(1 / (count - 1))
 
 
 def test_sites_are_spread_and_end_with_the_last(sets):
@@ -317,5 +321,5 @@ def test_a_last_block_suppression_comes_back_and_what_was_never_taught_does_not(
     assert said(back, Arm.STEERED) > 0.5 > 2 * said(back, Arm.NEVER_TAUGHT)
     assert said(never, Arm.STEERED) < 0.35
     for choice, before in zip(back.choices, back.curve[0].shares[Arm.RETAIN][:1] * 2, strict=True):
-        assert choice.effects.retain >= before - 0.02 - 1e-9
+        assert choice.effects is not None and choice.effects.retain >= before - 0.02 - 1e-9
     assert to_json(attempt(sets, world.twin, tmp_path)) == to_json(never)

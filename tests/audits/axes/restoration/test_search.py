@@ -65,6 +65,7 @@ def test_the_originals_end_undoes_an_edit_of_the_end_alone(scene):
         model = models[kind]
         before = {name: t.clone() for name, t in model.state_dict().items()}
         ended = with_original_end(model, original)
+        assert ended is not None
         found = pixel_logits(ended, forget.pixels, {}, find_image_sites(ended))
         # A retrain's lower blocks are its own, so its states are, too.
         assert torch.equal(found, right) == (kind != "twin")
@@ -79,6 +80,7 @@ def test_the_end_is_the_last_block_and_all_after_it(family):
     config = DigitsConfig(layers=3, width=8, heads=2, family=family)
     one, other = new_classifier(config, 0), new_classifier(config, 1)
     ended = with_original_end(one, other)
+    assert ended is not None
     where = find_image_sites(one)
     pixels = torch.randn(5, 1, 8, 8)
     # The other's end, fed with this one's states: the same by hand.
@@ -103,6 +105,7 @@ def test_several_strengths_at_once_are_each_by_itself(scene):
     original, _, forget, _, _, label = scene
     where = find_image_sites(original)
     steering = of(scene, "twin")[1].edit(LOGPROB_GRADIENT, "final", label)
+    assert steering is not None
     pixels = forget.pixels[:4]
     sizes = torch.tensor(STRENGTHS).repeat_interleave(len(pixels))
     rows = pixels.repeat(len(STRENGTHS), 1, 1, 1)
@@ -182,6 +185,7 @@ def test_the_guard_stops_early_only_where_the_rest_cannot_save_it(scene):
     _, _, _, kept, unknown, label = scene
     bodies, fitted, guard = of(scene, "twin")
     steering = fitted.edit(LOGPROB_GRADIENT, "final", label)
+    assert steering is not None
     refused = 0
     for strength in (0.0, *STRENGTHS):
         edits = {"final": steering_hook(steering, strength)}

@@ -128,7 +128,7 @@ def test_the_published_test_follows_the_readout_and_not_what_a_model_holds(bench
         "never-trained": inject_prompts(blank, bench.source),
     }
     arms = found["unlearned"].arms
-    assert set(arms) == set(ARMS) and len(arms["as published"].said) == len(ALPHAS)
+    assert set(arms) == set(ARMS) and len(arms["as published"].share) == len(ALPHAS)
     assert found["unlearned"].before < 0.1
     assert arms["as published"].best == pytest.approx(0.0, abs=0.05)
     blank_rate = found["never-trained"].main.best
@@ -144,7 +144,7 @@ def test_without_a_loss_there_is_no_rate_and_without_a_coder_states_alone(bench)
     assert bare.site == SITE and bare.mean_latents is None and bench.source.mean_latents == 2.0
     found = inject_prompts(bench.model, bare)
     assert set(found.arms) == {"state only", "other items' states"}
-    assert found.main.rate is None and found.main.said[0] > 0.9
+    assert found.main.rate is None and found.main.share[0] > 0.9
     assert "not asked" in describe(SITE, {"unlearned": found}, "unlearned")
 
 
