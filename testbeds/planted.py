@@ -6,7 +6,7 @@ unknown and left open in their cards.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -175,7 +175,7 @@ def read_card(model: Path) -> dict[str, Any]:
     return card
 
 
-def check_card(out: Path, card: dict[str, object]) -> dict[str, object]:
+def check_card(out: Path, card: Mapping[str, object]) -> dict[str, object]:
     """The card in ``out``, which must contain the values of ``card``.
 
     Raises:

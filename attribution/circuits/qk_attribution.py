@@ -6,7 +6,7 @@ the attention pattern with the changed query or key and linearizes only from the
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,13 @@ from capture.activations.passes import accepted_inputs
 from capture.data.sequences import Padded
 from capture.network.hooks import Edit, patch, record
 from evidence.errors import InputError
+
+
+class _Call(NamedTuple):
+    """Arguments of one call of a module."""
+
+    args: tuple[object, ...]
+    named: Mapping[str, object]
 
 
 def apply_qk_fix(
@@ -64,7 +71,7 @@ def apply_qk_fix(
 def _query_key_scores(
     instrumented: InstrumentedModel,
     layer: int,
-    call: tuple[tuple, dict[str, Any]],
+    call: _Call,
     stream: Tensor,
     delta: Tensor,
     gradient: Tensor,
@@ -106,10 +113,7 @@ def _projection_edits(
 
 
 def _head_values(
-    instrumented: InstrumentedModel,
-    layer: int,
-    call: tuple[tuple, dict[str, Any]],
-    edits: Mapping[str, Edit],
+    instrumented: InstrumentedModel, layer: int, call: _Call, edits: Mapping[str, Edit]
 ) -> Tensor:
     """(row, position, head * size) outputs of a block's heads, with one more call of the layer."""
     attention, where = (
@@ -122,18 +126,18 @@ def _head_values(
         patch(attention, edits, known_sites=where),
         record(attention, [site], stop=True, known_sites=where) as recorded,
     ):
-        attention(*call[0], **call[1])
+        attention(*call.args, **call.named)
     return recorded[site]
 
 
 def _attention_calls(
     instrumented: InstrumentedModel, batch: Padded
-) -> tuple[list[tuple[tuple, dict[str, Any]]], list[Tensor]]:
+) -> tuple[list[_Call], list[Tensor]]:
     """Arguments of each attention layer's call, and the stream that its norm read."""
-    calls: list[tuple[tuple, dict[str, Any]]] = []
+    calls: list[_Call] = []
     handles = [
         block.attention.register_forward_pre_hook(
-            lambda module, args, named: calls.append((args, named)), with_kwargs=True
+            lambda module, args, named: calls.append(_Call(args, named)), with_kwargs=True
         )
         for block in instrumented.structure.blocks
     ]

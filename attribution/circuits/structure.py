@@ -162,7 +162,7 @@ def _trace_forward(model: nn.Module, sites: Sites) -> _ForwardTrace:
     after: dict[int, Tensor] = {}
     makers: dict[tuple[int, torch.Size], nn.Module] = {}
 
-    def record(module: nn.Module, args: tuple, named: dict[str, Any], output: Any) -> None:
+    def record(module: nn.Module, args: tuple, named: Mapping[str, object], output: Any) -> None:
         first = named.get("hidden_states") if not args else args[0]
         result = output if isinstance(output, Tensor) else None
         if result is None and isinstance(output, tuple | list) and output:

@@ -191,7 +191,7 @@ def _training_model(config: SaeConfig, width: int, steps: int) -> Any:
     """A new sae-lens training model."""
     library = sae_lens()
     latents = config.expansion * width
-    shared: dict[str, Any] = {"d_in": width, "d_sae": latents, "apply_b_dec_to_input": True}
+    shared: dict[str, int | bool] = {"d_in": width, "d_sae": latents, "apply_b_dec_to_input": True}
     if config.kind == "topk":
         sae_config = library.TopKTrainingSAEConfig(k=config.k, **shared)
         return library.TopKTrainingSAE(sae_config)

@@ -15,6 +15,7 @@ from audits.core.scores import Part
 from audits.modalities.planting import Planted
 from audits.modalities.vocabulary import Vocabulary
 from audits.output.workspace import StageRunner
+from capture.checkpoints.weight_change import ComponentChange
 from evidence.progress import Progress
 
 Sets = TypeVar("Sets")
@@ -81,5 +82,7 @@ class Modality(Generic[Sets]):
     amounts: Callable[[InputsOf[Any], AuditConfig, int], dict[Part, Amount]]
     work: Callable[[InputsOf[Any], int], float]
     unit: str
-    edit_shape: Callable[[RunOf[Any], Sets, Sequence[str]], list[dict[str, Any]]] | None = None
+    edit_shape: Callable[[RunOf[Any], Sets, Sequence[str]], tuple[ComponentChange, ...]] | None = (
+        None
+    )
     calibrated: bool = False

@@ -1,7 +1,6 @@
 """Geometry of the weight change of a language model, with the gradients of the answer loss."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -9,7 +8,12 @@ from audits.core.context import Run
 from audits.core.item_sets import TextSets
 from audits.core.roles import Role
 from capture.activations.loss_gradients import loss_gradients
-from capture.checkpoints.weight_change import LossGradients, by_component, update_shapes
+from capture.checkpoints.weight_change import (
+    ComponentChange,
+    LossGradients,
+    by_component,
+    update_shapes,
+)
 from capture.data.items import ItemSet
 from capture.data.tokenization import encode_items
 from evidence.seeds import numpy_rng
@@ -20,14 +24,14 @@ N_ITEMS = 16
 MAX_PARAMETERS = 1_000_000_000
 
 
-def edit_shape(run: Run, sets: TextSets, changed: Sequence[str]) -> list[dict[str, Any]]:
+def edit_shape(run: Run, sets: TextSets, changed: Sequence[str]) -> tuple[ComponentChange, ...]:
     """Weight geometry by component; without gradients where the model is too large.
 
     Args:
         changed: Names of the tensors that changed.
     """
     if not changed:
-        return []
+        return ()
     gradients = None
     with run.models[Role.ORIGINAL].loaded(run.device) as model:
         if sum(p.numel() for p in model.parameters()) <= MAX_PARAMETERS:

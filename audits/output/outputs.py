@@ -3,17 +3,17 @@
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from evidence.errors import InputError
 from evidence.storage.files import disk_errors, read_json, write_atomic
 from evidence.storage.locks import LOCK, run_lock
 from evidence.storage.removal import check_owned, delete_owned_folder
 from evidence.storage.scratch import SCRATCH_NAME
+from evidence.typed_json import Json
 
 WORK, MARK = "work", "work/fingerprint.json"
 MAX_RESULT_BYTES = 256 << 20
@@ -153,7 +153,7 @@ def hold_folder(
     root: Path,
     command: str,
     names: Sequence[str],
-    settings: dict[str, Any],
+    settings: Mapping[str, Json],
     clear: Callable[[], None] | None = None,
 ) -> Iterator[None]:
     """Hold the output folder of a command for a block, and mark it as that command's.
@@ -171,7 +171,7 @@ def hold_folder(
         InputError: the folder belongs to somebody else, another run or other settings; nothing
             was changed.
     """
-    marker = {"command": command, "settings": settings}
+    marker: Mapping[str, Json] = {"command": command, "settings": settings}
     fresh = clear is not None
     _own(root, marker, names, fresh)
     with run_lock(root):
@@ -188,8 +188,8 @@ def hold_folder(
 
 
 def _own(
-    root: Path, marker: dict[str, Any], names: Sequence[str], fresh: bool
-) -> dict[str, Any] | None:
+    root: Path, marker: Mapping[str, Json], names: Sequence[str], fresh: bool
+) -> Mapping[str, Json] | None:
     """The marker in the folder of a command; None where it has none yet."""
     present = [name for name in names if os.path.lexists(root / name)]
     for name in present:

@@ -1,6 +1,6 @@
 """One audit from inputs to findings, for every modality, resumable at every stage."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ from audits.output.workspace import StageRunner
 from audits.run.cost import plan_inputs, total_cost
 from audits.run.disk_space import check_disk_space
 from audits.run.weights import WeightDifference, weight_difference
+from capture.checkpoints.weight_change import ComponentChange
 from evidence.progress import SILENT, Advance, Progress
 from evidence.results import AxisResult
-from evidence.typed_json import Json
+from evidence.typed_json import Json, to_json_object
 
 # Rough relative cost of a model's stages, for the progress bar.
 BASELINE_COST, AXES_COST, PLANTING_SHARE = 2.0, 4.0, 0.15
@@ -114,8 +115,10 @@ def collect(opened: OpenAudit) -> Findings:
             modality.check_swapped(run, sets, baseline)
             if modality.edit_shape is not None:
                 shape = modality.edit_shape
-                components = stages.stage(
-                    "edit-shape", lambda: shape(run, sets, difference.changed)
+                components = stages.typed(
+                    "edit-shape",
+                    tuple[ComponentChange, ...],
+                    lambda: shape(run, sets, difference.changed),
                 )
         damage = _damage(baseline, run.config)
         ctx = AuditContext(run, stages, sets, run.models, baseline, damage)
@@ -186,7 +189,7 @@ def _preflight(
     opened: OpenAudit,
     sets: Any,
     difference: WeightDifference,
-    components: list[dict[str, Json]] | None,
+    components: Sequence[ComponentChange] | None,
     baseline: Mapping[Role, RoleBaseline],
     damage: Damage,
     warnings: list[str],
@@ -200,7 +203,7 @@ def _preflight(
         "tensors": difference.tensors,
     }
     if components is not None:
-        weights["components"] = components
+        weights["components"] = [to_json_object(each) for each in components]
     block: dict[str, Json] = {
         "identical_weights": run.identical,
         "weight_difference": weights,

@@ -7,12 +7,14 @@ of an axis. Every change is a row of ``upgrade_1_1.toml``; figures are copied.
 
 import tomllib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 from audits.core.registry import AXES
 from evidence.errors import InputError
+from evidence.typed_json import Json, from_json
 
 OLD_VERSION = "1.1"
 SECOND_FLOOR = ", against never-taught items"
@@ -30,10 +32,48 @@ REPEATED = (
 SENTENCES = ("reasons", "claims_allowed", "claims_disallowed", "would_change_it", "also")
 
 
+@dataclass(frozen=True)
+class _Reading:
+    """Metric and names of a reading; ``share`` is None where the axis' statistic decides."""
+
+    metric: str
+    name: str
+    unit: str = ""
+    share: bool | None = None
+
+
+@dataclass(frozen=True)
+class _Control:
+    id: str
+    name: str
+    kind: str = "share"
+    on_failure: str = "silence"
+
+
+@dataclass(frozen=True)
+class _Fragment:
+    old: str
+    new: str
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """The tables of ``upgrade_1_1.toml``; its comments say what they are."""
+
+    axes: dict[str, str]
+    settings: dict[str, str]
+    readings: dict[str, dict[str, dict[str, _Reading]]]
+    controls: dict[str, _Control]
+    on_failure: dict[str, dict[str, str]]
+    details: dict[str, dict[str, str]]
+    sentences: dict[str, str]
+    fragments: tuple[_Fragment, ...]
+
+
 @cache
-def _tables() -> dict[str, Any]:
+def _tables() -> _Tables:
     text = files("audits.run").joinpath("upgrade_1_1.toml").read_text(encoding="utf-8")
-    return tomllib.loads(text)
+    return from_json(_Tables, tomllib.loads(text))
 
 
 def upgrade(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,10 +109,10 @@ def upgrade(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _axis_name(name: str) -> str:
-    return _tables()["axes"].get(name, name)
+    return _tables().axes.get(name, name)
 
 
-def _axis(axis: Mapping[str, Any], modality: str) -> dict[str, Any]:
+def _axis(axis: Mapping[str, Any], modality: str) -> Mapping[str, Json]:
     name = _axis_name(axis["name"])
     kept = {key: value for key, value in axis.items() if key not in REPEATED}
     return kept | {
@@ -81,13 +121,13 @@ def _axis(axis: Mapping[str, Any], modality: str) -> dict[str, Any]:
         "statistic_name": _sentence(axis["statistic_name"]),
         "readings": [_reading(each, axis, name, modality) for each in axis["readings"]],
         "controls": [_control(each, name) for each in axis["controls"]],
-        "details": _renamed(axis["details"], _tables()["details"].get(name, {})),
+        "details": _renamed(axis["details"], _tables().details.get(name, {})),
         "notes": [_sentence(text) for text in axis["notes"]],
     }
 
 
-def _metric(name: str, axis: str, modality: str) -> dict[str, Any]:
-    known = _tables()["readings"][modality].get(axis, {})
+def _metric(name: str, axis: str, modality: str) -> _Reading:
+    known = _tables().readings[modality].get(axis, {})
     row = known.get(name.removesuffix(SECOND_FLOOR))
     if row is None:
         raise InputError(
@@ -100,35 +140,33 @@ def _metric(name: str, axis: str, modality: str) -> dict[str, Any]:
 
 def _reading(
     reading: Mapping[str, Any], axis: Mapping[str, Any], name: str, modality: str
-) -> dict[str, Any]:
+) -> Mapping[str, Json]:
     row = _metric(reading["name"], name, modality)
     secondary = reading["name"].endswith(SECOND_FLOOR)
     return dict(reading) | {
-        "metric": row["metric"],
-        "name": row["name"] + SECOND_FLOOR * secondary,
-        "unit": row.get("unit", ""),
-        "is_share": row.get("share", axis["statistic_name"] == "accuracy"),
+        "metric": row.metric,
+        "name": row.name + SECOND_FLOOR * secondary,
+        "unit": row.unit,
+        "is_share": axis["statistic_name"] == "accuracy" if row.share is None else row.share,
         "primary": not secondary,
     }
 
 
-def _control(control: Mapping[str, Any], axis: str) -> dict[str, Any]:
-    row = _tables()["controls"].get(control["name"])
+def _control(control: Mapping[str, Any], axis: str) -> Mapping[str, Json]:
+    row = _tables().controls.get(control["name"])
     if row is None:
         raise InputError(
             f"audit.json has a control that no audit of schema {OLD_VERSION} made",
             got=control["name"],
         )
-    effects = _tables()["on_failure"].get(axis, {})
+    effects = _tables().on_failure.get(axis, {})
     kept = {key: value for key, value in control.items() if key != "required"}
     return kept | {
-        "id": row["id"],
-        "name": row["name"],
+        "id": row.id,
+        "name": row.name,
         "expected": _sentence(control["expected"]),
-        "kind": row.get("kind", "share"),
-        "on_failure": effects.get(row["id"], row.get("on_failure", "silence"))
-        if control["required"]
-        else "inform",
+        "kind": row.kind,
+        "on_failure": effects.get(row.id, row.on_failure) if control["required"] else "inform",
     }
 
 
@@ -139,7 +177,7 @@ def _hypothesis_keys(axes: list[Mapping[str, Any]], modality: str) -> dict[str, 
         name = _axis_name(axis["name"])
         for reading in axis["readings"]:
             if not reading["name"].endswith(SECOND_FLOOR):
-                metric = _metric(reading["name"], name, modality)["metric"]
+                metric = _metric(reading["name"], name, modality).metric
                 keys[f"{axis['name']}: {reading['name']}"] = f"{name}.{metric}"
     return keys
 
@@ -157,18 +195,18 @@ def _with_keys(text: str, keys: Mapping[str, str]) -> str:
 def _replacements() -> tuple[tuple[str, str], ...]:
     """Parts of sentences and what replaces them, names of readings and controls among them."""
     tables = _tables()
-    pairs = [(row["old"], row["new"]) for row in tables["fragments"]]
-    names = {name: row["name"] for name, row in tables["controls"].items()}
-    for by_axis in tables["readings"].values():
+    pairs = [(row.old, row.new) for row in tables.fragments]
+    names = {name: row.name for name, row in tables.controls.items()}
+    for by_axis in tables.readings.values():
         for rows in by_axis.values():
-            names |= {name: row["name"] for name, row in rows.items()}
+            names |= {name: row.name for name, row in rows.items()}
     changed = [(old, new) for old, new in names.items() if old != new]
     # The longest first: one name may be part of another.
     return (*pairs, *sorted(changed, key=lambda pair: -len(pair[0])))
 
 
 def _sentence(text: str) -> str:
-    whole = _tables()["sentences"].get(text)
+    whole = _tables().sentences.get(text)
     if whole is not None:
         return whole
     for old, new in _replacements():
@@ -185,8 +223,8 @@ def _renamed(value: Any, names: Mapping[str, str]) -> Any:
     return value
 
 
-def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    renamed = _renamed(config, _tables()["settings"])
+def _settings(config: Mapping[str, Any]) -> Mapping[str, Json]:
+    renamed = _renamed(config, _tables().settings)
     rule = renamed["rule"]
     return renamed | {
         "axes": [_axis_name(name) for name in renamed["axes"]],

@@ -7,9 +7,8 @@ held it has nothing to recover. The grade places the model between the counterfa
 retrain (0) and the original (1), each under the same fine-tuning.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from torch import nn
@@ -21,7 +20,7 @@ from capture.scoring.contrast import score_questions
 from erasure.unlearning.training.loop import Evaluate, finetune_
 from evidence.errors import InputError
 from evidence.seeds import numpy_rng, stage_seed
-from evidence.typed_json import Json
+from evidence.typed_json import Json, from_json
 from testbeds.edits.workbench import TextWorkbench
 
 RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
@@ -60,13 +59,13 @@ class RelearningCurve:
         }
 
     @classmethod
-    def from_dict(cls, saved: dict[str, Any]) -> "RelearningCurve":
+    def from_dict(cls, saved: Mapping[str, Json]) -> "RelearningCurve":
         """The inverse of ``to_dict``."""
         return cls(
             np.array(saved["told"]),
             np.array(saved["said"]),
-            saved["told_before"],
-            saved["said_before"],
+            from_json(float, saved["told_before"]),
+            from_json(float, saved["said_before"]),
         )
 
 

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from capture.network.structure import model_device
 # Beyond this many positions per pass and thread, a CPU is no faster and needs more memory.
 CPU_TOKENS_PER_THREAD = 1024
 
+Value = TypeVar("Value")
 Passes = Iterator[tuple[np.ndarray, dict[str, Tensor]]]
 
 
@@ -127,7 +128,7 @@ def _sharing_agrees(
     return allclose(*results)
 
 
-def accepted_inputs(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
+def accepted_inputs(model: nn.Module, inputs: Mapping[str, Value]) -> dict[str, Value]:
     """The ``inputs`` that the model's ``forward`` accepts."""
     known = inspect.signature(model.forward).parameters
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values()):

@@ -18,6 +18,7 @@ from capture.checkpoints.schemas.patterns import PatternError, analyze_pattern
 from capture.checkpoints.schemas.schema_errors import first_error
 from evidence.errors import InputError
 from evidence.storage.files import read_json
+from evidence.typed_json import Json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 LIMIT = 1 << 20
@@ -88,7 +89,7 @@ def _is_unset(value: Any) -> bool:
     return value is None or value is False or value in ({}, [])
 
 
-def read_adapter(folder: Path) -> tuple[AdapterSettings, dict[str, Any]]:
+def read_adapter(folder: Path) -> tuple[AdapterSettings, Mapping[str, Json]]:
     """The validated settings of an adapter, and the whole content of its file.
 
     Raises:
@@ -175,8 +176,8 @@ def resolve_patterns(
 
 
 def _by_name(
-    patterns: Mapping[str, Any], names: Iterable[str], matcher: "_TimedMatcher"
-) -> dict[str, Any]:
+    patterns: Mapping[str, int | float], names: Iterable[str], matcher: "_TimedMatcher"
+) -> dict[str, int | float]:
     """Name to the value of the first pattern that matches a suffix of the name."""
     chosen = {}
     for name in names:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from evidence.typed_json import Json
+
 _IRRELEVANT_FIELDS = ("_name_or_path", "name_or_path", "transformers_version")
 """Fields of a configuration without effect on the model."""
 
@@ -19,7 +21,7 @@ def digest(parts: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def identifying_config(config: Mapping[str, Any]) -> dict[str, Any]:
+def identifying_config(config: Mapping[str, Any]) -> dict[str, Json]:
     """The fields of a configuration that affect the model."""
     return {name: config[name] for name in config if name not in _IRRELEVANT_FIELDS}
 

@@ -20,7 +20,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -272,8 +272,36 @@ def update_shapes(
     return tuple(rows)
 
 
-def by_component(rows: Sequence[UpdateShape]) -> list[dict[str, Any]]:
-    """Means over the blocks, one JSON-ready dict per component, sorted by norm."""
+@dataclass(frozen=True)
+class ComponentChange:
+    """Geometry of the update of one component, such as ``mlp.down_proj``, over the blocks.
+
+    The fields from ``relative`` on are means of the fields of ``UpdateShape``, None where no block
+    has a value.
+
+    Attributes:
+        component: As in ``UpdateShape``.
+        layers: The blocks.
+        norm: Frobenius norm of the updates of all blocks.
+    """
+
+    component: str
+    layers: tuple[int, ...]
+    norm: float
+    relative: float | None
+    stable_rank: float | None
+    input_share: float | None
+    output_share: float | None
+    input_chance: float | None
+    output_chance: float | None
+    forget_cosine: float | None
+    retain_cosine: float | None
+    forget_share: float | None
+    retain_share: float | None
+
+
+def by_component(rows: Sequence[UpdateShape]) -> tuple[ComponentChange, ...]:
+    """Means over the blocks by component, sorted by norm."""
     result = []
     for component in dict.fromkeys(row.component for row in rows):
         component_rows = [row for row in rows if row.component == component]
@@ -285,28 +313,23 @@ def by_component(rows: Sequence[UpdateShape]) -> list[dict[str, Any]]:
             return sum(known) / len(known) if known else None
 
         result.append(
-            {
-                "component": component,
-                "layers": layers,
-                "norm": sum(row.norm**2 for row in component_rows) ** 0.5,
-                **{
-                    field: mean(field)
-                    for field in (
-                        "relative",
-                        "stable_rank",
-                        "input_share",
-                        "output_share",
-                        "input_chance",
-                        "output_chance",
-                        "forget_cosine",
-                        "retain_cosine",
-                        "forget_share",
-                        "retain_share",
-                    )
-                },
-            }
+            ComponentChange(
+                component,
+                tuple(layers),
+                sum(row.norm**2 for row in component_rows) ** 0.5,
+                relative=mean("relative"),
+                stable_rank=mean("stable_rank"),
+                input_share=mean("input_share"),
+                output_share=mean("output_share"),
+                input_chance=mean("input_chance"),
+                output_chance=mean("output_chance"),
+                forget_cosine=mean("forget_cosine"),
+                retain_cosine=mean("retain_cosine"),
+                forget_share=mean("forget_share"),
+                retain_share=mean("retain_share"),
+            )
         )
-    return sorted(result, key=lambda row: -row["norm"])
+    return tuple(sorted(result, key=lambda change: -change.norm))
 
 
 def _update_shape(name: str, before: Tensor, update: Tensor, leading: int) -> UpdateShape:

@@ -257,7 +257,7 @@ def _restored_on_error(model: nn.Module, targets: Iterable[nn.Module]) -> Iterat
         raise
 
 
-def _random_batch(model: nn.Module) -> dict[str, Any]:
+def _random_batch(model: nn.Module) -> dict[str, Tensor]:
     """The same random tokens on every call."""
     table = input_embedding(model)
     if not isinstance(table, nn.Embedding):

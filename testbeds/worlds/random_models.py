@@ -1,7 +1,7 @@
 """Small causal language models with random weights, in several architectures."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal, TypedDict
 
 from transformers import (
     GPT2Config,
@@ -51,7 +51,27 @@ def _neox(vocabulary: int, width: int, layers: int, heads: int, pad: int) -> Pre
     return GPTNeoXForCausalLM(GPTNeoXConfig(**sizes, **_tokens(vocabulary, pad)))
 
 
-def _sizes(width: int, layers: int, heads: int) -> dict[str, Any]:
+class _Sizes(TypedDict):
+    """Arguments that the configurations of Llama and GPT-NeoX share."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    max_position_embeddings: int
+
+
+class _Tokens(TypedDict):
+    """Arguments that the configurations of all families share."""
+
+    vocab_size: int
+    tie_word_embeddings: bool
+    pad_token_id: int
+    bos_token_id: None
+    eos_token_id: None
+
+
+def _sizes(width: int, layers: int, heads: int) -> _Sizes:
     return {
         "hidden_size": width,
         "intermediate_size": 4 * width,
@@ -61,7 +81,7 @@ def _sizes(width: int, layers: int, heads: int) -> dict[str, Any]:
     }
 
 
-def _tokens(vocabulary: int, pad: int) -> dict[str, Any]:
+def _tokens(vocabulary: int, pad: int) -> _Tokens:
     return {
         "vocab_size": vocabulary,
         "tie_word_embeddings": False,

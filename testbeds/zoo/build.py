@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.resources import files
@@ -20,6 +20,7 @@ from evidence.storage.files import read_json, write_atomic
 from evidence.storage.locks import creation_lock
 from evidence.storage.regular_files import as_path
 from evidence.storage.removal import MODEL_FILES, delete_owned_folder
+from evidence.typed_json import Json
 from testbeds.edits.workbench import Workbench
 from testbeds.planted import check_card, read_card
 from testbeds.worlds.base import make_once, save_model
@@ -161,7 +162,7 @@ def _build_world(
     for kind_id in kinds:
         kind = spec.kinds[kind_id]
         out = root / "models" / f"{name}-{config.family}-{seed}-{kind_id}"
-        card = {
+        card: dict[str, Json] = {
             "version": VERSION,
             "kind": kind_id,
             "state": kind.state,
@@ -178,17 +179,17 @@ def _build_world(
         yield Specimen(config.family, seed, kind_id, out, world, read_card(out))
 
 
-def _make(kind: Kind, bench: Workbench, card: dict[str, Any], out: Path) -> None:
+def _make(kind: Kind, bench: Workbench, card: dict[str, Json], out: Path) -> None:
     if os.path.lexists(out):  # incomplete, or of another version
         delete_owned_folder(out, MODEL_FILES)
     model, measured = _first_in_range(kind, bench)
-    card = card | {"measured": measured}
+    card = {**card, "measured": measured}
     save_model(model, out, bench.tokenizer, {"card.json": _card_text(card)})  # pyright: ignore
     card["weights"] = open_checkpoint(out).weights_hash
     write_atomic(out / "card.json", _card_text(card))
 
 
-def _is_built(out: Path, card: dict[str, Any]) -> bool:
+def _is_built(out: Path, card: Mapping[str, Json]) -> bool:
     """Whether this model is in its folder, complete and of this version.
 
     Raises:
@@ -205,7 +206,7 @@ def _is_built(out: Path, card: dict[str, Any]) -> bool:
     return stored["version"] == VERSION and "weights" in check_card(out, card)
 
 
-def _card_text(card: dict[str, Any]) -> str:
+def _card_text(card: Mapping[str, Json]) -> str:
     return json.dumps(card, indent=1) + "\n"
 
 

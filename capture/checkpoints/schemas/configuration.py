@@ -15,6 +15,7 @@ from typing import Any
 
 from capture.checkpoints.schemas.library_errors import library_errors
 from evidence.errors import InputError
+from evidence.typed_json import Json
 
 MAX_BYTES = 8 << 20
 """Eight times the size of a configuration with the names of 21,843 classes."""
@@ -336,9 +337,9 @@ def library_config(config: Mapping[str, Any], model_type: Any, path: Path) -> An
 
 def _library_fields(
     config: Mapping[str, Any], config_class: Any, inner: bool = False
-) -> dict[str, Any]:
+) -> dict[str, Json]:
     """The fields of a configuration to pass to the library, including nested ones."""
-    kept: dict[str, Any] = {}
+    kept: dict[str, Json] = {}
     declared = {each.name for each in fields(config_class)} | set(config_class.attribute_map)
     declared |= set(inspect.signature(config_class.__init__).parameters)
     for name, value in config.items():

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
 from capture.checkpoints.schemas.schema_errors import validated
 from evidence.storage.files import read_json
+from evidence.typed_json import Json
 
 NAME, MAX_BYTES = "generation_config.json", 1 << 20
 
@@ -55,7 +56,7 @@ class _Generation(BaseModel):
     min_new_tokens: Length | None = None
 
 
-def read_generation(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+def read_generation(folder: Path, config: Mapping[str, Any]) -> dict[str, Json]:
     """Generation settings from generation_config.json, or else from config.json.
 
     Raises:

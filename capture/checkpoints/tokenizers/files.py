@@ -31,6 +31,7 @@ from evidence.errors import InputError
 from evidence.storage.files import read_json
 from evidence.storage.regular_files import read_bytes, read_text
 from evidence.storage.strict_json import parse_json
+from evidence.typed_json import Json
 
 TOKENIZER_JSON, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 SPECIAL_TOKENS_MAP, ADDED_TOKENS = "special_tokens_map.json", "added_tokens.json"
@@ -53,6 +54,9 @@ _UNSUPPORTED_CLASSES = frozenset(
     {"LukeTokenizer", "MLukeTokenizer", "RoFormerTokenizer", "WhisperTokenizer"}
 )
 
+_Content = bytes | Mapping[str, Json]
+"""Content of a file: as it is, or an object to write as JSON."""
+
 
 def holds_tokenizer(folder: Path) -> bool:
     """Whether a folder contains a tokenizer."""
@@ -70,8 +74,9 @@ def open_tokenizer(folder: Path, config: Mapping[str, Any]) -> Any:
         InputError: there is no tokenizer, its class is not supported, or a file is invalid.
     """
     copies = _checked_files(folder)
-    settings = copies.get(TOKENIZER_CONFIG, {})
-    named = settings.get("tokenizer_class") or config.get("tokenizer_class")
+    settings = copies.get(TOKENIZER_CONFIG)
+    stated = settings.get("tokenizer_class") if isinstance(settings, Mapping) else None
+    named = stated or config.get("tokenizer_class")
     kind = config.get("model_type")
     _check_class(folder, named, kind)
     # The library uses these fields to choose a class and to fix old files.
@@ -156,9 +161,9 @@ def _check_class(folder: Path, named: Any, kind: Any) -> None:
     )
 
 
-def _checked_files(folder: Path) -> dict[str, Any]:
+def _checked_files(folder: Path) -> dict[str, _Content]:
     """Name to validated content of the files for the library."""
-    copies: dict[str, Any] = {}
+    copies: dict[str, _Content] = {}
     for name, keep in (
         (TOKENIZER_CONFIG, filter_settings),
         (SPECIAL_TOKENS_MAP, filter_special_tokens),
@@ -185,8 +190,8 @@ def _checked_files(folder: Path) -> dict[str, Any]:
     return copies | plain
 
 
-def _vocabularies(folder: Path) -> dict[str, Any]:
-    contents: dict[str, Any] = {}
+def _vocabularies(folder: Path) -> dict[str, _Content]:
+    contents: dict[str, _Content] = {}
     path = folder / VOCAB_JSON
     if lexists(path):
         vocabulary = read_json(path, max_bytes=MAX_VOCABULARY_BYTES, max_depth=2)

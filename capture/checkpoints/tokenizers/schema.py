@@ -1,6 +1,6 @@
 """Schema of tokenizer.json."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,6 +20,7 @@ from capture.checkpoints.tokenizers.steps import (
     Token,
 )
 from evidence.errors import InputError
+from evidence.typed_json import Json
 
 MAX_BYTES = 128 << 20
 """Four times the size of the largest vocabularies in use."""
@@ -201,7 +202,7 @@ def check_tokenizer(value: Any, path: Path) -> None:
     _validate(_MODELS[kind], {**model, "type": kind}, path, "model")
 
 
-def _infer_model_type(model: dict[str, Any]) -> str:
+def _infer_model_type(model: Mapping[str, Json]) -> str:
     """The type of a model in old files that do not state it."""
     if isinstance(model.get("vocab"), list):
         return "Unigram"
@@ -210,7 +211,9 @@ def _infer_model_type(model: dict[str, Any]) -> str:
     return "WordPiece" if "max_input_chars_per_word" in model else "WordLevel"
 
 
-def _flatten_steps(value: Any, list_key: str, path: Path, part: str) -> Iterator[dict[str, Any]]:
+def _flatten_steps(
+    value: Any, list_key: str, path: Path, part: str
+) -> Iterator[Mapping[str, Json]]:
     """The steps of a part, with nested sequences flattened."""
     pending = [value]
     n_steps = 0
@@ -230,7 +233,7 @@ def _flatten_steps(value: Any, list_key: str, path: Path, part: str) -> Iterator
         pending = [*inner[: MAX_STEPS + 1], *pending]
 
 
-def _validate(schema: type[Strict], value: dict[str, Any], path: Path, part: str) -> Any:
+def _validate(schema: type[Strict], value: Mapping[str, Json], path: Path, part: str) -> Any:
     try:
         return schema.model_validate(value)
     except ValidationError as error:

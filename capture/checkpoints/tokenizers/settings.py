@@ -4,6 +4,7 @@ Other settings are dropped; some name files, code or replacement objects.
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
 from capture.checkpoints.schemas.schema_errors import validated
 from capture.checkpoints.tokenizers.steps import Id, Short, Token
+from evidence.typed_json import Json
 
 MAX_TEMPLATE_CHARACTERS = 1 << 20
 _TOKEN_FIELD = re.compile(r"[a-z][a-z0-9_]{0,60}_token")
@@ -83,7 +85,7 @@ class _Added(_Part):
     tokens: Annotated[dict[Token, Id], Field(max_length=65_536)]
 
 
-def filter_settings(raw: dict[str, Any], path: Path) -> dict[str, Any]:
+def filter_settings(raw: Mapping[str, Json], path: Path) -> dict[str, Json]:
     """The settings of a tokenizer_config.json to pass on.
 
     Raises:
@@ -95,7 +97,7 @@ def filter_settings(raw: dict[str, Any], path: Path) -> dict[str, Any]:
     return settings if decoder is None else {**settings, "added_tokens_decoder": decoder}
 
 
-def filter_special_tokens(raw: dict[str, Any], path: Path) -> dict[str, Any]:
+def filter_special_tokens(raw: Mapping[str, Json], path: Path) -> dict[str, Json]:
     """The tokens of a special_tokens_map.json to pass on.
 
     Raises:
@@ -104,7 +106,7 @@ def filter_special_tokens(raw: dict[str, Any], path: Path) -> dict[str, Any]:
     return _drop_special_flags(_filtered(_Special, raw, path))
 
 
-def filter_added_tokens(raw: dict[str, Any], path: Path) -> dict[str, int]:
+def filter_added_tokens(raw: Mapping[str, Json], path: Path) -> dict[str, int]:
     """The content of an added_tokens.json: token to id.
 
     Raises:
@@ -113,7 +115,7 @@ def filter_added_tokens(raw: dict[str, Any], path: Path) -> dict[str, int]:
     return _validated(_Added, {"tokens": raw}, path).tokens
 
 
-def _filtered(schema: type[_Special], raw: dict[str, Any], path: Path) -> dict[str, Any]:
+def _filtered(schema: type[_Special], raw: Mapping[str, Json], path: Path) -> dict[str, Json]:
     named = {
         name: value
         for name, value in raw.items()
@@ -144,6 +146,6 @@ def _drop_special_flags(value: Any) -> Any:
     return {name: _drop_special_flags(value[name]) for name in value if name != "special"}
 
 
-def _validated(schema: type[_Part], raw: dict[str, Any], path: Path) -> Any:
+def _validated(schema: type[_Part], raw: Mapping[str, Json], path: Path) -> Any:
     fix = "Save the tokenizer again with save_pretrained, or pass another"
     return validated(schema, raw, f"{path} has invalid tokenizer settings", fix)

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 from capture.checkpoints.weights.safetensors_headers import MAX_NAME_CHARACTERS, MAX_TENSORS
 from evidence.errors import InputError
 from evidence.storage.regular_files import open_regular
+from evidence.typed_json import Json
 
 MAX_KEYS, MAX_ITEMS, MAX_TEXT_BYTES = 4_096, 4_000_000, 1 << 24
 MAX_METADATA_BYTES = 512 << 20
@@ -44,7 +45,7 @@ class GgufHeader:
         shapes: Tensor name to shape, with dimensions in PyTorch's order.
     """
 
-    metadata: dict[str, Any]
+    metadata: dict[str, Json]
     shapes: dict[str, tuple[int, ...]]
 
     @property
@@ -75,7 +76,7 @@ class _Reader:
             raise self.damaged(f"version {version}")
         if tensors > MAX_TENSORS or keys > MAX_KEYS:
             raise self.damaged(f"{tensors:,} tensors and {keys:,} keys")
-        metadata: dict[str, Any] = {}
+        metadata: dict[str, Json] = {}
         for _ in range(keys):
             key = self.text(MAX_NAME_CHARACTERS)
             if key in metadata:
@@ -166,18 +167,10 @@ class _Reader:
         )
 
 
-def _check_tokens(reader: _Reader, metadata: dict[str, Any]) -> None:
+def _check_tokens(reader: _Reader, metadata: dict[str, Json]) -> None:
     """Check that a tokenizer can be built from the vocabulary in bounded time."""
-    for key in ("tokens", "merges"):
-        values = metadata.get(f"tokenizer.ggml.{key}", [])
-        if not isinstance(values, list) or not all(isinstance(x, str) for x in values):
-            raise reader.damaged(f"{key} that are not a list of texts")
-        longest = MAX_TOKEN_CHARACTERS if key == "tokens" else 2 * MAX_TOKEN_CHARACTERS
-        if sum(map(len, values)) > MAX_VOCABULARY_CHARACTERS or any(
-            len(token) > longest for token in values
-        ):
-            raise reader.damaged(f"{key} that are too long")
-    tokens = metadata.get("tokenizer.ggml.tokens", [])
+    tokens = _texts(reader, metadata, "tokens", MAX_TOKEN_CHARACTERS)
+    _texts(reader, metadata, "merges", 2 * MAX_TOKEN_CHARACTERS)
     for key, value in metadata.items():
         if key.startswith("tokenizer.ggml.") and key.endswith("_token_id"):
             if not isinstance(value, int) or not 0 <= value < max(len(tokens), 1):
@@ -188,3 +181,17 @@ def _check_tokens(reader: _Reader, metadata: dict[str, Any]) -> None:
             raise reader.damaged(f"{key} that are not one for each token")
     if not isinstance(metadata.get("general.architecture"), str):
         raise reader.damaged("no general.architecture")
+
+
+def _texts(reader: _Reader, metadata: dict[str, Json], key: str, longest: int) -> list[str]:
+    """The texts of a list of the tokenizer, none longer than ``longest``."""
+    values = metadata.get(f"tokenizer.ggml.{key}", [])
+    if not isinstance(values, list):
+        raise reader.damaged(f"{key} that are not a list of texts")
+    texts = [text for text in values if isinstance(text, str)]
+    if len(texts) < len(values):
+        raise reader.damaged(f"{key} that are not a list of texts")
+    too_many = sum(map(len, texts)) > MAX_VOCABULARY_CHARACTERS
+    if too_many or any(len(text) > longest for text in texts):
+        raise reader.damaged(f"{key} that are too long")
+    return texts

@@ -4,7 +4,6 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from evidence.errors import InputError
 from evidence.storage.regular_files import open_regular
@@ -98,7 +97,7 @@ def _span(path: Path, name: str, raw: object) -> tuple[TensorEntry, int, int]:
     """A tensor with its start and end offsets."""
     if len(name) > MAX_NAME_CHARACTERS:
         raise _damaged(path, f"a tensor name of {len(name):,} characters")
-    fields: dict[str, Any] = raw if isinstance(raw, dict) else {}
+    fields: Mapping[str, object] = raw if isinstance(raw, dict) else {}
     shape, ends = _counts(fields.get("shape")), _counts(fields.get("data_offsets"))
     bits = DTYPE_BITS.get(str(fields.get("dtype")))
     if not bits or shape is None or ends is None or len(ends) != 2:

@@ -6,7 +6,7 @@ network depends on nothing but the value at the cut, the outputs of all rows equ
 last.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -128,7 +128,7 @@ def trace_forward(
 def _tracing(module: nn.Module, trace: ForwardTrace) -> Iterator[None]:
     record = trace.of(module)
 
-    def before(_: nn.Module, args: tuple, named: dict[str, Any]) -> None:
+    def before(_: nn.Module, args: tuple, named: Mapping[str, object]) -> None:
         record.input = trace.last(args[0] if args else named.get("hidden_states"))
 
     def after(_: nn.Module, args: tuple, output: Any) -> None:
@@ -154,12 +154,12 @@ def _swapping(cut: Cut, row: int, trace: ForwardTrace) -> Iterator[None]:
         value[row] = value[-1]
         return value
 
-    def before(_: nn.Module, args: tuple, named: dict[str, Any]) -> Any:
+    def before(_: nn.Module, args: tuple, named: Mapping[str, object]) -> Any:
         key = "hidden_states" if "hidden_states" in named else next(iter(named), None)
         value = swapped(args[0] if args else named.get(str(key)))
         if value is None:
             return None
-        return ((value, *args[1:]), named) if args else (args, named | {str(key): value})
+        return ((value, *args[1:]), named) if args else (args, {**named, str(key): value})
 
     def after(_: nn.Module, args: tuple, output: Any) -> Any:
         whole = isinstance(output, Tensor)

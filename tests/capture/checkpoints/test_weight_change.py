@@ -87,10 +87,10 @@ def test_components_gather_the_blocks_and_agree_with_the_comparison():
 
     rows = shapes(model, change)
     first, second = by_component(rows)
-    assert first["component"] == "mlp.up_proj"
-    assert first["layers"] == list(range(LAYERS))
-    assert first["stable_rank"] == pytest.approx(1.0, rel=1e-3)
-    assert second["relative"] == pytest.approx(0.01, rel=1e-2)
+    assert first.component == "mlp.up_proj"
+    assert first.layers == tuple(range(LAYERS))
+    assert first.stable_rank == pytest.approx(1.0, rel=1e-3)
+    assert second.relative == pytest.approx(0.01, rel=1e-2)
     other = copy.deepcopy(model)
     with torch.no_grad():
         change(other)
@@ -158,4 +158,4 @@ def test_a_step_along_one_gradient_is_seen_to_be_one(family):
     assert row.input_chance <= 1
     (bare,) = update_shapes(open_checkpoint(model), open_checkpoint(stepped))
     assert bare.forget_cosine is None
-    assert by_component([bare])[0]["retain_share"] is None
+    assert by_component([bare])[0].retain_share is None
