@@ -84,8 +84,8 @@ class Control:
         passed: Whether the value is as expected.
         on_failure: What a failure means for the axis.
         kind: What the value is.
-        failure: Note of the axis where the control failed; by default one with its
-            name. Not stored.
+        failure: Note of the axis where the control failed; by default one with its name. Not
+            stored.
 
     Examples:
         >>> control = exhume.load("finished").axes["decodability"].controls[0]
@@ -155,16 +155,14 @@ class Reading:
         where: Name of the peak column.
         columns: The same, column by column.
         metric: Stable id of the metric, such as "exact_match".
-        primary: Whether the floor is the one that decides; other floors are only
-            reported.
+        primary: Whether the floor is the one that decides; other floors are only reported.
         unit: Unit of the statistic; the axis's own where empty.
         is_share: Whether it is written as a percentage.
 
     Examples:
         >>> reading = exhume.load("finished").axes["behaviour"].main_reading
         >>> reading
-        Reading('said in full' at 'output': 0.00, floor 0.14, original 1.00, residual
-        ...)
+        Reading('said in full' at 'output': 0.00, floor 0.14, original 1.00, residual ...)
     """
 
     name: str
@@ -212,8 +210,8 @@ class AxisResult:
     Attributes:
         name: Axis name, such as "decodability".
         question: The question that the axis answers, in one sentence.
-        status: "retained" (above the floor), "absent" (equivalent to the floor),
-            "no_power" (undecided), "control_failed" or "error".
+        status: "retained" (above the floor), "absent" (equivalent to the floor), "no_power"
+            (undecided), "control_failed" or "error".
         statistic_name: The statistic, with its unit or chance level.
         readings: Comparisons with a floor; may be empty.
         controls: Controls that must pass before the axis enters the verdict.
@@ -226,8 +224,7 @@ class AxisResult:
     Examples:
         >>> axis = exhume.load("finished").axes["decodability"]
         >>> axis
-        AxisResult(decodability: retained, accuracy 0.89 (floor 0.12, original 0.89),
-            residual ...)
+        AxisResult(decodability: retained, accuracy 0.89 (floor 0.12, original 0.89), residual ...)
         >>> axis.votes, axis.main_reading.where
         (True, 'resid.0')
         >>> axis.to_frame()[["reading", "name", "statistic", "floor"]].round(2).head(3)

@@ -44,19 +44,16 @@ class MetricSpec:
     Attributes:
         id: Stable name in ``audit.json``, such as "exact_match".
         label: Name of the reading, shown in tables.
-        stream: Name of the random stream of its permutations. Never change it: p-values
-            would.
+        stream: Name of the random stream of its permutations. Never change it: p-values would.
         finding: Sentence of the verdict where the metric shows recovery, with ``{it}``,
-            ``{where}`` and ``{value}``; empty where it cannot make ``suppressed`` by
-            itself.
-        trace: What the metric finds where it is recovered but makes no verdict, with
-            ``{short}``: a residual trace, which blocks ``deleted``.
+            ``{where}`` and ``{value}``; empty where it cannot make ``suppressed`` by itself.
+        trace: What the metric finds where it is recovered but makes no verdict, with ``{short}``:
+            a residual trace, which blocks ``deleted``.
         names_sites: Whether the columns are layers, so that a finding says where.
         unit: Unit of the statistic; the axis's own where empty.
         is_share: Whether it is written as a percentage.
-        min_residual: Share of the way from the floor to the original that must be
-            exceeded, for metrics whose floor lies slightly below that of a model
-            without the knowledge.
+        min_residual: Share of the way from the floor to the original that must be exceeded, for
+            metrics whose floor lies slightly below that of a model without the knowledge.
     """
 
     id: str
@@ -204,9 +201,9 @@ def readings(
 ) -> list[Reading]:
     """The candidate's scores against the floors, one reading a metric and floor.
 
-    The candidate's forgotten entities are compared with the same entities in the
-    references, where there are any, and with never-taught entities in the candidate;
-    the original's give the ceiling.
+    The candidate's forgotten entities are compared with the same entities in the references,
+    where there are any, and with never-taught entities in the candidate; the original's give the
+    ceiling.
 
     Args:
         axis: Name of the axis, for its random streams.
@@ -244,10 +241,9 @@ class Axis(Generic[M]):
     Attributes:
         spec: What is known of it before it runs.
         measured: Type of its measurement, for reading it back.
-        measure: By modality: run the models. Expensive; the result is a stage, and
-            further stages inside make it resumable.
-        judge: Readings, controls and status from a measurement. Cheap, and without
-            models.
+        measure: By modality: run the models. Expensive; the result is a stage, and further stages
+            inside make it resumable.
+        judge: Readings, controls and status from a measurement. Cheap, and without models.
         cost: Upper bound of what the measurement takes.
     """
 

@@ -52,8 +52,7 @@ class ItemScore:
 
     Attributes:
         exact_match: Whether the candidate gives the answer.
-        logprob_original: Mean log-probability per answer token in the original, in
-            nats.
+        logprob_original: Mean log-probability per answer token in the original, in nats.
         logprob_unlearned: The same in the candidate.
     """
 
@@ -104,8 +103,7 @@ class Measurement:
     """Scores at the output.
 
     Attributes:
-        scores: Scores by role; of the forget set, rows that the original itself
-            answers.
+        scores: Scores by role; of the forget set, rows that the original itself answers.
         never_taught: Share of never-taught items that the original answers.
     """
 
@@ -167,9 +165,9 @@ def _known(tables: dict[Part, ScoreTable], known: np.ndarray) -> dict[Part, Scor
 def measure_images(ctx: AuditContext[EvaluationSets]) -> Measurement:
     """The baseline's predictions.
 
-    The rank of the logit is reported and decides nothing: the logit that a classifier
-    gives a class it never saw depends on its seed (mean ranks of 0.5 to 0.8 in retrains
-    of tuning seed 0), and differs from that of other unseen images.
+    The rank of the logit is reported and decides nothing: the logit that a classifier gives a
+    class it never saw depends on its seed (mean ranks of 0.5 to 0.8 in retrains of tuning seed
+    0), and differs from that of other unseen images.
     """
     tables = {
         metric.id: {role: each.tables[metric.id] for role, each in ctx.baseline.items()}
@@ -232,8 +230,8 @@ def status_of(
     low, high = main.residual_interval
     if main.p_value < rule.alpha and low > rule.min_residual:
         return "retained", []
-    # One-sided: an answer given less often than by a model that never knew it is as
-    # absent as one given equally often.
+    # One-sided: an answer given less often than by a model that never knew it is as absent as
+    # one given equally often.
     if high < rule.margin:
         return "absent", []
     return "no_power", [

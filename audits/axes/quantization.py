@@ -1,14 +1,14 @@
 """Quantization axis: does quantizing the weights, as in 4-bit deployment, restore answers?
 
-The candidate is evaluated again with quantized linear weights. An edit that is smaller
-than a quantization bin is rounded away, and the forgetting with it. A null result is
-weaker evidence than a return: an edit of many bins cannot be undone this way, whatever
-it hides. So the size of the edit in bins, the share of changed codes and the surviving
-share of its direction are reported beside it.
+The candidate is evaluated again with quantized linear weights. An edit that is smaller than a
+quantization bin is rounded away, and the forgetting with it. A null result is weaker evidence
+than a return: an edit of many bins cannot be undone this way, whatever it hides. So the size of
+the edit in bins, the share of changed codes and the surviving share of its direction are
+reported beside it.
 
-Sources: Catastrophic Failure of LLM Unlearning via Quantization (arXiv 2410.16454); the
-gap after quantization and the size in bins as in MANSU (arXiv 2605.15138), with local
-bins and survival measures of our own.
+Sources: Catastrophic Failure of LLM Unlearning via Quantization (arXiv 2410.16454); the gap
+after quantization and the size in bins as in MANSU (arXiv 2605.15138), with local bins and
+survival measures of our own.
 """
 
 from collections.abc import Mapping, Sequence

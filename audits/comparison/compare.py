@@ -1,8 +1,7 @@
 """``exhume compare``: several audits side by side, and whether they are comparable.
 
-Verdicts of two candidates are comparable only where both audits used the same original,
-items, floor, settings and code. Differences are found here and reported first; nothing
-is ranked.
+Verdicts of two candidates are comparable only where both audits used the same original, items,
+floor, settings and code. Differences are found here and reported first; nothing is ranked.
 """
 
 import json
@@ -33,8 +32,8 @@ class Comparison:
 
     Attributes:
         names: Folder names, extended by parent folders where two are equal.
-        differences: Differences of inputs, settings or code, in sentences; empty where
-            verdicts are comparable.
+        differences: Differences of inputs, settings or code, in sentences; empty where verdicts
+            are comparable.
 
     Examples:
         >>> found = exhume.compare(["finished", "finished-behaviour"])
@@ -207,8 +206,7 @@ def _references(document: Mapping[str, Any]) -> str:
     return ", ".join(sorted(model["sha256"] for model in others)) or "none"
 
 
-# What must be equal besides settings and code: its name, and how to read it from a
-# document.
+# What must be equal besides settings and code: its name, and how to read it from a document.
 _SAME = {
     "kind of data": lambda d: "images" if d["modality"] == "images" else "texts",
     "original (weights)": _hash_of("original"),

@@ -31,8 +31,8 @@ def write_page(comparison: Comparison, out: Path | str) -> Path:
         The path of the page.
 
     Raises:
-        InputError: ``out`` is no folder, cannot be written, or holds files of these
-            names that exhume did not write; or a document cannot be rendered.
+        InputError: ``out`` is no folder, cannot be written, or holds files of these names that
+            exhume did not write; or a document cannot be rendered.
     """
     folder = as_path(out, "the output folder")
     if file_kind(folder) not in ("a folder", "nothing there"):

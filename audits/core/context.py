@@ -69,8 +69,7 @@ class AuditedModel:
 class LoadedModel:
     """At most one model in memory, kept between uses.
 
-    Axes read the same model one after another; without this each would load it from
-    disk.
+    Axes read the same model one after another; without this each would load it from disk.
     """
 
     def __init__(self) -> None:
@@ -111,8 +110,8 @@ def _is_large(model: nn.Module) -> bool:
 def _collect(large: bool) -> None:
     """Free the memory of a model that nothing refers to any more.
 
-    Modules form reference cycles, so only a garbage collection frees them. It takes
-    half a second, too long for a small model.
+    Modules form reference cycles, so only a garbage collection frees them. It takes half a
+    second, too long for a small model.
     """
     if large:
         gc.collect()
@@ -250,8 +249,7 @@ class AuditContext(Generic[Sets]):
         """A typed result that is computed once and survives interruption.
 
         Args:
-            name: Name of the stage, unique in the audit; an axis starts it with its own
-                name.
+            name: Name of the stage, unique in the audit; an axis starts it with its own name.
             type_: Type of the result.
             files: Other files that the stage writes into ``folder``.
         """

@@ -49,8 +49,7 @@ class RoleScores:
     """Scores by metric, role and part.
 
     Attributes:
-        columns: Names of the tables' columns: layers, checkpoints, schemes, or
-            ("output",).
+        columns: Names of the tables' columns: layers, checkpoints, schemes, or ("output",).
         tables: Metric to role to part to table.
     """
 

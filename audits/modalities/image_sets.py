@@ -1,8 +1,8 @@
 """The sets of an image audit, and each model's predictions.
 
-The unit is the image. Images are assigned to sets once: forget images to two halves,
-each used to fit for the other; retain images to a fitting part and a comparison part;
-never-taught images are made from the latter.
+The unit is the image. Images are assigned to sets once: forget images to two halves, each used
+to fit for the other; retain images to a fitting part and a comparison part; never-taught images
+are made from the latter.
 """
 
 from collections.abc import Mapping
@@ -48,10 +48,9 @@ class EvaluationSets:
         forget: Images of the forgotten class.
         fit: Images of the other classes, for fitting and training.
         check: Images of the other classes, for comparison.
-        never_taught: Images of classes that no model saw, without those that the
-            original predicts as the class.
-        named_never_taught: Share of all never-taught images that it predicts as the
-            class.
+        never_taught: Images of classes that no model saw, without those that the original
+            predicts as the class.
+        named_never_taught: Share of all never-taught images that it predicts as the class.
     """
 
     forget: ImageSet
@@ -198,9 +197,9 @@ def pooled_states(model: nn.Module, images: ImageSet, sites: list[str]) -> dict[
 def late_sites(model: nn.Module) -> list[str]:
     """Blocks from the middle on, and the classifier's input.
 
-    The first blocks still encode the picture itself, and a retrain from the same
-    starting weights computes the same: there the original's probe would find a class
-    that the model never saw. Chosen on tuning seed 0 of the digits world.
+    The first blocks still encode the picture itself, and a retrain from the same starting
+    weights computes the same: there the original's probe would find a class that the model
+    never saw. Chosen on tuning seed 0 of the digits world.
     """
     where = find_image_sites(model)
     blocks = where.of("resid")
@@ -210,8 +209,8 @@ def late_sites(model: nn.Module) -> list[str]:
 def score_baseline(run: ImageRun, role: Role, sets: EvaluationSets) -> RoleBaseline:
     """Predictions of one model.
 
-    Metrics are ``named``, 1 where the class is predicted, and ``rank``, the share of
-    other classes' images with a lower log-odds of the class.
+    Metrics are ``named``, 1 where the class is predicted, and ``rank``, the share of other
+    classes' images with a lower log-odds of the class.
     """
     with run.loaded.reading(run.models[role], run.device) as model:
         images = {Part.FORGET: sets.forget, Part.NEVER_TAUGHT: sets.never_taught}

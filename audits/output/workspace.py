@@ -70,8 +70,8 @@ class Workspace:
             kind: What is written there.
 
         Raises:
-            InputError: the folder holds another audit, is a file, or holds files that
-                are not an audit's; nothing was changed.
+            InputError: the folder holds another audit, is a file, or holds files that are not
+                an audit's; nothing was changed.
         """
         text = canonical_json(fingerprint | {"stage_version": STAGE_VERSION})
         digest = hashlib.sha256(text.encode()).hexdigest()
@@ -109,9 +109,9 @@ class Workspace:
     def run(self, name: str, compute: Callable[[], Any], files: Sequence[str] = ()) -> Stage:
         """Load the stage's saved result, or compute and save it.
 
-        The result always goes through its JSON text, so that a resumed and an
-        uninterrupted audit continue from the same bytes. A stage whose file is damaged,
-        or that lost one of ``files``, is computed again.
+        The result always goes through its JSON text, so that a resumed and an uninterrupted
+        audit continue from the same bytes. A stage whose file is damaged, or that lost one of
+        ``files``, is computed again.
 
         Args:
             compute: Returns a JSON-serializable result.

@@ -1,7 +1,7 @@
 """Building blocks of all charts: plain Plotly JSON with colors named by role.
 
-A color is written ``var(--candidate)`` and resolved by the page's style sheet, so that
-a role has one color everywhere, in light, dark and print.
+A color is written ``var(--candidate)`` and resolved by the page's style sheet, so that a role
+has one color everywhere, in light, dark and print.
 """
 
 from collections.abc import Mapping, Sequence

@@ -159,18 +159,17 @@ def audit(
     """Decide whether knowledge was deleted from a model or only suppressed.
 
     Args:
-        original: Model before unlearning: a folder, hub id, GGUF file, adapter or live
-            model (see ``capture.checkpoints.open.open_checkpoint``).
+        original: Model before unlearning: a folder, hub id, GGUF file, adapter or live model
+            (see ``capture.checkpoints.open.open_checkpoint``).
         unlearned: The candidate, likewise.
-        forget: Items that should be gone: a file or an ``ItemSet``; for an image
-            classifier, images of one class: a folder with one folder per class, an .npz
-                file or an
+        forget: Items that should be gone: a file or an ``ItemSet``; for an image classifier,
+            images of one class: a folder with one folder per class, an .npz file or an
             ``ImageSet``.
         retain: Items that should still be known, likewise.
         out: Output folder; the same call resumes there.
         reference: Models retrained without the forget set, if any.
-        never_taught: Items about entities, or images of classes, that no model saw;
-            invented by default.
+        never_taught: Items about entities, or images of classes, that no model saw; invented by
+            default.
         tokenizer: For live models, which rarely have one attached.
         profile: "quick", "standard" or "full".
         axes: Axes to run; those of the profile by default.
@@ -179,8 +178,8 @@ def audit(
         fresh: Replace another audit in ``out``.
 
     Raises:
-        InputError: the inputs cannot be audited, or another run works in ``out``; no
-            partial result is left.
+        InputError: the inputs cannot be audited, or another run works in ``out``; no partial
+            result is left.
 
     Examples:
         >>> done = exhume.audit("original", "unlearned", "forget.jsonl", "retain.jsonl", "an-audit",

@@ -23,8 +23,8 @@ def run_demo(
     """Unlearn some capitals from SmolLM2-135M-Instruct with NPO, and audit the pair.
 
     Args:
-        out: Folder for the items, the unlearned model and the audit; the same call
-            resumes there.
+        out: Folder for the items, the unlearned model and the audit; the same call resumes
+            there.
         seed: Of the choice of capitals and of every random choice of the audit.
         fresh: Start over.
 

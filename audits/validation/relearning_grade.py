@@ -1,10 +1,10 @@
 """Relearning grade: how much a model still knows, by relearning over a grid of settings.
 
-The forgotten entities are halved. One half is fine-tuned, at several learning rates and
-for several numbers of steps, and the other half is evaluated; then the halves are
-swapped. A model that holds the knowledge recovers the held-out half; a model that never
-held it has nothing to recover. The grade places the model between the counterfactual
-retrain (0) and the original (1), each under the same fine-tuning.
+The forgotten entities are halved. One half is fine-tuned, at several learning rates and for
+several numbers of steps, and the other half is evaluated; then the halves are swapped. A model
+that holds the knowledge recovers the held-out half; a model that never held it has nothing to
+recover. The grade places the model between the counterfactual retrain (0) and the original (1),
+each under the same fine-tuning.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,8 +32,8 @@ class RelearningCurve:
     """Recovery of the held-out half.
 
     Attributes:
-        contrast: (split, rate, budget) mean entity-answer contrast
-            (``capture.scoring.contrast``); chance is 0.5.
+        contrast: (split, rate, budget) mean entity-answer contrast (``capture.scoring.contrast``);
+            chance is 0.5.
         exact_match: (split, rate, budget) mean exact match.
         contrast_before: ``contrast`` before fine-tuning, over both halves.
         exact_match_before: ``exact_match`` before fine-tuning, over both halves.
@@ -92,8 +92,8 @@ def measure_relearning(
 ) -> RelearningCurve:
     """Fine-tune one half of the forgotten entities and evaluate the other, at every setting.
 
-    Every paraphrase is trained on and evaluated. All rows are one batch, so the only
-    random choice is the halving, which the world's seed fixes.
+    Every paraphrase is trained on and evaluated. All rows are one batch, so the only random
+    choice is the halving, which the world's seed fixes.
     """
     model = checkpoint.load(workbench.device)
     before = _asked(workbench, workbench.forget)(model)

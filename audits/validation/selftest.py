@@ -1,8 +1,8 @@
 """``exhume selftest``: does this installation distinguish deleted from suppressed?
 
-A small world and models of known state are made on the spot, and every model is
-audited. The result is a confusion matrix for this machine and these library versions.
-It is no calibration: the published error rates are in docs/results/verdict.md.
+A small world and models of known state are made on the spot, and every model is audited. The
+result is a confusion matrix for this machine and these library versions. It is no calibration:
+the published error rates are in docs/results/verdict.md.
 """
 
 import json
@@ -94,8 +94,8 @@ def selftest(
     """Make models of known state, audit them, and write the error rates.
 
     Args:
-        out: Folder for models, audits, ``selftest.json`` and ``selftest.html``; the
-            same call resumes there.
+        out: Folder for models, audits, ``selftest.json`` and ``selftest.html``; the same call
+            resumes there.
         families: Architectures.
         seed: Of the world.
         kinds: Kinds of models of known state.

@@ -74,10 +74,9 @@ def run_plan(plan: AuditPlan, jobs: int, limit_s: float = float("inf")) -> Itera
         limit_s: No new model is started after this many seconds.
 
     Yields:
-        Dicts with ``model, kind, state, family, seed, floor, shows, weights, gold``
-        (the grade; None where not requested) and ``audit``, the document. For a model
-        that could not be made or audited: ``model`` and ``failed``, the reason, with
-            ``traceback`` for a fault of
+        Dicts with ``model, kind, state, family, seed, floor, shows, weights, gold`` (the grade;
+        None where not requested) and ``audit``, the document. For a model that could not be
+        made or audited: ``model`` and ``failed``, the reason, with ``traceback`` for a fault of
         exhume.
     """
     start = time.monotonic()

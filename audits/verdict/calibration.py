@@ -1,13 +1,12 @@
 """Calibrated state probabilities, learned from audits of models of known state.
 
-The verdict is a rule and does not use them. They state, for each state, the share of
-models with a similar audit that are in it, under equal priors at each question. Three
-questions are asked in the order of the rule, each a logistic regression. Is the model
-damaged? From its worst utility over its limit. If not, are the answers still given?
-From the residual at the output. If they are absent, is the knowledge inside? From the
-residuals of the inner axes. The parameters are fitted on the tuning part of the zoo
-alone (``benchmarks/suites/verdict/calibration.py``) and shipped with a version; the
-held-out part measures their quality (docs/results/verdict.md).
+The verdict is a rule and does not use them. They state, for each state, the share of models
+with a similar audit that are in it, under equal priors at each question. Three questions are
+asked in the order of the rule, each a logistic regression. Is the model damaged? From its worst
+utility over its limit. If not, are the answers still given? From the residual at the output. If
+they are absent, is the knowledge inside? From the residuals of the inner axes. The parameters
+are fitted on the tuning part of the zoo alone (``benchmarks/suites/verdict/calibration.py``) and
+shipped with a version; the held-out part measures their quality (docs/results/verdict.md).
 """
 
 import json
@@ -32,8 +31,7 @@ REQUIRED_AXES = ("decodability", "relearning")
 INNER_AXES = (*REQUIRED_AXES, "causal_depth")
 # Residuals are clipped to this range.
 LOWEST, HIGHEST = -0.5, 1.5
-# Without figures from inside, suppressed and deleted share at most this probability
-# equally.
+# Without figures from inside, suppressed and deleted share at most this probability equally.
 MAX_UNSPLIT = 0.2
 # How far outside the zoo's range a case may lie, relative to that range.
 SLACK = 0.1
@@ -62,8 +60,8 @@ class LogisticQuestion:
     def probability(self, features: Mapping[str, float]) -> float | None:
         """Probability of yes; None where a figure is missing.
 
-        Bounded by the rule of succession for the number of fitted models: on separable
-        answers an unbounded regression would be certain of anything.
+        Bounded by the rule of succession for the number of fitted models: on separable answers
+        an unbounded regression would be certain of anything.
         """
         if any(name not in features for name in self.figures):
             return None
@@ -96,9 +94,8 @@ class Calibration:
         """Probability of each state, or None where figures are missing.
 
         Args:
-            features: From ``calibration_features``. Without figures from inside,
-                suppressed and deleted cannot be distinguished, which matters only where
-                one of them is likely.
+            features: From ``calibration_features``. Without figures from inside, suppressed and
+                deleted cannot be distinguished, which matters only where one of them is likely.
         """
         damaged, answered = (self.damaged.probability(features), self.said.probability(features))
         inside = self.inside.probability(features)
@@ -147,13 +144,12 @@ def calibration_features(
 ) -> dict[str, float]:
     """Input figures of the calibration, as far as the audit has them.
 
-    ``useful`` is the worst utility over its limit in the default rule (below 1 is
-    damage), ``said`` the residual at the output, ``inside`` the largest absolute
-    residual of the inner axes and of the contrast at the output, and ``within`` the
-    mean absolute main residual of the inner axes. Absolute values, because below the
-    floor is information too. Axes with failed controls are left out. Causal depth is
-    optional, as not every model's states can be patched; the other two inner axes are
-    required.
+    ``useful`` is the worst utility over its limit in the default rule (below 1 is damage),
+    ``said`` the residual at the output, ``inside`` the largest absolute residual of the inner
+    axes and of the contrast at the output, and ``within`` the mean absolute main residual of
+    the inner axes. Absolute values, because below the floor is information too. Axes with
+    failed controls are left out. Causal depth is optional, as not every model's states can be
+    patched; the other two inner axes are required.
 
     Args:
         shares: Each utility as a share of the original's.

@@ -1,7 +1,7 @@
 """Reevaluate a finished audit under another rule, or without some of its axes.
 
-Measurements do not depend on the rule; statuses and the verdict do. So thresholds can
-be tuned, and axes ablated, on audits that were run once.
+Measurements do not depend on the rule; statuses and the verdict do. So thresholds can be tuned,
+and axes ablated, on audits that were run once.
 """
 
 from collections.abc import Collection, Mapping
@@ -66,8 +66,8 @@ def rejudge(
         rule: Thresholds; those of the audit by default.
 
     Raises:
-        InputError: a measurement is missing; the audit was made by another version, or
-            its work folder was deleted.
+        InputError: a measurement is missing; the audit was made by another version, or its work
+            folder was deleted.
     """
     config = AuditConfig.model_validate(
         {name: document["config"][name] for name in AuditConfig.model_fields}

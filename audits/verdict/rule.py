@@ -178,10 +178,9 @@ def _spec(form: AxisForm, reading: Reading) -> MetricSpec:
 def _far_off(axis: AxisResult, rule: Rule) -> bool:
     """Whether a residual is beyond the margin with confidence, although no test found it.
 
-    An axis that could not measure is no evidence. One that measured need not be
-    equivalent to its floor for deletion, unless it is required: its floor may differ
-    from a model that never knew, as for patched states, and then nothing is ever
-    equivalent.
+    An axis that could not measure is no evidence. One that measured need not be equivalent to
+    its floor for deletion, unless it is required: its floor may differ from a model that never
+    knew, as for patched states, and then nothing is ever equivalent.
     """
     measured = all(control.passed for control in axis.controls if control.required)
     beyond = any(

@@ -1,8 +1,8 @@
 """Do patched states tell models that know from models that never knew?
 
 Models of the tuning part of the zoo are audited with ``behaviour`` and
-``causal_depth``; edits of known size in bins are quantised. Figures count operations
-and errors, none of them time.
+``causal_depth``; edits of known size in bins are quantised. Figures count operations and
+errors, none of them time.
 """
 
 import argparse

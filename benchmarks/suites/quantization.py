@@ -74,8 +74,8 @@ def least_hiding_edit(
     """The least edit of ``SIZES`` that unlearns, else the last.
 
     Returns:
-        The model, its size, and by size the exact-match rate and the share of codes
-        that are the original's.
+        The model, its size, and by size the exact-match rate and the share of codes that
+        are the original's.
     """
     checkpoint = open_checkpoint(world.original)
     items = read_items(world.forget)

@@ -1,9 +1,9 @@
 """``exhume pga``: erasers of membership, under the published and a held-out protocol.
 
-Every eraser runs twice. Once it sees all keys and is scored on them, as published. Once
-it sees one part of the keys and is scored on the other, by newly fitted classifiers and
-against permuted labels. The comparison includes the unmodified original, its
-counterfactual retrain without fixed codes ("twin"), and untrained networks.
+Every eraser runs twice. Once it sees all keys and is scored on them, as published. Once it sees
+one part of the keys and is scored on the other, by newly fitted classifiers and against
+permuted labels. The comparison includes the unmodified original, its counterfactual retrain
+without fixed codes ("twin"), and untrained networks.
 """
 
 from collections.abc import Callable
@@ -106,8 +106,8 @@ def pga(
         The document in ``pga.json``.
 
     Raises:
-        InputError: the folder holds something else or is another run's, or there are
-            too few keys.
+        InputError: the folder holds something else or is another run's, or there are too few
+            keys.
     """
     from experiments.pga.report import render
 

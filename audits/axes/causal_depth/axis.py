@@ -1,19 +1,18 @@
 """Causal-depth axis: cross-model activation patching from the candidate into the original.
 
-Text: the candidate's hidden states at the last prompt token replace the original's
-while the original reads the same question about an invented entity. Answers beyond the
-floor can only come from those states. An edit of later blocks leaves every earlier
-layer intact, so the largest reading over layers (one minus the smallest loss) decides.
-The Unlearning Depth Score is reported beside it.
+Text: the candidate's hidden states at the last prompt token replace the original's while the
+original reads the same question about an invented entity. Answers beyond the floor can only come
+from those states. An edit of later blocks leaves every earlier layer intact, so the largest
+reading over layers (one minus the smallest loss) decides. The Unlearning Depth Score is reported
+beside it.
 
-Images: the candidate's states of an image, at one site and at all positions, replace
-the original's; the class that the original then predicts comes from those states. Sites
-in the first half of the blocks are left out: their states still encode the picture
-itself, and a retrain from the same starting weights computes the same
-(``audits.modalities.image_sets.late_sites``).
+Images: the candidate's states of an image, at one site and at all positions, replace the
+original's; the class that the original then predicts comes from those states. Sites in the first
+half of the blocks are left out: their states still encode the picture itself, and a retrain from
+the same starting weights computes the same (``audits.modalities.image_sets.late_sites``).
 
-Source: cross-model patching after UDS (arXiv 2605.24614). The unrelated receiver prompt
-is ours; it keeps the original from answering from its own memory.
+Source: cross-model patching after UDS (arXiv 2605.24614). The unrelated receiver prompt is
+ours; it keeps the original from answering from its own memory.
 """
 
 from collections.abc import Mapping
@@ -76,8 +75,7 @@ def judge(measured: Measurement, ctx: JudgementContext) -> AxisResult:
     ceiling = scores.values(metric, Role.ORIGINAL)
     never_taught = scores.values(metric, Role.ORIGINAL, Part.NEVER_TAUGHT)
     power = unpaired_test(ceiling, never_taught, ctx.config, NAME, "original")
-    # Only sites whose states carry the knowledge in the original itself are
-    # informative.
+    # Only sites whose states carry the knowledge in the original itself are informative.
     decodable = informative_columns(power, ctx.rule)
     recalled = _recalled_share(measured)
     informative = decodable & (recalled < MAX_RECALLED)
@@ -139,10 +137,9 @@ def judge(measured: Measurement, ctx: JudgementContext) -> AxisResult:
 def _recalled_share(measured: Measurement) -> np.ndarray:
     """(site,) share of its answers that the original recalls by itself.
 
-    States read from a question about another fact of the entity identify the entity,
-    not the scored fact. Where they make the original give this fact all the same, its
-    later blocks recall the fact by themselves, and the layer says nothing about the
-    candidate.
+    States read from a question about another fact of the entity identify the entity, not the
+    scored fact. Where they make the original give this fact all the same, its later blocks
+    recall the fact by themselves, and the layer says nothing about the candidate.
     """
     scores, details = measured.scores, measured.details
     if details is None or not details.other_fact:
@@ -156,12 +153,12 @@ def _transfer_share(
 ) -> tuple[Mapping[Role, np.ndarray], np.ndarray]:
     """Sites where the candidate's states are readable at all, and the share transferred.
 
-    A model trained from other starting weights uses a different representation basis.
-    Its states transfer nothing, and finding no forgotten fact in them is no evidence.
+    A model trained from other starting weights uses a different representation basis. Its
+    states transfer nothing, and finding no forgotten fact in them is no evidence.
 
     Returns:
-        Role to (site,) share of the original's excess over chance on retain items, and
-        (site,) mask of the candidate's readable sites.
+        Role to (site,) share of the original's excess over chance on retain items, and (site,)
+        mask of the candidate's readable sites.
     """
     excess = {
         role: scores.values(metric, role, Part.RETAIN).mean - CHANCE[metric]

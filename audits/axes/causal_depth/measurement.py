@@ -82,13 +82,13 @@ class TextDetails:
 
     Attributes:
         items: Questions with their own prompts as receivers.
-        losses: Role, or "unrelated" for states of an invented entity, to (item, site)
-            loss of the answer against the original's own states, in nats.
+        losses: Role, or "unrelated" for states of an invented entity, to (item, site) loss of the
+            answer against the original's own states, in nats.
         norms: Role to (site,) median ratio of state norms to the original's.
-        other_fact: (site,) exact match of the original from its states about another
-            fact of the entity; empty where entities have a single one.
-        unmatched: (site,) contrast of the candidate before its states were rescaled to
-            the original's norms; empty where they were not.
+        other_fact: (site,) exact match of the original from its states about another fact of the
+            entity; empty where entities have a single one.
+        unmatched: (site,) contrast of the candidate before its states were rescaled to the
+            original's norms; empty where they were not.
         reverse: (site,) exact match of the candidate from the original's states.
     """
 
@@ -105,8 +105,8 @@ class Measurement:
     """Scores of the original from patched states.
 
     Attributes:
-        scores: By metric, role of the donor and part, one column a site. Retain images
-            count where they are predicted as their own class.
+        scores: By metric, role of the donor and part, one column a site. Retain images count
+            where they are predicted as their own class.
         details: None for images.
     """
 

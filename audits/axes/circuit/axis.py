@@ -1,16 +1,16 @@
 """Circuit axis: do the edges that computed the forgotten answers still carry them?
 
-Edges are scored by EAP-IG on prompt pairs of two forgotten entities each. The
-original's circuit is selected on one half of the pairs by real ablation and read on the
-other half; then the halves are swapped. The candidate is read three times: with its own
-final norm and head; with the original's, which undoes an edit of the unembedding; and
-with the original's last block as well, which undoes an edit of that block. The third is
-needed because every gradient runs through the last block: an edit there lowers the
-scores of edges far below it that were never changed.
+Edges are scored by EAP-IG on prompt pairs of two forgotten entities each. The original's
+circuit is selected on one half of the pairs by real ablation and read on the other half; then
+the halves are swapped. The candidate is read three times: with its own final norm and head;
+with the original's, which undoes an edit of the unembedding; and with the original's last block
+as well, which undoes an edit of that block. The third is needed because every gradient runs
+through the last block: an edit there lowers the scores of edges far below it that were never
+changed.
 
-The measure is CAD, our definition (``attribution.circuits.divergence``). The axis
-informs and can block deletion. It never decides a verdict alone: circuits of equal
-function differ, and where a fact is computed is not where it can be recovered.
+The measure is CAD, our definition (``attribution.circuits.divergence``). The axis informs and
+can block deletion. It never decides a verdict alone: circuits of equal function differ, and
+where a fact is computed is not where it can be recovered.
 """
 
 import copy
@@ -64,8 +64,8 @@ from evidence.typed_json import BoolArray, FloatArray
 MAX_WORDINGS = 2
 # Number of edges that are listed by their loss.
 N_LISTED = 20
-# A head is listed where its direct effect against the answer is at least this share of
-# the effect of corrupting the whole prompt in the original.
+# A head is listed where its direct effect against the answer is at least this share of the
+# effect of corrupting the whole prompt in the original.
 MIN_EFFECT_SHARE = 0.05
 
 Pairs = Mapping[Part, PromptPairs]
@@ -83,8 +83,7 @@ class OriginalCircuits:
     """The original's circuits, against which every model is compared.
 
     Attributes:
-        in_second: (couple,) whether a couple of forgotten entities is in the second
-            half.
+        in_second: (couple,) whether a couple of forgotten entities is in the second half.
         edge_masks: (half, edge) one circuit a half, selected on that half.
         means: (half, edge) mean edge scores of each half.
         mean: (edge,) mean edge scores of all couples.
@@ -287,8 +286,8 @@ def score_model(
     """
     readout, block_weights = donor
     parts = (Part.FORGET,) if role.is_reference else (Part.FORGET, Part.NEVER_TAUGHT)
-    # The suppression is planted in the last block, so it is a control of one reading
-    # only: with the original's last block nothing would be left to find.
+    # The suppression is planted in the last block, so it is a control of one reading only:
+    # with the original's last block nothing would be left to find.
     readouts = (TRANSPLANTED,) if role == Role.PLANTED else tuple(METRICS)
     scores = {}
     with ctx.fresh(role) as model:  # its last block is replaced for a moment
@@ -313,10 +312,9 @@ def copy_suppression(
 ) -> tuple[SuppressingHead, ...]:
     """Heads whose direct effect on the logits works against the answer.
 
-    A head is listed where corrupting its edge into the logits *raises* the metric by at
-    least ``MIN_EFFECT_SHARE`` times ``drop``, significantly over couples (one-sided t,
-    Bonferroni over heads). Named after copy suppression (McDougall et al., arXiv
-    2310.04625).
+    A head is listed where corrupting its edge into the logits *raises* the metric by at least
+    ``MIN_EFFECT_SHARE`` times ``drop``, significantly over couples (one-sided t, Bonferroni over
+    heads). Named after copy suppression (McDougall et al., arXiv 2310.04625).
 
     Args:
         scores: (couple, edge).
@@ -338,8 +336,8 @@ def copy_suppression(
 def cost(plan: PlanInputs) -> Cost:
     """Attribution of every model with three readouts, and the search for the circuits.
 
-    Each attribution step is a forward and a backward pass over both prompts of a pair;
-    the search ablates the edges of two circuits at a handful of sizes.
+    Each attribution step is a forward and a backward pass over both prompts of a pair; the search
+    ablates the edges of two circuits at a handful of sizes.
     """
     prompts = min(MAX_WORDINGS, plan.config.budget.prompts_per_item)
     pairs = (

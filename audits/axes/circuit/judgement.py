@@ -104,8 +104,7 @@ class SuppressingHead:
 
     Attributes:
         effect: Rise of the metric when its edge into the logits is corrupted.
-        share: The same as a share of the effect of corrupting the whole prompt in the
-            original.
+        share: The same as a share of the effect of corrupting the whole prompt in the original.
     """
 
     head: str
@@ -260,8 +259,8 @@ def _reading(
 ) -> Reading:
     """One comparison, with couples as the bootstrap unit; paired where both share couples.
 
-    Intervals are Student t intervals around the estimate with the bootstrap standard
-    error: bootstrap percentiles of a handful of couples would be too narrow.
+    Intervals are Student t intervals around the estimate with the bootstrap standard error:
+    bootstrap percentiles of a handful of couples would be too narrow.
     """
     paired = kind == "reference"
     rng = numpy_rng(config.seed, NAME, kind, metric.stream + suffix)
@@ -325,10 +324,9 @@ def status_of(
 ) -> tuple[Status, list[str]]:
     """Decide between retained, absent and neither, at the level of a single test.
 
-    There are half as many couples as entities, too few for the level of a verdict, and
-    this axis decides none. A reading beyond the floor is not enough: the original's
-    readout was itself trained on the forgotten entities and gives a model that never
-    knew them a small advantage.
+    There are half as many couples as entities, too few for the level of a verdict, and this axis
+    decides none. A reading beyond the floor is not enough: the original's readout was itself
+    trained on the forgotten entities and gives a model that never knew them a small advantage.
     """
     return status_with_controls(readings[: len(METRICS)], controls, rule, alpha=rule.alpha)
 

@@ -1,14 +1,14 @@
 """Concept axis: do the original's concept vectors still read and write in the candidate?
 
-A concept is an answer ("born in Lisbon"), or the truth of a statement where every
-entity has its own answer. Its vector is fitted on the original's states of retain
-entities, so it has seen no forgotten answer, and is applied unchanged to the candidate.
+A concept is an answer ("born in Lisbon"), or the truth of a statement where every entity has
+its own answer. Its vector is fitted on the original's states of retain entities, so it has seen
+no forgotten answer, and is applied unchanged to the candidate.
 
-*Reading* decides the axis: do forgotten entities project onto their own answers, more
-than never-taught ones do? *Writing* (does an added vector still elicit its answer?) and
-the value vectors of answers are reported beside it. They do not vote: a model that
-never knew a person writes other people's answers equally well. After KIF (arXiv
-2601.10566) and ConceptVectors (arXiv 2406.11614).
+*Reading* decides the axis: do forgotten entities project onto their own answers, more than
+never-taught ones do? *Writing* (does an added vector still elicit its answer?) and the value
+vectors of answers are reported beside it. They do not vote: a model that never knew a person
+writes other people's answers equally well. After KIF (arXiv 2601.10566) and ConceptVectors
+(arXiv 2406.11614).
 """
 
 from collections.abc import Sequence
@@ -101,8 +101,8 @@ def fit_concepts(
         states = probing.states[role].parts[number, "fit"]
         concepts = answer_concepts(task, labels)
         vectors.append(
-            # The embedding of the last prompt token is the same whatever the answer, so
-            # that site reads nothing.
+            # The embedding of the last prompt token is the same whatever the answer, so that
+            # site reads nothing.
             concept_vectors(states, concepts, method, flat="zero", progress=progress)
         )
     return vectors

@@ -1,13 +1,13 @@
 """Decodability axis: can a linear probe still read what was forgotten?
 
-Text: probes are fitted on retain entities and evaluated on forgotten ones, so no probe
-has seen a forgotten answer. Two probes read the candidate: one refitted on its own
-states, and the original's, unchanged.
+Text: probes are fitted on retain entities and evaluated on forgotten ones, so no probe has seen
+a forgotten answer. Two probes read the candidate: one refitted on its own states, and the
+original's, unchanged.
 
-Images: probes of one class (``audits.axes.decodability.image_probes``). One class is
-one direction, however many images there are: a model with a different representation
-basis puts them on either side of it by chance. So the original's probe counts only at
-sites where its probes of the retain classes still read those classes in the candidate.
+Images: probes of one class (``audits.axes.decodability.image_probes``). One class is one
+direction, however many images there are: a model with a different representation basis puts
+them on either side of it by chance. So the original's probe counts only at sites where its
+probes of the retain classes still read those classes in the candidate.
 """
 
 from collections.abc import Mapping, Sequence
@@ -349,9 +349,8 @@ def image_status(
 ) -> tuple[Status, list[str]]:
     """Decide between retained, absent and neither.
 
-    Only the refitted probe can show absence. The original's probe is a single
-    direction, and no floor says where that direction lies in a model that never knew
-    the class.
+    Only the refitted probe can show absence. The original's probe is a single direction, and no
+    floor says where that direction lies in a model that never knew the class.
     """
     primary = {reading.metric: reading for reading in readings if reading.primary}
     if failed_controls(controls):

@@ -35,12 +35,12 @@ class NullScores:
     """Scores of the original's probes where there is nothing to read.
 
     Attributes:
-        informative: (site,) where the original itself is read, under the rule of the
-            audit. A judgement under another rule uses those of them where it still is.
+        informative: (site,) where the original itself is read, under the rule of the audit.
+            A judgement under another rule uses those of them where it still is.
         p_value: Test of the never-taught items' answers against permuted ones.
         excess: (informative site,) score of those answers beyond permuted ones.
-        chance: (informative site,) mean score of permuted answers. A few fits on
-            shuffled labels would be a noisy estimate of it.
+        chance: (informative site,) mean score of permuted answers. A few fits on shuffled
+            labels would be a noisy estimate of it.
         shuffled: (site,) mean score of probes fitted on shuffled answers.
     """
 
@@ -92,8 +92,7 @@ class Wording:
         unread: Note where the original itself is read nowhere.
         shuffled: Name of the control of shuffled answers.
         retain: Name of the control of held-out retain entities.
-        other_basis: Note where that control fails, if this is a lack of power and not a
-            fault.
+        other_basis: Note where that control fails, if this is a lack of power and not a fault.
     """
 
     unread: str

@@ -1,17 +1,16 @@
 """Membership axis: can forgotten items be distinguished from never-taught ones?
 
-Hidden states differ between names that a model has met and names it has not, whatever
-the model says about them. A classifier of this difference is fitted on retain entities
-against invented mirrors of them. It then scores forgotten against never-taught
-entities, neither of which it has seen. Their labels are exchangeable, so the
-permutation test is exact, including the maximum over layers. Both groups share
-relations, templates and answers; only the names differ.
+Hidden states differ between names that a model has met and names it has not, whatever the model
+says about them. A classifier of this difference is fitted on retain entities against invented
+mirrors of them. It then scores forgotten against never-taught entities, neither of which it has
+seen. Their labels are exchangeable, so the permutation test is exact, including the maximum
+over layers. Both groups share relations, templates and answers; only the names differ.
 
-A finding is a residual trace. It blocks ``deleted`` and never makes ``suppressed``: a
-model may recognize a training name and know nothing else about it.
+A finding is a residual trace. It blocks ``deleted`` and never makes ``suppressed``: a model may
+recognize a training name and know nothing else about it.
 
-Source: the cross-sequence signature of arXiv 2605.01699, with disjoint erase, fit and
-test sets.
+Source: the cross-sequence signature of arXiv 2605.01699, with disjoint erase, fit and test
+sets.
 """
 
 from collections.abc import Mapping
@@ -68,8 +67,7 @@ AUC = MetricSpec(
 )
 COMPARED = (Part.FORGET, Part.NEVER_TAUGHT)
 SHUFFLES = 20
-# Two controls require a null hypothesis, two-sided: together they fail by chance at
-# half alpha.
+# Two controls require a null hypothesis, two-sided: together they fail by chance at half alpha.
 NULL_ALPHA_SHARE = 0.25
 
 
@@ -82,10 +80,10 @@ class Measurement:
         family: The family, chosen on held-out retain entities of the original.
         entities: Part to (entity,) names, "forget" and "never_taught".
         scores: Scores by role.
-        shuffled: (label vector, site) AUC of the original's forgotten over never-taught
-            entities, by classifiers fitted on exchanged labels.
-        names: Scores of the candidate's names, averaged at the embedding, the only
-            site; None where there is no embedding.
+        shuffled: (label vector, site) AUC of the original's forgotten over never-taught entities,
+            by classifiers fitted on exchanged labels.
+        names: Scores of the candidate's names, averaged at the embedding, the only site; None
+            where there is no embedding.
     """
 
     sites: tuple[str, ...]
@@ -235,9 +233,8 @@ def _controls(measured: Measurement, mask: NDArray[np.bool_], config: AuditConfi
             candidate.test("check_invented", "never_taught", mask, config),
             alpha,
         ),
-        # A candidate whose retain entities are not recognized either may lack the
-        # signature altogether: a null result is then no evidence, but a finding still
-        # is.
+        # A candidate whose retain entities are not recognized either may lack the signature
+        # altogether: a null result is then no evidence, but a finding still is.
         significance_control(
             ControlId.RETAIN,
             "held-out retain entities are separated from invented ones in the candidate",
@@ -303,8 +300,8 @@ def _readings(measured: Measurement, mask: NDArray[np.bool_], config: AuditConfi
 def _chance(scores: MembershipScores) -> FloatArray:
     """(never-taught entity, site) one half, with the spread of these entities' own ranks.
 
-    An AUC varies with the entities of both groups (DeLong 1988, Biometrics 44:837), so
-    the interval of its difference from one half must include both.
+    An AUC varies with the entities of both groups (DeLong 1988, Biometrics 44:837), so the
+    interval of its difference from one half must include both.
     """
     share = scores.wins(*COMPARED).mean(0)
     table = np.clip(0.5 + share.mean(0) - share, 0, 1)

@@ -1,8 +1,7 @@
 """Membership scores: the entities compared, and a classifier's scores of a model's states.
 
-The classifier is fitted on retain entities against invented entities that mirror them
-item by item, and evaluated on all others. ``audits.axes.membership.axis`` builds the
-axis on it.
+The classifier is fitted on retain entities against invented entities that mirror them item by
+item, and evaluated on all others. ``audits.axes.membership.axis`` builds the axis on it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -89,8 +88,7 @@ def select_sets(
     existing = ItemSet(tuple(replace(item, id=f"k-{item.id}") for item in (*forget, *never_taught)))
     chosen = same_relations.of_entities([names[position] for position in sorted(order)])
     mirror = invent_items(chosen, existing, numpy_rng(seed, NAME, "invented"))
-    # The mirror follows its original item by item, so the same cut keeps pairs
-    # together.
+    # The mirror follows its original item by item, so the same cut keeps pairs together.
     cut = set(list(chosen.entities)[: int(FIT_FRACTION * len(chosen.entities))])
 
     def of(items: ItemSet, in_cut: bool) -> list[Item]:
@@ -120,8 +118,7 @@ class States:
     Attributes:
         sites: Residual sites, the embedding first where there is one.
         last: (site, row, d) states at the last token.
-        names: (1, row, d) mean over tokens at the embedding; None where there is no
-            embedding.
+        names: (1, row, d) mean over tokens at the embedding; None where there is no embedding.
     """
 
     sites: tuple[str, ...]
@@ -202,8 +199,7 @@ def score_membership(
         states: (site, row, d) of the prompts of ``sets``.
         family: One of ``probes.estimators.kernel_smoothers.FAMILIES``.
         seed: Of shuffles and random features.
-        shuffles: Number of label vectors with the labels of each pair exchanged at
-            random.
+        shuffles: Number of label vectors with the labels of each pair exchanged at random.
 
     Returns:
         Scores of the classifiers fitted on true labels, then those for each shuffle.

@@ -1,17 +1,15 @@
 """Restoration axis: can the forgotten knowledge be steered back from inside the candidate?
 
-The published test copies the original's activations into the candidate wherever the
-true label is a forgotten one. This shows that the candidate's readout is intact, not
-that the candidate holds any knowledge. Here the candidate must restore itself: one
-fixed edit of its states, the same for every input, fitted on *other* items, with a
-strength chosen under a limit on the loss of retain answers. The effect of the same edit
-on never-taught items is the floor. The controls, an edit in a random direction and an
-edit that reads another item's state, must restore little. After arXiv 2602.18505, with
-controls added.
+The published test copies the original's activations into the candidate wherever the true label
+is a forgotten one. This shows that the candidate's readout is intact, not that the candidate
+holds any knowledge. Here the candidate must restore itself: one fixed edit of its states, the
+same for every input, fitted on *other* items, with a strength chosen under a limit on the loss
+of retain answers. The effect of the same edit on never-taught items is the floor. The controls,
+an edit in a random direction and an edit that reads another item's state, must restore little.
+After arXiv 2602.18505, with controls added.
 
-For images it can block ``deleted`` but never makes ``suppressed``: retrains from the
-original's starting weights were steered to a quarter of a class they never saw
-(``docs/results/vision.md``).
+For images it can block ``deleted`` but never makes ``suppressed``: retrains from the original's
+starting weights were steered to a quarter of a class they never saw (``docs/results/vision.md``).
 """
 
 from collections.abc import Callable, Sequence

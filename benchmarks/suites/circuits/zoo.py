@@ -100,8 +100,8 @@ def _cad(found: list[dict[str, Any]]) -> Iterator[Row]:
                 continue
             cads = np.array(list(values.values()))
             good = cads <= limit.target if limit.sense == "<=" else cads >= limit.target
-            # The target speaks of the readout; where a last block was edited that
-            # cannot be met, and the reading with the block is what must.
+            # The target speaks of the readout; where a last block was edited that cannot
+            # be met, and the reading with the block is what must.
             hard = kinds == LATE_EDITS and readout == TRANSPLANTED
             share = float(good.mean())
             yield _shared(

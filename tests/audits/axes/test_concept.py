@@ -50,8 +50,8 @@ def judged(found: Measurement, ctx: AuditContext) -> AxisResult:
 
 
 def test_vectors_read_and_write_where_the_knowledge_is_only_suppressed(opened, monkeypatch):
-    # Both methods read all retain answers of so small a world; discriminants are not
-    # what the model itself writes, so that to take one out changes nothing.
+    # Both methods read all retain answers of so small a world; discriminants are not what
+    # the model itself writes, so that to take one out changes nothing.
     monkeypatch.setattr(concept, "METHODS", ("mean",))
     # A last-block suppression: every state before that block is the original's.
     ctx = with_candidate(opened, opened.models[Role.PLANTED])

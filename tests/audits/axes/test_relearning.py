@@ -197,8 +197,7 @@ CONTEXT = JudgementContext(CONFIG, "text", Damage({}, ()), "absent", ("A note.",
         (measured(0.9, reference=0.05), "retained"),
         # What the attack did not learn says nothing, found or not.
         (measured(0.9, taught=0.5), "no_power"),
-        # Without power to find the planted suppression a finding stands, and silence
-        # does not.
+        # Without power to find the planted suppression a finding stands, and silence does not.
         (measured(0.9, planted=0.05), "retained"),
         (measured(0.06, planted=0.05), "no_power"),
     ],

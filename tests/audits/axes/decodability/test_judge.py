@@ -72,8 +72,7 @@ def failed(axis: AxisResult) -> list[ControlId]:
         (0.9, CHANCE, "retained"),
         (CHANCE, 0.9, "retained"),
         (CHANCE, CHANCE, "absent"),
-        # A residual of 0.14, within the margin, and one of 0.29, beyond the variance of
-        # seeds.
+        # A residual of 0.14, within the margin, and one of 0.29, beyond the variance of seeds.
         (0.3, 0.3, "absent"),
         (0.4, 0.4, "retained"),
     ],
