@@ -1,7 +1,6 @@
 """``audit.json``: build, validate and read the document."""
 
 import json
-from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -16,7 +15,7 @@ from audits.verdict.rule import Verdict
 from evidence.errors import InputError, printable
 from evidence.storage.files import read_json, utf8_path
 from evidence.storage.regular_files import file_kind, is_folder
-from evidence.typed_json import Json, to_json_object
+from evidence.typed_json import to_json_object
 
 SCHEMA_VERSION = "2.0"
 NOT_CALIBRATED = Estimate(
@@ -35,7 +34,7 @@ SCHEMAS = {SCHEMA_VERSION: "audit.schema.json", OLD_VERSION: "audit-1.1.schema.j
 
 
 @cache
-def schema(version: str = SCHEMA_VERSION) -> Mapping[str, Json]:
+def schema(version: str = SCHEMA_VERSION) -> dict[str, Any]:
     """The published JSON Schema of ``audit.json``."""
     text = files("audits.run").joinpath(SCHEMAS[version]).read_text(encoding="utf-8")
     return json.loads(text)

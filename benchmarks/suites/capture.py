@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,7 +74,8 @@ def through_nnsight(model, sites, rows: Sequences):
             here = torch.arange(len(last))
             got = {}
             with torch.no_grad():
-                with wrapped.trace(**accepted_inputs(model, batch.model_inputs)):
+                inputs: dict[str, Any] = accepted_inputs(model, batch.model_inputs)
+                with wrapped.trace(**inputs):
                     for place in places:
                         got[place.name] = nnsight.save(envoys[id(place.module)].output)
             for value in got.values():

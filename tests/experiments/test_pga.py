@@ -1,6 +1,7 @@
 """``exhume pga`` from settings to page, on a world that is made in seconds."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from experiments.pga.config import make_config, read_config
 from experiments.pga.erasers import ERASERS, HOOKED, erase
 from experiments.pga.readouts import logistic_readouts
 from experiments.pga.report import render
+from experiments.pga.results import ModelRow
 from experiments.pga.run import measure_published, pga
 from experiments.pga.states import all_states, depth_sites
 from testbeds.memorized_codes.config import SIZES
@@ -267,7 +269,7 @@ def signed(reading, p, best, smallest=0.001):
     }
 
 
-def eraser_rows(sound, probes):
+def eraser_rows(sound, probes) -> list[ModelRow]:
     unerased = {"true": [0.5, 1.0], "reading": "signal"}
     published = {
         "true": probes,
@@ -275,7 +277,7 @@ def eraser_rows(sound, probes):
         "utility": {"perplexity": [1.4, 1.42], "ratio": 1.01, "role_swap": False, "kept": True},
     }
     none = signed("none", 0.5, 0.6)
-    return [
+    rows: Any = [
         {"model": "original", "eraser": None, "published": unerased,
          "sound": signed("present", 0.002, 0.99)},
         {"model": "twin", "eraser": None, "published": unerased, "sound": none},
@@ -283,6 +285,7 @@ def eraser_rows(sound, probes):
         {"model": "original", "eraser": "x", "published": published},
         {"model": "original", "eraser": "x", "sound": sound},
     ]  # fmt: skip
+    return rows
 
 
 @pytest.mark.parametrize(
@@ -325,7 +328,11 @@ def test_what_is_not_claimed_is_not_listed():
 
 def test_one_run_that_costs_too_much_is_enough():
     rows = eraser_rows(signed("none", 0.5, 0.6), [0.5, 1.0])
-    rows[-1]["sound"]["utility"] = {"role_swap": False, "kept": False, "ratio": 1.07}
+    rows[-1]["sound"]["utility"] = {  # pyright: ignore[reportTypedDictNotRequiredAccess]
+        "role_swap": False,
+        "kept": False,
+        "ratio": 1.07,
+    }
     claims = {c["claim"]: c for c in claims_of(rows)}
     assert claims["x keeps utility"]["outcome"] == NO
     assert "1.070" in claims["x keeps utility"]["sound"]

@@ -65,7 +65,8 @@ def test_a_world_is_made_and_erased_there(tmp_path, there, monkeypatch):
     card = build_codes(SIZES["small"], 0, tmp_path).card()
     assert card["device"] == "cuda"
     assert isinstance(card["measured"], dict)
-    assert card["measured"]["memorised"]["greedy"] == 1.0
+    memorized = card["measured"]["memorised"]
+    assert isinstance(memorized, dict) and memorized["greedy"] == 1.0
 
 
 def test_the_sound_protocol_does_the_same_there(tiny_codes, there):
@@ -74,10 +75,10 @@ def test_the_sound_protocol_does_the_same_there(tiny_codes, there):
     with there():
         config = make_config(settings | {"device": "cuda"})
         moved = Experiment(config, tiny_codes, SILENT)
-        twin = moved.unmodified("twin")["sound"]["auc"]
-        found = moved.sound("isotropic")["sound"]
-    np.testing.assert_allclose(twin, here.unmodified("twin")["sound"]["auc"], atol=0.13)
-    want = here.sound("isotropic")["sound"]
+        twin = moved.unmodified("twin")["sound"]["auc"]  # pyright: ignore[reportTypedDictNotRequiredAccess]
+        found = moved.sound("isotropic")["sound"]  # pyright: ignore[reportTypedDictNotRequiredAccess]
+    np.testing.assert_allclose(twin, here.unmodified("twin")["sound"]["auc"], atol=0.13)  # pyright: ignore[reportTypedDictNotRequiredAccess]
+    want = here.sound("isotropic")["sound"]  # pyright: ignore[reportTypedDictNotRequiredAccess]
     np.testing.assert_allclose(found["auc"], want["auc"], atol=0.13)
     for name in ("recall", "recall_test"):
         assert found[name]["mean"] == pytest.approx(want[name]["mean"], rel=1e-2)

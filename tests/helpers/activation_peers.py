@@ -13,6 +13,7 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import BertConfig, BertForMaskedLM, PreTrainedModel
@@ -91,7 +92,9 @@ def by_nnsight(model, sites, sequences):
     got = {}
     text = family_of(model) == "text"
     batch = pad(sequences) if text else None
-    inputs = accepted_inputs(model, batch.model_inputs) if batch is not None else {}
+    inputs: dict[str, Any] = {}
+    if batch is not None:
+        inputs |= accepted_inputs(model, batch.model_inputs)
     args = () if text else (pixels(),)
     with torch.no_grad():
         with wrapped.trace(*args, **inputs):

@@ -7,6 +7,7 @@ the list.
 import ast
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from capture.network.structure import own_head_
 from evidence.seeds import torch_rng
 from experiments.pga.claims import NO, YES, claims_of
 from experiments.pga.config import PgaExperiment
+from experiments.pga.results import ModelRow
 from experiments.pga.states import all_states
 from probes.sweeps.membership_test import membership
 from testbeds.memorized_codes.world import recall
@@ -36,8 +38,8 @@ def test_every_statement_names_tests_that_exist(statement):
         assert test in found, name
 
 
-def untrained(rows, p):
-    return [
+def untrained(rows, p) -> list[ModelRow]:
+    made: Any = [
         {
             "model": f"untrained {number}",
             "eraser": None,
@@ -45,7 +47,8 @@ def untrained(rows, p):
             "sound": signed("none", each, 0.6),
         }
         for number, each in enumerate(p)
-    ] + [row for row in rows if not row["model"].startswith("untrained")]
+    ]
+    return made + [row for row in rows if not row["model"].startswith("untrained")]
 
 
 def test_all_random_networks_count_and_no_single_layer_of_one():
