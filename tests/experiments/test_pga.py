@@ -328,11 +328,8 @@ def test_what_is_not_claimed_is_not_listed():
 
 def test_one_run_that_costs_too_much_is_enough():
     rows = eraser_rows(signed("none", 0.5, 0.6), [0.5, 1.0])
-    rows[-1]["sound"]["utility"] = {  # pyright: ignore[reportTypedDictNotRequiredAccess]
-        "role_swap": False,
-        "kept": False,
-        "ratio": 1.07,
-    }
+    utility = {"role_swap": False, "kept": False, "ratio": 1.07}
+    rows[-1]["sound"] |= {"utility": utility}  # pyright: ignore[reportGeneralTypeIssues, reportTypedDictNotRequiredAccess]
     claims = {c["claim"]: c for c in claims_of(rows)}
     assert claims["x keeps utility"]["outcome"] == NO
     assert "1.070" in claims["x keeps utility"]["sound"]

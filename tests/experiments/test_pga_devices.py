@@ -81,7 +81,8 @@ def test_the_sound_protocol_does_the_same_there(tiny_codes, there):
     want = here.sound("isotropic")["sound"]  # pyright: ignore[reportTypedDictNotRequiredAccess]
     np.testing.assert_allclose(found["auc"], want["auc"], atol=0.13)
     for name in ("recall", "recall_test"):
-        assert found[name]["mean"] == pytest.approx(want[name]["mean"], rel=1e-2)
+        measured, expected = dict(found)[name], dict(want)[name]
+        assert measured["mean"] == pytest.approx(expected["mean"], rel=1e-2)  # pyright: ignore[reportIndexIssue]
 
 
 def test_a_device_that_is_not_here_is_one_clear_error(monkeypatch):

@@ -67,7 +67,7 @@ def test_no_outcome_rests_on_a_difference_from_a_baseline():
     changed = deepcopy(rows)
     for row in changed:
         if "published" in row:
-            row["published"] |= {"pure": [0.1, 0.1], "mean_gap": 0.9}
+            row["published"] |= {"pure": [0.1, 0.1], "mean_gap": 0.9}  # pyright: ignore[reportGeneralTypeIssues]
     assert claims_of(rows) == claims_of(changed)
 
 
@@ -94,7 +94,7 @@ def test_recall_is_read_at_the_output_and_the_signature_is_not(tiny_codes):
     model, silent = world.load(), world.load()
     head = own_head_(silent)
     with torch.no_grad():
-        head.weight.neg_()  # pyright: ignore
+        head.weight.neg_()  # pyright: ignore[reportCallIssue]
     assert recall(model, world.memorized_rows()).mean > 0.5
     assert recall(silent, world.memorized_rows()).mean < 1e-3
     own, other = (all_states(each, world, world.trained_lead_ins) for each in (model, silent))
