@@ -162,7 +162,7 @@ class Reading:
     Examples:
         >>> reading = exhume.load("finished").axes["behaviour"].main_reading
         >>> reading
-        Reading('said in full' at 'output': 0.00, floor 0.14, original 1.00, residual ...)
+        Reading('exact match' at 'output': 0.00, floor 0.14, original 1.00, residual ...)
     """
 
     name: str

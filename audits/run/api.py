@@ -36,7 +36,7 @@ class Audit:
     Examples:
         >>> done = exhume.load("finished")
         >>> print(done.reasons[1])
-        The candidate says 0% of the forgotten answers (original 100%, floor 14%).
+        The candidate gives 0% of the forgotten answers (original 100%, floor 14%).
         >>> done.to_frame()[["axis", "status", "statistic", "floor", "ceiling"]].round(2)
                    axis    status  statistic  floor  ceiling
         0     behaviour    absent       0.00   0.14     1.00
