@@ -44,7 +44,7 @@ MIN_LEARNED = 0.9
 # it.
 STEP_MULTIPLES = (2, 4)
 # Further multiples for long answers that are unique to an entity: a model that never
-# knew such codes learns them much later. Rare, so the cost estimate leaves them out.
+# knew such codes learns them much later.
 EXTRA_STEP_MULTIPLES = (8, 16)
 
 # Copies of the weights in training: weights, gradients and AdamW's two moments.
