@@ -170,8 +170,8 @@ def test_judging_what_is_stored_and_judging_twice_are_the_same():
     assert first.readings[0].floor_kind == "reference" and first.readings[0].residual == 0.0
     assert first.details["net_rate"]["worst_control"] == "reference-1"
     assert first.details["choices"]["unlearned"] == [
-        {"body": "own", "route": "a route", "site": "final", "strength": 2.0}
-        | {"said": 0.75, "cost": {"retain": 0.9, "unknown": 0.1}}
+        {"variant": "own", "method": "a route", "site": "final", "strength": 2.0}
+        | {"share": 0.75, "cost": {"retain": 0.9, "never_taught": 0.1}}
     ]
     assert first.n_entities == 8 and "of the lost images" in first.notes[-1]
 

@@ -170,7 +170,7 @@ def test_what_is_stored_is_judged_as_what_was_measured_and_twice_the_same():
     stored = json.loads(json.dumps(to_json(whole), sort_keys=True))
     first, *rest = (judge(each, TEXT) for each in (whole, whole, from_json(Measurement, stored)))
     assert all(each == first for each in rest)
-    shown = first.details["readout_intact"]
+    shown = first.details["state_injection"]
     assert shown["fvu"] == {"original": 0.1} | dict.fromkeys(whole.trials)
     assert list(shown["roles"]) == [
         *("unlearned", "reference-2", "reference-10", "planted", "never-trained")
@@ -237,12 +237,12 @@ def test_the_published_test_is_told_and_does_not_vote():
     one = trial(0.0, contrast=0.5, injection=InjectionOutcome(0.0, arms))
     plain = judged(unlearned=trial(0.0, contrast=0.5))
     found = judged(PublishedTest("resid.1", None, None, None), unlearned=one)
-    assert any("Readout intact" in note and "90%" in note for note in found.notes)
+    assert any("State injection" in note and "90%" in note for note in found.notes)
     assert found.status == plain.status and found.readings == plain.readings
-    shown = found.details["readout_intact"]
+    shown = found.details["state_injection"]
     assert shown["site"] == "resid.1" and "fvu" not in shown and "latents" not in shown
     assert shown["roles"]["unlearned"]["arms"]["state only"]["best"] == 0.9
-    assert "readout_intact" not in plain.details
+    assert "state_injection" not in plain.details
 
 
 def test_a_refused_autoencoder_is_named_in_the_notes():

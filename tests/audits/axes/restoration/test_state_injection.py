@@ -134,7 +134,7 @@ def test_the_published_test_follows_the_readout_and_not_what_a_model_holds(bench
     blank_rate = found["never-trained"].main.best
     assert blank_rate is not None and blank_rate < 0.2
     note = describe(SITE, found, "unlearned")
-    assert note.startswith("Readout intact") and "never-trained" in note
+    assert note.startswith("State injection") and "never-trained" in note
     assert inject_prompts(late, bench.source) == found["unlearned"]
     assert count_hooks(bench.model) == 0
 
