@@ -20,7 +20,7 @@ from evidence.results import AxisResult
 
 
 def reevaluate(
-    document: dict[str, Any], rule: Rule | None = None, without: Collection[str] = ()
+    document: Mapping[str, Any], rule: Rule | None = None, without: Collection[str] = ()
 ) -> Verdict:
     """The verdict on the readings of ``document``.
 
