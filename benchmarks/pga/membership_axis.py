@@ -104,7 +104,7 @@ def _seen(result: AxisResult, rule: Rule) -> dict:
         }
     return {
         "status": result.status,
-        "reader": result.details.get("reader"),
+        "classifier": result.details.get("classifier"),
         "auc": result.details.get("auc"),
         "floors": by_floor,
         "failed": [each.name for each in result.controls if not each.passed],

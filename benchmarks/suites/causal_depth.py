@@ -99,7 +99,7 @@ def measure(run: Run) -> Iterator[Row]:
         for floor in FLOORS:
             here = [c for c in cases if c["kind"] == kind and c["floor"] == floor]
             small, mean = (
-                [c["depth"]["stranger"][f"{name}_loss"] for c in here]
+                [c["depth"]["unrelated"][f"{name}_loss"] for c in here]
                 for name in ("smallest", "mean")
             )
             print(
@@ -113,7 +113,7 @@ def depth_figures(cases: Sequence[dict[str, Any]]) -> Iterator[Row]:
     """How well losses and votes agree with the true states."""
     for floor, against, target in (
         ("reference", "reference-1", 0.98),
-        ("never_taught", "stranger", 0.97),
+        ("never_taught", "unrelated", 0.97),
     ):
         for what in ("uds", "smallest_loss", "mean_loss"):
             yes, no = (
@@ -131,7 +131,7 @@ def depth_figures(cases: Sequence[dict[str, Any]]) -> Iterator[Row]:
     hidden = [case for case in cases if case["kind"] in KNOWS]
     never = [case for case in cases if case["kind"] in NEVER_KNEW]
     late = [case for case in cases if case["kind"] in LATE_EDITS]
-    largest = max(case["depth"]["stranger"]["smallest_loss"] for case in late)
+    largest = max(case["depth"]["unrelated"]["smallest_loss"] for case in late)
     figure = "smallest loss of an edit of the last block"
     yield row(figure, largest, at_most(0.0), "share", n=len(late))
     found = sum(case["status"] == "retained" for case in hidden) / len(hidden)

@@ -1,13 +1,15 @@
 """Every suite can be asked for, and that of the verdict counts audits made before."""
 
+import ast
 import json
+import tomllib
 
 import pytest
 
 from audits.validation.error_rates import VERDICTS
 from benchmarks.__main__ import SUITES, suite
 from benchmarks.harness.pages import RESULTS, render
-from benchmarks.harness.results import read, read_lines
+from benchmarks.harness.results import ROOT, read, read_lines
 from benchmarks.suites.verdict.suite import context
 from evidence.errors import InputError
 from tests.helpers.audit_documents import behaviour, document
@@ -94,3 +96,19 @@ def test_audits_alone_are_written_line_by_line_and_leave_the_result(tmp_path, mo
     assert read_lines(out) == [one, one] and not result.exists()
     with pytest.raises(InputError, match="no place for the audits"):
         suite("verdict").run(common)
+
+
+def test_suites_read_the_keys_that_audits_write():
+    """A key renamed in schema 2.0 would be missing from every fresh document."""
+    renamed = tomllib.loads((ROOT / "audits/run/upgrade_1_1.toml").read_text("utf-8"))["details"]
+    # Words that also name other things than a key of details.
+    common = {"said", "class", "body", "unknown", "taught", "route", "worth"}
+    old = {key for table in renamed.values() for key in table} - common
+    assert {"stranger", "normalised_cad", "reader"} <= old
+    for path in sorted((ROOT / "benchmarks").rglob("*.py")):
+        strings = {
+            node.value
+            for node in ast.walk(ast.parse(path.read_text("utf-8")))
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        }
+        assert not strings & old, path

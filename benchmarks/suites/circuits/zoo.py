@@ -48,7 +48,7 @@ def audits(run: Run) -> Iterator[Row]:
     found: list[dict[str, Any]] = []
     for made, done in each_audit(run.args, KINDS, CIRCUIT, "never_taught"):
         axis = done.axes.get("circuit")
-        normal = axis.details.get("normalised", {}) if axis else {}
+        normal = axis.details.get("normalized", {}) if axis else {}
         shown = {
             "model": made.name,
             "kind": made.kind,
@@ -56,7 +56,7 @@ def audits(run: Run) -> Iterator[Row]:
             "verdict": done.verdict,
             "status": axis.status if axis else "not run",
             "cad": {
-                readout: round(normal[metric.label]["normalised_cad"], 3)
+                readout: round(normal[metric.label]["normalized_cad"], 3)
                 for readout, metric in METRICS.items()
                 if metric.label in normal
             },
@@ -157,7 +157,7 @@ def depth(run: Run) -> Iterator[Row]:
     for floor, against, target, axes in (
         ("reference", "reference-1", 0.98, ("behaviour", "causal_depth")),
         # The audits of the circuit axis hold these already.
-        ("never_taught", "stranger", 0.97, CIRCUIT),
+        ("never_taught", "unrelated", 0.97, CIRCUIT),
     ):
         found: dict[str, dict[str, Any]] = {}
         for made, done in each_audit(run.args, (*KNOWS, *RETRAINS), axes, floor):
