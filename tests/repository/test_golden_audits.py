@@ -4,7 +4,7 @@ Committed are the canonical ``audit.json`` of every case, and answers of the sol
 Here they are compared, in today's schema, up to what another processor's rounding
 explains; that a change moves no byte is shown on one machine by ``python -m
 tests.repository.golden --against REV``. Where a change of what audits say is meant,
-``python -m tests.repository.golden --write`` makes the committed ones anew; they go
+``python -m tests.repository.golden --write`` writes the committed ones again; they go
 into the same commit.
 """
 

@@ -11,7 +11,7 @@ from audits.axes.behaviour import known_rows
 from audits.axes.causal_depth.state_transfer import (
     OTHER_FACT,
     OWN,
-    STRANGER,
+    UNRELATED,
     PatchedScores,
     PatchingPrompts,
     norm_ratios,
@@ -124,7 +124,7 @@ def measure_text(ctx: AuditContext[TextSets]) -> Measurement:
         Part.NEVER_TAUGHT: [role for role in every if not role.is_reference],
         Part.RETAIN: [Role.ORIGINAL, Role.CANDIDATE],
         OWN: [role for role in every if role != Role.PLANTED],
-        STRANGER: [Role.ORIGINAL],
+        UNRELATED: [Role.ORIGINAL],
         OTHER_FACT: [Role.ORIGINAL],
     }
     states = read_donors(ctx, prompts, roles)
@@ -177,7 +177,7 @@ def _details(
     losses: dict[str, np.ndarray] = {
         role: clean - scores.logprob for role, scores in own.items() if role != Role.ORIGINAL
     }
-    losses["unrelated"] = clean - patched[STRANGER][Role.ORIGINAL].logprob
+    losses["unrelated"] = clean - patched[UNRELATED][Role.ORIGINAL].logprob
     rows = zip(questions.ids, questions.entities, questions.prompts, questions.answers, strict=True)
     other_fact = patched.get(OTHER_FACT)
     unmatched = patched[Part.FORGET][Role.CANDIDATE].unmatched

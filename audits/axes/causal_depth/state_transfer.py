@@ -28,7 +28,7 @@ from capture.scoring.contrast import entity_contrast, first_tokens
 from evidence.progress import Progress
 from evidence.seeds import numpy_rng
 
-OWN, STRANGER, OTHER_FACT = "own", "stranger", "other"
+OWN, UNRELATED, OTHER_FACT = "own", "unrelated", "other"
 """Further parts: the question itself as the receiver, an invented entity as the donor, and another
 fact of the entity as the donor."""
 MAX_NORM_RATIO = 2.0
@@ -176,7 +176,7 @@ def patching_prompts(
         Part.NEVER_TAUGHT: with_unrelated_receiver(invented, invented),
         Part.RETAIN: with_unrelated_receiver(build_questions(sample, 1), invented),
         OWN: PatchingPrompts(main, main.prompts, main.prompts),
-        STRANGER: PatchingPrompts(main, unrelated, main.prompts),
+        UNRELATED: PatchingPrompts(main, unrelated, main.prompts),
         **({OTHER_FACT: other_fact} if len(other_fact) else {}),
     }
 

@@ -37,7 +37,7 @@ class CFk(Method[UnlearningTask]):
 
 @dataclass(frozen=True)
 class EUk(Method[UnlearningTask]):
-    """Exact unlearning of the last k blocks: they are trained anew on retain rows.
+    """Exact unlearning of the last k blocks: they are newly initialized and trained on retain rows.
 
     Source: Goel et al. (2022), arXiv 2201.06640.
 

@@ -100,9 +100,9 @@ def test_axes_of_images_are_judged_again_by_their_own_rules():
     recovered = named("causal_depth")
     (silent_reading,) = recovered["readings"]
     (place,) = silent_reading["columns"]
-    heard = {"statistic": 0.9, "difference": 0.8, "tost": [0.7, 0.9], "p_value": 0.0005}
+    found = {"statistic": 0.9, "difference": 0.8, "tost": [0.7, 0.9], "p_value": 0.0005}
     loud = silent_reading | {"p_value": 0.0005, "residual": 0.9, "residual_interval": [0.8, 1.0]}
-    recovered["readings"] = [loud | {"columns": [place | heard]}]
+    recovered["readings"] = [loud | {"columns": [place | found]}]
     assert reevaluate(of_images(depth=recovered)).verdict_class == "suppressed"
     assert reevaluate(of_images(depth=recovered), Rule(recovery=0.0001)).verdict_class != (
         "suppressed"

@@ -156,7 +156,7 @@ def test_a_never_trained_model_is_the_same_for_the_same_seed(bench):
     states = [dict(each.state_dict()) for each in (one, two, other)]
     assert all(torch.equal(states[0][n], states[1][n]) for n in states[0])
     assert not all(torch.equal(states[0][n], states[2][n]) for n in states[0])
-    # A class without a configuration cannot be made anew.
+    # A class without a configuration cannot be built again.
     assert untrained_model(torch.nn.Linear(2, 2), 0) is None
 
 
