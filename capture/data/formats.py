@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
+from capture.data.prompts import question_prompt
 from capture.data.tables import Row
 from capture.data.tofu_authors import QUESTIONS_PER_AUTHOR, infer_authors, main_names
 from evidence.errors import InputError
@@ -156,11 +157,11 @@ def _question(rows: Sequence[Row]) -> list[Fact]:
         facts.append(
             Fact(
                 row.location,
-                _question_prompt(question),
+                question_prompt(question),
                 answer,
                 entity=entity,
                 alternatives=_texts(row, "perturbed_answer"),
-                paraphrases=tuple(_question_prompt(text) for text in paraphrases),
+                paraphrases=tuple(question_prompt(text) for text in paraphrases),
             )
         )
     return facts
@@ -185,7 +186,7 @@ def _uds(rows: Sequence[Row]) -> list[Fact]:
         entity = (name or f"author {key}") if isinstance(key, int) else ""
         for row in group:
             prefix = _text(row, "prefix", optional=True)
-            prompt = _question_prompt(_text(row, "question")) + (f" {prefix}" if prefix else "")
+            prompt = question_prompt(_text(row, "question")) + (f" {prefix}" if prefix else "")
             facts[row.location] = Fact(row.location, prompt, _text(row, "entity"), entity=entity)
     return [facts[row.location] for row in rows]
 
@@ -211,7 +212,7 @@ def _wmdp(rows: Sequence[Row]) -> list[Fact]:
         facts.append(
             Fact(
                 row.location,
-                _question_prompt(question),
+                question_prompt(question),
                 choices[correct],
                 relation=relation,
                 alternatives=wrong,
@@ -267,18 +268,14 @@ _READERS: dict[str, tuple[set[str], Callable[[Sequence[Row]], list[Fact]]]] = {
 }
 
 
-def _question_prompt(question: str) -> str:
-    return f"Question: {question.strip()}\nAnswer:"
-
-
 def _cloze_prompt(query: str) -> str:
     """The prompt of a cloze: the text before a final blank, else a question."""
     before, mark, after = query.partition("__")
     if mark and before.strip() and not after.strip("_ .?!\"'"):
         return before.rstrip()
     if mark:
-        return f"Fill in the blank.\n{_question_prompt(query)}"
-    return _question_prompt(query)
+        return f"Fill in the blank.\n{question_prompt(query)}"
+    return question_prompt(query)
 
 
 def _text(row: Row, field: str, *, optional: bool = False) -> str:

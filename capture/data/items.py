@@ -20,6 +20,7 @@ from evidence.errors import InputError
 from evidence.storage.files import write_atomic
 from evidence.storage.regular_files import as_path
 
+_LATER_FIELDS = ("choices", "aliases", "messages", "passage")
 MAX_COMBINING_MARKS = 30
 """Combining marks in a row: the limit of Unicode's Stream-Safe Text Format."""
 
@@ -36,6 +37,11 @@ class Item:
         relation: Kind of fact, such as "birthplace"; "" if there is only one kind.
         alternatives: Wrong answers of the same kind.
         paraphrases: Other prompts for the same answer.
+        choices: Options of a multiple-choice question in their order, the answer among them.
+        aliases: Other right answers.
+        messages: (role, text) of each turn before the answer, where one question does not say
+            it all: a system prompt, or several turns.
+        passage: Whether prompt and answer are running text, asked for verbatim.
 
     Raises:
         InputError: a field has the wrong type, is empty although required, or is not valid
@@ -53,6 +59,10 @@ class Item:
     relation: str = ""
     alternatives: tuple[str, ...] = ()
     paraphrases: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+    messages: tuple[tuple[str, str], ...] = ()
+    passage: bool = False
 
     def __post_init__(self) -> None:
         for field in ("id", "entity", "prompt", "answer", "relation"):
@@ -65,7 +75,7 @@ class Item:
                     got=repr(value),
                     fix=f"Fill in {field}, or leave the item out",
                 )
-        for field in ("alternatives", "paraphrases"):
+        for field in ("alternatives", "paraphrases", "choices", "aliases"):
             values = getattr(self, field)
             if not isinstance(values, tuple):
                 raise InputError(
@@ -82,6 +92,21 @@ class Item:
                         got=repr(value),
                         fix=f"Remove it from {field}",
                     )
+        if self.choices and self.answer not in self.choices:
+            raise InputError(
+                f"item {self.id!r}: the answer is none of its choices",
+                expected=f"one of {', '.join(map(repr, self.choices))}"[:160],
+                got=repr(self.answer),
+                fix="Spell the answer as the choice is spelled",
+            )
+        for turn in self.messages:
+            for value in turn:
+                _check_text(self.id, "messages", value)
+
+    def to_dict(self) -> dict[str, object]:
+        """Its fields, without those added later where they are empty: hashes stay the same."""
+        fields = asdict(self)
+        return {k: v for k, v in fields.items() if v or k not in _LATER_FIELDS}
 
 
 @dataclass(frozen=True, repr=False)
@@ -180,7 +205,9 @@ class ItemSet:
         write_atomic(Path(path), self._jsonl())
 
     def _jsonl(self) -> str:
-        rows = (json.dumps(asdict(item), ensure_ascii=False, sort_keys=True) for item in self.items)
+        rows = (
+            json.dumps(item.to_dict(), ensure_ascii=False, sort_keys=True) for item in self.items
+        )
         return "".join(row + "\n" for row in rows)
 
 
