@@ -25,6 +25,8 @@ from benchmarks.suites.house import PACKAGES, tracked
 
 MAX_SHARED = 6
 """Lines of the same shape that make a pair of near-identical places."""
+DEMO = ROOT / "exhume-demo"
+"""Where `make demo` leaves the suppressed SmolLM2."""
 SECTIONS = {
     "axis": ("An evidence axis", 2),
     "modality": ("A modality", 3),
@@ -104,6 +106,19 @@ def audits(run: Run) -> Iterator[Row]:
 @SUITE.part(default=False)
 def time_of_audits(run: Run) -> Iterator[Row]:
     """Seconds of a quick audit of a small world, here and at a commit, in turn."""
+    yield _compared(run, "invented people", _INVENTED, max(3, run.clock.repeats))
+
+
+@SUITE.part(default=False)
+def time_of_smollm2(run: Run) -> Iterator[Row]:
+    """Seconds of a quick audit of a suppressed SmolLM2 of the demo, here and at a commit."""
+    if not (DEMO / "unlearned").exists():
+        raise SystemExit(f"{DEMO} is not there: run `make demo` first")
+    yield _compared(run, "SmolLM2", _SMOLLM2, 2)
+
+
+def _compared(run: Run, world: str, code: str, repeats: int) -> Row:
+    """Median seconds of an audit here over those at a commit, in turn."""
     with tempfile.TemporaryDirectory() as scratch:
         before = Path(scratch) / "before"
         subprocess.run(
@@ -114,18 +129,18 @@ def time_of_audits(run: Run) -> Iterator[Row]:
         )
         try:
             seconds = defaultdict(list)
-            for repeat in range(max(3, run.clock.repeats)):
+            for repeat in range(repeats):
                 for tree in (before, ROOT):
                     out = Path(scratch) / f"{tree.name}-{repeat}"
-                    seconds[tree].append(_seconds(tree, Path(scratch) / "world", out))
+                    seconds[tree].append(_seconds(code, tree, Path(scratch) / "world", out))
         finally:
             subprocess.run(
                 ["git", "worktree", "remove", "--force", str(before)], cwd=ROOT, check=False
             )
     ours, theirs = median(seconds[ROOT]), median(seconds[before])
     spread = (max(seconds[ROOT]) - min(seconds[ROOT])) / 2
-    yield row(
-        "seconds of a quick audit, invented people, over those before",
+    return row(
+        f"seconds of a quick audit, {world}, over those before",
         ours / theirs,
         at_most(1.0),
         "x",
@@ -136,19 +151,30 @@ def time_of_audits(run: Run) -> Iterator[Row]:
     )
 
 
-def _seconds(tree: Path, world: Path, out: Path) -> float:
+_INVENTED = """
+import json, sys, time, exhume
+from testbeds.zoo.build import build_zoo
+world, out = sys.argv[1:]
+made = build_zoo(world, world="bios", seeds=[0], families=["llama"],
+                 only=["last_block_relabel"])[0]
+start = time.perf_counter()
+exhume.audit(made.world.original, made.model, made.world.forget, made.world.retain, out,
+             never_taught=made.world.never_taught)
+print(json.dumps(time.perf_counter() - start))
+"""
+_SMOLLM2 = """
+import json, sys, time, exhume
+from testbeds.worlds.smollm2 import fetch_smollm2
+_, out = sys.argv[1:]
+start = time.perf_counter()
+exhume.audit(fetch_smollm2(), "DEMO/unlearned", "DEMO/items/forget.jsonl",
+             "DEMO/items/retain.jsonl", out, profile="quick")
+print(json.dumps(time.perf_counter() - start))
+""".replace("DEMO", str(DEMO))
+
+
+def _seconds(code: str, tree: Path, world: Path, out: Path) -> float:
     """Seconds of one audit by the code of a tree; the world is made once."""
-    code = (
-        "import json, sys, time, exhume\n"
-        "from testbeds.zoo.build import build_zoo\n"
-        "world, out = sys.argv[1:]\n"
-        "made = build_zoo(world, world='bios', seeds=[0], families=['llama'],"
-        " only=['last_block_relabel'])[0]\n"
-        "start = time.perf_counter()\n"
-        "exhume.audit(made.world.original, made.model, made.world.forget, made.world.retain, out,"
-        " never_taught=made.world.never_taught)\n"
-        "print(json.dumps(time.perf_counter() - start))\n"
-    )
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code, str(world), str(out)],
         cwd=tree,
