@@ -12,6 +12,7 @@ from torch import Tensor
 
 from capture.data.files.image_folder import SUFFIXES, list_images, read_image
 from capture.data.files.npz import read_arrays
+from capture.data.files.saved_dataset import is_saved_dataset
 from capture.data.images import ImagePreprocessor, ImageSet
 from evidence.errors import InputError
 from evidence.storage.regular_files import as_path, is_folder
@@ -22,13 +23,16 @@ MAX_CLASS_NUMBER = 1 << 31
 
 
 def is_image_source(source: Any) -> bool:
-    """Whether ``source`` holds images: an ``ImageSet``, a folder or an .npz file."""
+    """Whether ``source`` holds images: an ``ImageSet``, a folder or an .npz file.
+
+    A folder of ``save_to_disk`` holds items.
+    """
     if isinstance(source, ImageSet):
         return True
     if not isinstance(source, str | Path):
         return False
     path = as_path(source, "the file of items")
-    return is_folder(path) or path.suffix == ".npz"
+    return path.suffix == ".npz" or (is_folder(path) and not is_saved_dataset(path))
 
 
 def read_images(

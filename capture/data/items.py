@@ -13,14 +13,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from capture.data.formats import Fact, parse_facts
-from capture.data.tables import read_rows
+from capture.data.facts.fact import Fact
+from capture.data.formats.registry import parse_facts
+from capture.data.tables import Row, read_table
 from evidence.display.html_table import frame_html
 from evidence.errors import InputError
 from evidence.storage.files import write_atomic
 from evidence.storage.regular_files import as_path
 
-_LATER_FIELDS = ("choices", "aliases", "messages", "passage")
+_LATER_FIELDS = ("choices", "aliases", "messages", "passage", "key")
 MAX_COMBINING_MARKS = 30
 """Combining marks in a row: the limit of Unicode's Stream-Safe Text Format."""
 
@@ -42,6 +43,7 @@ class Item:
         messages: (role, text) of each turn before the answer, where one question does not say
             it all: a system prompt, or several turns.
         passage: Whether prompt and answer are running text, asked for verbatim.
+        key: The words of the answer that state the fact; the whole answer where empty.
 
     Raises:
         InputError: a field has the wrong type, is empty although required, or is not valid
@@ -63,6 +65,7 @@ class Item:
     aliases: tuple[str, ...] = ()
     messages: tuple[tuple[str, str], ...] = ()
     passage: bool = False
+    key: str = ""
 
     def __post_init__(self) -> None:
         for field in ("id", "entity", "prompt", "answer", "relation"):
@@ -99,9 +102,20 @@ class Item:
                 got=repr(self.answer),
                 fix="Spell the answer as the choice is spelled",
             )
+        if self.key not in self.answer:
+            raise InputError(
+                f"item {self.id!r}: the key is not in its answer",
+                expected=f"words of {self.answer[:80]!r}",
+                got=repr(self.key[:80]),
+            )
         for turn in self.messages:
             for value in turn:
                 _check_text(self.id, "messages", value)
+
+    @property
+    def key_words(self) -> str:
+        """The words that must be said: the key, or else the whole answer."""
+        return self.key or self.answer
 
     def to_dict(self) -> dict[str, object]:
         """Its fields, without those added later where they are empty: hashes stay the same."""
@@ -219,17 +233,20 @@ def normalize_text(text: str) -> str:
 def read_items(
     path: str | Path, *, name: str | None = None, columns: Mapping[str, str] | None = None
 ) -> ItemSet:
-    """Read facts from JSON Lines, JSON, CSV or Parquet.
+    """Read facts from JSON, CSV, Parquet, Arrow or text files, also in gzip.
 
-    Fields are exhume's own (``prompt`` and ``answer`` are required; in CSV, lists are JSON arrays
-    or ``a|b``), or those of TOFU, MUSE, WMDP, RWKU and UDS: see
-    ``capture.data.formats.parse_facts``. A missing id is derived from the text of the row, and a
-    missing entity from its prompt, so that rows with the same prompt stay together. Spellings of
-    an entity that differ only in case or whitespace are unified.
+    The format is recognized by the fields: exhume's own (``prompt`` and ``answer``), those of the
+    published benchmarks, chats, multiple choice and running text. ``docs/reference/formats.md``
+    lists all. A missing id is derived from the text of the row, and a missing entity from its
+    prompt and options, so that rows with the same prompt stay together. Spellings of an entity
+    that differ only in case, whitespace or Unicode form are unified, and all texts are in NFC.
 
     Args:
+        path: The file, or a folder of ``save_to_disk``. ``FILE/SPLIT`` names a split.
         name: Name of the set; by default, the file name without its suffix.
-        columns: Field to column of the file, for other formats.
+        columns: Field to column of the file, for other formats: see ``parse_columns``. A column
+            mapped as ``prompt`` is taken as it stands, one mapped as ``question`` is put as a
+            question.
 
     Raises:
         InputError: the file is missing, empty, damaged or too large, or a row is invalid; the
@@ -243,15 +260,19 @@ def read_items(
         ('Tessa Aalto was born in', 'Lisbon')
     """
     path = as_path(path, "the file of items")
-    file_format, facts = parse_facts(read_rows(path), columns)
-    spelling: dict[str, str] = {}
+    table = read_table(path)
+    file_format, facts = parse_facts(_in_nfc(table.rows), columns)
+    entities = [
+        fact.entity.strip() or f"about-{_short_hash(fact.prompt, *sorted(fact.choices))}"
+        for fact in facts
+    ]
+    spelling = _spellings(entities)
+    stems = _stems(facts)
     seen: dict[str, str] = {}
     copies: Counter[str] = Counter()
     items = []
-    for fact in facts:
-        entity = fact.entity.strip() or f"about-{_short_hash(fact.prompt)}"
-        entity = spelling.setdefault(normalize_text(entity), entity)
-        identifier = fact.id.strip() or _new_id(fact, seen, copies)
+    for fact, entity, stem in zip(facts, entities, stems, strict=True):
+        identifier = fact.id.strip() or _new_id(stem, seen, copies)
         if identifier in seen:
             raise InputError(
                 f"{fact.location} has the id {identifier!r} of {seen[identifier]}",
@@ -262,17 +283,23 @@ def read_items(
         try:
             item = Item(
                 identifier,
-                entity,
+                spelling[normalize_text(entity)],
                 fact.prompt,
                 fact.answer,
                 fact.relation.strip(),
                 fact.alternatives,
                 fact.paraphrases,
+                fact.choices,
+                fact.aliases,
+                fact.messages,
+                fact.passage,
             )
         except InputError as error:
             raise error.prefixed(f"{fact.location}: ") from error
         items.append(item)
-    return ItemSet(tuple(items), path.stem if name is None else name, file_format)
+    stem = path.name.removesuffix(".gz") if path.suffix == ".gz" else path.name
+    file_format = ", ".join([file_format, *table.notes])
+    return ItemSet(tuple(items), Path(stem).stem if name is None else name, file_format)
 
 
 def split_entities(
@@ -356,8 +383,58 @@ def _short_hash(*texts: str) -> str:
     return hashlib.sha256(data).hexdigest()[:12]
 
 
-def _new_id(fact: Fact, taken: Mapping[str, str], copies: Counter[str]) -> str:
-    stem = f"item-{_short_hash(fact.prompt, fact.answer)}"
+def _in_nfc(rows: Sequence[Row]) -> list[Row]:
+    """The rows with all texts in NFC, so that both Unicode spellings tokenize the same."""
+    return [Row(row.location, {name: _nfc(v) for name, v in row.fields.items()}) for row in rows]
+
+
+def _nfc(value: object) -> object:
+    if isinstance(value, list):
+        return [_nfc(each) for each in value]
+    if isinstance(value, dict):
+        return {name: _nfc(each) for name, each in value.items()}
+    # A long run of combining marks is slow to normalize, and refused later.
+    if isinstance(value, str) and not value.isascii() and not _excess_marks().search(value):
+        return unicodedata.normalize("NFC", value)
+    return value
+
+
+def _spellings(entities: Sequence[str]) -> dict[str, str]:
+    """Normalized to preferred spelling: the commonest, then one in mixed case.
+
+    The choice does not depend on the order of the rows.
+    """
+    found: dict[str, Counter[str]] = {}
+    for entity in entities:
+        found.setdefault(normalize_text(entity), Counter())[entity] += 1
+    return {
+        key: max(names, key=lambda n: (names[n], not (n.isupper() or n.islower()), n))
+        for key, names in found.items()
+    }
+
+
+def _stems(facts: Sequence[Fact]) -> list[str]:
+    """Ids from the text: of prompt and answer, and of all fields where these are not enough."""
+    stems = [f"item-{_short_hash(fact.prompt, fact.answer)}" for fact in facts]
+    rest: dict[str, set[str]] = {}
+    others = [_short_hash(*map(repr, _identity(fact))) for fact in facts]
+    for stem, other in zip(stems, others, strict=True):
+        rest.setdefault(stem, set()).add(other)
+    return [
+        stem if len(rest[stem]) == 1 else f"{stem}-{other}"
+        for stem, other in zip(stems, others, strict=True)
+    ]
+
+
+def _identity(fact: Fact) -> tuple[object, ...]:
+    """Everything that a fact says apart from prompt and answer."""
+    return (
+        *(fact.entity, fact.relation, fact.alternatives, fact.paraphrases),
+        *(fact.choices, fact.aliases, fact.messages),
+    )
+
+
+def _new_id(stem: str, taken: Mapping[str, str], copies: Counter[str]) -> str:
     candidate = stem
     while candidate in taken:
         # The counter avoids quadratic time for files of repeated lines.

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from capture.data.files.arrow_values import is_readable, too_large, unpacked_bytes
 from evidence.errors import InputError
 
 BATCH_ROWS = 1024
@@ -18,8 +19,8 @@ def parquet_rows(
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield number (from 1) and fields of each record.
 
-    Columns of texts, numbers and lists of them are read. A column of another type (dates, bytes,
-    nested lists, structs) yields its type as the value, for error messages.
+    Columns of texts, numbers, and lists and structs of them are read. A column of another type
+    (dates, bytes) yields its type as the value, for error messages.
 
     Args:
         path: The path, for error messages.
@@ -37,15 +38,15 @@ def parquet_rows(
         file.seek(0)
         table = pq.ParquetFile(file, read_dictionary=texts)
         _check_size(path, table, max_bytes, max_rows, max_columns)
-        known = [field.name for field in table.schema_arrow if _is_known(field.type)]
+        known = [field.name for field in table.schema_arrow if is_readable(field.type)]
         unread_types = {
             field.name: field.type for field in table.schema_arrow if field.name not in known
         }
         number = unpacked = 0
         for batch in table.iter_batches(BATCH_ROWS, columns=known):
-            unpacked += sum(map(_unpacked_bytes, batch.columns))
+            unpacked += sum(map(unpacked_bytes, batch.columns))
             if unpacked > max_bytes:
-                raise _too_large(path, max_bytes, f"more than {unpacked:,} bytes")
+                raise too_large(path, max_bytes, f"more than {unpacked:,} bytes")
             for record in batch.to_pylist():
                 number += 1
                 yield number, unread_types | record
@@ -74,7 +75,7 @@ def _check_size(path: Path, file: Any, max_bytes: int, max_rows: int, max_column
     size = sum(part.total_uncompressed_size for part in parts)
     values = sum(part.num_values for part in parts)
     if meta.num_rows > max_rows or max(size, values) > max_bytes:
-        raise _too_large(path, max_bytes, f"{meta.num_rows:,} rows, {max(size, values):,} bytes")
+        raise too_large(path, max_bytes, f"{meta.num_rows:,} rows, {max(size, values):,} bytes")
     if meta.num_columns > max_columns:
         raise InputError(
             f"{path} has too many columns",
@@ -87,45 +88,3 @@ def _check_size(path: Path, file: Any, max_bytes: int, max_rows: int, max_column
             expected="every column name once",
             got=", ".join(names),
         )
-
-
-def _is_known(kind: Any) -> bool:
-    """Whether an Arrow type is a plain type or a list of a plain type."""
-    from pyarrow import types
-
-    if types.is_list(kind) or types.is_large_list(kind):
-        kind = kind.value_type
-    if types.is_dictionary(kind):
-        kind = kind.value_type
-    return (
-        types.is_string(kind)
-        or types.is_large_string(kind)
-        or types.is_integer(kind)
-        or types.is_floating(kind)
-        or types.is_boolean(kind)
-        or types.is_null(kind)
-    )
-
-
-def _unpacked_bytes(column: Any) -> int:
-    """Size of a column with all texts expanded, at least 8 bytes per value."""
-    import pyarrow.compute as pc
-    from pyarrow import types
-
-    base_bytes = 8 * len(column)
-    if types.is_list(column.type) or types.is_large_list(column.type):
-        column = column.flatten()
-    if types.is_dictionary(column.type):
-        lengths = pc.call_function("binary_length", [column.dictionary])
-        total = pc.call_function("sum", [lengths.take(column.indices)])
-        return base_bytes + 8 * len(column) + (total.as_py() or 0)
-    return base_bytes + max(column.nbytes, 8 * len(column))
-
-
-def _too_large(path: Path, limit: int, got: str) -> InputError:
-    return InputError(
-        f"{path} is too large",
-        expected=f"at most {limit:,} bytes unpacked",
-        got=got,
-        fix="Keep the items that the audit needs",
-    )

@@ -26,3 +26,8 @@ def choice_question(question: str, choices: Sequence[str]) -> str:
     """A question with its lettered choices, one a line."""
     lines = [f"{letter}. {text}" for letter, text in zip(LETTERS, choices, strict=False)]
     return "\n".join([question.strip(), *lines])
+
+
+def choice_prompt(question: str) -> str:
+    """The prompt of a question that shows its choices, as evaluation harnesses write it."""
+    return f"{question.strip()}\nAnswer:"
