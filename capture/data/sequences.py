@@ -1,6 +1,8 @@
 """Token sequences with a marked answer, padding and batching."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import chain
 
@@ -120,6 +122,20 @@ def pad(
         torch.from_numpy(mask & (positions >= starts[:, None])).to(device),
         torch.tensor(list(rows), dtype=torch.long),
     )
+
+
+RUNNING: ContextVar["Padded | None"] = ContextVar("running", default=None)
+"""The batch that is run, for edits that were opened around the runs of all batches."""
+
+
+@contextmanager
+def running(batch: "Padded") -> Iterator[None]:
+    """Say which rows are run, since batches hold them in another order."""
+    before = RUNNING.set(batch)
+    try:
+        yield
+    finally:
+        RUNNING.reset(before)
 
 
 def batches(

@@ -1,5 +1,7 @@
 """Tokenization of prompts and answers with a known start of the answer."""
 
+import re
+import unicodedata
 from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
@@ -9,19 +11,37 @@ from capture.data.items import Item, ItemSet
 from capture.data.sequences import Sequences
 from evidence.errors import InputError
 
+CJK_CHARACTERS = (
+    "\u2e80-\u2fff\u3001-\u303f"  # radicals, Chinese and Japanese punctuation
+    "\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f\U0001b000-\U0001b16f"  # kana
+    "\u3100-\u312f\u31a0-\u31bf\ua000-\ua4cf"  # Bopomofo, Yi
+    "\u31c0-\u31ef\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Han
+    "\ufe30-\ufe4f\uff01-\uff65\uffe0-\uffee"  # full width
+)
+"""Chinese and Japanese characters, as in a class of a regular expression; Korean has spaces."""
+UNSPACED_CHARACTERS = CJK_CHARACTERS + (
+    "\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\ua9e0-\ua9ff\uaa60-\uaa7f"  # Thai to Burmese
+    "\u1780-\u17ff\u19e0-\u19ff\u1950-\u19df\u1a20-\u1aaf"  # Khmer, Tai
+    "\u1b00-\u1b7f\ua980-\ua9df"  # Balinese, Javanese
+)
+"""The same of all scripts without spaces between words."""
+_CJK = re.compile(f"[{CJK_CHARACTERS}]")
+_UNSPACED = re.compile(f"[{UNSPACED_CHARACTERS}]")
+_WORD = re.compile(rf"[{UNSPACED_CHARACTERS}]|[^\s{UNSPACED_CHARACTERS}]+")
+
 
 def encode(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], answers: Sequence[str] | None = None
 ) -> Sequences:
     """Tokenize prompts, each followed by its answer, if given.
 
-    Prompt and answer are joined by a space, unless the prompt ends or the answer starts with
-    whitespace. The prompt tokens equal those of the prompt alone, as in generation. If the joined
-    text is tokenized differently (most tokenizers merge a trailing space of the prompt with the
-    next word), the answer is tokenized separately.
+    Prompt and answer are joined as ``joining_space`` says. The prompt tokens equal those of the
+    prompt alone, as in generation. If the joined text is tokenized differently (most tokenizers
+    merge a trailing space of the prompt with the next word), the answer is tokenized separately.
 
     Special tokens are those that the tokenizer adds to plain text, without a final
-    end-of-sequence token.
+    end-of-sequence token. A text that begins with the beginning-of-sequence token gets no
+    second one.
 
     Args:
         tokenizer: A fast or slow Hugging Face tokenizer.
@@ -38,6 +58,11 @@ def encode(
         >>> exhume.encode(tokenizer, ["Tessa Aalto was born in"]).ids
         ((21, 68, 82, 83, 84),)
     """
+    for name, texts in (("prompts", prompts), ("answers", answers)):
+        if isinstance(texts, str):
+            raise InputError(
+                f"the {name} are one text", expected="a list of texts", got=repr(texts)[:80]
+            )
     prompt_ids = _token_ids(tokenizer, prompts)
     for prompt, ids in zip(prompts, prompt_ids, strict=True):
         if not ids:
@@ -63,7 +88,7 @@ def encode(
                 got=repr(answer),
                 fix="Fill in the answer, or leave the item out",
             )
-    tails = [_joined_answer(p, a) for p, a in zip(prompts, answers, strict=True)]
+    tails = [joining_space(p, a) + a for p, a in zip(prompts, answers, strict=True)]
     joined = _token_ids(tokenizer, [p + t for p, t in zip(prompts, tails, strict=True)])
     rows = []
     for row, (prompt, full) in enumerate(zip(prompt_ids, joined, strict=True)):
@@ -163,15 +188,48 @@ def subject_ends(
                 got=repr(prompt),
             )
         last = start + len(item.entity) - 1
-        offsets = tokenizer(prompt, return_offsets_mapping=True)["offset_mapping"]
+        encoded = tokenizer(prompt, return_offsets_mapping=True)
+        skipped = int(_starts_twice(tokenizer, encoded["input_ids"]))
+        offsets = encoded["offset_mapping"][skipped:]
         ends.append(max(i for i, (low, high) in enumerate(offsets) if low <= last < high))
     return tuple(ends)
 
 
-def _joined_answer(prompt: str, answer: str) -> str:
-    if prompt[-1:].isspace() or answer[:1].isspace():
-        return answer
-    return " " + answer
+def joining_space(prompt: str, answer: str) -> str:
+    """What a writer puts between a prompt and its answer: a space, or nothing.
+
+    Nothing beside whitespace, after an opening bracket or quotation mark, after full-width signs,
+    and within text of a script without spaces: between letters of such scripts, and between
+    Chinese or Japanese and other letters or digits. A prompt without such letters, as in
+    "Answer: 巴黎", keeps its space.
+    """
+    before, after = prompt[-1:], answer[:1]
+    if not before or not after:
+        return " "
+    if before.isspace() or after.isspace() or _opens(prompt) or _CJK.match(before):
+        return ""
+    if _UNSPACED.match(before):
+        return "" if _UNSPACED.match(after) else " "
+    within_cjk = before.isalnum() and _CJK.match(after) and _CJK.search(prompt)
+    return "" if within_cjk else " "
+
+
+def _opens(prompt: str) -> bool:
+    """Whether a prompt ends in an opening bracket or quotation mark."""
+    before = prompt[-1]
+    if before in "\"'":  # the same sign closes
+        return len(prompt) == 1 or prompt[-2].isspace()
+    return unicodedata.category(before) in ("Ps", "Pi")
+
+
+def is_unspaced(text: str) -> bool:
+    """Whether a text has letters of a script without spaces between words."""
+    return bool(_UNSPACED.search(text))
+
+
+def split_words(text: str) -> list[str]:
+    """The words of a text; in scripts without spaces, the characters."""
+    return _WORD.findall(text)
 
 
 def _token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
@@ -181,6 +239,7 @@ def _token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list
     # A tokenizer without an unknown token raises for unknown text.
     with library_errors("the tokenizer cannot encode every text"):
         rows = tokenizer(list(texts), verbose=False)["input_ids"]
+    rows = [row[1:] if _starts_twice(tokenizer, row) else row for row in rows]
     end = tokenizer.eos_token_id
     # Encoders such as RoBERTa, recognized by their classification token, need their
     # final end-of-sequence token.
@@ -191,6 +250,15 @@ def _token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list
         row[:-1] if row[-1:] == [end] and plain[-1:] != [end] else row
         for row, plain in zip(rows, bare, strict=True)
     ]
+
+
+def _starts_twice(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> bool:
+    """Whether a text that begins with the beginning-of-sequence token got another one.
+
+    A rendered chat prompt holds the token that the tokenizer adds to every text.
+    """
+    bos = tokenizer.bos_token_id
+    return bos is not None and list(ids[:2]) == [bos, bos]
 
 
 def _answer_alone(
