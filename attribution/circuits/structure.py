@@ -110,6 +110,11 @@ def find_structure(model: nn.Module) -> TransformerStructure:
         raise _refuse(model, why)
     if sites.head is None or not sites.of("attn") or not sites.of("mlp"):
         raise _refuse(model, "it has no attention, feed-forward part or head")
+    others = sites.of("mixer") or sites.of("extra")
+    if others or not len(sites.of("attn")) == len(sites.of("mlp")) == sites.n_layers:
+        raise _refuse(model, "its blocks are not of attention and one feed-forward part")
+    if not all(sites.places[n].is_plain for n in (*sites.of("attn"), *sites.of("mlp"))):
+        raise _refuse(model, "what its parts write is scaled or reshaped first")
     if any(linear_shape(sites.places[n].module) is None for n in sites.of("attn")):
         raise _refuse(model, "its stream is not the sum of what its parts write but of norms of it")
     if "input_ids" not in inspect.signature(model.forward).parameters:

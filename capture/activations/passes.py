@@ -18,9 +18,9 @@ from capture.activations.prefix_cache import (
     run_with_prefix_cache,
     supports_prefix_cache,
 )
-from capture.data.sequences import Padded, Sequences, batches, pad
+from capture.data.sequences import Padded, Sequences, batches, pad, running
 from capture.network.discovery.position_limit import explain_length_error
-from capture.network.hooks import record
+from capture.network.hooks import by_row_edits, record
 from capture.network.sites import Sites
 from capture.network.structure import model_device
 
@@ -46,7 +46,7 @@ class CaptureTarget:
         with record(model, needed, select, stop=True, known_sites=sites) as values:
             model(**inputs) if isinstance(inputs, dict) else model(inputs)
         if "logits" in self.names and sites.head is not None:
-            values["logits"] = sites.head(values["final"])
+            values["logits"] = sites.places["logits"].read(sites.head(values["final"]))
         return {name: values[name] for name in self.names}
 
 
@@ -58,7 +58,8 @@ def capture_passes(
     padding: str,
 ) -> Passes:
     """Yield rows and their values by pass; shared prefixes are run once if supported."""
-    if padding == "right" and supports_prefix_cache(target.model):
+    # An edit at positions or of single rows means those of whole rows.
+    if padding == "right" and not by_row_edits() and supports_prefix_cache(target.model):
         groups = group_by_prefix(sequences, selection)
         if groups and _sharing_agrees(target, sequences, selection, groups):
             return _shared_passes(target, sequences, selection, groups, batch_tokens)
@@ -81,9 +82,11 @@ def _plain_passes(
         inputs = accepted_inputs(model, batch.model_inputs | {"use_cache": False})
         select = _position_selector(batch, selection)
         try:
-            yield batch.rows.numpy(), target.run(select, inputs)
+            with running(batch):
+                values = target.run(select, inputs)
         except IndexError as error:
             raise explain_length_error(model, batch) from error
+        yield batch.rows.numpy(), values
 
 
 def _shared_passes(

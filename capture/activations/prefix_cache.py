@@ -7,6 +7,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,7 +63,11 @@ class SharedPrefixes:
 
 
 def supports_prefix_cache(model: nn.Module) -> bool:
-    """Whether the model's signature accepts the keys and values of an earlier pass."""
+    """Whether the model's signature accepts the keys and values of an earlier pass.
+
+    A recurrent state, as of state-space layers, is no such cache: it also holds what padding
+    behind a shorter prefix left in it.
+    """
     config = getattr(model, "config", None)
     can_generate = getattr(model, "can_generate", None)
     return (
@@ -71,7 +76,17 @@ def supports_prefix_cache(model: nn.Module) -> bool:
         and callable(can_generate)
         and bool(can_generate())
         and not getattr(config, "is_encoder_decoder", False)
+        and not getattr(model, "_is_stateful", False)
+        and not _has_recurrent_layers(config)
     )
+
+
+def _has_recurrent_layers(config: Any) -> bool:
+    from transformers import DynamicCache
+    from transformers.cache_utils import LinearAttentionCacheLayerMixin
+
+    layers = DynamicCache(config=config).layers
+    return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers)
 
 
 def group_by_prefix(sequences: Sequences, selection: PositionSelection) -> PrefixGroups | None:

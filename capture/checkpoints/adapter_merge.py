@@ -42,7 +42,7 @@ def merge_adapter(
         library_errors(
             f"the adapter in {folder} does not fit its base",
             expected="an adapter for this architecture that can be merged",
-            fix="Pass base=, the model the adapter was trained on",
+            fix="Pass the model it was trained on: --base, or base= in Python",
         ),
         warnings.catch_warnings(),
         quiet_transformers(),
@@ -95,6 +95,18 @@ def merge_adapter(
                 got=f"{error.got} in {name}",
             ) from error
     return merged
+
+
+def crop_vocabulary(model: Any, count: int) -> nn.Module:
+    """Leave out the rows of tokens beyond the first ``count`` of a model of transformers.
+
+    Args:
+        model: Modified in place.
+    """
+    table = model.get_input_embeddings() if hasattr(model, "resize_token_embeddings") else None
+    if table is not None and table.num_embeddings > count:
+        model.resize_token_embeddings(count, mean_resizing=False)
+    return model
 
 
 def _is_adapter_key(name: str) -> bool:

@@ -23,6 +23,11 @@ from evidence.typed_json import Json
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 LIMIT = 1 << 20
 KINDS = ("LORA", "IA3")
+# Kinds that cannot be merged into the weights of a base.
+PROMPT_KINDS = (
+    *("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING"),
+    *("ADAPTION_PROMPT", "CPT"),
+)
 
 Name = Annotated[str, Field(max_length=256, pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$")]
 """A module's name or a suffix of it."""
@@ -98,6 +103,14 @@ def read_adapter(folder: Path) -> tuple[AdapterSettings, Mapping[str, Json]]:
     path = folder / CONFIG
     raw = read_json(path, max_bytes=LIMIT, max_depth=6)
     kind = raw.get("peft_type")
+    if kind in PROMPT_KINDS:
+        raise InputError(
+            f"{path} is an unsupported kind of adapter: it learns states put before or into a "
+            "text, not a change of weights",
+            expected="LORA (with DoRA or rsLoRA) or IA3",
+            got=repr(kind),
+            fix="Unlearn with an adapter that can be merged into the weights",
+        )
     if not isinstance(kind, str) or kind not in SETTINGS:
         raise InputError(
             f"{path} is an unsupported kind of adapter",

@@ -9,7 +9,7 @@ errors.
 import copy
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from os.path import lexists
 from pathlib import Path
@@ -81,6 +81,8 @@ class Checkpoint:
         files: The weight files in ``path``, with their state at the time of the check.
         generation: Generation settings.
         adapter_change: The adapter on top, if any.
+        vocabulary: Number of tokens to keep; rows of embeddings beyond them, which belong to
+            tokens added later, are left out. None for all.
 
     Examples:
         >>> first, second = exhume.open_checkpoint("original"), exhume.open_checkpoint("unlearned")
@@ -101,6 +103,7 @@ class Checkpoint:
     files: CheckedFiles | None = field(default=None, repr=False)
     generation: Mapping[str, Any] = field(default_factory=dict, repr=False)
     adapter_change: AdapterChange | None = field(default=None, repr=False)
+    vocabulary: int | None = field(default=None, repr=False)
 
     def __repr__(self) -> str:
         kinds = self.config.get("architectures") or ["live model"]
@@ -122,7 +125,7 @@ class Checkpoint:
                 its base.
         """
         if self.live is not None:
-            return copy.deepcopy(self.live).float().to(device).eval()
+            return self._cropped(copy.deepcopy(self.live).float()).to(device).eval()
         if self.path is None or self.files is None:
             raise InputError(f"checkpoint {self.name} has neither a folder nor a module")
         model_type = model_class(self.config)
@@ -137,7 +140,15 @@ class Checkpoint:
                 model = merge_adapter(
                     model, self.adapter_change.settings, tensors, self.adapter_change.folder
                 )
-        return model.to(device).eval()
+        return self._cropped(model).to(device).eval()
+
+    def _cropped(self, model: Any) -> nn.Module:
+        """The model without the rows of tokens beyond ``vocabulary``."""
+        if self.vocabulary is None:
+            return model
+        from capture.checkpoints.adapter_merge import crop_vocabulary
+
+        return crop_vocabulary(model, self.vocabulary)
 
 
 def open_checkpoint(
@@ -348,7 +359,7 @@ def _named_base(folder: Path, raw: Mapping[str, Any]) -> Path:
         raise InputError(
             f"{folder} does not name the model it adapts",
             expected="base_model_name_or_path in its adapter_config.json",
-            fix="Pass base=, the model the adapter was trained on",
+            fix="Pass the model it was trained on: --base, or base= in Python",
         )
     for candidate in (folder / base_name, Path(base_name)):
         if is_folder(candidate):
@@ -359,9 +370,43 @@ def _named_base(folder: Path, raw: Mapping[str, Any]) -> Path:
     raise InputError(
         f"{folder} adapts {base_name}, which is not on this machine",
         expected="the folder of its base, or a hub id that was downloaded before",
-        fix="Download the base, or write its folder into base_model_name_or_path of "
-        f"{adapters.CONFIG}, or pass base= in Python",
+        fix="Pass the model it was trained on: --base, or base= in Python",
     )
+
+
+def check_base(base: Any, sources: Iterable[Any]) -> None:
+    """Refuse a base of adapters where no model is an adapter.
+
+    Args:
+        base: The base, or None.
+        sources: The models, as they were given.
+
+    Raises:
+        InputError: it is no path or name, or there is no adapter.
+    """
+    if base is None:
+        return
+    if not isinstance(base, str | Path):
+        raise InputError(
+            "the base of adapters has an unsupported type",
+            expected="a folder or hub id",
+            got=type(base).__name__,
+        )
+    sources = list(sources)
+    if not any(_may_be_adapter(source) for source in sources):
+        raise InputError(
+            f"a base was given ({quoted(base)}), but no model is an adapter",
+            expected=f"a folder with {adapters.CONFIG} among the models",
+            fix="Leave --base out",
+        )
+
+
+def _may_be_adapter(source: Any) -> bool:
+    """Whether a source is the folder of an adapter, or not on this machine yet."""
+    if not isinstance(source, str | Path):
+        return False
+    path = as_path(source, "the model")
+    return is_file(path / adapters.CONFIG) or not lexists(path)
 
 
 def _choose_tokenizer(

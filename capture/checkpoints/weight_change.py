@@ -111,9 +111,10 @@ def compare_weights(a: HasWeights, b: HasWeights, progress: Progress = SILENT) -
 def paired_tensors(a: HasWeights, b: HasWeights) -> Iterator[tuple[NamedTensors, NamedTensors]]:
     """The tensors of two checkpoints of one architecture, under the same names.
 
-    Read from the files if both have files with the same names of tensors.
+    Read from the files if both have files with the same names of tensors, all of which are used.
     """
-    if a.path and b.path and not a.adapter and not b.adapter:
+    cropped = any(getattr(each, "vocabulary", None) is not None for each in (a, b))
+    if a.path and b.path and not a.adapter and not b.adapter and not cropped:
         with (
             file_tensors(find_shards(a.path)) as first,
             file_tensors(find_shards(b.path)) as second,

@@ -6,13 +6,15 @@ they were opened. Of two edits of one site, the one opened last acts first.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from capture.data.sequences import RUNNING, Padded
 from capture.network.discovery.modes import count_hooks as count_hooks
 from capture.network.discovery.modes import evaluation_mode as evaluation_mode
 from capture.network.sites import Place, Sites, find_sites
@@ -50,8 +52,9 @@ def record(
         known_sites: The model's sites, if already found.
 
     Yields:
-        Site name to recorded value: a copy, safe from in-place changes and attached to the
-        graph if gradients are enabled. A later pass replaces it.
+        Site name to recorded value: a copy, safe from in-place changes. If gradients are
+        enabled, the network goes on with it, so that outputs can be differentiated by it. A later
+        pass replaces it.
 
     Raises:
         InputError: a site is unknown, or with ``stop``, was not reached.
@@ -70,7 +73,8 @@ def record(
         return selected.clone() if same else selected
 
     places = _resolve(model, sites, known_sites)
-    with record_places(places, copied, stop=stop) as values:
+    in_graph = select is None
+    with _uncompiled(model), record_places(places, copied, stop=stop, in_graph=in_graph) as values:
         yield values
 
 
@@ -80,6 +84,7 @@ def record_places(
     select: Callable[[str, Tensor], Tensor] | None = None,
     *,
     stop: bool = False,
+    in_graph: bool = False,
 ) -> Iterator[dict[str, Tensor]]:
     """``record`` for arbitrary places, without copying values.
 
@@ -87,6 +92,8 @@ def record_places(
         places: Places to record; several may share a module.
         select: As in ``record``. By default the tensor itself.
         stop: As in ``record``.
+        in_graph: Where gradients are enabled, let the network go on with the recorded copy, so
+            that its output can be differentiated by it.
 
     Yields:
         Name of a place to recorded value.
@@ -96,11 +103,14 @@ def record_places(
     """
     values: dict[str, Tensor] = {}
 
-    def store(place: Place, tensor: Tensor) -> None:
+    def store(place: Place, tensor: Tensor) -> Tensor | None:
         value = place.read(tensor)
         values[place.name] = value if select is None else select(place.name, value)
         if stop and len(values) == len(places):
             raise StopForward(values)
+        if in_graph and torch.is_grad_enabled() and value.requires_grad:
+            return place.write(tensor, values[place.name])
+        return None
 
     with _hooked(places, store, front=False):
         try:
@@ -133,10 +143,13 @@ def patch(
             site's value to one of the same shape. A value of shape (row, d) at a site of shape
             (row, position, d) holds one vector per row.
         positions: Positions to edit: indices valid for every row (negative ones count from the
-            end of the padded row), a (row,) tensor with one index per row, or a (row, position)
-            boolean mask. None means all. Positions refer to the prompt: tokens generated one at
-            a time after it are not edited.
+            end), a (row,) tensor with one index per row, or a (row, position) boolean mask. None
+            means all. Positions refer to the prompt: tokens generated one at a time after it are
+            not edited.
         known_sites: The model's sites, if already found.
+
+    Rows and positions are those of the call of the model, padding included; where a function of
+    exhume runs ``Sequences`` inside the block, those of the sequences, in their order.
 
     Raises:
         InputError: a site is unknown, or a shape does not fit.
@@ -152,6 +165,12 @@ def patch(
     """
     places = _resolve(model, edits, known_sites)
     max_length: dict[str, int] = {}
+    around = RUNNING.get() is None
+    continues: list[bool] = []  # not empty in a pass that continues an earlier one
+
+    def note_cache(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        cached = getattr(kwargs.get("past_key_values"), "get_seq_length", None)
+        continues[:] = [True] if callable(cached) and cached() else []
 
     def change(place: Place, tensor: Tensor) -> Tensor | None:
         value = place.read(tensor)
@@ -159,11 +178,11 @@ def patch(
         if positions is not None:
             length = value.shape[1] if value.dim() == 3 else 0
             max_length[place.name] = max(length, max_length.get(place.name, 0))
-            if length == 1 and max_length[place.name] > 1:
+            if length == 1 and (max_length[place.name] > 1 or continues):
                 return None
-            mask = _mask(place.name, value, positions)
+            mask = _mask(place.name, value, positions, RUNNING.get() if around else None)
         edit = edits[place.name]
-        new = edit(value) if callable(edit) else _per_row(edit, value)
+        new = edit(value) if callable(edit) else _per_row(edit, value, around)
         new = new.to(dtype=value.dtype, device=value.device)
         if new.shape != value.shape:
             try:
@@ -178,7 +197,43 @@ def patch(
             new = torch.where(mask[..., None], new, value)
         return place.write(tensor, new)
 
-    with _hooked(places, change, front=True):
+    tensors = [each for each in edits.values() if isinstance(each, Tensor)]
+    by_row = positions is not None or any(each.dim() > 1 for each in tensors)
+    owner = getattr(model, "_orig_mod", model)
+    noting: AbstractContextManager[Any] = nullcontext()
+    if positions is not None:
+        noting = owner.register_forward_pre_hook(note_cache, with_kwargs=True)
+    with noting, _counted(by_row), _uncompiled(model), _hooked(places, change, front=True):
+        yield
+
+
+_BY_ROW: ContextVar[int] = ContextVar("by_row", default=0)
+
+
+def by_row_edits() -> bool:
+    """Whether an edit is open that differs between rows or positions."""
+    return _BY_ROW.get() > 0
+
+
+@contextmanager
+def _counted(by_row: bool) -> Iterator[None]:
+    before = _BY_ROW.set(_BY_ROW.get() + by_row)
+    try:
+        yield
+    finally:
+        _BY_ROW.reset(before)
+
+
+@contextmanager
+def _uncompiled(model: nn.Module) -> Iterator[None]:
+    """Run a compiled model without its compiled code, which would pass over new hooks."""
+    compiled = hasattr(model, "_orig_mod") or any(
+        getattr(module, "_compiled_call_impl", None) is not None for module in model.modules()
+    )
+    if not compiled:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
         yield
 
 
@@ -208,7 +263,20 @@ def steer(
         'Lisbon'
     """
     edits = {site: _addition(vector, scale) for site, vector in vectors.items()}
-    return patch(model, edits, positions, known_sites=known_sites)
+    by_row = any(vector.dim() > 1 for vector in vectors.values())
+    return _steered(model, edits, positions, known_sites, by_row)
+
+
+@contextmanager
+def _steered(
+    model: nn.Module,
+    edits: Mapping[str, Edit],
+    positions: Positions,
+    known_sites: Sites | None,
+    by_row: bool,
+) -> Iterator[None]:
+    with _counted(by_row), patch(model, edits, positions, known_sites=known_sites):
+        yield
 
 
 def project_out(
@@ -257,8 +325,10 @@ def first_tensor(output: object) -> Tensor:
 
 
 def _addition(vector: Tensor, scale: float) -> Edit:
+    around = RUNNING.get() is None
+
     def add(value: Tensor) -> Tensor:
-        return value + scale * _per_row(vector, value).to(value.device, value.dtype)
+        return value + scale * _per_row(vector, value, around).to(value.device, value.dtype)
 
     return add
 
@@ -278,14 +348,38 @@ def _projection(basis: Tensor) -> Edit:
     return remove
 
 
-def _per_row(edit: Tensor, value: Tensor) -> Tensor:
-    """Make one vector per row, (row, d), broadcast over (row, position, d)."""
-    one_a_row = edit.dim() == 2 and value.dim() == 3
-    return edit[:, None, :] if one_a_row else edit
+def _per_row(edit: Tensor, value: Tensor, around: bool) -> Tensor:
+    """Make one vector per row, (row, d), broadcast over (row, position, d).
+
+    Args:
+        around: Whether the edit was opened around the runs of all batches, and so has the rows
+            of all of them.
+    """
+    if edit.dim() != 2 or value.dim() != 3:
+        return edit
+    batch = RUNNING.get() if around else None
+    if batch is not None and len(edit) > 1:
+        rows = batch.rows.to(edit.device)
+        if len(edit) <= int(rows.max()):
+            raise InputError(
+                "an edit with one vector a row has fewer rows than the sequences",
+                expected=f"more than {int(rows.max())}",
+                got=str(len(edit)),
+            )
+        edit = edit[rows]
+    return edit[:, None, :]
 
 
-def _mask(site: str, value: Tensor, positions: Sequence[int] | Tensor) -> Tensor:
-    """(row, position) bool, True at edited positions."""
+def _mask(
+    site: str, value: Tensor, positions: Sequence[int] | Tensor, batch: Padded | None
+) -> Tensor:
+    """(row, position) bool, True at edited positions.
+
+    Args:
+        batch: The batch that is run, if the positions are those of whole sequences.
+    """
+    if batch is not None and value.dim() == 3 and batch.attention_mask.shape == value.shape[:2]:
+        return _mask_of_rows(site, batch, positions).to(value.device)
     if value.dim() != 3:
         raise InputError(
             f"{site} has no positions",
@@ -327,6 +421,42 @@ def _resolve(model: nn.Module, names: Iterable[str], known_sites: Sites | None) 
     return [found.resolve(name) for name in dict.fromkeys(names)]
 
 
+def _mask_of_rows(site: str, batch: Padded, positions: Sequence[int] | Tensor) -> Tensor:
+    """(row, position) bool of a batch for positions in its sequences, without padding."""
+    mask = batch.attention_mask.bool()
+    place = mask.cumsum(1) - 1  # position in the row
+    lengths = mask.sum(1, keepdim=True)
+    requested = torch.as_tensor(positions, device=mask.device)
+    rows = batch.rows.to(mask.device)
+    if requested.dtype == torch.bool or isinstance(positions, Tensor):
+        if requested.dim() == 0 or len(requested) <= int(rows.max()):
+            raise InputError(
+                f"positions do not fit {site}",
+                expected="one entry for each row of the sequences",
+                got=str(tuple(requested.shape)),
+            )
+        requested = requested[rows]
+    else:
+        requested = requested.expand(len(rows), -1)
+    if requested.dtype == torch.bool:
+        if requested.dim() != 2 or requested.shape[1] < int(lengths.max()):
+            raise InputError(
+                f"the mask of positions does not fit {site}",
+                expected=f"one entry for each of {int(lengths.max())} positions",
+                got=str(tuple(requested.shape)),
+            )
+        return mask & requested.gather(1, place.clamp(min=0))
+    wanted = requested if requested.dim() == 2 else requested[:, None]
+    if bool(((wanted < -lengths) | (wanted >= lengths)).any()):
+        raise InputError(
+            f"a position lies outside the rows at {site}",
+            expected=f"{-int(lengths.min())} to {int(lengths.min()) - 1}",
+            got=f"{int(wanted.min())} to {int(wanted.max())}",
+        )
+    wanted = torch.where(wanted < 0, wanted + lengths, wanted)
+    return mask & (place[..., None] == wanted[:, None, :]).any(-1)
+
+
 @contextmanager
 def _hooked(
     places: Sequence[Place], callback: Callable[[Place, Tensor], Tensor | None], *, front: bool
@@ -334,8 +464,34 @@ def _hooked(
     """Call ``callback`` with each place's value; a returned tensor replaces the value."""
     with ExitStack() as stack:
         for place in places:
-            stack.enter_context(_register(place, callback, front=front))
+            changed = callback
+            if place.shape_of is not None:
+                shape: list[torch.Size] = []
+                stack.enter_context(_noting_shape(place.shape_of, shape))
+                changed = _unflattened(callback, shape)
+            stack.enter_context(_register(place, changed, front=front))
         yield
+
+
+def _noting_shape(module: nn.Module, shape: list[torch.Size]) -> RemovableHandle:
+    """Keep the shape of the module's input in ``shape``."""
+
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        shape[:] = [(args[0] if args else kwargs["hidden_states"]).shape]
+
+    return module.register_forward_pre_hook(before, with_kwargs=True)
+
+
+def _unflattened(
+    callback: Callable[[Place, Tensor], Tensor | None], shape: list[torch.Size]
+) -> Callable[[Place, Tensor], Tensor | None]:
+    """``callback`` on the tensor in another shape."""
+
+    def call(place: Place, tensor: Tensor) -> Tensor | None:
+        new = callback(place, tensor.reshape(*shape[0][:-1], -1))
+        return None if new is None else new.reshape(tensor.shape)
+
+    return call
 
 
 def _register(

@@ -1,31 +1,52 @@
 """Verification of a network's parts by one short forward pass.
 
 Two properties are checked: the rest of the network depends on a block only through the block's
-output; and the outputs of two modules of a block, added to its input, give its output. These
-modules hold the contributions of attention and MLP.
+output; and what the parts of a block add to its input gives its output
+(``capture.network.contributions``).
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise, product
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from capture.network.discovery.forward_trace import Cut, ForwardTrace, ModuleTrace, trace_forward
-from capture.network.discovery.structure_cache import StructureCache
-from capture.network.structure import (
-    WEIGHTED,
-    Transformer,
-    linear_shape,
-    linears,
-    residual_units,
-    unsupported,
+from capture.network.contributions import (
+    CONTRIBUTIONS,
+    Term,
+    find_added,
+    last_called,
+    leads_out,
+    snap_factor,
 )
+from capture.network.discovery.forward_trace import Cut, ForwardTrace, trace_forward
+from capture.network.discovery.structure_cache import StructureCache
+from capture.network.structure import WEIGHTED, Transformer, linears, residual_units, unsupported
 
 # Tolerance for rounding, relative to the norm.
 RELATIVE_TOL = 1e-4
+
+
+# Names of the soft cap of logits in configurations.
+LOGIT_CAP = r"(final_|output_)?logits?_soft_?cap"
+# Key of the reason that concerns all contributions.
+UNKNOWN = "contributions"
+
+
+@dataclass(frozen=True)
+class LogitMap:
+    """What a model does to the output of its head: a factor (Cohere), then a soft cap (Gemma 2)."""
+
+    factor: float = 1.0
+    cap: float | None = None
+
+    def forward(self, value: Tensor) -> Tensor:
+        """Logits of the output of the head."""
+        scaled = value if self.factor == 1 else value * self.factor
+        return scaled if self.cap is None else self.cap * torch.tanh(scaled / self.cap)
 
 
 @dataclass(frozen=True)
@@ -34,17 +55,17 @@ class BlockParts:
 
     Attributes:
         projections: (block,) last linear map called by attention; "" for none.
-        attention: (block,) module whose output is the contribution of attention.
-        feed_forward: (block,) module whose output is the contribution of the MLP.
-        width: Width of the residual stream.
-        refused: "attn" or "mlp" to the reason why no module holds the contribution.
+        added: (block,) kind of contribution to what adds it to the stream.
+        width: Width of the residual stream; None if blocks differ in width.
+        refused: Kind of site to the reason why no module holds its value.
+        logits: From the output of the output layer to the logits.
     """
 
     projections: tuple[str, ...]
-    attention: tuple[str, ...]
-    feed_forward: tuple[str, ...]
-    width: int
+    added: tuple[dict[str, Term], ...]
+    width: int | None
     refused: dict[str, str]
+    logits: LogitMap
 
 
 @dataclass(frozen=True)
@@ -120,8 +141,13 @@ def prove_blocks(model: nn.Module, transformer: Transformer, example: Any = None
     blocks = transformer.blocks
     cuts = [Cut(blocks[0], "in"), *(Cut(block, "out") for block in blocks)]
     inside = [module for block in blocks for module in block.modules()]
-    trace = trace_forward(model, cuts, inside, example)
-    broken = _explain_broken_cuts(trace, cuts) or _explain_unlinked_blocks(trace, blocks)
+    head = [] if transformer.head is None else [transformer.head]
+    trace = trace_forward(model, cuts, [*inside, *head], example)
+    broken = (
+        _explain_broken_cuts(trace, cuts)
+        or _explain_unlinked_blocks(trace, blocks)
+        or _explain_other_positions(trace, blocks)
+    )
     if broken:
         raise unsupported(model, broken)
     return _block_parts(model, transformer, trace)
@@ -148,139 +174,139 @@ def _explain_broken_cuts(trace: ForwardTrace, cuts: Sequence[Cut]) -> str:
 
 
 def _explain_unlinked_blocks(trace: ForwardTrace, blocks: Sequence[nn.Module]) -> str:
-    """Reason why the output of a block is not the input of the next; empty if it is."""
+    """Reason why the output of a block is not the input of the next; empty if it is.
+
+    Between the stages of a network that changes its width, something lies in between.
+    """
     for layer, (block, following) in enumerate(pairwise(blocks)):
         output, next_input = trace.of(block).output, trace.of(following).input
+        if output is not None and next_input is not None:
+            if output.shape[-1] != next_input.shape[-1]:
+                continue
         if output is None or next_input is None or not _allclose(next_input, output):
             return f"the output of block {layer} is not the input of the next"
     return ""
 
 
+def _explain_other_positions(trace: ForwardTrace, blocks: Sequence[nn.Module]) -> str:
+    """Reason why the stream does not have one vector a token; empty if it does."""
+    for block in blocks if trace.n_tokens else ():
+        output = trace.of(block).output
+        if output is not None and output.dim() > 3:
+            return "it carries several residual streams side by side"
+        if output is not None and (output.dim() < 3 or output.shape[1] != trace.n_tokens):
+            return "the positions of its stream are not those of the tokens"
+    return ""
+
+
 def _block_parts(model: nn.Module, transformer: Transformer, trace: ForwardTrace) -> BlockParts:
-    projections, attention, feed_forward = [], [], []
+    projections: list[str] = []
+    added: list[dict[str, Term]] = []
     refused: dict[str, str] = {}
-    width = _width(transformer, trace)
     names = {module: name for name, module in model.named_modules()}
+    factors = [number for value in _numbers(model) for number in (value, 1 / value)]
     for layer, block in enumerate(transformer.blocks):
-        attention_module = transformer.attentions[layer]
-        projection = _last_called(trace, list(linears(attention_module)))
-        mlp_linears = [m for m in linears(block, skip=attention_module) if _outputs(m) == width]
-        mlp_module = transformer.feed_forwards[layer]
-        either_candidates = [
-            child
-            for child in block.children()
-            if child is not attention_module
-            and child is not mlp_module
-            and trace.of(child).calls == 1
-        ]
-        either_candidates.sort(key=lambda child: trace.of(child).end_index)
-        attention_candidates = _present(projection, attention_module)
-        mlp_candidates = _present(mlp_module, _last_called(trace, mlp_linears))
+        attention = transformer.attentions[layer]
         place = f"in block {layer} of {type(model).__name__}"
-        chosen = None
-        if len(refused) < 2:  # a failing search is slow, and one refused block is enough
-            chosen = _find_added_outputs(
-                trace, block, attention_candidates, mlp_candidates, either_candidates
+        projection = None
+        if attention is not None:
+            projection = last_called(trace, list(linears(attention)))
+        found = None
+        if UNKNOWN not in refused:  # a failing search is slow, and one refused block is enough
+            found = find_added(
+                trace, block, attention, transformer.feed_forwards[layer], projection, factors
             )
-            if chosen is None:
-                reason = (
+            if found is None:
+                refused[UNKNOWN] = (
                     f"{place} no module outputs the contribution to the stream: it is "
                     "scaled or changed first"
                 )
-                refused = {"attn": reason, "mlp": reason} | refused
+        terms = {} if found is None else dict(found)
+        module, _ = terms.get("attn", (None, 1.0))
+        if attention is not None and projection is not None:
+            if not leads_out(trace, attention, projection, module):
+                refused.setdefault(
+                    "head", f"{place} the output of attention is not that of one linear map"
+                )
         projections.append("" if projection is None else names[projection])
-        attention.append(names[chosen[0] if chosen else attention_module])
-        feed_forward.append(names[chosen[1] if chosen else block])
-        for kind, module in zip(("attn", "mlp"), chosen or (), strict=False):
-            output, stream = trace.of(module).output, trace.of(block).output
-            if output is not None and stream is not None and output.shape != stream.shape:
-                reason = f"{place} its rows are flattened, so it has no positions"
-                refused.setdefault(kind, reason)
-    return BlockParts(tuple(projections), tuple(attention), tuple(feed_forward), width, refused)
-
-
-def _present(*modules: nn.Module | None) -> list[nn.Module]:
-    return [module for module in modules if module is not None]
-
-
-def _width(transformer: Transformer, trace: ForwardTrace) -> int:
-    output = trace.of(transformer.blocks[0]).output
-    return 0 if output is None else int(output.shape[-1])
-
-
-def _outputs(module: nn.Module) -> int:
-    return (linear_shape(module) or (0, 0))[1]
-
-
-def _last_called(trace: ForwardTrace, modules: list[nn.Module]) -> nn.Module | None:
-    called = [module for module in modules if trace.of(module).calls]
-    return max(called, key=lambda module: trace.of(module).end_index, default=None)
-
-
-def _find_added_outputs(
-    trace: ForwardTrace,
-    block: nn.Module,
-    attention_candidates: list[nn.Module],
-    mlp_candidates: list[nn.Module],
-    either_candidates: list[nn.Module],
-) -> tuple[nn.Module, nn.Module] | None:
-    """The two modules whose outputs the block adds to the stream, or None.
-
-    Args:
-        attention_candidates: Candidates for the contribution of attention, best first.
-        mlp_candidates: Candidates for the contribution of the MLP, best first.
-        either_candidates: Candidates for both, such as norms and dropouts.
-    """
-    start, end = trace.of(block).input, trace.of(block).output
-    if start is None or end is None:
-        return None
-    outputs = {
-        each: _reshaped(trace.of(each).output, end)
-        for each in (*attention_candidates, *mlp_candidates, *either_candidates)
-    }
-    for attention, mlp in product(
-        [*attention_candidates, *either_candidates], [*mlp_candidates, *either_candidates]
-    ):
-        a, b = outputs[attention], outputs[mlp]
-        if attention is not mlp and a is not None and b is not None:
-            if _is_sum(end, start, a, b):
-                return attention, mlp
-    inside = [trace.of(module) for module in block.modules()]
-    for attention, mlp in product(attention_candidates, mlp_candidates):
-        a, b = outputs[attention], outputs[mlp]
-        if a is not None and b is not None and _is_normed_sum(inside, start, a, b, end):
-            return attention, mlp
-    return None
-
-
-def _reshaped(value: Tensor | None, stream: Tensor) -> Tensor | None:
-    """A value reshaped to the stream, or None if the sizes differ."""
-    if value is None or value.numel() != stream.numel():
-        return None
-    return value.reshape(stream.shape)
-
-
-def _is_normed_sum(
-    inside: Sequence[ModuleTrace], start: Tensor, a: Tensor, b: Tensor, end: Tensor
-) -> bool:
-    """Whether a norm follows each addition (post-norm, as in BERT): N(N(start + a) + b)."""
-    seen = [(_reshaped(each.input, end), _reshaped(each.output, end)) for each in inside]
-    pairs = [(read, gave) for read, gave in seen if read is not None and gave is not None]
-    middles = [gave for read, gave in pairs if _is_sum(read, start, a)]
-    return any(
-        torch.equal(gave, end) and _is_sum(read, middle, b)
-        for middle in middles
-        for read, gave in pairs
+        added.append({kind: _term(trace, block, *term, names) for kind, term in terms.items()})
+    if UNKNOWN in refused:
+        reason = refused.pop(UNKNOWN)
+        refused = dict.fromkeys(CONTRIBUTIONS, reason) | refused
+    if "head" in refused:
+        projections = [""] * len(projections)
+    logits = _logit_map(model, transformer.head, trace)
+    if isinstance(logits, str):
+        refused["logits"] = logits
+    width = _width(transformer, trace)
+    return BlockParts(
+        tuple(projections),
+        tuple(added),
+        width,
+        refused,
+        LogitMap() if isinstance(logits, str) else logits,
     )
 
 
-def _is_sum(total: Tensor, *terms: Tensor) -> bool:
-    """Whether ``total`` is the sum of ``terms`` up to rounding."""
-    eps = max(torch.finfo(value.dtype).eps for value in (total, *terms))
-    values = [value.double() for value in (total, *terms)]
-    magnitude = sum(value.abs() for value in values)
-    difference = (values[0] - sum(values[1:])).abs()
-    return bool((difference <= 4 * eps * magnitude).masked_fill(~difference.isfinite(), True).all())
+def _term(
+    trace: ForwardTrace,
+    block: nn.Module,
+    module: nn.Module,
+    factor: float,
+    names: dict[nn.Module, str],
+) -> Term:
+    output, stream = trace.of(module).output, trace.of(block).output
+    flat = output is not None and stream is not None and output.shape != stream.shape
+    return Term(names[module], factor, flat)
+
+
+def _numbers(model: nn.Module, pattern: str = "") -> list[float]:
+    """Positive numbers of the configuration in fields whose name matches."""
+    config = getattr(model, "config", None)
+    get = getattr(config, "get_text_config", None)
+    fields = {} if config is None else vars(get() if callable(get) else config)
+    return [
+        float(value)
+        for name, value in fields.items()
+        if re.match(pattern, name) and type(value) in (int, float) and value > 0
+    ]
+
+
+def _logit_map(model: nn.Module, head: nn.Module | None, trace: ForwardTrace) -> LogitMap | str:
+    """What the model does to the output of its head, or why that is not known."""
+    if head is None:
+        return LogitMap()
+    reason = f"{type(model).__name__} changes its logits after the output layer"
+    read = trace.of(head).output
+    if read is None or trace.output is None or trace.of(head).calls != 1:
+        return f"{type(model).__name__} does not compute its logits in one output layer"
+    gave = trace.output[-1:]
+    if read.shape != gave.shape:
+        return reason
+    caps = [cap for cap in _numbers(model, LOGIT_CAP) if cap >= 1]
+    if not caps and _allclose(gave, read.to(gave.dtype)):
+        return LogitMap()
+    known = [number for value in _numbers(model) for number in (value, 1 / value)]
+    eps = torch.finfo(read.dtype).eps
+    x, y = read.double().flatten(), gave.double().flatten()
+    # Small logits look alike with and without a cap, so one that is stated comes first.
+    for cap in (*caps, None):
+        before = y if cap is None else cap * torch.atanh((y / cap).clamp(-1, 1))
+        factors = [1.0]
+        if before.isfinite().all():
+            fitted = float((x @ before) / (x @ x).clamp(min=1e-300))
+            factors.append(snap_factor(fitted, eps, known))
+        for factor in factors:
+            found = LogitMap(factor, cap)
+            if _allclose(gave, found.forward(read).to(gave.dtype)):
+                return found
+    return reason
+
+
+def _width(transformer: Transformer, trace: ForwardTrace) -> int | None:
+    outputs = [trace.of(block).output for block in transformer.blocks]
+    widths = {0 if output is None else int(output.shape[-1]) for output in outputs}
+    return widths.pop() if len(widths) == 1 else None
 
 
 def _allclose(first: Tensor, second: Tensor) -> bool:

@@ -5,12 +5,15 @@ name       value
 ========== =================================================================
 embed      input of block 0: embedded tokens or patches; the pixels of a CNN
 resid.L    output of block L: the residual stream after it
-attn.L     contribution of the attention of block L to the stream, after the output
-           projection and a norm of the contribution, if any (Gemma 2, OLMo 2)
+attn.L     contribution of the attention of block L to the stream: what is added to it,
+           after the output projection, and a norm (Gemma 2, OLMo 2) or a factor
+           (Granite), if any
+mixer.L    contribution of another mixer of tokens, such as a state-space layer
 mlp.L      contribution of the MLP of block L to the stream, likewise
+extra.L    contribution of a second MLP of block L, such as shared experts
 head.L.H   output of head H of block L, before the output projection
 final      input of the output layer, after the last norm
-logits     output of the output layer, before the model scales or caps it
+logits     what the model returns, after it scales or caps the output layer's output
 ========== =================================================================
 
 In a network without attention, a block is one layer with weights and everything up to the next
@@ -20,9 +23,9 @@ residual unit.
 
 Sites are found by structure and verified by one short forward pass per structure
 (``capture.network.proof``): the output of a block is all that the rest of the network
-receives, and it is the sum of the block's input and the contributions of attention and MLP (with
-the norms in between, for post-norm networks such as BERT). Networks and sites that fail the check
-are refused.
+receives, and it is the sum of the block's input and of its contributions (with the norms in
+between, for post-norm networks such as BERT). A value that is patched at a contribution's site
+changes the stream by the difference. Networks and sites that fail the check are refused.
 """
 
 import difflib
@@ -31,10 +34,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import pandas as pd
+import torch
 from torch import Tensor, nn
 
 from capture.network.discovery.structure_cache import StructureCache
-from capture.network.proof import BlockParts, Chain, find_chain, prove_blocks
+from capture.network.proof import BlockParts, Chain, LogitMap, find_chain, prove_blocks
 from capture.network.structure import Transformer, down_projection, find_transformer, linear_shape
 from evidence.display.html_table import table_html
 from evidence.errors import InputError
@@ -50,28 +54,60 @@ class Place:
         side: "in" for the first argument of the module, "out" for its (first) output.
         part: Features of the tensor: a slice of the last axis, an index into the
             second-to-last axis (separate heads), or None for all.
+        factor: What the model multiplies the tensor by (Granite): the value is the product.
+        cap: Limit of a soft cap that follows (the logits of Gemma 2), or None.
+        shape_of: Module whose input has the axes of the value, if they are flattened here.
     """
 
     name: str
     module: nn.Module
     side: Literal["in", "out"]
     part: slice | int | None = None
+    factor: float = 1.0
+    cap: float | None = None
+    shape_of: nn.Module | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the value is the module's tensor, or a part of it, as it is."""
+        return self.factor == 1 and self.cap is None and self.shape_of is None
 
     def read(self, tensor: Tensor) -> Tensor:
-        """The site's value, a view of the module's tensor."""
+        """The site's value; a view of the module's tensor if nothing follows it."""
+        value = self._select(tensor)
+        if self.factor != 1:
+            value = value * self.factor
+        return value if self.cap is None else self.cap * torch.tanh(value / self.cap)
+
+    def write(self, tensor: Tensor, value: Tensor) -> Tensor:
+        """A new tensor equal to ``tensor`` with the site's value replaced.
+
+        Raises:
+            InputError: the value exceeds a soft cap, which no tensor leads to.
+        """
+        if self.cap is not None:
+            if bool((value.abs() > self.cap).any()):
+                raise InputError(
+                    f"the edit at {self.name} exceeds the model's soft cap",
+                    expected=f"values from {-self.cap:g} to {self.cap:g}",
+                    got=f"{float(value.abs().max()):g}",
+                )
+            inside = torch.finfo(value.dtype).eps
+            value = self.cap * torch.atanh((value / self.cap).clamp(inside - 1, 1 - inside))
+        if self.factor != 1:
+            value = value / self.factor
+        if self.part is None:
+            return value
+        changed = tensor.clone()
+        self._select(changed).copy_(value)
+        return changed
+
+    def _select(self, tensor: Tensor) -> Tensor:
         if self.part is None:
             return tensor
         if isinstance(self.part, int):
             return tensor[..., self.part, :]
         return tensor[..., self.part]
-
-    def write(self, tensor: Tensor, value: Tensor) -> Tensor:
-        """A new tensor equal to ``tensor`` with the site's value replaced."""
-        if self.part is None:
-            return value
-        changed = tensor.clone()
-        self.read(changed).copy_(value)
-        return changed
 
 
 @dataclass(frozen=True, repr=False)
@@ -82,7 +118,7 @@ class Sites:
         places: Site name to place, roughly in order of depth.
         n_layers: Number of blocks.
         d_model: Width of the residual stream; None if blocks differ in width.
-        n_heads: Attention heads per block; 0 if there are none.
+        n_heads: Attention heads per block; 0 if there are none or blocks differ.
         head: The output layer, or None.
         refused: Kind of site that this network does not have, to the reason.
 
@@ -247,35 +283,40 @@ _PROVED: StructureCache[BlockParts] = StructureCache()
 
 def _block_sites(model: nn.Module, transformer: Transformer, parts: BlockParts) -> Sites:
     places = {"embed": Place("embed", transformer.blocks[0], "in")}
-    count = 0
+    counts = set()
     for layer, block in enumerate(transformer.blocks):
-        if parts.projections[layer]:
+        attention = transformer.attentions[layer]
+        if parts.projections[layer] and attention is not None:
             projection = model.get_submodule(parts.projections[layer])
-            attention = transformer.attentions[layer]
             inputs, _ = linear_shape(projection) or (0, 0)
             count = _head_count(model, transformer, attention, inputs)
             size = inputs // count if count else 0
+            counts.add(count)
             for head in range(count):
                 part = slice(head * size, (head + 1) * size)
                 name = f"head.{layer}.{head}"
                 places[name] = Place(name, projection, "in", part)
-        contributions = {"attn": parts.attention[layer], "mlp": parts.feed_forward[layer]}
-        for kind in [each for each in contributions if each not in parts.refused]:
-            module = model.get_submodule(contributions[kind])
-            places[f"{kind}.{layer}"] = Place(f"{kind}.{layer}", module, "out")
+        for kind, term in parts.added[layer].items():
+            if kind not in parts.refused:
+                name, module = f"{kind}.{layer}", model.get_submodule(term.module)
+                shape = block if term.flat else None
+                places[name] = Place(name, module, "out", factor=term.factor, shape_of=shape)
         places[f"resid.{layer}"] = Place(f"resid.{layer}", block, "out")
+    count = counts.pop() if len(counts) == 1 else 0
     sites = Sites(places, len(transformer.blocks), parts.width, count, None, parts.refused)
-    return _with_output(sites, transformer.head)
+    return _with_output(sites, transformer.head, parts.logits)
 
 
 def _head_count(
     model: nn.Module, transformer: Transformer, attention: nn.Module, inputs: int
 ) -> int:
     """Number of heads concatenated in the projection's input; 0 if unknown."""
-    if len({type(each) for each in transformer.attentions}) > 1:
+    if len({type(each) for each in transformer.attentions if each is not None}) > 1:
         return 0  # several kinds of attention may differ in their number of heads
     names = ("num_attention_heads", "num_heads", "n_heads", "n_head")
-    holders: list[Any] = [*attention.modules(), getattr(model, "config", None)]
+    config = getattr(model, "config", None)
+    text = getattr(config, "get_text_config", None)
+    holders: list[Any] = [*attention.modules(), text() if callable(text) else config]
     for holder in holders:
         for name in names:
             count = getattr(holder, name, None)
@@ -284,12 +325,14 @@ def _head_count(
     return 0
 
 
-def _with_output(sites: Sites, layer: nn.Module | None) -> Sites:
+def _with_output(sites: Sites, layer: nn.Module | None, logits: LogitMap | None = None) -> Sites:
     if layer is None:
         return sites
     places = dict(sites.places)
     places["final"] = Place("final", layer, "in")
-    places["logits"] = Place("logits", layer, "out")
+    if "logits" not in sites.refused:
+        after = logits or LogitMap()
+        places["logits"] = Place("logits", layer, "out", factor=after.factor, cap=after.cap)
     return replace(sites, places=places, head=layer)
 
 
@@ -345,7 +388,9 @@ def neuron_projection(sites: Sites, layer: int) -> nn.Module:
     """
     part = sites.resolve(f"mlp.{layer}").module
     projection = None
-    if any(linear_shape(module) for module in part.modules()):
+    if sites.resolve(f"mlp.{layer}").is_plain and any(
+        linear_shape(module) for module in part.modules()
+    ):
         projection = down_projection(sites.places[f"resid.{layer}"].module)
     if projection is None or not any(projection is module for module in part.modules()):
         raise InputError(

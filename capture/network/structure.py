@@ -20,50 +20,49 @@ from evidence.seeds import stage_seed
 FEED_FORWARD_NAMES = ("mlp", "ffn", "feed_forward", "block_sparse_moe")
 # Class of a block to the name of its attention, for families that do not name it after attention.
 ATTENTION_NAMES: dict[str, str] = {}
-# Arguments of blocks that pass a recurrent state from token to token.
-RECURRENT_ARGUMENTS = ("state", "cache_params")
+# Words in the names of children that hold the whole feed-forward part of a block.
+FEED_FORWARD_WORDS = ("mlp", "ffn", "feed_forward", "moe", "expert")
 WEIGHTED = (*CONVOLUTIONS, nn.Linear)
+ENCODER_DECODER = "it is an encoder-decoder model"
 
 
 @dataclass(frozen=True)
 class Transformer:
-    """The parts of a stack of attention blocks.
+    """The parts of a stack of blocks.
 
     Attributes:
         blocks: From the first to the last.
-        attentions: (block,) attention module.
+        attentions: (block,) attention module, or None in blocks with another mixer of tokens,
+            such as a state-space layer.
         feed_forwards: (block,) MLP module, or None if it has no name of its own.
         head: The output layer, or None.
     """
 
     blocks: tuple[nn.Module, ...]
-    attentions: tuple[nn.Module, ...]
+    attentions: tuple[nn.Module | None, ...]
     feed_forwards: tuple[nn.Module | None, ...]
     head: nn.Module | None
 
 
 def find_transformer(model: nn.Module) -> Transformer | None:
-    """The stack of attention blocks; None for a network without attention.
+    """The stack of blocks of a token model or a vision transformer; None for other networks.
 
     Raises:
         InputError: the structure is not supported; the message names the model family.
     """
-    if not _attention_stacks(model):
+    if not reads_tokens(model) and not _attention_stacks(model):
         if _is_encoder_decoder(model):
-            raise unsupported(model, "it is an encoder-decoder model")
-        if reads_tokens(model):
-            raise unsupported(model, "its blocks are not of one class with attention")
+            raise unsupported(model, ENCODER_DECODER)
         return None
     blocks = find_blocks(model)
-    attention_or_none = [attention_of(block) for block in blocks]
-    attentions = tuple(each for each in attention_or_none if each is not None)
-    if len(attentions) < len(blocks):
+    count = stated_depth(model) if reads_tokens(model) else None
+    if count is not None and count != len(blocks):
         raise unsupported(
-            model, f"it is a hybrid: block {attention_or_none.index(None)} has no attention"
+            model, f"its configuration states {count} blocks, and it has a list of {len(blocks)}"
         )
-    for name in RECURRENT_ARGUMENTS:
-        if name in inspect.signature(blocks[0].forward).parameters:
-            raise unsupported(model, "its blocks have a recurrent state")
+    attentions = tuple(map(attention_of, blocks))
+    if not reads_tokens(model) and None in attentions:
+        raise unsupported(model, f"it is a hybrid: block {attentions.index(None)} has no attention")
     feed_forwards = tuple(map(feed_forward_of, blocks))
     return Transformer(tuple(blocks), attentions, feed_forwards, _output_layer(model, blocks))
 
@@ -72,16 +71,20 @@ def find_blocks(model: nn.Module) -> list[nn.Module]:
     """The blocks in depth order, with or without attention.
 
     A block is a child of the list of modules of one class with attention; in a token network
-    without attention (Mamba), of its list of modules of one class; in any other network without
-    attention, a residual unit.
+    without attention (Mamba), of its list of modules of one class; in a stack that changes its
+    width (Swin), of the lists of its stages in turn; in any other network without attention, a
+    residual unit. Where a configuration states the number of blocks of the language model, they
+    are the children of the list with as many, of any class.
 
     Raises:
         InputError: there are no blocks, or several candidate lists.
     """
     if _is_encoder_decoder(model):
-        raise unsupported(model, "it is an encoder-decoder model")
-    lists = _attention_stacks(model)
+        raise unsupported(model, ENCODER_DECODER)
     tokens = reads_tokens(model)
+    if tokens and (stated := _stated_blocks(model)):
+        return stated
+    lists = _attention_stacks(model)
     if not lists and not tokens and (units := residual_units(model)):
         return units
     if tokens or not lists:
@@ -97,9 +100,56 @@ def find_blocks(model: nn.Module) -> list[nn.Module]:
     if not all(_alike(blocks) for _, blocks in lists):
         raise unsupported(model, "it has a list of blocks of several classes")
     if len(lists) > 1:
+        if not tokens and (stages := _stages(model, lists)):
+            return stages
         names = " and ".join(f"{name!r} ({len(each)})" for name, each in lists[:2])
         raise unsupported(model, f"it has several stacks of blocks: {names}")
     return lists[0][1]
+
+
+def stated_depth(model: nn.Module) -> int | None:
+    """Number of blocks of the language model by the configuration; None if it states none."""
+    config = getattr(model, "config", None)
+    text = getattr(config, "get_text_config", None)
+    if not callable(text):
+        return None
+    try:
+        count = getattr(text(decoder=True), "num_hidden_layers", None)
+    except (ValueError, AttributeError, NotImplementedError):
+        return None
+    return count if isinstance(count, int) and count > 0 else None
+
+
+def _stated_blocks(model: nn.Module) -> list[nn.Module] | None:
+    """The only list with as many modules as the configuration states blocks, or None.
+
+    If there are several, such as in a vision tower of the same depth, that of the decoder.
+    """
+    count = stated_depth(model)
+    if count is None:
+        return None
+    lists = [blocks for _, blocks in _outer_lists(model, count)]
+    if len(lists) > 1:
+        get = getattr(model, "get_decoder", None)
+        decoder = get() if callable(get) else None
+        inside = set(decoder.modules()) if isinstance(decoder, nn.Module) else set()
+        lists = [blocks for blocks in lists if set(blocks) <= inside]
+        children = list(decoder.children()) if isinstance(decoder, nn.Module) else []
+        own = [list(child) for child in children if isinstance(child, nn.ModuleList)]
+        if len(lists) > 1:
+            lists = [blocks for blocks in lists if blocks in own]
+    return lists[0] if len(lists) == 1 else None
+
+
+def _stages(model: nn.Module, lists: list[tuple[str, list[nn.Module]]]) -> list[nn.Module]:
+    """The blocks of all stages in turn, if the stages are modules of one class in one list."""
+    owners = [name.rpartition(".")[0] for name, _ in lists]
+    kinds = {type(model.get_submodule(owner)) for owner in owners}
+    parents = {owner.rpartition(".")[0] for owner in owners}
+    is_list = all(isinstance(model.get_submodule(each), nn.ModuleList) for each in parents)
+    if len(kinds) != 1 or len(parents) != 1 or not is_list or not all(owners):
+        return []
+    return [block for _, blocks in lists for block in blocks]
 
 
 def block_at(model: nn.Module, index: int, name: str = "layer") -> nn.Module:
@@ -137,7 +187,7 @@ def unsupported(model: nn.Module, reason: str) -> InputError:
     name = type(model).__name__ + (f" ({family})" if family else "")
     return InputError(
         f"the structure of {name} is not understood: {reason}",
-        expected="one stack of blocks with attention, or two or more layers with "
+        expected="one stack of blocks, or two or more layers with "
         "weights, each of which reads only the output of the one before it",
         fix="Use a model of another family; this one is not supported yet",
     )
@@ -169,6 +219,15 @@ def feed_forward_of(block: nn.Module) -> nn.Module | None:
         if name.lower() in FEED_FORWARD_NAMES and linear_shape(child) is None:
             return child
     return None
+
+
+def listed_parts(block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Children of a block with their names, those of a list in its place."""
+    for name, child in block.named_children():
+        if isinstance(child, nn.ModuleList):
+            yield from child.named_children()
+        else:
+            yield name, child
 
 
 def down_projection(block: nn.Module) -> nn.Module:
@@ -370,14 +429,16 @@ def _attention_stacks(model: nn.Module) -> list[tuple[str, list[nn.Module]]]:
     return stacks
 
 
-def _outer_lists(model: nn.Module) -> list[tuple[str, list[nn.Module]]]:
-    """Outermost lists of modules with children and weights."""
+def _outer_lists(model: nn.Module, length: int | None = None) -> list[tuple[str, list[nn.Module]]]:
+    """Outermost lists of modules with children and weights, of one length if it is given."""
     lists: list[tuple[str, list[nn.Module]]] = []
     inside: set[nn.Module] = set()
     for name, module in model.named_modules():
         if module in inside or not isinstance(module, nn.ModuleList):
             continue
         children = list(module)
+        if length is not None and len(children) != length:
+            continue
         parts = any(True for child in children for _ in child.children())
         if parts and any(True for _ in module.parameters()):
             lists.append((name, children))

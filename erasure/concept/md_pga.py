@@ -104,7 +104,8 @@ def fit_md_pga(states: Tensor, labels: Tensor, k: int = 2) -> MdPgaProjection:
         k: Number of directions to remove, at most d.
 
     Raises:
-        InputError: The shapes do not fit, a class has fewer than two rows, or k is out of range.
+        InputError: The shapes do not fit, a value is not finite, a class has fewer than two rows,
+            or k is out of range.
 
     Examples:
         >>> x = torch.from_numpy(states.values)  # (site, row, d)
@@ -117,6 +118,12 @@ def fit_md_pga(states: Tensor, labels: Tensor, k: int = 2) -> MdPgaProjection:
             "states and labels do not fit",
             expected="(site, row, d) and (row,)",
             got=f"{tuple(states.shape)} and {tuple(labels.shape)}",
+        )
+    if not bool(torch.isfinite(states).all()):
+        raise InputError(
+            "there are NaN or infinite activations",
+            expected="finite numbers",
+            fix="Find the rows with isfinite(x).all(-1) and drop them",
         )
     member = labels.to(states.device) == 1
     counts = int(member.sum()), int((labels == 0).sum())

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from capture.network.contributions import CONTRIBUTIONS
 from capture.network.hooks import evaluation_mode, first_tensor, patch
 from capture.network.sites import Place, Sites
 from capture.network.structure import (
@@ -51,9 +52,13 @@ def stream_erasers(names: Iterable[str], eraser: AffineEraser) -> dict[str, Affi
         >>> sorted(exhume.stream_erasers(exhume.find_sites(model).names, eraser))
         ['attn.0', 'attn.1', 'embed', 'mlp.0', 'mlp.1']
     """
-    added = [name for name in names if name.split(".")[0] in ("attn", "mlp")]
-    kinds = {name.split(".")[0] for name in added}
-    if kinds != {"attn", "mlp"} or "embed" not in names:
+    names = list(names)
+    added = [name for name in names if name.split(".")[0] in CONTRIBUTIONS]
+    blocks, layers = (
+        {name.split(".")[1] for name in each}
+        for each in ([name for name in names if name.startswith("resid.")], added)
+    )
+    if not added or blocks != layers or "embed" not in names:
         raise InputError(
             "this model has no residual stream to erase from",
             expected="sites embed, attn.L and mlp.L",

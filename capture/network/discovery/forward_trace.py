@@ -58,9 +58,13 @@ class ModuleTrace:
 
 @dataclass
 class ForwardTrace:
-    """Trace of one pass: values in modules, by module id, and the output by row."""
+    """Trace of one pass: values in modules, by module id, and the output by row.
+
+    ``n_tokens`` is the length of the rows of token ids; 0 for other inputs.
+    """
 
     rows: int
+    n_tokens: int = 0
     modules: dict[int, ModuleTrace] = field(default_factory=dict)
     n_ended: int = 0
     rows_first: bool = True
@@ -101,7 +105,7 @@ def trace_forward(
     candidates = short_inputs(model, rows) if example is None else [as_rows(example, rows)]
     reason = "its input type is unknown"
     for inputs in candidates:
-        trace = ForwardTrace(rows)
+        trace = ForwardTrace(rows, _token_count(inputs))
         with ExitStack() as stack, torch.no_grad():
             stack.enter_context(evaluation_mode(model))
             stack.enter_context(without_hooks(model))
@@ -122,6 +126,11 @@ def trace_forward(
         expected="a network of token ids, of images or of vectors",
         fix="Give it an input of two different rows once: find_sites(model, example)",
     )
+
+
+def _token_count(inputs: Any) -> int:
+    ids = inputs.get("input_ids") if isinstance(inputs, Mapping) else None
+    return int(ids.shape[1]) if isinstance(ids, Tensor) and ids.dim() == 2 else 0
 
 
 @contextmanager

@@ -30,7 +30,10 @@ def short_inputs(model: nn.Module, rows: int) -> Iterator[Inputs]:
     tables = [m for m in model.modules() if isinstance(m, nn.Embedding)]
     if "input_ids" in parameters or (tables and "pixel_values" not in parameters):
         ask = getattr(model, "get_input_embeddings", lambda: None)
-        table = ask() if callable(ask) else None
+        try:
+            table = ask() if callable(ask) else None
+        except NotImplementedError:  # a model of two towers, such as CLIP
+            table = None
         device = getattr(table, "weight", first).device
         size = getattr(table, "num_embeddings", None)
         if not isinstance(size, int):
