@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from capture.data.sequences import Padded, Sequences, batches, pad
+from capture.data.sequences import Padded, Sequences, batches, pad, running
 from capture.network.discovery.position_limit import explain_length_error
 from capture.network.hooks import evaluation_mode
 from capture.network.logits import answer_logits
@@ -132,7 +132,7 @@ def score_answers(
     ):
         for batch in _batches(model, sequences, batch_tokens):
             try:
-                with context(batch):
+                with running(batch), context(batch):
                     rows, *scores = _score_batch(model, batch, watch)
             except IndexError as error:
                 raise explain_length_error(model, batch) from error

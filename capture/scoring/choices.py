@@ -1,5 +1,6 @@
 """Choices: scores of each answer against its alternatives, with TOFU's truth ratio."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -115,12 +116,16 @@ def alternatives_of(
         offered.setdefault(item.relation, {}).setdefault(normalize_text(item.answer), item.answer)
         for key in _fact_keys(item):
             true_answers.setdefault(key, set()).add(normalize_text(item.answer))
+    # Sorted once: sorting them for every item would take quadratic time.
+    pools = {relation: sorted(answers.values()) for relation, answers in offered.items()}
     chosen = []
     for item in items:
         right = set().union(*(true_answers[key] for key in _fact_keys(item)))
         wrong = tuple(a for a in item.alternatives if normalize_text(a) not in right)
         if not wrong:
-            pool = sorted(a for k, a in offered[item.relation].items() if k not in right)
+            pool = pools[item.relation].copy()
+            for key in right & offered[item.relation].keys():
+                del pool[bisect_left(pool, offered[item.relation][key])]
             rng = numpy_rng(0, "alternatives", item.id)
             order = rng.permutation(len(pool))[:max_drawn]
             wrong = tuple(pool[index] for index in order)

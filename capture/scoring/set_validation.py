@@ -10,7 +10,6 @@ from transformers import PreTrainedTokenizerBase
 
 from capture.data.items import Item, ItemSet, normalize_text
 from capture.data.tokenization import encode_items
-from capture.scoring.answers import AnswerScores
 from evidence.display.html_table import frame_html
 from evidence.errors import InputError, printable
 
@@ -23,12 +22,12 @@ MIN_KNOWN = 5  # known items below which shares say nothing
 
 @dataclass(frozen=True)
 class PairScores:
-    """Scores of the main prompts, in the order of the sets."""
+    """(item,) bool, whether each model answers each item, in the order of the sets."""
 
-    original_forget: AnswerScores
-    original_retain: AnswerScores
-    unlearned_forget: AnswerScores | None = None
-    unlearned_retain: AnswerScores | None = None
+    original_forget: np.ndarray
+    original_retain: np.ndarray
+    unlearned_forget: np.ndarray | None = None
+    unlearned_retain: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -196,7 +195,7 @@ def _summary(
     role: str,
     items: ItemSet,
     tokens: tuple[int, int] | None,
-    scores: tuple[AnswerScores, AnswerScores | None] | None,
+    scores: tuple[np.ndarray, np.ndarray | None] | None,
     errors: list[InputError],
 ) -> SetSummary:
     if not len(items):
@@ -209,7 +208,7 @@ def _summary(
     by_prompt: dict[str, Counter[str]] = defaultdict(Counter)
     for item in items:
         answers[item.relation].add(normalize_text(item.answer))
-        by_prompt[normalize_text(item.prompt)][normalize_text(item.answer)] += 1
+        by_prompt[_asked(item)][normalize_text(item.answer)] += 1
     original, unlearned = scores or (None, None)
     return SetSummary(
         role=role,
@@ -223,22 +222,22 @@ def _summary(
         without_alternatives=sum(not item.alternatives for item in items),
         paraphrases=min((len(item.paraphrases) for item in items), default=0),
         tokens=tokens,
-        known=None if original is None else int(_greedy(role, items, original).sum()),
+        known=None if original is None else int(_answered(role, items, original).sum()),
         kept=None
         if original is None or unlearned is None
-        else int((_greedy(role, items, original) & _greedy(role, items, unlearned)).sum()),
+        else int((_answered(role, items, original) & _answered(role, items, unlearned)).sum()),
         sample=tuple((item.prompt, item.answer) for item in items.items[:3]),
     )
 
 
-def _greedy(role: str, items: ItemSet, scores: AnswerScores) -> np.ndarray:
-    if len(scores) != len(items):
+def _answered(role: str, items: ItemSet, scores: np.ndarray) -> np.ndarray:
+    if np.shape(scores) != (len(items),):
         raise InputError(
             f"the scores are not those of the {role} set",
             expected=f"{len(items)} rows",
-            got=str(len(scores)),
+            got=f"the shape {np.shape(scores)}",
         )
-    return scores.greedy
+    return np.asarray(scores, dtype=bool)
 
 
 def _tokens(
@@ -294,10 +293,15 @@ def _set_warnings(role: str, items: ItemSet, part: SetSummary) -> list[str]:
     return warnings
 
 
+def _asked(item: Item) -> str:
+    """What is asked: the prompt, with the choices that it shows."""
+    return normalize_text(" ".join((item.prompt, *item.choices)))
+
+
 def _split_prompts(items: Sequence[Item]) -> int:
     entities: dict[str, set[str]] = defaultdict(set)
     for item in items:
-        entities[normalize_text(item.prompt)].add(normalize_text(item.entity))
+        entities[_asked(item)].add(normalize_text(item.entity))
     return sum(len(names) > 1 for names in entities.values())
 
 
