@@ -11,6 +11,9 @@ from evidence.errors import InputError
 from evidence.intervals import Interval
 from evidence.results import Reading
 
+MAX_DRAWN = 1 << 23
+"""Entities times permutations in memory at a time, 64 MB of numbers."""
+
 
 @dataclass(frozen=True)
 class MaxTest:
@@ -76,11 +79,14 @@ def unpaired_max_test(
         raise InputError("groups to compare need entities and the same columns")
     pooled, n = np.concatenate([x, y]), len(x)
     total = pooled.sum(0)
-    # With one indicator row per permutation the null is a single matrix product.
-    order = rng.random((n_permutations, len(pooled))).argpartition(n - 1, axis=1)
-    chosen = np.zeros((n_permutations, len(pooled)))
-    np.put_along_axis(chosen, order[:, :n], 1.0, axis=1)
-    sums = chosen @ pooled
+    # With one indicator row per permutation the null is a matrix product.
+    parts = []
+    for count in _slabs(n_permutations, len(pooled)):
+        order = rng.random((count, len(pooled))).argpartition(n - 1, axis=1)
+        chosen = np.zeros((count, len(pooled)))
+        np.put_along_axis(chosen, order[:, :n], 1.0, axis=1)
+        parts.append(chosen @ pooled)
+    sums = np.concatenate(parts)
     null = sums / n - (total - sums) / len(y)
     observed = x.mean(0) - y.mean(0)
     return max_test(observed, null, comb(len(pooled), n))
@@ -99,8 +105,20 @@ def paired_max_test(
     if x.shape != y.shape or len(x) < 1:
         raise InputError("paired groups need the same entities and columns")
     delta = x - y
-    signs = rng.choice([-1.0, 1.0], size=(n_permutations, len(delta)))
-    return max_test(delta.mean(0), signs @ delta / len(delta), 2 ** len(delta))
+    null = np.concatenate(
+        [
+            rng.choice([-1.0, 1.0], size=(count, len(delta))) @ delta / len(delta)
+            for count in _slabs(n_permutations, len(delta))
+        ]
+    )
+    return max_test(delta.mean(0), null, 2 ** len(delta))
+
+
+def _slabs(n_permutations: int, n_entities: int) -> list[int]:
+    """Numbers of permutations that are drawn at a time, within ``MAX_DRAWN``."""
+    most = max(1, MAX_DRAWN // n_entities)
+    full, rest = divmod(n_permutations, most)
+    return [most] * full + [rest] * (rest > 0)
 
 
 def is_equivalent(interval: Interval, margin: float) -> bool:

@@ -52,6 +52,8 @@ class ControlId(StrEnum):
     """States about another fact of the entity do not bring the fact."""
     FAITHFULNESS = "faithfulness"
     """A circuit carries the answers when nothing else does."""
+    SCORER = "scorer"
+    """Right answers in other words count, and wrong ones do not."""
     TRANSFER = "transfer"
     """A circuit of one half of the items carries the other half."""
 

@@ -12,17 +12,19 @@ from audits.core.scores import Part, ScoreTable
 from capture.data.items import Item, ItemSet
 from capture.data.questions import Questions
 from capture.data.sequences import Sequences
-from capture.data.tokenization import encode
+from capture.data.tokenization import encode, split_words
 from capture.network.discovery.position_limit import position_limit
 from capture.scoring import contrast
 from capture.scoring.answers import score_answers
 from capture.scoring.choices import score_choices
 from capture.scoring.contrast import QuestionScores
 from capture.scoring.generation import generate_greedy
-from evidence.progress import Progress
+from evidence.progress import SILENT, Progress
 
 # JSON has no infinity, so log-probabilities are clipped here.
 MIN_LOGPROB = -1e4
+MAX_TABLE = 1 << 24
+"""Rows times answers in one table of logits, 128 MB."""
 
 
 def general_text() -> list[str]:
@@ -40,12 +42,33 @@ def score_question_sets(
     """Score question sets; log-probabilities are finite."""
     result = {}
     for part, question_set in questions.items():
-        scores = contrast.score_questions(
-            model, question_set, question_set.encoded(tokenizer), progress
-        )
+        scores = score_many(model, question_set, question_set.encoded(tokenizer), progress)
         logprob = np.array(_finite(scores.mean_logprob))
         result[part] = QuestionScores(scores.exact_match, scores.contrast, logprob)
     return result
+
+
+def score_many(
+    model: nn.Module, questions: Questions, rows: Sequences, progress: Progress = SILENT
+) -> QuestionScores:
+    """As ``score_questions``; very many questions are scored relation by relation.
+
+    Rows are compared with the answers of their own relation alone, and a table of all rows and
+    all answers grows with the square of the questions.
+    """
+    if len(rows) * len(set(questions.answers)) <= MAX_TABLE:
+        return contrast.score_questions(model, questions, rows, progress)
+    by_relation: dict[str, list[int]] = {}
+    for row, index in enumerate(questions.item_index):
+        by_relation.setdefault(questions.items[index].relation, []).append(row)
+    exact_match, contrasts, mean_logprob = np.zeros((3, len(rows)))
+    for chosen in by_relation.values():
+        mask = np.zeros(len(rows), dtype=bool)
+        mask[chosen] = True
+        part = contrast.score_questions(model, questions.select(mask), rows[chosen], progress)
+        exact_match[chosen], contrasts[chosen] = part.exact_match, part.contrast
+        mean_logprob[chosen] = part.mean_logprob
+    return QuestionScores(exact_match, contrasts, mean_logprob)
 
 
 def score_tables(
@@ -76,13 +99,16 @@ def truth_ratios(
 
 
 def utility_of_text(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, progress: Progress
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, progress: Progress, bos: bool = False
 ) -> GeneralText | None:
     """Mean log-probability a token of general text, or None where it is meaningless.
 
+    With ``bos`` every text begins with the beginning-of-sequence token, as the prompts do.
+
     It is meaningless for a closed vocabulary, where the tokenizer does not know most words.
     """
-    rows = encode(tokenizer, general_text())
+    start = str(tokenizer.bos_token) if bos else ""
+    rows = encode(tokenizer, [start + text for text in general_text()])
     unknown = tokenizer.unk_token_id
     tokens = [token for row in rows.ids for token in row]
     n_unknown = sum(token == unknown for token in tokens)
@@ -105,8 +131,12 @@ def free_text(
 
 
 def distinct_share(texts: Sequence[str]) -> float:
-    """Mean share of distinct words in each text; near 0 for "and and and"."""
-    shares = [len(set(text.split())) / len(text.split()) for text in texts if text.split()]
+    """Mean share of distinct words in each text; near 0 for "and and and".
+
+    Characters count as words in scripts without spaces.
+    """
+    words = [split_words(text) for text in texts]
+    shares = [len(set(each)) / len(each) for each in words if each]
     return float(np.mean(shares)) if shares else 0.0
 
 

@@ -54,9 +54,11 @@ class RoleBaseline:
         mean_logprob: (forget row,) mean log-probability per answer token, in nats; text only.
         truth_ratio: (forget item,) truth ratio; text only.
         utility: None for references.
+        said: (asked forget row,) what the model said; empty where it was not asked to speak.
     """
 
     tables: dict[str, dict[Part, ScoreTable]]
     mean_logprob: tuple[float, ...] = ()
     truth_ratio: tuple[float, ...] = ()
     utility: Utility | None = None
+    said: tuple[str, ...] = ()

@@ -13,10 +13,13 @@ from pydantic import (
 )
 
 from audits.core.registry import AXES, ProfileName, axes_of_profile
+from capture.data.asking import ChatMode
+from capture.scoring.scorers import ScorerName
 from erasure.weights.quantization import Scheme
 from evidence.errors import InputError, quoted
 from evidence.machine.devices import choose_device
 from evidence.seeds import MAX_SEED
+from evidence.typed_json import Json
 
 
 def _known_axis(name: str) -> str:
@@ -152,6 +155,12 @@ class AuditConfig(_Frozen):
     device: str = Field(default="auto", strict=True)
     min_entities: int = Field(default=8, ge=4)
     """Minimum number of forgotten entities that the original must know."""
+    chat: ChatMode = "auto"
+    """Whether questions are asked in the tokenizer's chat template."""
+    system: str = Field(default="", max_length=10_000)
+    """System prompt of the chat; the template's own where empty."""
+    scorer: ScorerName = "auto"
+    """How an answer is scored; chosen by the items where it is "auto"."""
     rule: Rule = Rule()
 
     @model_validator(mode="before")
@@ -172,6 +181,15 @@ class AuditConfig(_Frozen):
         if len(set(axes)) < len(axes):
             raise ValueError("an axis is named twice")
         return axes
+
+    def stated(self) -> dict[str, Json]:
+        """The settings as ``audit.json`` has them; those added later only where they were set."""
+        later = {"chat", "system", "scorer"} - {
+            name
+            for name, field in AuditConfig.model_fields.items()
+            if getattr(self, name) != field.default
+        }
+        return self.model_dump(mode="json", exclude=later)
 
     @property
     def ordered_axes(self) -> tuple[str, ...]:

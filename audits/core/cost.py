@@ -61,6 +61,7 @@ class PlanInputs:
         size: Depth and width of the network.
         amounts: Every part with all the prompts of the profile, if the original knows every item.
         main_prompts: The same with the main prompt alone.
+        spoken: Units that one model reads and says in free answers.
         n_references: Number of models retrained without the forget set.
     """
 
@@ -71,6 +72,7 @@ class PlanInputs:
     amounts: Mapping[Part, Amount]
     main_prompts: Mapping[Part, Amount]
     n_references: int
+    spoken: int = 0
 
     @property
     def n_models(self) -> int:

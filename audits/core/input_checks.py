@@ -5,18 +5,20 @@ the same inputs. Checks that need a forward pass are in ``audits.core.item_sets.
 by ``exhume validate --original`` and by the audit.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from audits.core.config import AuditConfig
 from audits.core.item_sets import (
     check_never_taught,
-    invent_never_taught,
+    make_never_taught,
     min_entities_of,
     within_budget,
+    without_constant_relations,
 )
 from audits.core.preflight import check_embedding_rows
+from capture.checkpoints.causal import check_causal
 from capture.checkpoints.open import Checkpoint
 from capture.data.image_files import is_image_source
 from capture.data.images import is_image_classifier
@@ -30,8 +32,13 @@ from capture.scoring.set_validation import ValidationReport, validate_items
 from evidence.errors import InputError
 
 
-def text_items(source: Path | str | ItemSet, role: str) -> ItemSet:
+def text_items(
+    source: Path | str | ItemSet, role: str, columns: Mapping[str, str] | None = None
+) -> ItemSet:
     """Read items from a file, or pass them through.
+
+    Args:
+        columns: Field of an item to column of the file; by default the format is recognized.
 
     Raises:
         InputError: images, no items, or an unreadable file.
@@ -46,7 +53,7 @@ def text_items(source: Path | str | ItemSet, role: str) -> ItemSet:
             expected="JSONL, CSV or Parquet",
             fix="exhume audit takes images of classes; other commands do not yet",
         )
-    return read_items(source, name=role)
+    return read_items(source, name=role, columns=columns)
 
 
 def check_sets(
@@ -65,8 +72,7 @@ def check_sets(
     def check_names() -> None:
         if never_taught is not None:
             check_never_taught(never_taught, forget, retain)
-        else:
-            invent_never_taught(forget, within_budget(retain, config), config)
+        make_never_taught(forget, within_budget(retain, config), never_taught, config)
 
     return _with(
         report,
@@ -96,12 +102,13 @@ def check_with_original(
             got=f"{forget.name} and {retain.name}",
             fix="Pass images to --forget and --retain",
         )
+    check_causal(original)
     network_size(original)
     if original.tokenizer is None:
         raise InputError(
             f"{original.name} has no tokenizer",
             expected="tokenizer.json and tokenizer_config.json in its folder",
-            fix="Put its tokenizer beside it, or pass one with tokenizer=",
+            fix="Put its tokenizer beside it, or pass one with tokenizer= in Python",
         )
     check_embedding_rows(original)
     report = validate_items(forget, retain, original.tokenizer)
@@ -137,7 +144,8 @@ def _with(report: ValidationReport, *checks: Callable[[], None]) -> ValidationRe
 
 
 def _check_alternatives(forget: ItemSet) -> None:
-    alternatives_of(forget)
+    kept, _ = without_constant_relations(forget)
+    alternatives_of(kept if len(kept) else forget)
 
 
 def _check_lengths(original: Checkpoint, name: str, items: ItemSet, config: AuditConfig) -> None:

@@ -1,14 +1,15 @@
 """Open and check all inputs of a text audit, cheapest checks first."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from audits.core.config import AuditConfig
 from audits.core.input_checks import check_sets, check_with_original, text_items, with_tokenizer
-from audits.core.preflight import check_embedding_rows, check_same_tokenizer
-from capture.checkpoints.open import Checkpoint, open_checkpoint
+from audits.core.preflight import check_embedding_rows, with_shared_tokenizer
+from capture.checkpoints.causal import check_causal
+from capture.checkpoints.open import Checkpoint, check_base, open_checkpoint
 from capture.data.images import ImageSet
 from capture.data.items import ItemSet
 from evidence.errors import check_list
@@ -77,6 +78,8 @@ def open_inputs(
     tokenizer: Any,
     config: AuditConfig,
     progress: Progress,
+    columns: Mapping[str, str] | None = None,
+    base: Any = None,
 ) -> Inputs:
     """Read the items, open the models, and check that they belong together.
 
@@ -84,20 +87,28 @@ def open_inputs(
         InputError: inputs that cannot be audited; no model has been run.
     """
     sources = named_roles(unlearned, references)
-    forget_items, retain_items = (text_items(forget, "forget"), text_items(retain, "retain"))
-    never = None if never_taught is None else text_items(never_taught, "never_taught")
+    forget_items = text_items(forget, "forget", columns)
+    retain_items = text_items(retain, "retain", columns)
+    never = None if never_taught is None else text_items(never_taught, "never_taught", columns)
     check_sets(forget_items, retain_items, never, config).check()
-    first = open_checkpoint(original, name="original", tokenizer=tokenizer, progress=progress)
+    check_base(base, (original, *(source for _, source in sources)))
+    first = open_checkpoint(
+        original, name="original", tokenizer=tokenizer, base=base, progress=progress
+    )
     report = check_with_original(first, forget_items, retain_items, never, config)
     report.check()
     warnings = list(report.warnings)
     opened = []
     for role, source in sources:
-        checkpoint = open_checkpoint(source, name=role, tokenizer=tokenizer, progress=progress)
+        checkpoint = open_checkpoint(
+            source, name=role, tokenizer=tokenizer, base=base, progress=progress
+        )
+        check_causal(checkpoint)
         if checkpoint.tokenizer is None and isinstance(source, str | Path):
             warnings.append(f"{role} has no tokenizer: it is asked with the original's")
         checkpoint = with_tokenizer(checkpoint, first)
-        check_same_tokenizer(first, checkpoint)
+        checkpoint, note = with_shared_tokenizer(first, checkpoint)
+        warnings += [note] if note else []
         check_embedding_rows(checkpoint)
         opened.append(checkpoint)
     return Inputs(

@@ -1,6 +1,6 @@
 """Checks before any axis: compatible tokenizers, and the candidate's utility."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -61,25 +61,67 @@ def check_embedding_rows(model: Checkpoint) -> None:
     )
 
 
-def check_same_tokenizer(original: Checkpoint, other: Checkpoint) -> None:
-    """Check that both models tokenize text equally.
+def with_shared_tokenizer(original: Checkpoint, other: Checkpoint) -> tuple[Checkpoint, str]:
+    """The checkpoint as it is asked beside the original, and a note; "" if nothing differs.
+
+    Both are asked with the original's tokenizer if they split text equally. The other may add
+    special tokens to its vocabulary, whose rows are then left out, or around a text.
 
     Raises:
-        InputError: the vocabularies differ, or a test text is split differently.
+        InputError: the vocabularies differ otherwise, or a test text is split differently.
     """
     a, b = original.tokenizer, other.tokenizer
     text = "The capital city of France is Paris; 1,234 naïve cafés — done?\n\tend"
     with library_errors(f"the tokenizer of {other.name} cannot read every text"):
-        ids = [tokenizer(text, verbose=False)["input_ids"] for tokenizer in (a, b)]
-    if a.get_vocab() == b.get_vocab() and ids[0] == ids[1]:
-        return
+        whole = [tokenizer(text, verbose=False)["input_ids"] for tokenizer in (a, b)]
+        inner = [
+            tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+            for tokenizer in (a, b)
+        ]
+    known, vocabulary = a.get_vocab(), b.get_vocab()
+    if known == vocabulary and whole[0] == whole[1]:
+        return other, ""
+    more = {token: row for token, row in vocabulary.items() if token not in known}
+    same_rows = all(vocabulary.get(token) == row for token, row in known.items())
+    added = {
+        str(token) for token in getattr(b, "added_tokens_decoder", {}).values() if token.special
+    }
+    if same_rows and inner[0] == inner[1] and set(more) <= added:
+        asked = replace(other, tokenizer=a)
+        if more:
+            asked = replace(asked, vocabulary=_embedding_rows(original))
+            what = f"adds special tokens to the vocabulary ({len(more)}, such as {min(more)!r})"
+        else:
+            what = "adds other special tokens around a text"
+        return asked, f"the tokenizer of {other.name} {what}: it is asked with the original's"
+    if more and same_rows:
+        got = f"{len(more)} tokens more, such as {min(more)!r}, which a text can contain"
+    elif known != vocabulary:
+        token = min(set(known.items()) ^ set(vocabulary.items()))[0]
+        got = f"{len(b)} tokens, of which {token!r} is not at the same number"
+    else:
+        got = "the same tokens, with another way to split text into them"
     raise InputError(
         f"{other.name} and {original.name} have different tokenizers",
         expected=f"the same {len(a)} tokens",
-        got=f"{len(b)} tokens",
+        got=got,
         fix="Audit checkpoints of one base model; if only the tokenizer file is "
         "wrong, replace it with the original's",
     )
+
+
+def check_same_tokenizer(original: Checkpoint, other: Checkpoint) -> None:
+    """Check that both models can be asked with the original's tokenizer.
+
+    Raises:
+        InputError: as ``with_shared_tokenizer``.
+    """
+    with_shared_tokenizer(original, other)
+
+
+def _embedding_rows(model: Checkpoint) -> int | None:
+    rows = model.config.get("vocab_size")
+    return rows if isinstance(rows, int) else None
 
 
 def compare_utility(original: Utility, candidate: Utility, rule: Rule) -> Damage:

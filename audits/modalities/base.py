@@ -17,6 +17,7 @@ from audits.modalities.vocabulary import Vocabulary
 from audits.output.workspace import StageRunner
 from capture.checkpoints.weight_change import ComponentChange
 from evidence.progress import Progress
+from evidence.typed_json import Json
 
 Sets = TypeVar("Sets")
 
@@ -33,6 +34,9 @@ class Sources:
         references: Models retrained without the forget set.
         never_taught: What no model saw, or None to invent it.
         tokenizer: For live models, which rarely have one attached.
+        columns: Field of an item to column of the files, for files in no known format.
+        base: The model that adapters among the models were trained on, in place of the ones they
+            name.
     """
 
     original: Any
@@ -42,6 +46,8 @@ class Sources:
     references: Sequence[Any] = ()
     never_taught: Any = None
     tokenizer: Any = None
+    columns: Mapping[str, str] | None = None
+    base: Any = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,9 @@ class Modality(Generic[Sets]):
         work: Floating-point operations of a forward pass over one unit, from the inputs
             and the number of parameters.
         unit: Plural noun of the unit.
+        spoken: Upper bound of the units that one model says, where it is asked to speak.
+        floor: Name of the floor where there are no references.
+        asking: How items were asked and answers scored, for ``audit.json``; empty by default.
         calibrated: Whether the probabilities of the verdict were calibrated on such
             models.
     """
@@ -85,4 +94,9 @@ class Modality(Generic[Sets]):
     edit_shape: Callable[[RunOf[Any], Sets, Sequence[str]], tuple[ComponentChange, ...]] | None = (
         None
     )
+    spoken: Callable[[InputsOf[Any], AuditConfig, Mapping[Part, Amount]], int] = (
+        lambda inputs, config, amounts: 0
+    )
+    floor: Callable[[Sets], str] = lambda sets: "never_taught"
+    asking: Callable[[RunOf[Any], Sets], dict[str, Json]] = lambda run, sets: {}
     calibrated: bool = False

@@ -22,7 +22,7 @@ from audits.modalities.image_sets import (
 )
 from audits.modalities.planting import Planted, plant
 from audits.modalities.vocabulary import CLASS
-from capture.checkpoints.open import Checkpoint, open_checkpoint
+from capture.checkpoints.open import Checkpoint, check_base, open_checkpoint
 from capture.data.image_files import is_image_source, read_images
 from capture.data.images import ImagePreprocessor, ImageSet, is_image_classifier
 from capture.network.network_size import network_size
@@ -52,9 +52,12 @@ def open_images(sources: Sources, config: AuditConfig, progress: Progress) -> Im
     """
     never_taught = sources.never_taught
     others = named_roles(sources.unlearned, sources.references)
-    first = open_checkpoint(sources.original, name="original", progress=progress)
+    base = sources.base
+    check_base(base, (sources.original, *(source for _, source in others)))
+    first = open_checkpoint(sources.original, name="original", base=base, progress=progress)
     _check_classifier(first)
     network_size(first)
+    _check_one_stage(first)
     preprocessor = ImagePreprocessor.from_config(first.config, first.path)
     forget_images = read_images(sources.forget, preprocessor, "forget")
     retain_images = read_images(sources.retain, preprocessor, "retain")
@@ -69,7 +72,7 @@ def open_images(sources: Sources, config: AuditConfig, progress: Progress) -> Im
     _check_sets(forget_images, retain_images, never)
     opened = []
     for role, source in others:
-        checkpoint = open_checkpoint(source, name=role, progress=progress)
+        checkpoint = open_checkpoint(source, name=role, base=base, progress=progress)
         _check_classifier(checkpoint)
         _check_same(first, preprocessor, checkpoint)
         opened.append(checkpoint)
@@ -88,6 +91,18 @@ def _check_classifier(model: Checkpoint) -> None:
         got=str(kinds[0]),
         fix="Pass text items (JSONL) for a language model",
     )
+
+
+def _check_one_stage(model: Checkpoint) -> None:
+    """Refuse transformers of several stages: an audit compares states of one width."""
+    if isinstance(model.config.get("num_heads"), list) and len(model.config["num_heads"]) > 1:
+        kinds = model.config.get("architectures") or [model.config.get("model_type")]
+        raise InputError(
+            f"{kinds[0]} is not audited: its stages change the width of the states",
+            expected="a transformer of one width, such as a ViT, or a convolutional network",
+            got=f"{len(model.config['num_heads'])} stages",
+            fix="exhume.find_image_sites still finds its blocks",
+        )
 
 
 def _check_same(first: Checkpoint, preprocessor: ImagePreprocessor, other: Checkpoint) -> None:

@@ -6,6 +6,7 @@ not evidence.
 """
 
 import hashlib
+from bisect import bisect_left, insort
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -74,13 +75,22 @@ def wrong_answers(items: list[Item], rng: np.random.Generator) -> list[str]:
 
     The caller makes sure that every item has one.
     """
-    answers_of: dict[str, list[str]] = {}
+    answers_of: dict[str, set[str]] = {}
+    spellings: dict[tuple[str, str], set[str]] = {}
     for item in items:
-        answers_of.setdefault(item.relation, []).append(item.answer)
+        answers_of.setdefault(item.relation, set()).add(item.answer)
+        key = item.relation, normalize_text(item.answer)
+        spellings.setdefault(key, set()).add(item.answer)
+    # Sorted once: the pools of thousands of items differ by a few answers.
+    pools = {relation: sorted(answers) for relation, answers in answers_of.items()}
     chosen = []
     for item in items:
-        pool = [*answers_of[item.relation], *item.alternatives]
-        others = sorted({a for a in pool if normalize_text(a) != normalize_text(item.answer)})
+        right, others = normalize_text(item.answer), pools[item.relation].copy()
+        for answer in spellings[item.relation, right]:
+            del others[bisect_left(others, answer)]
+        for answer in {*item.alternatives} - answers_of[item.relation]:
+            if normalize_text(answer) != right:
+                insort(others, answer)
         chosen.append(others[rng.integers(len(others))])
     return chosen
 

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 from torch import nn
 
-from audits.core import item_sets
+from audits.asking.elicitation import Elicited, elicit
+from audits.asking.selection import select_sets
 from audits.core.answers import (
     free_text,
     score_question_sets,
@@ -20,25 +21,27 @@ from audits.core.inputs import Inputs, open_inputs
 from audits.core.item_sets import TextSets
 from audits.core.preflight import effective_rank
 from audits.core.roles import Role
-from audits.core.scores import Part
-from audits.modalities.amounts import text_amounts, text_work
+from audits.core.scores import Part, ScoreTable
+from audits.modalities.amounts import text_amounts, text_spoken, text_work
 from audits.modalities.base import Modality, Sources
 from audits.modalities.edit_shape import edit_shape
 from audits.modalities.planting import MORE_STEPS, Planted, plant, wrong_answers
 from audits.modalities.vocabulary import FACTS
 from audits.output.workspace import StageRunner
 from capture.activations.capture import capture_activations
+from capture.data.asking import ask
 from capture.data.image_files import is_image_source
 from capture.data.items import Item
-from capture.data.questions import build_questions
 from capture.data.tokenization import encode, encode_items
 from capture.network.sites import find_sites
 from capture.scoring.answers import score_answers
+from capture.scoring.scorers import SCORERS, Metric, SaidScores, given, score_said
 from capture.scoring.set_validation import swapped_files_error
 from erasure.unlearning.config import UnlearnConfig
 from erasure.unlearning.run import unlearn_
 from evidence.progress import Progress
 from evidence.seeds import numpy_rng
+from evidence.typed_json import Json
 
 
 def open_sources(sources: Sources, config: AuditConfig, progress: Progress) -> Inputs:
@@ -51,8 +54,10 @@ def open_sources(sources: Sources, config: AuditConfig, progress: Progress) -> I
         references=sources.references,
         never_taught=sources.never_taught,
         tokenizer=sources.tokenizer,
+        columns=sources.columns,
         config=config,
         progress=progress,
+        base=sources.base,
     )
 
 
@@ -62,26 +67,23 @@ def select(run: Run, stages: StageRunner) -> TextSets:
     Raises:
         InputError: the original knows too little of either set.
     """
-    answered = stages.typed("original", dict[Part, tuple[int, ...]], lambda: _answered(run))
-    inputs, config = run.inputs, run.config
-    forget = item_sets.select_known_items("forget", inputs.forget, answered[Part.FORGET], config)
-    retain = item_sets.select_known_items("retain", inputs.retain, answered[Part.RETAIN], config)
-    retain = item_sets.within_budget(retain, config)
-    never_taught = inputs.never_taught
-    if never_taught is None:
-        never_taught = item_sets.invent_never_taught(forget, retain, config)
-    return TextSets(forget, retain, never_taught)
+    elicited = stages.typed("original", Elicited, lambda: _elicited(run))
+    inputs = run.inputs
+    return select_sets(elicited, inputs.forget, inputs.retain, inputs.never_taught, run.config)
 
 
-def _answered(run: Run) -> dict[Part, tuple[int, ...]]:
-    """(item,) 1 where the original answers the main prompt, for every given item."""
-    questions = {
-        Part.FORGET: build_questions(run.inputs.forget, 1),
-        Part.RETAIN: build_questions(run.inputs.retain, 1),
-    }
+def _elicited(run: Run) -> Elicited:
+    inputs = run.inputs
     with run.loaded.reading(run.models[Role.ORIGINAL], run.device) as model:
-        scores = score_question_sets(model, run.tokenizer, questions, run.progress)
-    return {part: _hits(by_row.exact_match) for part, by_row in scores.items()}
+        return elicit(
+            model,
+            run.tokenizer,
+            inputs.forget,
+            inputs.retain,
+            inputs.never_taught,
+            run.config,
+            run.progress,
+        )
 
 
 def _hits(exact_match: np.ndarray) -> tuple[int, ...]:
@@ -94,31 +96,65 @@ def score_baseline(run: Run, role: Role, sets: TextSets) -> RoleBaseline:
     questions = {part: sets.questions(part, n_prompts) for part in (Part.FORGET, Part.NEVER_TAUGHT)}
     with run.loaded.reading(run.models[role], run.device) as model:
         scores = score_question_sets(model, run.tokenizer, questions, run.progress)
+        said = {
+            part: score_said(
+                model,
+                run.tokenizer,
+                items,
+                SCORERS[sets.scorer],
+                sets.asking,
+                n_prompts,
+                run.progress,
+            )
+            for part, items in sets.asked.items()
+            if part in questions
+        }
         return RoleBaseline(
-            score_tables(questions, scores),
+            score_tables(questions, scores) | _said_tables(said),
             tuple(scores[Part.FORGET].mean_logprob.tolist()),
             tuple(truth_ratios(model, run.tokenizer, sets.forget, run.progress)),
             None if role.is_reference else _utility(run, model, sets),
+            said[Part.FORGET].texts if said else (),
         )
+
+
+def _said_tables(said: Mapping[Part, SaidScores]) -> dict[str, dict[Part, ScoreTable]]:
+    """Metric to part to (row, 1) scores of free answers."""
+    tables: dict[str, dict[Part, ScoreTable]] = {}
+    for part, scores in said.items():
+        for metric, values in scores.by_metric.items():
+            tables.setdefault(metric, {})[part] = ScoreTable(scores.entities, values[:, None])
+    return tables
 
 
 def _utility(run: Run, model: nn.Module, sets: TextSets) -> Utility:
     """Utility of a model away from the forget set."""
     budget, retain = run.config.budget, sets.retain
-    questions = {Part.RETAIN: sets.questions(Part.RETAIN, budget.prompts_per_item)}
-    scores = score_question_sets(model, run.tokenizer, questions, run.progress)
-    prompts = [item.prompt for item in retain][: budget.generate_prompts]
+    asked = ask(run.tokenizer, sets.asked.get(Part.RETAIN, retain), sets.asking)
+    prompts = [item.prompt for item in asked][: budget.generate_prompts]
     names = find_sites(model).of("resid")
     chosen = [names[len(names) // 4], names[len(names) // 2], names[-1]]
     rows = encode(run.tokenizer, [item.prompt for item in retain][:128])
     states = capture_activations(model, rows, chosen, "last", progress=run.progress)
     return Utility(
-        _hits(scores[Part.RETAIN].exact_match),
-        utility_of_text(model, run.tokenizer, run.progress),
+        _retain_hits(run, model, sets),
+        utility_of_text(model, run.tokenizer, run.progress, bos=sets.asking.bos),
         tuple(prompts),
         tuple(free_text(model, run.tokenizer, prompts, run.progress)),
         tuple(SiteRank(name, effective_rank(states.site(name))) for name in chosen),
     )
+
+
+def _retain_hits(run: Run, model: nn.Module, sets: TextSets) -> tuple[int, ...]:
+    """(row,) 1 where a retain item is answered, in the model's own words where it may speak."""
+    if not sets.asked or not SCORERS[sets.retain_scorer].metrics:
+        questions = {Part.RETAIN: sets.questions(Part.RETAIN, run.config.budget.prompts_per_item)}
+        scores = score_question_sets(model, run.tokenizer, questions, run.progress)
+        return _hits(scores[Part.RETAIN].exact_match)
+    items = sets.asked[Part.RETAIN]
+    scorer = SCORERS[sets.retain_scorer]
+    said = score_said(model, run.tokenizer, items, scorer, sets.asking, progress=run.progress)
+    return _hits(given(said.by_metric, scorer))
 
 
 def check_swapped(run: Run, sets: TextSets, baseline: Mapping[Role, RoleBaseline]) -> None:
@@ -129,18 +165,30 @@ def check_swapped(run: Run, sets: TextSets, baseline: Mapping[Role, RoleBaseline
     """
     candidate = baseline[Role.CANDIDATE]
     assert candidate.utility is not None  # only references have none
-    hits = {
+    by_row = {
         Part.FORGET: candidate.tables["exact_match"][Part.FORGET].values[:, 0],
         Part.RETAIN: np.array(candidate.utility.retain),
     }
-    kept = []
-    for part, by_row in hits.items():
-        wordings = sets.questions(part, run.config.budget.prompts_per_item).wording
-        main = by_row[np.array(wordings) == 0]
-        kept.append((len(main), int(main.sum())))
+    n_prompts = run.config.budget.prompts_per_item
+    if not sets.asked:
+        hits = {part: rows[_main_prompts(sets, part, n_prompts)] for part, rows in by_row.items()}
+    else:
+        scorer = SCORERS[sets.scorer]
+        said: dict[Metric, np.ndarray] = {
+            metric: candidate.tables[metric][Part.FORGET].values[:, 0]
+            for metric in scorer.known
+            if metric in candidate.tables
+        }
+        hits = {Part.FORGET: given(said, scorer), Part.RETAIN: by_row[Part.RETAIN]}
+    kept = [(len(rows), int(rows.sum())) for rows in (hits[Part.FORGET], hits[Part.RETAIN])]
     error = swapped_files_error(*kept)
     if error:
         raise error
+
+
+def _main_prompts(sets: TextSets, part: Part, n_prompts: int) -> np.ndarray:
+    """(row,) True for an item's own prompt."""
+    return np.array(sets.questions(part, n_prompts).wording) == 0
 
 
 def plant_suppression(run: Run, sets: TextSets) -> Planted:
@@ -200,6 +248,19 @@ def _counts(inputs: Inputs, sets: TextSets) -> dict[str, int]:
     }
 
 
+def _asking(run: Run, sets: TextSets) -> dict[str, Json]:
+    if not sets.notes:
+        return {}
+    return {
+        "chat": sets.asking.chat,
+        "system": sets.asking.system,
+        "bos": sets.asking.bos,
+        "scorer": sets.scorer,
+        "floor": sets.floor,
+        "notes": list(sets.notes),
+    }
+
+
 MODALITY = Modality(
     name="text",
     vocabulary=FACTS,
@@ -214,5 +275,8 @@ MODALITY = Modality(
     work=text_work,
     unit="tokens",
     edit_shape=edit_shape,
+    spoken=text_spoken,
+    floor=lambda sets: "permuted" if sets.floor == "permuted" else "never_taught",
+    asking=_asking,
     calibrated=True,
 )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 ANSWER_FLOORS = {
     "reference": "a model retrained without the forget set",
     "never_taught": "items about invented entities",
+    "permuted": "forgotten questions with the answers of other entities",
 }
 CLASS_FLOORS = {
     "reference": "a model retrained without the forget set",

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from audits.report.charts import (
+    MAX_POINTS,
     Plot,
     band,
     base_layout,
@@ -57,7 +58,11 @@ def reading_plot(reading: Mapping[str, Any], as_percent: bool) -> Plot | None:
             }
         },
     ]
-    floor = {"reference": "floor (reference)", "never_taught": "floor (never taught)"}
+    floor = {
+        "reference": "floor (reference)",
+        "never_taught": "floor (never taught)",
+        "permuted": "floor (answers of others)",
+    }
     top = max(columns, key=lambda column: column["statistic"])
     keys = [
         ("candidate", "solid", "candidate, 95\u202f% interval"),
@@ -228,7 +233,11 @@ def wording_plot(axis: Mapping[str, Any]) -> Plot | None:
 
 
 def logprob_plot(items: Sequence[Mapping[str, Any]]) -> Plot | None:
-    """Log-probability of the answers before and after unlearning, as two histograms."""
+    """Log-probability of the answers before and after unlearning, as two histograms.
+
+    Of very many items, evenly spaced ones are counted.
+    """
+    items = items[:: max(1, -(-len(items) // MAX_POINTS))]
     pairs = {
         role: numbers([item.get(f"logprob_{role}") for item in items])
         for role in ("original", "unlearned")

@@ -45,6 +45,15 @@ BEHAVIOUR = {
 FLOORS = {
     "reference": "models retrained without the forget set",
     "never_taught": "never-taught items: the same questions about invented entities",
+    "permuted": "the same questions with the answers of other entities",
+}
+SCORES = {
+    "exact": "exact match",
+    "contains": "whether the answer is said",
+    "rouge_l": "key words, ROUGE-L and probability of sentences",
+    "options": "the chosen option",
+    "passage": "ROUGE-L of the continuation",
+    "truth_ratio": "truth ratio",
 }
 CLASS_VERDICTS = {
     "not_unlearned": "The candidate still predicts the class it should have forgotten.",
@@ -66,7 +75,8 @@ TERMS = (
     (
         "floor",
         "What a test gives where nothing was ever known: a model retrained without "
-        "the facts (reference), or questions about invented entities (never-taught).",
+        "the facts (reference), questions about invented entities (never-taught), or "
+        "questions with the answers of other entities (permuted).",
     ),
     (
         "residual",

@@ -28,6 +28,7 @@ from audits.report.glossary import (
     CLASS_VERDICTS,
     FLOORS,
     IMAGE_FLOORS,
+    SCORES,
     STATUSES,
     TERMS,
     VERDICTS,
@@ -78,7 +79,14 @@ def render(document: Mapping[str, Any]) -> str:
     margin = rule.get("margin") or 0.0
     images = document["modality"] == "images"
     axes = [
-        _axis(axis, number, document["verdict"]["adjusted_p"], margin, number_plot, images)
+        _axis(
+            _with_floor_names(axis, document["preflight"].get("asking")),
+            number,
+            document["verdict"]["adjusted_p"],
+            margin,
+            number_plot,
+            images,
+        )
         for number, axis in enumerate(document["axes"], 1)
     ]
     return template("report.html.j2").render(
@@ -149,6 +157,8 @@ def _facts(document: Mapping[str, Any]) -> list[tuple[str, str]]:
     images = document["modality"] == "images"
     floors = IMAGE_FLOORS if images else FLOORS
     facts = [("Where", where), ("Floor", floors[verdict["floor"]])]
+    if not images:
+        facts.append(("Asked", asked_in_words(document["preflight"].get("asking"))))
     if behaviour["forget_original"] is not None:
         before, after, floor = (
             write.percent(behaviour[f"forget_{name}"])
@@ -174,6 +184,33 @@ def _facts(document: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Images of the class" if images else "Forgotten entities", count),
         ("Profile", f"{config['profile']}, seed {config['seed']}"),
     ]
+
+
+def _with_floor_names(
+    axis: Mapping[str, Any], asking: Mapping[str, Any] | None
+) -> Mapping[str, Any]:
+    """The axis, with the floor of other entities' answers called by its name."""
+    if asking is None or asking["floor"] != "permuted":
+        return axis
+    renamed = [
+        {
+            **reading,
+            "name": reading["name"].replace("never-taught items", "answers of others"),
+            "floor_kind": "permuted" if reading["floor_kind"] == "never_taught" else "reference",
+        }
+        for reading in axis["readings"]
+    ]
+    return {**axis, "readings": renamed}
+
+
+def asked_in_words(asking: Mapping[str, Any] | None) -> str:
+    """How items were asked and answers scored, in a phrase."""
+    if asking is None:
+        return "as plain text, scored by exact match"
+    way = "in the chat template" if asking["chat"] else "as plain text"
+    if asking["bos"]:
+        way += " after the beginning-of-sequence token"
+    return f"{way}, scored by {SCORES[asking['scorer']]}"
 
 
 def _axis(
@@ -276,7 +313,8 @@ def _items(saved: Any) -> list[Mapping[str, Any]]:
         | {
             "before": write.plain(row.get("logprob_original"), 1),
             "after": write.plain(row.get("logprob_unlearned"), 1),
-            "given": bool(row.get("exact_match")),
+            "given": bool(row.get("given", row.get("exact_match"))),
+            "said": row.get("said"),
         }
         for row in rows
         if isinstance(row, dict)

@@ -1,7 +1,7 @@
 """``exhume audit`` in Python: one call from two checkpoints to a verdict."""
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -149,6 +149,11 @@ def audit(
     reference: Sequence[Any] = (),
     never_taught: Any = None,
     tokenizer: Any = None,
+    columns: Mapping[str, str] | None = None,
+    chat: str = "auto",
+    system: str = "",
+    scorer: str = "auto",
+    base: Any = None,
     profile: str = "quick",
     axes: Sequence[str] = (),
     seed: int = 0,
@@ -171,6 +176,15 @@ def audit(
         never_taught: Items about entities, or images of classes, that no model saw; invented by
             default.
         tokenizer: For live models, which rarely have one attached.
+        columns: Field of an item to column of the files, such as {"prompt": "text"}; by default
+            the format is recognized.
+        chat: Whether questions are asked in the tokenizer's chat template: "auto" (for chat
+            models), "on" or "off".
+        system: System prompt of the chat; the template's own by default.
+        scorer: What counts as giving an answer: "exact", "contains", "rouge_l", "options",
+            "passage", "truth_ratio", or "auto" to choose by the items.
+        base: The model that adapters among the models were trained on, in place of the one
+            that they name.
         profile: "quick", "standard" or "full".
         axes: Axes to run; those of the profile by default.
         seed: Seed of every random choice.
@@ -191,8 +205,18 @@ def audit(
     """
     from audits.report.page import render
 
-    sources = Sources(original, unlearned, forget, retain, reference, never_taught, tokenizer)
-    settings = {"profile": profile, "axes": axes, "seed": seed, "device": device}
+    sources = Sources(
+        original, unlearned, forget, retain, reference, never_taught, tokenizer, columns, base
+    )
+    settings = {
+        "profile": profile,
+        "axes": axes,
+        "seed": seed,
+        "device": device,
+        "chat": chat,
+        "system": system,
+        "scorer": scorer,
+    }
     root = as_path(out, "the output folder")
     check_output_folder(root)
     with run_lock(root):

@@ -18,15 +18,16 @@ PLANTING_RETAIN = 3
 
 def plan_inputs(modality: Modality[Any], inputs: InputsOf[Any], config: AuditConfig) -> PlanInputs:
     """What costs are estimated from; no model is run."""
-    n_prompts = config.budget.prompts_per_item
+    amounts = modality.amounts(inputs, config, config.budget.prompts_per_item)
     return PlanInputs(
         modality.name,
         config,
         inputs,
         network_size(inputs.original),
-        modality.amounts(inputs, config, n_prompts),
+        amounts,
         modality.amounts(inputs, config, 1),
         len(inputs.references),
+        modality.spoken(inputs, config, amounts),
     )
 
 
@@ -41,7 +42,7 @@ def total_cost(plan: PlanInputs) -> Cost:
     """Baseline, planting and every axis that runs."""
     inside = looks_inside(plan)
     n_scored = plan.n_models if inside else plan.n_models - 1
-    cost = Cost(forward=n_scored * plan.units(*PARTS))
+    cost = Cost(forward=n_scored * (plan.units(*PARTS) + plan.spoken))
     if not inside:
         return cost
     budget = plan.config.budget

@@ -88,8 +88,7 @@ def build_document(opened: OpenAudit, findings: Findings, verdict: Verdict) -> d
             "forget_floor": main.floor if main else None,
             "utility": findings.damage.shares,
         },
-        "config": run.config.model_dump(mode="json")
-        | {"budget": run.config.budget.model_dump(mode="json")},
+        "config": run.config.stated() | {"budget": run.config.budget.model_dump(mode="json")},
         "manifest": {
             "models": [
                 {

@@ -1,16 +1,20 @@
 """``exhume validate`` in Python: two item files, and how much a model knows of them."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from audits.asking.elicitation import elicit
+from audits.asking.selection import select_sets
 from audits.core.config import make_config
 from audits.core.input_checks import check_sets, check_with_original, text_items
-from audits.core.item_sets import invent_never_taught, select_known_items, within_budget
-from capture.checkpoints.open import open_checkpoint
+from audits.core.item_sets import within_budget
+from audits.core.scores import Part
+from capture.checkpoints.open import check_base, open_checkpoint
 from capture.data.items import ItemSet
-from capture.data.questions import build_questions
-from capture.scoring.answers import score_answers
 from capture.scoring.choices import alternatives_of
 from capture.scoring.set_validation import PairScores, ValidationReport, validate_items
 from evidence.errors import InputError
@@ -24,7 +28,12 @@ def check_items(
     *,
     never_taught: Path | str | ItemSet | None = None,
     tokenizer: Any = None,
+    base: Any = None,
     profile: str = "quick",
+    columns: Mapping[str, str] | None = None,
+    chat: str = "auto",
+    system: str = "",
+    scorer: str = "auto",
     progress: Progress = SILENT,
 ) -> ValidationReport:
     """Read both files and check them as an audit would.
@@ -35,7 +44,9 @@ def check_items(
         original: A model to score on the items.
         never_taught: Items that no model was taught; invented by default.
         tokenizer: For a live original, which rarely has one attached.
+        base: If the original is an adapter: the model it was trained on.
         profile: Profile of the intended audit: "quick", "standard" or "full".
+        columns: As in ``audits.run.api.audit``, and so are the others.
 
     Raises:
         InputError: a file or the model cannot be read.
@@ -49,32 +60,39 @@ def check_items(
         0  forget     60        20     60
         1  retain    228        76    228
     """
-    config = make_config({"profile": profile})
-    forget_items, retain_items = (text_items(forget, "forget"), text_items(retain, "retain"))
-    never = None if never_taught is None else text_items(never_taught, "never_taught")
+    config = make_config({"profile": profile, "chat": chat, "system": system, "scorer": scorer})
+    check_base(base, () if original is None else (original,))
+    forget_items = text_items(forget, "forget", columns)
+    retain_items = text_items(retain, "retain", columns)
+    never = None if never_taught is None else text_items(never_taught, "never_taught", columns)
     report = check_sets(forget_items, retain_items, never, config)
     if original is None or not report.ok:
         return report
-    checkpoint = open_checkpoint(original, name="original", tokenizer=tokenizer, progress=progress)
+    checkpoint = open_checkpoint(
+        original, name="original", tokenizer=tokenizer, base=base, progress=progress
+    )
     report = check_with_original(checkpoint, forget_items, retain_items, never, config)
     if not report.ok:
         return report
-    model = checkpoint.load()
-    scores = [
-        score_answers(
-            model, build_questions(items, 1).encoded(checkpoint.tokenizer), progress=progress
-        )
-        for items in (forget_items, retain_items)
-    ]
-    report = validate_items(forget_items, retain_items, checkpoint.tokenizer, PairScores(*scores))
+    elicited = elicit(
+        checkpoint.load(), checkpoint.tokenizer, forget_items, retain_items, never, config, progress
+    )
+    known = {part: np.array(elicited.known[part]) > 0 for part in (Part.FORGET, Part.RETAIN)}
+    asked = retain_items
+    if elicited.tried[-1].retain_asked < len(retain_items):
+        # Those beyond the budget were not asked, which does not mean that they are not known.
+        asked = within_budget(retain_items, config)
+        kept = {item.id for item in asked}
+        known[Part.RETAIN] = known[Part.RETAIN][[item.id in kept for item in retain_items]]
+    report = validate_items(
+        forget_items,
+        asked,
+        checkpoint.tokenizer,
+        PairScores(known[Part.FORGET], known[Part.RETAIN]),
+    )
     try:
-        known_forget = select_known_items("forget", forget_items, scores[0].greedy, config)
-        known_retain = within_budget(
-            select_known_items("retain", retain_items, scores[1].greedy, config), config
-        )
-        alternatives_of(known_forget)
-        if never is None:
-            invent_never_taught(known_forget, known_retain, config)
+        sets = select_sets(elicited, forget_items, retain_items, never, config)
+        alternatives_of(sets.forget)
     except InputError as error:
         report = replace(report, errors=(*report.errors, error))
     return report

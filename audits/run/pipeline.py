@@ -39,7 +39,7 @@ class Findings:
         axes: Results by name.
         damage: Utility of the candidate.
         identical: Whether both models have the same weights.
-        floor: "reference" or "never_taught".
+        floor: "reference", "never_taught" or "permuted".
         preflight: JSON-ready block of the same name.
         cost: Seconds and peak memory by stage.
     """
@@ -142,7 +142,7 @@ def collect(opened: OpenAudit) -> Findings:
         stages.with_cost(results),
         damage,
         run.identical,
-        "reference" if run.inputs.references else "never_taught",
+        "reference" if run.inputs.references else modality.floor(sets),
         _preflight(opened, sets, difference, components, baseline, damage, warnings),
         stages.cost,
     )
@@ -211,6 +211,9 @@ def _preflight(
         "utility": {"shares": damage.shares, "damage": list(damage.reasons)},
         "warnings": warnings,
     }
+    asking = opened.modality.asking(run, sets)
+    if asking:
+        block["asking"] = asking
     original, candidate = (baseline[role].utility for role in (Role.ORIGINAL, Role.CANDIDATE))
     if original is not None and candidate is not None and original.prompts:
         block["free_text"] = {

@@ -6,7 +6,7 @@ below it.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,6 +133,11 @@ def plan(
     never_taught: Any = None,
     out: Path | str | None = None,
     tokenizer: Any = None,
+    columns: Mapping[str, str] | None = None,
+    chat: str = "auto",
+    system: str = "",
+    scorer: str = "auto",
+    base: Any = None,
     memory: float | None = None,
     profile: str = "quick",
     axes: Sequence[str] = (),
@@ -150,6 +155,12 @@ def plan(
         never_taught: Items that no model was taught.
         out: Output folder of the audit, to check its free space.
         tokenizer: For live models, which rarely have one attached.
+        columns: Field of an item to column of the files.
+        chat: "auto", "on" or "off".
+        system: System prompt of the chat.
+        scorer: "auto" or the name of a scorer.
+        base: The model that adapters among the models were trained on, in place of the one
+            that they name.
         memory: GiB that may be used; the free memory by default.
         profile: "quick", "standard" or "full".
         axes: Axes to run; those of the profile by default.
@@ -170,8 +181,19 @@ def plan(
             expected=f"GiB, above 0 and at most {MAX_MEMORY_GIB:,}",
             got=quoted(memory),
         )
-    config = make_config({"profile": profile, "axes": axes, "device": device})
-    sources = Sources(original, unlearned, forget, retain, reference, never_taught, tokenizer)
+    config = make_config(
+        {
+            "profile": profile,
+            "axes": axes,
+            "device": device,
+            "chat": chat,
+            "system": system,
+            "scorer": scorer,
+        }
+    )
+    sources = Sources(
+        original, unlearned, forget, retain, reference, never_taught, tokenizer, columns, base
+    )
     modality = modality_of(forget, retain)
     inputs = modality.open_inputs(sources, config, progress)
     planned = plan_inputs(modality, inputs, config)

@@ -228,6 +228,12 @@ def estimate(
         for name, axis in axes.items()
         if name not in (OUTPUT, *INNER_AXES) and axis.status == "retained"
     ]
+    asking = preflight.get("asking")
+    if asking:
+        outside.append(
+            f"score {asking['scorer']}, floor {asking['floor']}: the zoo was scored by exact match "
+            "against invented entities"
+        )
     for name, value in case_facts(axes, preflight).items():
         low, high = calibration.ranges[name]
         slack = SLACK * (high - low if high > low else abs(high))

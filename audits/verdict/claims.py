@@ -6,6 +6,9 @@ from audits.core.config import Rule
 from audits.modalities.vocabulary import FACTS, Vocabulary
 from evidence.results import AxisResult
 
+GUESSED = "None of what was recovered could be guessed from the words of the questions."
+"""Not excluded by a floor of other entities' answers."""
+
 
 def claims(
     verdict: str,
@@ -19,7 +22,7 @@ def claims(
     Args:
         verdict: The verdict.
         axes: The axes that were run.
-        floor: "reference" or "never_taught".
+        floor: "reference", "never_taught" or "permuted".
         vocabulary: Vocabulary for facts or for a class.
     """
     axes_run = ", ".join(axes)
@@ -39,7 +42,11 @@ def claims(
     if verdict == "suppressed":
         return (
             [vocabulary.forgotten, "Knowledge of the forget set is still in the weights."],
-            ["The knowledge was deleted.", "The knowledge cannot be recovered."],
+            [
+                "The knowledge was deleted.",
+                "The knowledge cannot be recovered.",
+                *([GUESSED] if floor == "permuted" else []),
+            ],
             ["An edit after which these recoveries are equivalent to the floor."],
         )
     if verdict == "deleted":

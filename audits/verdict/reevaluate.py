@@ -70,7 +70,7 @@ def rejudge(
             folder was deleted.
     """
     config = AuditConfig.model_validate(
-        {name: document["config"][name] for name in AuditConfig.model_fields}
+        {k: v for k, v in document["config"].items() if k in AuditConfig.model_fields}
     )
     if rule is not None:
         config = config.model_copy(update={"rule": rule})

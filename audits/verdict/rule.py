@@ -19,6 +19,11 @@ VerdictClass = Literal["not_unlearned", "suppressed", "deleted", "damaged", "inc
 
 OUTPUT = "behaviour"
 """The axis that reads the output; all others look inside."""
+PERMUTED_SENTENCE = (
+    "The floor is forgotten questions with the answers of other entities. What a model that never "
+    "knew could guess from a question is not in it, so deletion is not given: add never-taught "
+    "items or a reference."
+)
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class Verdict:
         verdict_class: One of the five classes.
         rule: The rule that applied, in one sentence.
         reasons: The strongest reasons first.
-        floor: "reference" or "never_taught".
+        floor: "reference", "never_taught" or "permuted".
         adjusted_p: Holm-adjusted p-value of each recovery hypothesis.
         where: Layers where the knowledge was found, if any.
         claims_allowed: Supported claims.
@@ -68,7 +73,7 @@ def decide(
     Args:
         damage: Utility of the candidate.
         identical: Whether both models have the same weights.
-        floor: "reference" or "never_taught".
+        floor: "reference", "never_taught" or "permuted".
         modality: Modality of the audit.
     """
     vocabulary: Vocabulary = load_modality(modality).vocabulary
@@ -138,7 +143,8 @@ def decide(
     silent = all(axis.status == "absent" for axis in voting)
     inner = {name: axis for name, axis in axes.items() if name != OUTPUT}
     undecided = [name for name, axis in inner.items() if _far_off(axis, rule)]
-    if absent and not missing and power and silent and not undecided and not trace:
+    permuted = floor == "permuted"
+    if absent and not missing and power and silent and not undecided and not (trace or permuted):
         return verdict(
             "deleted",
             f"Rule 4: every voting axis is equivalent to the floor within "
@@ -149,7 +155,10 @@ def decide(
     return verdict(
         "inconclusive",
         "Rule 5: neither suppression nor deletion is shown.",
-        _binding(axes, forms, [*missing, *undecided], power, absent, trace, rule, vocabulary),
+        [
+            *([PERMUTED_SENTENCE] if permuted and absent else []),
+            *_binding(axes, forms, [*missing, *undecided], power, absent, trace, rule, vocabulary),
+        ],
     )
 
 
@@ -163,7 +172,7 @@ def _hypotheses(
     tests = {}
     for name, axis in axes.items():
         usable = axis.status in ("retained", "absent", "no_power")
-        if not usable or name == OUTPUT:
+        if not usable:
             continue
         for reading in axis.readings:
             if reading.primary and _spec(forms[name], reading).finding:
@@ -255,7 +264,20 @@ def _equivalence_sentence(axis: AxisResult) -> str:
 def _output_trace(axes: Mapping[str, AxisResult], rule: Rule) -> str:
     """A sentence where the contrast at the output reveals answers no longer given."""
     axis = axes.get(OUTPUT)
-    reading = axis.metric("contrast") if axis is not None else None
+    if axis is None:
+        return ""
+    for likely in ("answer_probability", "truth_ratio"):
+        reading = axis.metric(likely)
+        if reading is None:
+            continue
+        low = reading.residual_interval_at_peak[0]
+        if reading.p_value < rule.recovery and low > rule.min_residual:
+            return (
+                f"behaviour: the answers are not given, but {reading.name} is above the floor "
+                f"({reading.statistic:.2f}, floor {reading.floor:.2f}, p {reading.p_value:.4f}). "
+                "That is a residual trace, which blocks deletion."
+            )
+    reading = axis.metric("contrast")
     if reading is None:
         return ""
     figures = f"({reading.statistic:.2f}, floor {reading.floor:.2f}, p "

@@ -7,13 +7,18 @@ import typer
 
 from exhume.cli.options import (
     AxesOption,
+    BaseOption,
+    ChatOption,
+    ColumnsOption,
     DeviceOption,
     FreshOption,
     NeverTaughtOption,
     OutOption,
     ProfileOption,
     ReferenceOption,
+    ScorerOption,
     SeedOption,
+    SystemOption,
     known_names,
     split_names,
 )
@@ -40,6 +45,11 @@ def audit(
     out: OutOption,
     reference: ReferenceOption = None,
     never_taught: NeverTaughtOption = None,
+    columns: ColumnsOption = None,
+    chat: ChatOption = "auto",
+    system: SystemOption = "",
+    scorer: ScorerOption = "auto",
+    base: BaseOption = None,
     profile: ProfileOption = "quick",
     axes: AxesOption = None,
     seed: SeedOption = 0,
@@ -51,6 +61,7 @@ def audit(
 ) -> None:
     """Audit an unlearned checkpoint against its original."""
     from audits.run.api import audit as run_audit
+    from capture.data.formats.columns import parse_columns
     from evidence.progress import Bars
 
     failing = known_names(fail_on, VERDICTS, "--fail-on")
@@ -63,6 +74,11 @@ def audit(
             out,
             reference=reference or (),
             never_taught=never_taught,
+            columns=parse_columns(columns) if columns is not None else None,
+            chat=chat,
+            system=system,
+            scorer=scorer,
+            base=base,
             profile=profile,
             axes=split_names(axes, "--axes"),
             seed=seed,
@@ -82,6 +98,11 @@ def plan(
     retain: Annotated[Path, typer.Option(help="Items that should still be known.")],
     reference: ReferenceOption = None,
     never_taught: NeverTaughtOption = None,
+    columns: ColumnsOption = None,
+    chat: ChatOption = "auto",
+    system: SystemOption = "",
+    scorer: ScorerOption = "auto",
+    base: BaseOption = None,
     out: Annotated[
         Path | None, typer.Option(help="Output folder of the audit, to check its free space.")
     ] = None,
@@ -94,6 +115,7 @@ def plan(
 ) -> None:
     """Estimate memory, disk and time of an audit; fail if it does not fit."""
     from audits.run.planning import plan as make_plan
+    from capture.data.formats.columns import parse_columns
     from evidence.progress import Bars
 
     with Bars(errors) as progress:
@@ -104,6 +126,11 @@ def plan(
             retain,
             reference=reference or (),
             never_taught=never_taught,
+            columns=parse_columns(columns) if columns is not None else None,
+            chat=chat,
+            system=system,
+            scorer=scorer,
+            base=base,
             out=out,
             memory=memory,
             progress=progress,
@@ -120,15 +147,31 @@ def validate(
     retain: Annotated[Path, typer.Argument(help="Items that should still be known.")],
     original: Annotated[str | None, typer.Option(help="Model to score on the items.")] = None,
     never_taught: NeverTaughtOption = None,
+    columns: ColumnsOption = None,
+    chat: ChatOption = "auto",
+    system: SystemOption = "",
+    scorer: ScorerOption = "auto",
+    base: BaseOption = None,
     profile: Annotated[str, typer.Option(help="Profile of the intended audit.")] = "quick",
 ) -> None:
     """Check two item files, and show how they were read."""
     from audits.run.item_check import check_items
+    from capture.data.formats.columns import parse_columns
     from evidence.progress import Bars
 
     with Bars(errors) as progress:
         checked = check_items(
-            forget, retain, original, never_taught=never_taught, profile=profile, progress=progress
+            forget,
+            retain,
+            original,
+            never_taught=never_taught,
+            columns=parse_columns(columns) if columns is not None else None,
+            chat=chat,
+            system=system,
+            scorer=scorer,
+            base=base,
+            profile=profile,
+            progress=progress,
         )
     show_lines(str(checked))
     checked.check()

@@ -17,9 +17,31 @@ ReferenceOption = Annotated[
 NeverTaughtOption = Annotated[
     Path | None, typer.Option(help="Items about entities no model saw; invented by default.")
 ]
+BaseOption = Annotated[
+    str | None,
+    typer.Option(help="Model that adapters were trained on; the one they name by default."),
+]
 ProfileOption = Annotated[str, typer.Option(help="quick, standard or full.")]
 AxesOption = Annotated[
     str | None, typer.Option(help="Comma-separated axes; those of the profile by default.")
+]
+
+ColumnsOption = Annotated[
+    str | None,
+    typer.Option(help="Field to column of the files: prompt=text,answer=labels,entity=subject."),
+]
+ChatOption = Annotated[
+    str, typer.Option(help="Ask questions in the chat template: auto, on or off.")
+]
+SystemOption = Annotated[
+    str, typer.Option(help="System prompt of the chat; the template's own by default.")
+]
+ScorerOption = Annotated[
+    str,
+    typer.Option(
+        help="What counts as giving an answer: exact, contains, rouge_l, options, passage, "
+        "truth_ratio, or auto to choose by the items."
+    ),
 ]
 
 

@@ -16,6 +16,7 @@ ours; it keeps the original from answering from its own memory.
 """
 
 from collections.abc import Mapping
+from math import ceil
 
 import numpy as np
 
@@ -39,6 +40,7 @@ from audits.axes.judgement import (
     unpaired_test,
 )
 from audits.core.cost import Cost, PlanInputs
+from audits.core.item_sets import MAX_MEASURED_ENTITIES
 from audits.core.roles import Role
 from audits.core.scores import Part, RoleScores
 from evidence.results import AxisResult, Control, ControlId
@@ -64,6 +66,7 @@ def cost(plan: PlanInputs) -> Cost:
         return Cost(forward=plan.n_models * passes * units, copies=2)
     sites = min(layers, plan.config.budget.depth_sites)
     units = plan.units(Part.FORGET, Part.NEVER_TAUGHT) + plan.main_prompts[Part.FORGET].units
+    units = ceil(units * min(1.0, MAX_MEASURED_ENTITIES / len(plan.inputs.forget.entities)))
     # Reading the states, patching them, and patching them again where norms differ.
     return Cost(forward=plan.n_models * (1 + 2 * sites) * units)
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from attribution.patching.cross_model import DonorStates, read_states, score_patched
 from audits.core.context import AuditContext
-from audits.core.item_sets import TextSets
+from audits.core.item_sets import TextSets, measured_entities
 from audits.core.roles import Role
 from audits.core.scores import Part
 from capture.data.questions import Questions, build_questions
@@ -65,29 +65,32 @@ def with_unrelated_receiver(questions: Questions, never_taught: Questions) -> Pa
     entity. Questions whose relation no invented entity has are dropped.
     """
     by_form: dict[tuple[str, int | None], list[int]] = defaultdict(list)
+    # (form, entity) to the places of its rows in that form's list.
+    own_places: dict[tuple[tuple[str, int | None], str], list[int]] = defaultdict(list)
     for row, (index, wording) in enumerate(
         zip(never_taught.item_index, never_taught.wording, strict=True)
     ):
-        relation = never_taught.items[index].relation
-        by_form[relation, wording].append(row)
-        by_form[relation, None].append(row)
+        item = never_taught.items[index]
+        for form in ((item.relation, wording), (item.relation, None)):
+            own_places[form, item.entity].append(len(by_form[form]))
+            by_form[form].append(row)
     turns: dict[tuple[str, int | None], int] = defaultdict(int)
     receivers: list[str | None] = []
     for index, wording in zip(questions.item_index, questions.wording, strict=True):
         item = questions.items[index]
         form = (item.relation, wording)
         form = form if form in by_form else (item.relation, None)
-        others = [
-            row
-            for row in by_form.get(form, ())
-            if never_taught.items[never_taught.item_index[row]].entity != item.entity
-        ]
+        every, own = by_form.get(form, ()), own_places.get((form, item.entity), ())
         # Receivers take turns, so that no single invented entity biases many questions. They
         # are in the order of the items they mirror, so one step further is another entity.
         turns[form] += 1
-        receivers.append(
-            never_taught.prompts[others[turns[form] % len(others)]] if others else None
-        )
+        if len(every) == len(own):
+            receivers.append(None)
+            continue
+        turn = turns[form] % (len(every) - len(own))
+        for place in own:  # ascending: step over the entity's own rows
+            turn += place <= turn
+        receivers.append(never_taught.prompts[every[turn]])
     selected = questions.select([prompt is not None for prompt in receivers])
     return PatchingPrompts(
         selected, selected.prompts, tuple(prompt for prompt in receivers if prompt is not None)
@@ -155,16 +158,23 @@ def patching_prompts(
 ) -> dict[str, PatchingPrompts]:
     """The patching prompts by part: those of ``Part``, and the further ones.
 
+    Of very many entities, a sample is measured.
+
     Args:
         known: (row,) forget questions that the original answers.
         n_prompts: Prompts per item.
         seed: Seed of the sample of retain items.
     """
+    gone, never_taught = measured_entities(sets.forget, sets.never_taught)
     invented = sets.questions(Part.NEVER_TAUGHT, n_prompts)
+    if never_taught is not sets.never_taught:
+        invented = build_questions(never_taught, n_prompts)
     names = sets.retain.entities
     order = numpy_rng(seed, "causal_depth", "retain").permutation(len(names))
-    sample = sets.retain.of_entities([names[i] for i in order[: len(sets.forget.entities)]])
-    forget = with_unrelated_receiver(sets.questions(Part.FORGET, n_prompts).select(known), invented)
+    sample = sets.retain.of_entities([names[i] for i in order[: len(gone.entities)]])
+    asked, measured = sets.questions(Part.FORGET, n_prompts), set(gone.entities)
+    known = known & np.array([entity in measured for entity in asked.entities])
+    forget = with_unrelated_receiver(asked.select(known), invented)
     first = [wording == 0 for wording in forget.questions.wording]
     main = forget.questions.select(first)
     unrelated = tuple(

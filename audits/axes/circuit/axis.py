@@ -52,7 +52,7 @@ from audits.axes.circuit.judgement import (
 from audits.core.config import AuditConfig
 from audits.core.context import AuditContext
 from audits.core.cost import Cost, PlanInputs
-from audits.core.item_sets import TextSets
+from audits.core.item_sets import TextSets, measured_entities
 from audits.core.roles import Role
 from audits.core.scores import Part
 from capture.data.items import ItemSet
@@ -150,10 +150,8 @@ class OriginalCircuits:
 
 def measure_text(ctx: AuditContext[TextSets]) -> Measurement | Unmeasured:
     """Select the original's circuits, and score the edges of every other model."""
-    sets = (
-        (Part.FORGET, ctx.sets.forget, "forget"),
-        (Part.NEVER_TAUGHT, ctx.sets.never_taught, "never taught"),
-    )
+    forget, never_taught = measured_entities(ctx.sets.forget, ctx.sets.never_taught)
+    sets = ((Part.FORGET, forget, "forget"), (Part.NEVER_TAUGHT, never_taught, "never taught"))
     try:
         pairs = {
             part: pair_couples(ctx.tokenizer, items, ctx.config, stream)
@@ -230,7 +228,8 @@ def select_circuits(ctx: AuditContext[TextSets], pairs: Pairs) -> OriginalCircui
         in_second = np.zeros(len(names), dtype=bool)
         order = numpy_rng(ctx.config.seed, NAME, "halves").permutation(len(names))
         in_second[order[len(names) // 2 :]] = True
-        half_of_pair = in_second[[names.index(entity) for entity in forget.entities]]
+        number = {entity: position for position, entity in enumerate(names)}
+        half_of_pair = in_second[[number[entity] for entity in forget.entities]]
         scores = score_edges(model, forget, structure=structure, progress=ctx.progress)
         circuits = []
         for second in (False, True):

@@ -64,7 +64,10 @@ def write_targets(
         if task.form == "unique" or not task.writable:
             continue
         texts = task.parts[part]
-        rows = [texts.entities.index(name) for name in dict.fromkeys(texts.entities)]
+        first_rows: dict[str, int] = {}
+        for row, name in enumerate(texts.entities):
+            first_rows.setdefault(name, row)
+        rows = list(first_rows.values())
         rows = [rows[entity] for entity in sorted(rng.permutation(len(rows))[:max_entities])]
         steps = 0 if own_answers else rng.integers(1, task.n_classes, len(rows))
         targets = (texts.labels[rows] + steps) % task.n_classes

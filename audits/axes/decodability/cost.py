@@ -5,7 +5,7 @@ from math import ceil
 from audits.axes.decodability.tasks import TaskPart
 from audits.axes.decodability.text_probes import make_audit_tasks
 from audits.core.cost import Cost, PlanInputs
-from audits.core.item_sets import invent_never_taught, within_budget
+from audits.core.item_sets import make_never_taught, within_budget
 from audits.core.scores import Part
 from capture.activations.store import stored_bytes
 
@@ -21,7 +21,7 @@ def probing_cost(plan: PlanInputs) -> Cost:
     """
     inputs, config, tokenizer = plan.inputs, plan.config, plan.inputs.original.tokenizer
     retain = within_budget(inputs.retain, config)
-    never_taught = inputs.never_taught or invent_never_taught(inputs.forget, retain, config)
+    never_taught, _ = make_never_taught(inputs.forget, retain, inputs.never_taught, config)
     tasks, _ = make_audit_tasks(inputs.forget, retain, never_taught, tokenizer, config)
     parts = [part for task in tasks for part in task.parts.values()]
     max_rows_by_part = [max_rows(part, config.budget.block) for part in parts]

@@ -5,13 +5,14 @@ understates the chance deviation of a score. Permuting the answers among the ent
 keeps the probe and its directions and breaks only which answer belongs to whom.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from math import factorial, prod
 
 import numpy as np
 
 from audits.axes.decodability.site_probes import SiteProbe
-from audits.axes.decodability.tasks import Task, TaskPart, within_entity_rank
+from audits.axes.decodability.tasks import Task, TaskPart, rows_by_group, within_entity_rank
 from audits.axes.decodability.text_probes import TASK_PARTS, ProbingData
 from audits.core.roles import Role
 from audits.core.scores import Part
@@ -42,8 +43,7 @@ def answer_permutation_test(
         mean (masked site,).
     """
     key = TASK_PARTS[part]
-    names = [e for task in probing.tasks for e in scored_entities(task, key)]
-    counts = {name: names.count(name) for name in dict.fromkeys(names)}
+    counts = Counter(e for task in probing.tasks for e in scored_entities(task, key))
     observed = np.zeros(int(mask.sum()))
     null = np.zeros((n_permutations, int(mask.sum())))
     n_distinct = 1
@@ -106,8 +106,7 @@ def _permute_unique(
     true = (weights * (part.labels == 1)) @ ranks
     null = np.zeros((n_permutations, len(scores)))
     orders: dict[tuple[str, ...], np.ndarray] = {}
-    for group in np.unique(part.groups):
-        rows = np.flatnonzero(part.groups == group)
+    for rows in rows_by_group(part):
         width = int(part.columns[rows].max()) + 1
         # Rows lie entity by entity, answer by answer.
         table = ranks[rows].reshape(-1, width, ranks.shape[1])

@@ -2,8 +2,9 @@
 
 *Shared answers*: several entities share each answer, so a multi-class probe fitted on retain
 entities can predict the answer of a forgotten one. Codes are unique to an entity, but all have
-one length and few distinct first characters: then the probe predicts the first character. Words
-that merely have equal length are not codes.
+one length and few distinct first characters: then the probe predicts the first character. A code
+holds a digit: letters alone are never taken for one, whatever their number, because no test tells
+random letters from the words of every language.
 
 *Unique answers*: every entity has its own answer, so classes are never shared. The probe then
 predicts the truth of statements. Entities are grouped into blocks, and every entity of a block
@@ -11,7 +12,8 @@ is paired with every answer of the block. Each answer is true once and false equ
 *within* the block, so neither the entity nor the answer alone reveals the true pairs.
 """
 
-from collections import Counter
+from bisect import bisect_left, insort
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -23,6 +25,7 @@ from capture.data.items import Item, ItemSet, normalize_text
 from capture.data.questions import Questions, build_questions
 from capture.data.sequences import Sequences
 from capture.data.tokenization import encode, encode_items, skip_joining_space
+from evidence.errors import InputError
 
 Form = Literal["shared", "unique"]
 PARTS = ("fit", "check", "forget", "never_taught")
@@ -102,11 +105,12 @@ def choose_form(forget: Sequence[Item], fit: Sequence[Item]) -> Form:
 
 
 def answers_are_codes(items: dict[str, list[Item]], tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the answers are codes: of one length, with shared first characters.
+    """Whether the answers are codes that can be asked for their first character.
 
-    Words of equal length are not codes, so answers with letters must also have equal numbers of
-    tokens, more than one. First characters must be shared as ``choose_form`` asks, none of them
-    by more than half of the fitting items: a nearly constant character carries no information.
+    Codes have one length and no whitespace, and each holds a digit; other answers are words or
+    texts, and are asked for as a whole. First characters must be shared as ``choose_form`` asks,
+    none of them by more than half of the fitting items: a nearly constant character carries no
+    information. The tokenizer must know each of them.
 
     Args:
         items: Items of one relation by part.
@@ -114,10 +118,8 @@ def answers_are_codes(items: dict[str, list[Item]], tokenizer: PreTrainedTokeniz
     all_items = [item for part in items.values() for item in part]
     if len({len(item.answer) for item in all_items}) != 1 or not items["fit"]:
         return False
-    if any(character.isalpha() for item in all_items for character in item.answer):
-        lengths = {len(answer) for answer in _answer_tokens(tokenizer, all_items)}
-        if len(lengths) != 1 or lengths == {1}:
-            return False
+    if not all(_is_code(answer) for answer in {item.answer for item in all_items}):
+        return False
     first = {
         part: [replace(item, answer=item.answer[0]) for item in items[part]]
         for part in ("forget", "fit")
@@ -125,7 +127,18 @@ def answers_are_codes(items: dict[str, list[Item]], tokenizer: PreTrainedTokeniz
     common = Counter(normalize_text(item.answer) for item in first["fit"]).most_common(1)
     if common[0][1] > 0.5 * len(first["fit"]):
         return False
-    return choose_form(first["forget"], first["fit"]) == "shared"
+    if choose_form(first["forget"], first["fit"]) != "shared":
+        return False
+    signs = {item.answer[0]: item.prompt for item in all_items}
+    try:
+        encode(tokenizer, list(signs.values()), list(signs))
+    except InputError:
+        return False
+    return True
+
+
+def _is_code(answer: str) -> bool:
+    return any(map(str.isdecimal, answer)) and not any(map(str.isspace, answer))
 
 
 def _answer_tokens(
@@ -270,23 +283,30 @@ def make_blocks(items: Sequence[Item], size: int, rng: np.random.Generator) -> l
     order = [items[position] for position in rng.permutation(len(items))]
     n_blocks = max(1, len(order) // size)
     groups: list[list[Item]] = []
+    # Indices of the groups by their length, ascending, and those that hold an entity or answer:
+    # trying every group for every item would take quadratic time.
+    by_length: list[list[int]] = [[]]
+    holding: dict[tuple[str, str], set[int]] = defaultdict(set)
     for item in order:
-        fitting = [
-            members
-            for members in groups
-            if all(
-                member.entity != item.entity
-                and normalize_text(member.answer) != normalize_text(item.answer)
-                for member in members
-            )
-        ]
-        open_to = [members for members in fitting if len(members) < size]
-        if open_to:
-            min(open_to, key=len).append(item)
-        elif len(groups) < n_blocks or not fitting:
-            groups.append([item])
+        keys = ("entity", item.entity), ("answer", normalize_text(item.answer))
+        taken = holding[keys[0]] | holding[keys[1]]
+        free = (index for indices in by_length for index in indices if index not in taken)
+        shortest = next(free, None)
+        if shortest is not None and (len(groups[shortest]) < size or len(groups) >= n_blocks):
+            length = len(groups[shortest])
+            groups[shortest].append(item)
+            del by_length[length][bisect_left(by_length[length], shortest)]
+            if len(by_length) <= length + 1:
+                by_length.append([])
+            insort(by_length[length + 1], shortest)
         else:
-            min(fitting, key=len).append(item)
+            shortest = len(groups)
+            groups.append([item])
+            if len(by_length) < 2:
+                by_length.append([])
+            by_length[1].append(shortest)
+        for key in keys:
+            holding[key].add(shortest)
     return [members for members in groups if len(members) > 1]
 
 
@@ -306,6 +326,13 @@ def row_scores(task: Task, part: TaskPart, scores: np.ndarray) -> np.ndarray:
     return np.where((part.labels == 1)[:, None], ranks, np.nan)
 
 
+def rows_by_group(part: TaskPart) -> list[np.ndarray]:
+    """The rows of each group, in ascending order of groups and rows."""
+    order = np.argsort(part.groups, kind="stable")
+    cuts = np.flatnonzero(np.diff(part.groups[order])) + 1
+    return np.split(order, cuts) if len(order) else []
+
+
 def within_entity_rank(part: TaskPart, values: np.ndarray) -> np.ndarray:
     """Within-entity rank of each statement (unique form): a rank AUC with chance 0.5.
 
@@ -320,8 +347,7 @@ def within_entity_rank(part: TaskPart, values: np.ndarray) -> np.ndarray:
     """
     result = np.zeros((len(part), len(values)))
     names = np.array(part.entities)
-    for group in np.unique(part.groups):
-        rows = np.flatnonzero(part.groups == group)
+    for rows in rows_by_group(part):
         centered = values[:, rows].copy()
         for column in np.unique(part.columns[rows]):
             same = part.columns[rows] == column

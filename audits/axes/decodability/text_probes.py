@@ -9,10 +9,17 @@ from transformers import PreTrainedTokenizerBase
 
 from audits.axes.base import Unmeasured
 from audits.axes.decodability.site_probes import SiteProbe, fit_site_probes
-from audits.axes.decodability.tasks import PARTS, Task, TaskPart, make_tasks, row_scores
+from audits.axes.decodability.tasks import (
+    PARTS,
+    Task,
+    TaskPart,
+    make_tasks,
+    row_scores,
+    rows_by_group,
+)
 from audits.core.config import AuditConfig
 from audits.core.context import AuditContext
-from audits.core.item_sets import TextSets
+from audits.core.item_sets import TextSets, measured_entities
 from audits.core.roles import Role
 from audits.core.scores import Part, ScoreTable
 from capture.data.items import ItemSet
@@ -41,16 +48,19 @@ def make_audit_tasks(
 ) -> tuple[list[Task], list[str]]:
     """Split the retain entities and build the tasks of an audit, as ``make_tasks``.
 
+    Of very many entities, a sample is probed.
+
     Args:
         forget: Forgotten items that the original knows.
         retain: Retain items that it knows, within the budget.
         never_taught: Items about invented entities.
     """
     budget, seed = config.budget, config.seed
-    names = retain.entities
+    given, names = len(forget.entities), retain.entities
+    forget, never_taught = measured_entities(forget, never_taught)
     order = numpy_rng(seed, "decodability", "split").permutation(len(names))
     cut = int(FIT_FRACTION * len(names))
-    return make_tasks(
+    tasks, notes = make_tasks(
         {
             "fit": retain.of_entities([names[i] for i in order[:cut]]),
             "check": retain.of_entities([names[i] for i in order[cut:]]),
@@ -63,6 +73,10 @@ def make_audit_tasks(
         block_size=budget.block,
         rng=numpy_rng(seed, "decodability", "blocks"),
     )
+    if len(forget.entities) < given:
+        drawn = f"Of {given} forgotten entities, {len(forget.entities)} were drawn and probed."
+        notes = [*notes, drawn]
+    return tasks, notes
 
 
 @dataclass
@@ -233,8 +247,7 @@ def shuffled_labels(task: Task, rng: np.random.Generator) -> np.ndarray:
         answer_of = {e: int(y) for e, y in zip(part.entities, part.labels, strict=True)}
         shuffled = dict(zip(answer_of, rng.permutation(list(answer_of.values())), strict=True))
         return np.array([shuffled[entity] for entity in part.entities], dtype=int)
-    for group in np.unique(part.groups):
-        rows = np.flatnonzero(part.groups == group)
+    for rows in rows_by_group(part):
         order = rng.permutation(part.columns[rows].max() + 1)
         true = {part.entities[row]: part.columns[row] for row in rows if part.labels[row]}
         for row in rows:

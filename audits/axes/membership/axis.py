@@ -46,7 +46,7 @@ from audits.axes.membership.scores import (
 from audits.core.config import AuditConfig
 from audits.core.context import AuditContext
 from audits.core.cost import Cost, PlanInputs
-from audits.core.item_sets import TextSets, invent_never_taught, within_budget
+from audits.core.item_sets import TextSets, make_never_taught, within_budget
 from audits.core.roles import Role
 from audits.core.scores import Part, RoleScores, ScoreTable
 from capture.activations.store import stored_bytes
@@ -154,7 +154,7 @@ def cost(plan: PlanInputs) -> Cost:
     """The states of every compared name, stored for every model."""
     inputs, config = plan.inputs, plan.config
     retain = within_budget(inputs.retain, config)
-    never_taught = inputs.never_taught or invent_never_taught(inputs.forget, retain, config)
+    never_taught, _ = make_never_taught(inputs.forget, retain, inputs.never_taught, config)
     try:
         n_prompts = config.budget.prompts_per_item
         sets = select_sets(inputs.forget, retain, never_taught, n_prompts, config.seed)
@@ -271,7 +271,7 @@ def _readings(measured: Measurement, mask: NDArray[np.bool_], config: AuditConfi
     candidate = measured.scores[Role.CANDIDATE]
     # (forgotten entity, site) share of never-taught entities that score lower.
     ranks = {
-        role: {Part.FORGET: ScoreTable(forgotten, each.wins(*COMPARED).mean(1))}
+        role: {Part.FORGET: ScoreTable(forgotten, each.wins(*COMPARED))}
         for role, each in measured.scores.items()
     }
     ranks[Role.CANDIDATE][Part.NEVER_TAUGHT] = ScoreTable(never_taught, _chance(candidate))
@@ -303,7 +303,7 @@ def _chance(scores: MembershipScores) -> FloatArray:
     An AUC varies with the entities of both groups (DeLong 1988, Biometrics 44:837), so the
     interval of its difference from one half must include both.
     """
-    share = scores.wins(*COMPARED).mean(0)
+    share = scores.losses(*COMPARED)
     table = np.clip(0.5 + share.mean(0) - share, 0, 1)
     return np.clip(table + 0.5 - table.mean(0), 0, 1)
 

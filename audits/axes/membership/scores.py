@@ -4,17 +4,19 @@ The classifier is fitted on retain entities against invented entities that mirro
 item, and evaluated on all others. ``audits.axes.membership.axis`` builds the axis on it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from audits.core.config import AuditConfig
 from audits.core.context import AuditedModel
+from audits.core.item_sets import measured_entities
 from capture.activations.positions import Positions
 from capture.activations.store import ActivationStore
 from capture.data.invented_entities import invent_items
@@ -35,6 +37,8 @@ MIN_ENTITIES = 6
 # More entities help little, and the kernel matrix grows quadratically.
 MAX_FIT_ENTITIES = 200
 FIT_FRACTION = 0.8
+# Of the forgotten, and of the never-taught items: the kernel matrix holds these as well.
+MAX_EVALUATED_ROWS = 2000
 EVALUATED = ("check", "check_invented", "forget", "never_taught")
 PARTS = ("fit", "fit_invented", *EVALUATED)
 
@@ -98,6 +102,9 @@ def select_sets(
             if (original.entity in cut) == in_cut
         ]
 
+    per_entity = -(-len(build_questions(forget, wordings)) // len(forget.entities))
+    most = max(MIN_ENTITIES, MAX_EVALUATED_ROWS // per_entity)
+    forget, never_taught = measured_entities(forget, never_taught, most)
     asked = {
         "fit": build_questions(of(chosen, True), 1),
         "fit_invented": build_questions(of(mirror, True), 1),
@@ -164,15 +171,25 @@ class MembershipScores:
     means: dict[str, FloatArray]
 
     def wins(self, part: str, other: str) -> NDArray[np.float64]:
-        """(entity, other entity, site) 1 where the first scores higher, ties one half."""
-        high, low = self.means[part], self.means[other]
-        scale = max(np.abs(high).max(), np.abs(low).max(), 1e-300)
-        difference = high[:, None] - low[None]
-        return np.where(np.abs(difference) <= 1e-9 * scale, 0.5, difference > 0)
+        """(entity, site) share of the other part's entities that score lower, ties one half."""
+        tie = self._tie(part, other)
+        return outranked(self.means[part], self.means[other], tie) / len(self.means[other])
+
+    def losses(self, part: str, other: str) -> NDArray[np.float64]:
+        """(other entity, site) share of the part's entities that score higher, ties one half."""
+        tie = self._tie(part, other)
+        return outranked(-self.means[other], -self.means[part], tie) / len(self.means[part])
 
     def auc(self, part: str, other: str) -> NDArray[np.float64]:
         """(site,) AUC of one part's entities over another's."""
-        return self.wins(part, other).mean((0, 1))
+        high, low = self.means[part], self.means[other]
+        won = outranked(high, low, self._tie(part, other)).sum(0)
+        return won / (len(high) * len(low))
+
+    def _tie(self, part: str, other: str) -> float:
+        """Difference up to which two scores are equal."""
+        scale = max(np.abs(self.means[part]).max(), np.abs(self.means[other]).max(), 1e-300)
+        return 1e-9 * scale
 
     def test(self, part: str, other: str, mask: NDArray[np.bool_], config: AuditConfig) -> MaxTest:
         """Exact permutation test of that AUC over the masked sites."""
@@ -180,14 +197,44 @@ class MembershipScores:
         pooled = np.concatenate([high, low])
         scale = np.maximum(np.abs(pooled).max(0), 1e-300)
         pooled = np.round(pooled / scale, 9)  # ties up to rounding are ties
-        below = (pooled[None] < pooled[:, None]).sum(1)
-        equal = (pooled[None] == pooled[:, None]).sum(1)
         # The difference of mean ranks is AUC - 0.5 for every labeling.
-        ranks = (below + 0.5 * equal) / len(pooled)
+        ranks = (rankdata(pooled, axis=0) - 0.5) / len(pooled)
         rng = numpy_rng(config.seed, NAME, part, other)
         return unpaired_max_test(
             ranks[: len(high)], ranks[len(high) :], rng, config.budget.permutations
         )
+
+
+def outranked(
+    scores: NDArray[np.float64], others: NDArray[np.float64], tie: float
+) -> NDArray[np.float64]:
+    """(entity, site) number of others that score lower, ties one half.
+
+    Scores are sorted, so that neither time nor memory grows with the number of couples.
+
+    Args:
+        scores: (entity, site).
+        others: (other entity, site).
+        tie: Difference up to which two scores are equal.
+    """
+    ordered = np.sort(others, axis=0)
+    last = len(ordered) - 1
+
+    def count(is_lower: Callable[[NDArray[np.float64]], NDArray[np.bool_]]) -> NDArray[np.int64]:
+        """Number of others for which the difference of scores is large enough (bisection)."""
+        low, high = np.zeros(scores.shape, dtype=int), np.full(scores.shape, len(ordered))
+        while (open_ := low < high).any():
+            middle = (low + high) // 2
+            beyond = is_lower(
+                scores - np.take_along_axis(ordered, np.minimum(middle, last), axis=0)
+            )
+            low = np.where(open_ & beyond, middle + 1, low)
+            high = np.where(open_ & ~beyond, middle, high)
+        return low
+
+    lower = count(lambda difference: difference > tie)
+    lower_or_tied = count(lambda difference: difference >= -tie)
+    return lower + 0.5 * (lower_or_tied - lower)
 
 
 def score_membership(

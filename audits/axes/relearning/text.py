@@ -17,6 +17,7 @@ from audits.axes.relearning.attack import (
     Measurement,
     measure,
 )
+from audits.core.answers import score_many
 from audits.core.context import AuditContext
 from audits.core.item_sets import TextSets
 from audits.core.roles import Role
@@ -25,7 +26,6 @@ from capture.data.items import Item
 from capture.data.questions import build_questions
 from capture.data.tokenization import encode_items
 from capture.scoring.answers import score_answers
-from capture.scoring.contrast import score_questions
 from erasure.unlearning.training.loop import finetune_
 from evidence.seeds import numpy_rng, stage_seed
 
@@ -125,7 +125,7 @@ def relearn_text(
     def evaluate(model: nn.Module) -> dict[str, float]:
         taught.append(float(score_answers(model, training_rows).greedy.mean()))
         for part, by_row in rows.items():
-            found = score_questions(model, questions[part], by_row)
+            found = score_many(model, questions[part], by_row)
             scores[part][EXACT_MATCH.id].append(found.exact_match)
             scores[part][CONTRAST.id].append(found.contrast)
         return {"taught": taught[-1]}
