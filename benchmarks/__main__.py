@@ -28,6 +28,7 @@ SUITES = {
     "pga-reasons": "benchmarks.pga.recipes",
     "house": "benchmarks.suites.house",
     "contract": "benchmarks.suites.contract",
+    "real-inputs": "benchmarks.suites.real_inputs.suite",
 }
 
 

@@ -33,7 +33,7 @@ def results(name: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Page:
-    """A page of docs/results with its plots.
+    """A page of docs/ with its plots.
 
     Attributes:
         name: Of the page, and of its template where ``template`` does not say.
@@ -42,6 +42,7 @@ class Page:
         markers: First and last line of the part that is generated; the text around
             it is written by hand. Empty where all of the page is generated.
         template: Of several pages.
+        folder: Of docs/ that holds it.
     """
 
     name: str
@@ -49,11 +50,12 @@ class Page:
     plots: Mapping[Path, Draw] = field(default_factory=dict)
     markers: tuple[str, str] | tuple[()] = ()
     template: str = ""
+    folder: str = DOCS.name
 
     @property
     def path(self) -> Path:
         """Where it is kept."""
-        return DOCS / f"{self.name}.md"
+        return DOCS.parent / self.folder / f"{self.name}.md"
 
     def write(self, folder: Path | None = None) -> None:
         """Page and plots, in their places or all in ``folder``."""
