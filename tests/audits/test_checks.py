@@ -6,13 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from transformers import (
-    AutoTokenizer,
-    MambaConfig,
-    MambaForCausalLM,
-    T5Config,
-    T5ForConditionalGeneration,
-)
+from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
 
 from audits.run.api import audit
 from audits.run.item_check import check_items
@@ -138,14 +132,17 @@ def never_few(asked):
 SETS = {
     few_forgotten: "too few entities in the forget set",
     few_kept: "too few entities in the retain set",
-    nameless: "does not name its entity",
-    nameless_paraphrase: "does not name its entity",
-    sentences: "no new name could be invented|does not name its entity",
     one_answer: "alternative",
     shared_person: "share entities",
     never_known: "never-taught items name",
     never_few: "too few entities in the never-taught set",
 }
+
+
+@pytest.mark.parametrize("spoil", [nameless, nameless_paraphrase, sentences])
+def test_items_that_name_no_entity_have_another_floor(asked, spoil):
+    spoil(asked)
+    assert asked.refusals() == [None] * 4
 
 
 @pytest.mark.parametrize("spoil", SETS, ids=lambda each: each.__name__)
@@ -197,11 +194,6 @@ def other_network(asked, model):
     AutoTokenizer.from_pretrained(asked.world.original).save_pretrained(asked.original)
 
 
-def mamba(asked):
-    config = MambaConfig(vocab_size=200, hidden_size=16, num_hidden_layers=2, state_size=4)
-    other_network(asked, MambaForCausalLM(config))
-
-
 def t5(asked):
     config = T5Config(vocab_size=200, d_model=16, d_kv=4, d_ff=32, num_layers=2, num_heads=4)
     other_network(asked, T5ForConditionalGeneration(config))
@@ -213,8 +205,7 @@ READING = {
     long_paraphrase: "in the forget set exceeds the context of original",
     long_never: "in the never-taught set exceeds the context of original",
     no_tokenizer: "original has no tokenizer",
-    mamba: "MambaForCausalLM .mamba. is not understood: its blocks are not",
-    t5: "T5ForConditionalGeneration .t5. is not understood: it is an encoder-decoder",
+    t5: "T5ForConditionalGeneration is an encoder-decoder",
 }
 
 
@@ -327,7 +318,6 @@ def test_answers_of_one_length_are_audited_as_what_they_are(tmp_path, tokenizer)
         axes=("behaviour", "decodability"),
     )
     axis = done.axes["decodability"]
-    codes = tokenizer == "letters"
-    assert axis.details["form"] == (["shared"] if codes else ["unique"])
+    assert axis.details["form"] == ["unique"]
     page = done.report.read_text(encoding="utf-8")
-    assert ("the sign an answer begins with" in page) == codes
+    assert "the sign an answer begins with" not in page

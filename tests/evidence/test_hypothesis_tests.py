@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from evidence import hypothesis_tests
 from evidence.errors import InputError
 from evidence.hypothesis_tests import paired_max_test, unpaired_max_test
 
@@ -87,3 +88,17 @@ def test_unequal_columns_are_refused():
         unpaired_max_test(np.ones((3, 2)), np.ones((3, 1)), rng)
     with pytest.raises(InputError):
         paired_max_test(np.ones((3, 2)), np.ones((4, 2)), rng)
+
+
+@pytest.mark.parametrize("test", [unpaired_max_test, paired_max_test])
+def test_permutations_drawn_in_parts_are_as_many_and_as_valid(test, monkeypatch):
+    rng = np.random.default_rng(3)
+    x, y = rng.random((20, 4)), rng.random((20, 4))
+    whole = test(x, y, np.random.default_rng(0), 199)
+    monkeypatch.setattr(hypothesis_tests, "MAX_DRAWN", 1000)
+    parts = test(x, y, np.random.default_rng(0), 199)
+    assert parts.smallest_p == whole.smallest_p
+    assert parts.difference.tolist() == whole.difference.tolist()
+    assert abs(parts.p_value - whole.p_value) < 0.15
+    if test is unpaired_max_test:  # row by row, from the same stream
+        assert parts.p_column.tolist() == whole.p_column.tolist()

@@ -223,6 +223,14 @@ def document(*axes, verdict="suppressed", **preflight) -> dict[str, Any]:
                 "shares": {"retain accuracy": 0.97, "distinct words in free text": 1.8},
                 "damage": [],
             },
+            "asking": {
+                "chat": True,
+                "system": "Be brief.",
+                "bos": False,
+                "scorer": "contains",
+                "floor": "permuted",
+                "notes": ["Items were asked in the chat template."],
+            },
             "free_text": {"prompts": ["Once"], "original": ["a"], "unlearned": ["b"]},
             "warnings": ["Mind the gap."],
             **preflight,
@@ -233,8 +241,7 @@ def document(*axes, verdict="suppressed", **preflight) -> dict[str, Any]:
             "forget_floor": 0.1,
             "utility": {},
         },
-        "config": CONFIG.model_dump(mode="json")
-        | {"budget": CONFIG.budget.model_dump(mode="json")},
+        "config": CONFIG.stated() | {"budget": CONFIG.budget.model_dump(mode="json")},
         "manifest": {
             "models": [
                 {"role": "original", "source": "/m/before", "sha256": digest},
@@ -313,7 +320,7 @@ DOCUMENTS = {
 def spoiled(value: Any) -> Any:
     """The document with every free text replaced by a hostile one."""
     kept = {"schema_version", "modality", "class", "status", "floor", "floor_kind"}
-    kept |= {"metric", "id", "kind", "on_failure", "axes", "adjusted_p"}
+    kept |= {"scorer", "metric", "id", "kind", "on_failure", "axes", "adjusted_p"}
     kept |= {"sha256", "code_sha256", "profile", "role", "budget", "required_for_deleted"}
     known = ("behaviour", "decodability", "causal_depth", "relearning")
     if isinstance(value, dict):

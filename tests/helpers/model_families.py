@@ -125,7 +125,7 @@ _KINDS: dict[str, tuple[str, str, dict]] = {
         | {"n_layers": LAYERS, "n_heads": HEADS},
     ),
     "electra": ("ElectraModel", "ElectraConfig", _PLAIN | {"embedding_size": WIDTH}),
-    # What is added is scaled first, or comes from a third part.
+    # What is added is scaled first, or comes from a third part as well.
     "granite": (
         "GraniteForCausalLM",
         "GraniteConfig",
@@ -154,6 +154,19 @@ _KINDS: dict[str, tuple[str, str, dict]] = {
         | {"hidden_size": WIDTH, "ffn_dim": 40, "num_hidden_layers": LAYERS}
         | {"num_attention_heads": HEADS, "max_position_embeddings": 64}
         | {"word_embed_proj_dim": WIDTH},
+    ),
+    "granite-shared": (
+        "GraniteMoeSharedForCausalLM",
+        "GraniteMoeSharedConfig",
+        _GROUPED
+        | {"residual_multiplier": 0.22, "num_local_experts": 2, "num_experts_per_tok": 1}
+        | {"shared_intermediate_size": 16},
+    ),
+    "cpmant": (
+        "CpmAntForCausalLM",
+        "CpmAntConfig",
+        {"vocab_size": VOCABULARY, "hidden_size": WIDTH, "num_hidden_layers": LAYERS}
+        | {"num_attention_heads": HEADS, "dim_head": 6, "dim_ff": 40, "prompt_length": 2},
     ),
     "llama4": (
         "Llama4ForCausalLM",
@@ -275,31 +288,38 @@ _KINDS: dict[str, tuple[str, str, dict]] = {
     ),
 }
 
-ADDED = tuple(_KINDS)[tuple(_KINDS).index("qwen3") : tuple(_KINDS).index("openai-gpt")]
+ADDED = (
+    *tuple(_KINDS)[tuple(_KINDS).index("qwen3") : tuple(_KINDS).index("openai-gpt")],
+    *("granite", "opt", "llama4"),
+)
 NORMED = ("openai-gpt", "distilbert", "electra")
-STREAM_ALONE = ("granite", "bloom-post", "falcon-h1", "beit")
-FLAT = ("opt", "llama4")
+STREAM_ALONE = ("bloom-post", "beit", "rwkv")
+# Blocks of several kinds, without attention, or with more than two parts; the kind of site of
+# each part, block by block where they differ.
+HYBRIDS = {
+    "falcon-h1": ["attn mixer mlp"] * LAYERS,
+    "mamba": ["mixer"] * LAYERS,
+    "mamba2": ["mixer"] * LAYERS,
+    "jamba": ["mixer mlp", "attn mlp", "mixer mlp"],
+    "recurrent-gemma": ["mixer mlp", "mixer mlp", "attn mlp"],
+    "bamba": ["mixer mlp", "attn mlp", "mixer mlp"],
+    "bamba-first": ["attn mlp", "mixer mlp", "mixer mlp"],
+    "lfm2": ["mixer mlp", "attn mlp", "mixer mlp"],
+    "granite-shared": ["attn mlp extra"] * LAYERS,
+    "t5-encoder": ["attn mlp"] * LAYERS,
+    "swin": ["attn mlp"] * 4,
+}
+# Vision-language models: blocks of the language model.
+TOWERS = {"llava": 2, "llava-shallow": 5, "qwen2-vl": LAYERS}
 NOT_UNDERSTOOD = {
     "t5": "t5. is not understood: it is an encoder-decoder",
-    "t5-encoder": "t5. is not understood: its blocks are not of one class",
     "bart": "bart. is not understood: it is an encoder-decoder",
     "whisper": "whisper. is not understood: it is an encoder-decoder",
-    "mamba": "mamba. is not understood: its blocks are not of one class",
-    "mamba2": "mamba2. is not understood: its blocks are not of one class",
-    "rwkv": "rwkv. is not understood: its blocks have a recurrent state",
-    "jamba": "jamba. is not understood: its blocks are not of one class",
-    "recurrent-gemma": "recurrent_gemma. is not understood: its blocks are not of one",
-    "bamba": "bamba. is not understood: it is a hybrid: block 0",
-    "bamba-first": "bamba. is not understood: it is a hybrid: block 1",
-    "lfm2": "lfm2. is not understood: it is a hybrid: block 0",
     "gemma3n": "gemma3n_text. is not understood: the values between its parts",
-    "albert": "albert. is not understood: it runs one part several times",
-    "xlnet": "xlnet. is not understood: its blocks are not of one class",
-    "swin": "swin. is not understood: it has several stacks",
-    "clip": "clip. is not understood: it has several stacks",
-    "llava": "llava. is not understood: it has several stacks",
-    "llava-shallow": "llava. is not understood: it has several stacks",
-    "qwen2-vl": "qwen2_vl. is not understood: it has several stacks",
+    "albert": "albert. is not understood: its configuration states 3 blocks, and it has",
+    "xlnet": "xlnet. is not understood: the values between its parts",
+    "clip": "CLIPModel cannot be checked: it does not run on a short input",
+    "cpmant": "cpmant. is not understood: the positions of its stream are not those",
 }
 
 

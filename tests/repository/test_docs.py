@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 import exhume
-from tests.repository import cli_page
+from tests.repository import cli_page, formats_page
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -203,6 +203,13 @@ def test_examples_parse_and_import_what_exists(page, code):
 def test_the_command_line_page_is_current():
     hint = "run `python -m tests.repository.cli_page`"
     assert text_of(cli_page.PAGE) == cli_page.page(), hint
+
+
+def test_the_pages_on_formats_are_current():
+    hint = "run `python -m tests.repository.formats_page`"
+    assert text_of(formats_page.PAGE) == formats_page.page(), hint
+    guide = text_of(formats_page.GUIDE)
+    assert guide == formats_page.guide(guide), hint
 
 
 def test_terms_are_defined_once():

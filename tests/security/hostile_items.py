@@ -165,8 +165,9 @@ TABLES: dict[str, bytes] = {
     "surrogate in alternatives": b'prompt,answer,alternatives\np,a,"[""\\ud800""]"\n',
     "a header of 100,000 names": b",".join(b"c%d" % n for n in range(100_000)) + b"\n1\n",
     "escape in header": b"\x1b[31mprompt,answer\np,a\n",
-    "latin": "prompt,answer\nCafé,a\n".encode("latin-1"),
-    "utf-16": "prompt,answer\np,a\n".encode("utf-16"),
+    "latin or Polish": "prompt,answer\nSøren,a\n".encode("latin-1"),
+    "latin or nothing": "prompt,answer\nCaf\x81é,a\n".encode("latin-1"),
+    "half of utf-16": "prompt,answer\np,a\n".encode("utf-16")[:-1],
     "unknown names": b"foo,bar\n1,2\n",
     "a quoted line of 3 MB": b'prompt,answer\np,"' + b"x\n" * 1_500_000,
 }

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from capture.activations import passes
 from capture.activations.capture import capture_activations
 from capture.activations.positions import select_positions
-from capture.activations.prefix_cache import group_by_prefix
+from capture.activations.prefix_cache import group_by_prefix, supports_prefix_cache
 from capture.data.sequences import Sequences
 from capture.network.hooks import count_hooks
 from tests.helpers.model_families import tiny
@@ -113,3 +113,19 @@ def test_bfloat16_shares_or_not_but_never_breaks():
     model = tiny("llama").bfloat16()
     values = capture_activations(model, statements(), ["resid.1"], "last").values
     assert np.isfinite(values).all()
+
+
+@pytest.mark.parametrize("family", ["mamba", "jamba", "bamba", "lfm2", "recurrent-gemma"])
+def test_a_recurrent_state_is_no_prefix_cache(family):
+    model = tiny(family)
+    assert not supports_prefix_cache(model)
+    prefix = tuple(range(5, 25))
+    shared = Sequences(tuple((*prefix, last) for last in (30, 31, 32)), (21,) * 3)
+    got = capture_activations(model, shared, ["resid.2"], "last").site("resid.2")
+    for row in range(3):
+        alone = capture_activations(model, shared[[row]], ["resid.2"], "last").site("resid.2")
+        np.testing.assert_allclose(got[row], alone[0], atol=1e-4)
+
+
+def test_keys_and_values_are_one():
+    assert supports_prefix_cache(tiny("llama")) and supports_prefix_cache(tiny("gpt2"))

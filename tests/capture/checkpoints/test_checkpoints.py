@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ import torch
 from torch import nn
 
 from capture.checkpoints.cache import cache_root
-from capture.checkpoints.open import open_checkpoint
+from capture.checkpoints.open import check_base, open_checkpoint
 from capture.checkpoints.safetensors_files import module_tensors
+from capture.checkpoints.weight_change import compare_weights
 from evidence.errors import InputError
 from tests.helpers.model_families import VOCABULARY, WIDTH, Cnn, tiny
 from tests.helpers.tiny_models import byte_level
@@ -174,6 +176,61 @@ def test_the_base_can_be_given(lora, tmp_path):
         open_checkpoint(path / "lora")
     opened = open_checkpoint(path / "lora", base=path / "moved")
     assert opened.path == path / "moved"
+
+
+def test_a_base_that_is_not_there_is_asked_for_by_a_name_that_exists(lora):
+    path, _ = lora
+    (path / "base").rename(path / "moved")
+    with pytest.raises(
+        InputError, match=r"is not on this machine\. .*: --base, or base= in Python"
+    ):
+        open_checkpoint(path / "lora")
+
+
+def test_a_base_without_an_adapter_is_refused(lora):
+    path, _ = lora
+    check_base(None, [path / "base"])
+    check_base(path / "base", [path / "base", path / "lora"])
+    with pytest.raises(InputError, match="no model is an adapter"):
+        check_base(path / "base", [path / "base"])
+    with pytest.raises(InputError, match="unsupported type"):
+        check_base(3, [path / "lora"])
+
+
+def test_prompt_tuning_is_refused_as_what_it_is(lora):
+    path, _ = lora
+    file = path / "lora" / "adapter_config.json"
+    file.write_text(json.dumps({"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 4}))
+    with pytest.raises(InputError, match=r"not a change of weights\..*PROMPT_TUNING"):
+        open_checkpoint(path / "lora")
+
+
+def test_tensors_that_zero_left_empty_are_named_so(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    tiny("llama").save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    name = "model.layers.1.mlp.up_proj.weight"
+    save_file(tensors | {name: torch.empty(0)}, file, {"format": "pt"})
+    with pytest.raises(InputError, match=f"1 empty, such as {name}.*ZeRO-3"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["live", "folder"])
+def test_tokens_that_were_added_can_be_left_out(tmp_path, kind):
+    model = tiny("llama")
+    expected = model(IDS).logits
+    model.resize_token_embeddings(VOCABULARY + 2)
+    model.save_pretrained(tmp_path)
+    checkpoint = open_checkpoint(model if kind == "live" else tmp_path)
+    assert checkpoint.load()(IDS).logits.shape[-1] == VOCABULARY + 2
+    cropped = replace(checkpoint, vocabulary=VOCABULARY)
+    torch.testing.assert_close(cropped.load()(IDS).logits, expected)
+    original = open_checkpoint(tiny("llama"))
+    assert compare_weights(original, cropped).identical
+    with pytest.raises(InputError, match="different architectures"):
+        compare_weights(original, checkpoint)
 
 
 def test_an_adapter_for_another_model_is_refused(lora):

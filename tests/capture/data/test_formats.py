@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from capture.data.formats import N_ANSWER_WORDS, N_PROMPT_WORDS
+from capture.data.formats.passages import N_ANSWER_WORDS, N_PROMPT_WORDS
 from capture.data.items import read_items
 from evidence.errors import InputError
 
@@ -67,7 +67,12 @@ def test_questions_that_are_not_runs_about_authors_stay_apart(read):
     items = read(rows)
     assert items.format == "question"
     assert len(items.entities) == 40
-    assert len(read(profiles()[:30]).entities) > 20  # not a whole number of runs
+
+
+def test_a_cut_file_keeps_its_authors(read):
+    items = read(profiles()[:30])
+    assert items.format == "tofu, 1 of 30 rows without a name"
+    assert [len(items.of_entities([name])) for name in NAMES[:2]] == [19, 10]
 
 
 def test_tofu_perturbed_answers_are_wrong_and_paraphrased_ones_are_not(read):
@@ -154,11 +159,13 @@ def test_running_text_is_cut_into_prompt_and_continuation(read):
     words = [f"w{n}" for n in range(500)]
     items = read([{"text": " ".join(words)}, {"text": "one two three four five"}])
     assert items.format == "text"
-    long, short = items
+    long, *others, short = items
     assert long.prompt.split() == words[:N_PROMPT_WORDS]
     follow = words[N_PROMPT_WORDS : N_PROMPT_WORDS + N_ANSWER_WORDS]
     assert long.answer.split() == follow
+    assert {item.entity for item in others} == {long.entity}
     assert (short.prompt, short.answer) == ("one two", "three four five")
+    assert all(item.passage and item.relation == "continuation" for item in items)
     with pytest.raises(InputError, match="too short"):
         read([{"text": "two words"}])
 
@@ -184,7 +191,7 @@ def test_fields_that_fit_nothing_are_listed(read):
         read([{"title": "x", "body": "y"}])
 
 
-@pytest.mark.parametrize("field", ["alternative", "paraphrase", "Relation", "entitiy"])
+@pytest.mark.parametrize("field", ["alternative", "paraphrase", "relatoin", "entitiy"])
 def test_a_field_that_is_nearly_right_is_not_ignored(read, field):
     with pytest.raises(InputError, match=f"{field!r} is not known"):
         read([{"prompt": "p", "answer": "a", field: "x"}])

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import unicodedata
 from dataclasses import replace
 
 import numpy as np
@@ -55,15 +56,19 @@ def test_an_id_used_twice_is_refused():
         ItemSet((item, item))
 
 
+def nfc(text):
+    return unicodedata.normalize("NFC", text)
+
+
 letters = st.characters(codec="utf-8", exclude_characters="\0")
-words = st.text(letters, min_size=1, max_size=8).filter(str.strip)
+words = st.text(letters, min_size=1, max_size=8).map(nfc).filter(str.strip)
 facts = st.builds(
     Item,
     words.map(str.strip),
     words.map(str.strip),
     words,
     words,
-    st.text(letters, max_size=5).map(str.strip),
+    st.text(letters, max_size=5).map(nfc).map(str.strip),
     st.lists(words, max_size=3).map(tuple),
     st.lists(words, max_size=3).map(tuple),
 )

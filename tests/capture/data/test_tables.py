@@ -196,10 +196,11 @@ def test_a_file_of_another_kind_is_refused(file):
         read_items(file(b"\x80\x04\x95 a pickle", "f.pkl"))
 
 
-@given(data=st.binary(max_size=200), name=st.sampled_from(["f.jsonl", "f.csv", "f"]))
+@given(data=st.binary(max_size=200), name=st.sampled_from(["f.jsonl", "f.csv", "f.txt", "f"]))
 def test_any_bytes_are_read_or_refused(tmp_path_factory, data, name):
     path = tmp_path_factory.mktemp("any") / name
-    for content in (data, b"PAR1" + data + b"PAR1", b"prompt,answer\n" + data):
+    heads = (b"", b"prompt,answer\n", b"ARROW1\0\0", b"\xff\xff\xff\xff", b"\x1f\x8b\x08\0")
+    for content in (*(head + data for head in heads), b"PAR1" + data + b"PAR1"):
         path.write_bytes(content)
         try:
             assert len(read_items(path)) > 0

@@ -3,11 +3,14 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from capture.data.items import Item
 from capture.data.tokenization import (
     encode,
     encode_items,
+    joining_space,
     prompt_of,
     skip_joining_space,
     subject_ends,
@@ -80,10 +83,67 @@ def test_an_answer_with_its_own_space_gets_no_second():
 def test_any_text_comes_back_from_byte_level_tokens(prompt, answer):
     tokenizer = TOKENIZERS["byte"]
     before, after = split(tokenizer, prompt, answer)
-    gap = "" if prompt[-1].isspace() or answer[0].isspace() else " "
+    gap = joining_space(prompt, answer)
     assert before == tokenizer(prompt)["input_ids"]
     assert after
     assert tokenizer.decode(before + after) == prompt + gap + answer
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "gap"),
+    [
+        ("The capital of France is", "Paris", " "),
+        ("法国的首都是", "巴黎", ""),
+        ("フランスの首都は", "パリ", ""),
+        ("เมืองหลวงของฝรั่งเศสคือ", "ปารีส", ""),
+        ("ເມືອງຫຼວງຂອງຝຣັ່ງແມ່ນ", "ປາຣີ", ""),
+        ("រដ្ឋធានីនៃបារាំងគឺ", "ប៉ារីស", ""),
+        ("ပြင်သစ်နိုင်ငံ၏မြို့တော်မှာ", "ပါရီ", ""),
+        ("프랑스의 수도는", "파리", " "),  # Korean has spaces
+        ("Столица Франции —", "Париж", " "),
+        ("फ़्रांस की राजधानी", "पेरिस", " "),
+        # Latin beside Chinese or Japanese, and English prompts with such answers.
+        ("法国的首都是", "Paris", ""),
+        ("总部设在巴黎的是UNESCO", "组织", ""),
+        ("他出生于1990", "年", ""),
+        ("Question: 法国的首都是哪里?\nAnswer:", "巴黎", " "),
+        ("The capital of France is", "巴黎", " "),
+        ("เกิดเมื่อปี", "1990", " "),
+        # Full-width signs, brackets and quotation marks.
+        ("问题：法国的首都是哪里？\n答案：", "巴黎", ""),
+        ("答案：", "Paris", ""),
+        ("他说「", "你好", ""),
+        ("The capital (", "Paris", ""),
+        ("Sie sagte “", "Paris", ""),
+        ('He said "', "Paris", ""),
+        ('He said "yes"', "and", " "),
+        ("It's the students'", "choice", " "),
+    ],
+)
+def test_prompt_and_answer_are_joined_as_they_are_written(prompt, answer, gap):
+    assert joining_space(prompt, answer) == gap
+    before, after = split(TOKENIZERS["byte"], prompt, answer)
+    assert TOKENIZERS["byte"].decode(before + after) == prompt + gap + answer
+    assert TOKENIZERS["byte"].decode(after) == gap + answer
+
+
+def test_a_sentence_piece_is_not_joined_by_a_space_mark():
+    raw = Tokenizer(models.BPE(unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    raw.decoder = decoders.Metaspace(prepend_scheme="always")
+    trainer = trainers.BpeTrainer(special_tokens=["<unk>"], show_progress=False)
+    raw.train_from_iterator(["法国的首都是巴黎", "首都是巴黎"], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<unk>")
+    before, after = split(tokenizer, "法国的首都是", "巴黎")
+    assert "▁" not in tokenizer.convert_ids_to_tokens(after)[0]
+    assert tokenizer.decode(before + after) == "法国的首都是巴黎"
+
+
+def test_the_subject_ends_within_a_text_without_spaces():
+    tokenizer = TOKENIZERS["byte"]
+    prompt = "王小明出生于"
+    (end,) = subject_ends(tokenizer, [Item("a", "王小明", prompt, "巴黎")])
+    assert tokenizer.decode(list(encode(tokenizer, [prompt]).ids[0][: end + 1])) == "王小明"
 
 
 def test_special_tokens_are_those_of_a_plain_text_and_no_more():

@@ -1,11 +1,17 @@
 """Interventions do what they say, and leave the model as they found it."""
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from capture.activations.capture import capture_activations
+from capture.data.sequences import Sequences
 from capture.network.hooks import count_hooks, evaluation_mode, patch, project_out, record, steer
+from capture.scoring.answers import score_answers
 from evidence.errors import InputError
 from tests.helpers.model_families import TEXT, WIDTH, Cnn, pixels, tiny
 
@@ -149,8 +155,8 @@ def test_recording_keeps_gradients_where_they_are_on():
     model = tiny("llama")
     with record(model, ["resid.1"]) as got:
         output = model(IDS).logits
-    (gradient,) = torch.autograd.grad(output.sum(), got["resid.1"], allow_unused=True)
-    assert gradient is None  # a copy, off the path to the output
+    (gradient,) = torch.autograd.grad(output.sum(), got["resid.1"], retain_graph=True)
+    assert gradient.abs().max() > 0  # a copy, which the network goes on with
     (gradient,) = torch.autograd.grad(got["resid.1"].sum(), model.model.embed_tokens.weight)
     assert gradient.abs().sum() > 0
 
@@ -311,3 +317,117 @@ def test_evaluating_gives_each_module_its_mode_back():
         raise ValueError
     assert model.training and not model.model.norm.training
     assert model.model.layers[0].training
+
+
+def test_an_output_can_be_differentiated_by_what_was_recorded():
+    model = tiny("llama")
+    sites = ["resid.0", "attn.1", "head.1.2"]
+    with record(model, sites) as got:
+        output = model(IDS).logits[0, -1].sum()
+    slopes = torch.autograd.grad(output, [got[site] for site in sites])
+    for site, slope in zip(sites, slopes, strict=True):
+        step = 1e-2 * slope / slope.norm()
+        values = []
+        for sign in (1, -1):
+            edit = {site: lambda value, sign=sign, step=step: value + sign * step}
+            with torch.no_grad(), patch(model, edit):
+                values.append(model(IDS).logits[0, -1].sum())
+        slope_along = (values[0] - values[1]) / 2e-2
+        torch.testing.assert_close(slope_along, slope.norm(), rtol=2e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("way", ["wrapped", "in place"])
+def test_a_compiled_model_is_edited_and_recorded(way):
+    model = tiny("llama")
+    vector = torch.randn(WIDTH) * 3
+    with torch.no_grad(), patch(model, {"resid.1": lambda v: v + vector}):
+        expected = model(IDS).logits
+    plain = model(IDS).logits
+    compiled: Any = torch.compile(model, backend="eager") if way == "wrapped" else model
+    if way == "in place":
+        model.compile(backend="eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(IDS).logits, plain)
+        with patch(compiled, {"resid.1": lambda v: v + vector}):
+            with record(compiled, ["resid.1"]) as got:
+                edited = compiled(IDS).logits
+        torch.testing.assert_close(edited, expected)
+        assert got["resid.1"].shape == (*IDS.shape, WIDTH)
+        torch.testing.assert_close(compiled(IDS).logits, plain)
+
+
+MIXED = Sequences(((5, 6, 7), (9, 4, 8, 3, 11), (12, 13), (7, 7, 9, 20)), (3, 5, 2, 4))
+
+
+def last_states(model, edit, positions, padding: Any = "right"):
+    """States at every row's own last token, with and without an edit of block 0."""
+    plain = capture_activations(model, MIXED, ["resid.2"], "last").site("resid.2")
+    with steer(model, {"resid.0": edit}, 1.0, positions):
+        got = capture_activations(model, MIXED, ["resid.2"], "last", padding=padding)
+    return np.abs(got.site("resid.2") - plain).max(1) > 1e-3
+
+
+@pytest.mark.parametrize("padding", ["right", "left"])
+def test_an_edit_of_one_row_is_of_that_row_of_the_sequences(padding):
+    model = tiny("llama")
+    edit = torch.zeros(4, WIDTH)
+    edit[2] = 3.0
+    assert last_states(model, edit, None, padding).tolist() == [False, False, True, False]
+    with pytest.raises(InputError, match="fewer rows than the sequences"):
+        last_states(model, edit[:3], None)
+
+
+@pytest.mark.parametrize("padding", ["right", "left"])
+@pytest.mark.parametrize(
+    ("positions", "moved"),
+    [
+        ([-1], [True] * 4),
+        ([1], [True] * 4),
+        (torch.tensor([2, 4, 1, 3]), [True] * 4),
+        (torch.tensor([[i == 3 for _ in range(5)] for i in range(4)]), [False] * 3 + [True]),
+    ],
+)
+def test_positions_of_an_edit_are_those_of_the_sequences(positions, moved, padding):
+    assert last_states(tiny("llama"), vector() * 4, positions, padding).tolist() == moved
+
+
+@pytest.mark.parametrize("positions", [[2], torch.tensor([0, 0, 2, 0])])
+def test_positions_outside_a_row_of_the_sequences_are_refused(positions):
+    with pytest.raises(InputError, match="a position lies outside the rows"):
+        last_states(tiny("llama"), vector(), positions)
+
+
+def test_an_edit_at_positions_of_a_shared_prefix_is_made():
+    model = tiny("llama")
+    prefix = tuple(range(5, 25))
+    rows = Sequences(tuple((*prefix, last) for last in (30, 31, 32, 33)), (21,) * 4)
+    plain = capture_activations(model, rows, ["resid.2"], "last").site("resid.2")
+    with steer(model, {"resid.0": vector() * 4}, 1.0, [3]):
+        together = capture_activations(model, rows, ["resid.2"], "last").site("resid.2")
+        alone = capture_activations(model, rows[[0]], ["resid.2"], "last").site("resid.2")
+    assert (np.abs(together - plain).max(1) > 1e-3).all()
+    np.testing.assert_allclose(alone, together[:1], atol=1e-4)
+
+
+def test_scores_see_an_edit_at_the_row_it_is_meant_for():
+    model = tiny("llama")
+    rows = Sequences(MIXED.ids, (2, 3, 1, 2))
+    plain = score_answers(model, rows).logprob
+    edit = torch.zeros(4, WIDTH)
+    edit[1] = 3.0
+    with steer(model, {"resid.0": edit}):
+        moved = np.abs(score_answers(model, rows).logprob - plain) > 1e-4
+    assert moved.tolist() == [False, True, False, False]
+
+
+def test_an_edit_of_a_prompt_of_one_token_is_not_one_of_what_follows():
+    model: Any = tiny("llama")
+    prompt = torch.tensor([[7]])
+
+    def generated(positions, **settings):
+        settings |= {"attention_mask": torch.ones_like(prompt), "pad_token_id": 0}
+        with torch.no_grad(), steer(model, {"resid.1": vector() * 5}, 1.0, positions):
+            return model.generate(prompt, max_new_tokens=6, do_sample=False, **settings).tolist()
+
+    assert generated([0]) == generated([0], use_cache=False)
+    assert generated([0]) != generated(None)

@@ -106,6 +106,13 @@ def test_bad_input_is_one_clear_error(states, change, message):
         fit_md_pga(**given)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_refused(states, value):
+    states[1, 3, 2] = value
+    with pytest.raises(InputError, match="NaN or infinite"):
+        fit_md_pga(states, LABELS)
+
+
 def test_rows_of_another_width_are_refused(states):
     found = fit_md_pga(states, LABELS)
     with pytest.raises(InputError, match="do not fit this projection"):

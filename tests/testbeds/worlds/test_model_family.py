@@ -17,7 +17,6 @@ from capture.network.sites import find_sites, with_neurons
 from capture.network.structure import blocks_and_after, down_projection, find_blocks
 from erasure.unlearning.config import UnlearnConfig
 from erasure.unlearning.run import unlearn_
-from evidence.errors import InputError
 from probes.estimators.logistic import LogisticProbe
 from testbeds.worlds import random_models
 from testbeds.worlds.random_models import FAMILIES, PRETRAINED, Family, random_model
@@ -75,10 +74,10 @@ def test_two_entries_are_all_it_takes(registries, model):
     assert len(code().splitlines()) <= 80
 
 
-def test_without_the_entry_the_model_is_refused_by_name(registries, model):
+def test_without_the_entry_attention_is_another_mixer_of_tokens(registries, model):
     del registries["ATTENTION_NAMES"]["LoomBlock"]
-    with pytest.raises(InputError, match="LoomForCausalLM"):
-        find_sites(model)
+    sites = find_sites(model)
+    assert sites.of("attn") == () and len(sites.of("mixer")) == sites.n_layers == 3
 
 
 def test_a_family_that_names_its_attention_needs_no_finder(registries, tmp_path, monkeypatch):

@@ -1,17 +1,18 @@
 """The two forms of probing: balanced, and at chance when nothing is known."""
 
 import string
+import time
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from audits.axes.concept.writing import write_targets
 from audits.axes.decodability.tasks import Task, choose_form, make_blocks, make_tasks, row_scores
-from capture.data.items import Item, ItemSet
+from capture.data.items import Item, ItemSet, normalize_text
 from testbeds.worlds import biography_text
 from testbeds.worlds.code_text import make_tokenizer
 from tests.helpers import tiny_models
@@ -81,6 +82,54 @@ def test_blocks_hold_every_item_once_with_distinct_answers(n, size, seed):
     assert len(ids) == len(set(ids))
     for members in found:
         assert len({item.answer for item in members}) == len(members) >= 2
+
+
+def blocks_by_trying_every_group(items, size, rng):
+    """What ``make_blocks`` gives, written as its definition."""
+    order = [items[position] for position in rng.permutation(len(items))]
+    n_blocks, groups = max(1, len(order) // size), []
+    for item in order:
+        fitting = [
+            members
+            for members in groups
+            if all(
+                member.entity != item.entity
+                and normalize_text(member.answer) != normalize_text(item.answer)
+                for member in members
+            )
+        ]
+        open_to = [members for members in fitting if len(members) < size]
+        if open_to:
+            min(open_to, key=len).append(item)
+        elif len(groups) < n_blocks or not fitting:
+            groups.append([item])
+        else:
+            min(fitting, key=len).append(item)
+    return [members for members in groups if len(members) > 1]
+
+
+@given(st.integers(4, 90), st.integers(2, 8), st.integers(1, 40), st.integers(0, 99))
+@settings(deadline=None)
+def test_blocks_are_those_of_trying_every_group(n, size, n_answers, seed):
+    given_items = items(n, [f"a{k}" for k in range(n_answers)])
+    given_items += items(n // 3, ["b", "B", "c"], relation="other", prefix="e")
+    found, expected = (
+        make(given_items, size, np.random.default_rng(seed))
+        for make in (make_blocks, blocks_by_trying_every_group)
+    )
+    assert found == expected
+
+
+def test_blocks_of_thousands_of_items_take_linear_time():
+    def seconds(n):
+        given_items = items(n)
+        start = time.process_time()
+        make_blocks(given_items, 5, np.random.default_rng(0))
+        return time.process_time() - start
+
+    seconds(100)
+    few, many = (min(seconds(n) for _ in range(3)) for n in (1000, 8000))
+    assert many < 24 * few
 
 
 @pytest.mark.parametrize("kind", ["answer", "entity", "both"])
@@ -203,10 +252,18 @@ def letter_tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="[UNK]")
 
 
+TOKENIZERS = {
+    "words": word_tokenizer,
+    "byte level": lambda answers: tiny_models.byte_level(),
+    "letters": lambda answers: letter_tokenizer(),
+    "signs": lambda answers: biography_text.make_tokenizer(),
+}
+
+
 @pytest.mark.parametrize("answers", [NAMES, LETTERS, LONG])
-@pytest.mark.parametrize("kind", ["words", "byte level"])
+@pytest.mark.parametrize("kind", TOKENIZERS)
 def test_words_of_one_length_are_read_whole(answers, kind):
-    tokenizer = word_tokenizer(answers) if kind == "words" else tiny_models.byte_level()
+    tokenizer = TOKENIZERS[kind](answers)
     (task,), notes = tasks(coded(answers), tokenizer)
     part = task.parts["forget"]
     assert (task.form, part.with_answer, notes) == ("unique", True, [])
@@ -214,26 +271,43 @@ def test_words_of_one_length_are_read_whole(answers, kind):
     part.encoded(tokenizer)
 
 
-@pytest.mark.parametrize("answers", [NAMES, LETTERS, LONG])
-@pytest.mark.parametrize("make", [letter_tokenizer, biography_text.make_tokenizer])
-def test_words_spelled_by_as_many_tokens_are_asked_for_their_first(answers, make):
-    tokenizer = make()
-    (task,), (note,) = tasks(coded(answers), tokenizer)
-    assert (task.form, task.classes, task.writable) == ("shared", tuple("BDKLMNPRSTVZ"), True)
-    assert f"all are {len(answers[0])} signs long" in note
+def test_codes_of_letters_and_digits_are_asked_for_their_sign():
+    answers = [f"{'ABCDEFGH'[k % 8]}{k:02d}X" for k in range(60)]
+    (task,), (note,) = tasks(coded(answers), letter_tokenizer())
+    assert (task.form, task.classes, task.writable) == ("shared", tuple("ABCDEFGH"), True)
+    assert "all are 4 signs long" in note
     part = task.parts["forget"]
-    (row, *_) = part.encoded(tokenizer).ids
-    assert tokenizer.decode(row).strip() == part.prompts[0]
+    (row, *_) = part.encoded(letter_tokenizer()).ids
+    assert str(letter_tokenizer().decode(list(row))).strip() == part.prompts[0]
     assert write_targets([task], "forget", 9, np.random.default_rng(0))
+    # One of them without a digit is a word, so all are.
+    assert tasks(coded([*answers[:-1], "WORD"]), letter_tokenizer())[0][0].form == "unique"
+    dates = [f"{'ABCDEFGH'[k % 8]} {k:02d}" for k in range(60)]
+    assert tasks(coded(dates), letter_tokenizer())[0][0].form == "unique"
 
 
-def test_codes_that_are_words_are_asked_for_their_sign_and_never_written():
-    # No token spells a sign alone, so a model can be read for it but not say it.
+def test_codes_whose_sign_no_token_spells_are_read_whole():
+    # "the answer '4' cannot be tokenized" must not end an audit.
     tokenizer = word_tokenizer(CODES)
+    (task,), notes = tasks(coded(CODES), tokenizer)
+    assert (task.form, notes) == ("unique", [])
+    assert len(task.parts["forget"].encoded(tokenizer)) == 20 * 5
+
+
+def test_codes_with_several_signs_in_a_token_are_never_written():
+    # A model can be read for the first sign but does not say it alone.
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=900, initial_alphabet=alphabet, show_progress=False, min_frequency=1
+    )
+    raw.train_from_iterator([f"is {code}" for code in CODES], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw)
     (task,), (note,) = tasks(coded(CODES), tokenizer)
     assert (task.form, task.classes, task.writable) == ("shared", tuple("0123456789"), False)
     assert "begins with" in note
-    assert len(task.parts["forget"].encoded(tokenizer)) == 20
     assert write_targets([task], "forget", 9, np.random.default_rng(0)) == []
 
 
