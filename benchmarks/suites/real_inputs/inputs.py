@@ -143,7 +143,7 @@ def pair_outcomes(folder: Path) -> Iterator[Outcome]:
                     base=models / pair.base if pair.base else None,
                 ).verdict
             except InputError as error:
-                verdict = f"refused: {error}"
+                verdict = f"refused: {error}".replace(f"{folder}/", "")
         right = any(
             verdict == allowed
             or (allowed.startswith("refused: ") and allowed.removeprefix("refused: ") in verdict)
