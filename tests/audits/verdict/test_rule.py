@@ -334,6 +334,35 @@ def test_what_finds_a_planted_suppression_is_known_by_its_id():
     assert word(missed) == "inconclusive"
 
 
+def test_on_the_floor_of_other_entities_answers_nothing_is_called_deleted():
+    found = decide(axes(), FINE, False, "permuted", Rule())
+    assert found.verdict_class == "inconclusive"
+    assert "answers of other entities" in found.reasons[0]
+    # What can be shown there is shown.
+    assert decide(axes(behaviour="retained"), FINE, False, "permuted", Rule()).verdict_class == (
+        "not_unlearned"
+    )
+
+
+def test_answers_given_after_the_lead_in_are_suppressed():
+    found = axes()
+    behaviour = found["behaviour"]
+    prefilled = replace(reading("prefilled", 0.9, 0.0005), primary=True)
+    found["behaviour"] = replace(behaviour, readings=(*behaviour.readings, prefilled))
+    verdict = decide(found, FINE, False, "never_taught", Rule())
+    assert verdict.verdict_class == "suppressed"
+    assert "once it begins as the original does" in verdict.reasons[0]
+
+
+def test_a_likelihood_above_its_floor_is_a_trace_that_blocks_deletion():
+    found = axes()
+    behaviour = found["behaviour"]
+    likely = replace(reading("answer_probability", 0.4, 0.0005), primary=True)
+    found["behaviour"] = replace(behaviour, readings=(*behaviour.readings, likely))
+    verdict = decide(found, FINE, False, "never_taught", Rule())
+    assert verdict.verdict_class == "inconclusive" and "residual trace" in verdict.reasons[0]
+
+
 def test_a_reading_against_the_other_floor_decides_nothing():
     whole = axes()
     other = replace(reading("original_probe", 0.9, 0.0005), primary=False)
