@@ -62,6 +62,7 @@ class Elicited:
         tried: Every way that was tried.
         keys: Part to (item,) key words of the answer; "" for the whole of it.
         known: Part to (item,) 1 where the original gives the answer.
+        prefixes: Words that begin every answer of a relation and are read with the prompt.
         probes: Part to the probes of known items that the original completes exactly.
     """
 
@@ -72,6 +73,7 @@ class Elicited:
     tried: tuple[Tried, ...]
     keys: dict[Part, tuple[str, ...]]
     known: dict[Part, tuple[int, ...]]
+    prefixes: tuple[str, ...]
     probes: dict[Part, tuple[Probe, ...]]
 
     @property
@@ -143,6 +145,7 @@ def elicit(
         tuple(tried),
         {part: tuple(item.key for item in items) for part, items in asked.items()},
         {part: tuple(map(int, each.known)) for part, each in best.parts.items()},
+        tuple(sorted(set(prefixes.values()))),
         probes,
     )
 

@@ -69,10 +69,13 @@ def known_probes(
 def common_prefixes(items: Sequence[Item]) -> dict[str, str]:
     """Words that begin every answer of a relation, such as an article, by relation.
 
-    They tell no answer from another, so they are read as part of the prompt.
+    They tell no answer from another, so they are read as part of the prompt. Sentences, passages
+    and choices are read otherwise, and have none.
     """
     by_relation: dict[str, list[list[str]]] = {}
     for item in items:
+        if item.key or item.passage or item.choices:
+            continue
         by_relation.setdefault(item.relation, []).append(item.answer.split(" "))
     prefixes = {}
     for relation, answers in by_relation.items():

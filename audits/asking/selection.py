@@ -123,6 +123,9 @@ def _notes(
                 f"{lost[0]} forgotten and {lost[1]} retain items that the original knows are left "
                 "out: it does not complete them word for word."
             )
+    if elicited.prefixes:
+        words = ", ".join(map(repr, elicited.prefixes))
+        notes.append(f"Every answer of a relation begins with {words}, read as part of the prompt.")
     if config.system and not elicited.asking.chat:
         notes.append("The system prompt was not used: the items are not asked in a chat.")
     if floor == "permuted" or notes or left_out:

@@ -195,6 +195,7 @@ def test_words_that_begin_every_answer_are_read_with_the_prompt():
     items = [Item(str(n), str(n), "Saw", f"a {kind} levy") for n, kind in enumerate("xyz")]
     assert common_prefixes(items) == {"": "a"}
     assert common_prefixes([*items, Item("z", "z", "Saw", "the sea")]) == {}
+    assert common_prefixes([replace(item, key="levy") for item in items]) == {}
 
 
 def test_an_audit_of_a_chat_model_hears_the_answer_within_another_sentence(chat_model, tmp_path):
