@@ -31,7 +31,7 @@ def permute_answers(items: ItemSet, rng: np.random.Generator, name: str) -> Item
         The copies; items that are alone in their relation have none.
 
     Raises:
-        InputError: no relation has two different answers.
+        InputError: every item would get an answer equal to its own.
     """
     by_relation: dict[str, list[Item]] = defaultdict(list)
     for item in items:
@@ -41,7 +41,7 @@ def permute_answers(items: ItemSet, rng: np.random.Generator, name: str) -> Item
         donors |= _donors(members, rng)
     if all(donor.answer == item.answer for item in items if (donor := donors.get(item.id))):
         raise InputError(
-            "no floor can be made: every relation has one answer",
+            "no floor can be made: other entities have the same answers",
             expected="two different answers in a relation",
             fix="Give never-taught items, or items with different answers",
         )

@@ -79,7 +79,9 @@ def contains_answer(texts: Sequence[str], answers: Sequence[Sequence[str]]) -> n
 @cache
 def _pattern(answer: str) -> re.Pattern[str]:
     """Pattern of an answer as whole words; scripts without spaces have no edges of words."""
-    text = unicodedata.normalize("NFC", answer.strip()).rstrip(".。!?")
+    whole = unicodedata.normalize("NFC", answer.strip())
+    # An answer of signs alone keeps them: an empty pattern would be found in every text.
+    text = whole.rstrip(".。!?").rstrip() or whole
     words = r"\s+".join(map(re.escape, text.split()))
     before = r"(?<!\w)" if text[:1].isalnum() and not is_unspaced(text[0]) else ""
     after = r"(?!\w)" if text[-1:].isalnum() and not is_unspaced(text[-1]) else ""

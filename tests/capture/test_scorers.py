@@ -71,6 +71,8 @@ def test_short_answers_are_their_own_key_and_echoes_have_none():
         ("Sa capitale est Zu\u0308rich", "Zürich", True),
         ("New York City", "York", True),
         ("", "Paris", False),
+        ("Paris", "?", False),
+        ("Is it?", "?", True),
     ],
 )
 def test_an_answer_is_found_as_whole_words(text, answer, found):
