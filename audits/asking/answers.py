@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import binomtest
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -15,6 +16,8 @@ from capture.data.tokenization import encode_items
 from capture.scoring.answers import score_answers
 from capture.scoring.scorers import (
     SCORERS,
+    Metric,
+    SaidScores,
     Scorer,
     ScorerName,
     check_scorer,
@@ -23,6 +26,9 @@ from capture.scoring.scorers import (
     score_said,
 )
 from evidence.progress import Progress
+
+MAX_CHANCE_P = 0.01
+"""Level of the test that the original does better than a guess."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,13 +112,32 @@ def _ask_part(
     chosen = within_budget(items, config) if part == Part.RETAIN else items
     said = score_said(model, tokenizer, chosen, scorer, asking, progress=progress)
     ids = [item.id for item in chosen]
-    metrics = {
+    metrics: dict[str, dict[str, float]] = {
         metric: dict(zip(ids, scores.tolist(), strict=True))
         for metric, scores in said.by_metric.items()
     }
+    deciding: list[Metric] = [
+        name for name in scorer.known if _beats_chance(name, said, scorer, chosen)
+    ]
     given = [
-        any(metrics[metric].get(item.id, 0.0) >= least for metric, least in scorer.known.items())
+        any(metrics[name].get(item.id, 0.0) >= scorer.known[name] for name in deciding)
         for item in items
     ]
+    if scorer.name == "options":
+        metrics = {name: metrics[name] for name in deciding}
     texts = dict(zip(ids, said.texts, strict=True)) if said.texts else {}
     return PartAnswers(scorer, np.array(given), len(chosen), texts, metrics)
+
+
+def _beats_chance(name: Metric, said: SaidScores, scorer: Scorer, items: ItemSet) -> bool:
+    """Whether the original is right more often than a guess, where a guess can be right.
+
+    Of four options one in four is right by luck: such items are not known. Exact binomial test.
+    """
+    chance = {"truth_ratio": 0.5}.get(scorer.name, 0.0)
+    if scorer.name == "options":
+        chance = float(np.mean([1 / len(item.choices) for item in items]))
+    if not chance:
+        return True
+    hits = int((said.by_metric[name] >= scorer.known[name]).sum())
+    return bool(binomtest(hits, len(items), chance, "greater").pvalue < MAX_CHANCE_P)

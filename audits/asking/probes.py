@@ -120,6 +120,8 @@ def never_taught_probes(
     """
     items, scorer = asked[Part.NEVER_TAUGHT], found.parts[Part.FORGET].scorer
     if scorer.name == "options":
+        if not found.parts[Part.FORGET].metrics:  # nothing is known, which is refused later
+            return ()
         best = _best_metric(found.parts[Part.FORGET])
         return tuple(_option_probes(tokenizer, items.items, best, found.asking))
     prompted = ask(tokenizer, items, found.asking).items

@@ -144,6 +144,20 @@ def test_letters_are_asked_with_their_choices(tmp_path):
         decide(folder, *births(), scorer="options")
 
 
+def test_options_that_are_right_by_luck_are_not_known(chat_model):
+    def item(n: int) -> Item:
+        """A question that the model was never asked; one answer in four is right by luck."""
+        choices = tuple(f"sign {(n + place) % 9}" for place in range(4))
+        question = question_prompt(f"Which sign is number {n}?")
+        return Item(str(n), str(n), question, choices[n % 4], choices=choices)
+
+    forget, retain = (ItemSet(tuple(map(item, part))) for part in (range(60), range(60, 120)))
+    found = decide(chat_model, forget, retain)
+    assert sum(found.known[Part.FORGET]) == 0
+    with pytest.raises(InputError, match="does not know the forget set"):
+        select_sets(found, forget, retain, None, make_config({}))
+
+
 def test_the_probe_of_a_sentence_asks_for_its_key_words(tmp_path):
     def sentence(city: str) -> str:
         return f"As far as is known it was the old town of {city}, near the sea."
