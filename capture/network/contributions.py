@@ -114,7 +114,7 @@ def find_added(
 def _has_unset_scale(block: nn.Module) -> bool:
     """Whether the block itself holds a vector of one repeated value, such as a fresh layer scale.
 
-    Where it applies cannot be told from the values of one pass, and it differs after training.
+    Where it applies does not follow from the values of one pass, and it differs after training.
     """
     own = [each for each in block.parameters(recurse=False) if each.dim() == 1 and len(each) > 1]
     return any(bool((each == each[0]).all()) and bool(each[0].isfinite()) for each in own)
