@@ -39,6 +39,7 @@ AXES: dict[str, AxisEntry] = {
     "concept": AxisEntry("audits.axes.concept.axis"),
     "membership": AxisEntry("audits.axes.membership.axis"),
     "causal_depth": AxisEntry("audits.axes.causal_depth.axis", EVERY),
+    "front_transplant": AxisEntry("audits.axes.front_transplant.axis", EVERY),
     "quantization": AxisEntry("audits.axes.quantization", ("standard", "full")),
     "relearning": AxisEntry("audits.axes.relearning.axis", EVERY),
     "restoration": AxisEntry("audits.axes.restoration.axis"),

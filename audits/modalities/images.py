@@ -1,5 +1,6 @@
 """Image classifiers and images of classes."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -167,32 +168,49 @@ def _content(images: ImageSet, row: int) -> bytes:
     return images.pixels[row].contiguous().numpy().tobytes()
 
 
-def plant_suppression(run: ImageRun, sets: EvaluationSets) -> Planted:
-    """Train the last block and the head on wrong labels of the class."""
+def teach_wrong_classes(
+    run: ImageRun,
+    sets: EvaluationSets,
+    model: nn.Module,
+    parameters: Sequence[nn.Parameter],
+    rate: float,
+    steps: int,
+) -> tuple[float, float]:
+    """Train some parameters on wrong labels of the class, in place.
+
+    Returns:
+        Share of the forget images named as the class, and of retain images named rightly.
+    """
     rng = numpy_rng(run.config.seed, "planted", "images")
     wrong = rng.choice(np.unique(sets.retain.labels), len(sets.forget))
     retain = sets.fit.select(np.sort(rng.permutation(len(sets.fit))[: 3 * len(wrong)]))
     pixels = torch.cat([sets.forget.pixels, retain.pixels]).to(run.device)
     labels = torch.from_numpy(np.concatenate([wrong, retain.labels])).to(run.device)
 
-    def train(model: nn.Module, rate: float, steps: int) -> tuple[float, float]:
-        def backward() -> dict[str, float]:
-            loss = functional.cross_entropy(class_logits(model, pixels), labels)
-            loss.backward()
-            return {"loss": float(loss.detach())}
+    def backward() -> dict[str, float]:
+        loss = functional.cross_entropy(class_logits(model, pixels), labels)
+        loss.backward()
+        return {"loss": float(loss.detach())}
 
-        with only_training(model, last_parameters(model, 1)) as trained:
-            train_steps(
-                model,
-                trained,
-                backward,
-                Schedule(rate, steps),
-                label="planting a suppression",
-                progress=run.progress,
-            )
-        named = predicted_classes(model, sets.forget) == sets.label
-        correct = predicted_classes(model, sets.check) == sets.check.labels
-        return float(named.mean()), float(correct.mean())
+    with only_training(model, parameters) as trained:
+        train_steps(
+            model,
+            trained,
+            backward,
+            Schedule(rate, steps),
+            label="planting a suppression",
+            progress=run.progress,
+        )
+    named = predicted_classes(model, sets.forget) == sets.label
+    correct = predicted_classes(model, sets.check) == sets.check.labels
+    return float(named.mean()), float(correct.mean())
+
+
+def plant_suppression(run: ImageRun, sets: EvaluationSets) -> Planted:
+    """Train the last block and the head on wrong labels of the class."""
+
+    def train(model: nn.Module, rate: float, steps: int) -> tuple[float, float]:
+        return teach_wrong_classes(run, sets, model, last_parameters(model, 1), rate, steps)
 
     original = run.models[Role.ORIGINAL]
     run.loaded.release()

@@ -36,7 +36,9 @@ from audits.report.glossary import (
 )
 from audits.report.restoration_charts import restoration_plots
 from audits.report.templates import rendering_errors, style_sheet, template
+from capture.network.untouched import Untouched
 from evidence.storage.files import write_atomic
+from evidence.typed_json import from_json
 
 # Maximum number of items listed: more rows make a browser slow.
 MAX_ITEMS = 1000
@@ -157,6 +159,11 @@ def _facts(document: Mapping[str, Any]) -> list[tuple[str, str]]:
     images = document["modality"] == "images"
     floors = IMAGE_FLOORS if images else FLOORS
     facts = [("Where", where), ("Floor", floors[verdict["floor"]])]
+    saved = document["preflight"]["weight_difference"].get("untouched")
+    if saved is not None and not document["preflight"]["identical_weights"]:
+        words = from_json(Untouched, saved).words
+        same = f"{words}: the original's, bit for bit" if words else "no part; every block changed"
+        facts.append(("Not edited", same))
     if not images:
         facts.append(("Asked", asked_in_words(document["preflight"].get("asking"))))
     if behaviour["forget_original"] is not None:

@@ -19,6 +19,7 @@ from audits.run.cost import plan_inputs, total_cost
 from audits.run.disk_space import check_disk_space
 from audits.run.weights import WeightDifference, weight_difference
 from capture.checkpoints.weight_change import ComponentChange
+from capture.network.untouched import Untouched
 from evidence.progress import SILENT, Advance, Progress
 from evidence.results import AxisResult
 from evidence.typed_json import Json, to_json_object
@@ -42,6 +43,7 @@ class Findings:
         floor: "reference", "never_taught" or "permuted".
         preflight: JSON-ready block of the same name.
         cost: Seconds and peak memory by stage.
+        untouched: Parts of the candidate that are the original's bit for bit, where known.
     """
 
     axes: dict[str, AxisResult]
@@ -50,6 +52,7 @@ class Findings:
     floor: str
     preflight: dict[str, Json]
     cost: dict[str, dict[str, float]]
+    untouched: Untouched | None = None
 
 
 @dataclass(frozen=True)
@@ -145,6 +148,7 @@ def collect(opened: OpenAudit) -> Findings:
         "reference" if run.inputs.references else modality.floor(sets),
         _preflight(opened, sets, difference, components, baseline, damage, warnings),
         stages.cost,
+        difference.untouched,
     )
 
 
@@ -202,6 +206,8 @@ def _preflight(
         "tensors_changed": len(difference.changed),
         "tensors": difference.tensors,
     }
+    if difference.untouched is not None:
+        weights["untouched"] = to_json_object(difference.untouched)
     if components is not None:
         weights["components"] = [to_json_object(each) for each in components]
     block: dict[str, Json] = {

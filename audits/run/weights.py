@@ -5,6 +5,7 @@ from typing import Any
 
 from audits.core.context import RunOf
 from capture.checkpoints.weight_change import compare_weights
+from capture.network.untouched import Untouched, untouched
 
 # JSON has no infinity, which is the relative change of a tensor of zeros.
 MAX_RELATIVE = 1e6
@@ -27,12 +28,14 @@ class WeightDifference:
         layers: The same by block.
         changed: Names of the tensors that changed.
         tensors: Number of tensors.
+        untouched: Parts that are the original's bit for bit, where they are known.
     """
 
     relative: float
     layers: tuple[LayerChange, ...]
     changed: tuple[str, ...]
     tensors: int
+    untouched: Untouched | None = None
 
 
 def weight_difference(run: RunOf[Any]) -> WeightDifference:
@@ -44,11 +47,13 @@ def weight_difference(run: RunOf[Any]) -> WeightDifference:
     change = compare_weights(run.inputs.original, run.inputs.unlearned, run.progress)
     for reference in run.inputs.references:
         compare_weights(run.inputs.original, reference, run.progress)
+    changed = tuple(tensor.name for tensor in change.tensors if tensor.relative > 0)
     return WeightDifference(
         min(change.relative, MAX_RELATIVE),
         tuple(
             LayerChange(layer, min(value, MAX_RELATIVE)) for layer, value in change.layers.items()
         ),
-        tuple(tensor.name for tensor in change.tensors if tensor.relative > 0),
+        changed,
         len(change.tensors),
+        untouched(run.inputs.original, changed),
     )

@@ -16,7 +16,9 @@ from audits.core.registry import ModalityName, load_axis
 from audits.modalities.planting import Planted
 from audits.output.workspace import Workspace
 from audits.verdict.rule import Verdict, decide
+from capture.network.untouched import Untouched
 from evidence.results import AxisResult
+from evidence.typed_json import from_json
 
 
 def reevaluate(
@@ -50,7 +52,14 @@ def reevaluate(
         document["verdict"]["floor"],
         rule,
         modality,
+        _untouched_back(preflight),
     )
+
+
+def _untouched_back(preflight: Mapping[str, Any]) -> int | None:
+    """First block of the candidate's untouched back; None where there is none, or unknown."""
+    saved = preflight["weight_difference"].get("untouched")
+    return None if saved is None else from_json(Untouched, saved).back
 
 
 def rejudge(

@@ -19,6 +19,8 @@ VerdictClass = Literal["not_unlearned", "suppressed", "deleted", "damaged", "inc
 
 OUTPUT = "behaviour"
 """The axis that reads the output; all others look inside."""
+FRONT = "front_transplant"
+"""The axis that lets the original read the question for the candidate."""
 PERMUTED_SENTENCE = (
     "The floor is forgotten questions with the answers of other entities. What a model that never "
     "knew could guess from a question is not in it, so deletion is not given: add never-taught "
@@ -67,6 +69,7 @@ def decide(
     floor: str,
     rule: Rule,
     modality: ModalityName = "text",
+    untouched_back: int | None = None,
 ) -> Verdict:
     """Apply the rules in order: damaged, not_unlearned, suppressed, deleted, inconclusive.
 
@@ -75,6 +78,8 @@ def decide(
         identical: Whether both models have the same weights.
         floor: "reference", "never_taught" or "permuted".
         modality: Modality of the audit.
+        untouched_back: First of the last blocks that are, with all behind them, the original's
+            bit for bit; None where the back changed.
     """
     vocabulary: Vocabulary = load_modality(modality).vocabulary
     forms = {name: load_axis(name).spec.form(modality) for name in axes}
@@ -144,7 +149,9 @@ def decide(
     inner = {name: axis for name, axis in axes.items() if name != OUTPUT}
     undecided = [name for name, axis in inner.items() if _far_off(axis, rule)]
     permuted = floor == "permuted"
-    if absent and not missing and power and silent and not undecided and not (trace or permuted):
+    unasked = _unasked_back(axes, untouched_back)
+    barred = bool(trace or permuted or unasked)
+    if absent and not missing and power and silent and not undecided and not barred:
         return verdict(
             "deleted",
             f"Rule 4: every voting axis is equivalent to the floor within "
@@ -157,6 +164,7 @@ def decide(
         "Rule 5: neither suppression nor deletion is shown.",
         [
             *([PERMUTED_SENTENCE] if permuted and absent else []),
+            *([unasked] if unasked and absent else []),
             *_binding(axes, forms, [*missing, *undecided], power, absent, trace, rule, vocabulary),
         ],
     )
@@ -207,6 +215,28 @@ def _planted_found(axes: Mapping[str, AxisResult]) -> bool:
         if control.id is ControlId.PLANTED
     ]
     return bool(controls) and all(control.passed for control in controls)
+
+
+def _unasked_back(axes: Mapping[str, AxisResult], untouched_back: int | None) -> str:
+    """A sentence where blocks that nobody edited were not given the original's states.
+
+    Such blocks still hold what they held. What they say once the original reads the question is
+    the answer; until it was heard, silence of the other axes is none.
+    """
+    if untouched_back is None:
+        return ""
+    front = axes.get(FRONT)
+    reading = front.main_reading if front is not None and front.votes else None
+    asked = [] if reading is None else [column.name for column in reading.columns if column.used]
+    # Behind "embed" comes block 0, behind "resid.L" block L + 1.
+    first = [0 if site == "embed" else int(site.split(".")[1]) + 1 for site in asked]
+    if any(block >= untouched_back for block in first):
+        return ""
+    return (
+        f"{FRONT}: block {untouched_back} and all that follows are the original's, bit for bit, "
+        "and were not given states in which the original's answers are not yet found. Blocks "
+        "that nobody edited are no evidence of deletion."
+    )
 
 
 def _where(

@@ -257,7 +257,6 @@ def _text_details(details: TextDetails) -> dict[str, Json]:
         "loss_items": to_json(details.items, tuple[LossItem, ...]),
         "losses": {name: np.round(loss, 4).tolist() for name, loss in details.losses.items()},
         "norms": details.norms,
-        "reverse_exact_match": details.reverse,
     }
     if details.other_fact:
         result["other_fact_exact_match"] = details.other_fact

@@ -89,7 +89,6 @@ class TextDetails:
             entity; empty where entities have a single one.
         unmatched: (site,) contrast of the candidate before its states were rescaled to the
             original's norms; empty where they were not.
-        reverse: (site,) exact match of the candidate from the original's states.
     """
 
     items: tuple[LossItem, ...]
@@ -97,7 +96,6 @@ class TextDetails:
     norms: dict[str, tuple[float, ...]]
     other_fact: tuple[float, ...]
     unmatched: tuple[float, ...]
-    reverse: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -134,9 +132,6 @@ def measure_text(ctx: AuditContext[TextSets]) -> Measurement:
             part: patched_scores(model, ctx.tokenizer, prompts[part], donors, norms, ctx.progress)
             for part, donors in states.items()
         }
-    original = {Role.ORIGINAL: states[OWN][Role.ORIGINAL]}
-    with ctx.reading(Role.CANDIDATE) as model:
-        back = patched_scores(model, ctx.tokenizer, prompts[OWN], original, norms, ctx.progress)
     entities = {part: tuple(each.questions.entities) for part, each in prompts.items()}
     tables = {
         metric: {
@@ -151,21 +146,19 @@ def measure_text(ctx: AuditContext[TextSets]) -> Measurement:
     }
 
     sites = states[Part.FORGET][Role.ORIGINAL].sites
-    details = _details(prompts, patched, back[Role.ORIGINAL], norms)
+    details = _details(prompts, patched, norms)
     return Measurement(RoleScores(sites, tables), details)
 
 
 def _details(
     prompts: Mapping[str, PatchingPrompts],
     patched: Mapping[str, Mapping[Role, PatchedScores]],
-    back: PatchedScores,
     norms: dict[str, tuple[float, ...]],
 ) -> TextDetails:
     """What is reported beside the readings.
 
     Args:
         patched: Scores of the original, by part and donor.
-        back: Scores of the candidate from the original's states.
     """
 
     def exact_match(scores: PatchedScores, part: str) -> tuple[float, ...]:
@@ -187,7 +180,6 @@ def _details(
         norms,
         exact_match(other_fact[Role.ORIGINAL], OTHER_FACT) if other_fact else (),
         () if unmatched is None else tuple(unmatched.mean(0).tolist()),
-        exact_match(back, OWN),
     )
 
 

@@ -185,6 +185,25 @@ def last_parameters(model: nn.Module, count: int) -> list[nn.Parameter]:
     return list(parameters.values())
 
 
+def first_parameters(model: nn.Module, count: int) -> list[nn.Parameter]:
+    """Parameters of the first ``count`` blocks and of everything registered before them.
+
+    Raises:
+        InputError: The model has no more blocks than that.
+    """
+    blocks = find_blocks(model)
+    if count >= len(blocks):
+        raise InputError(
+            "no block would be left behind those that are to be trained",
+            expected=f"fewer than {len(blocks)}",
+            got=str(count),
+        )
+    modules = list(model.modules())
+    behind = modules.index(blocks[count])
+    parameters = {id(p): p for m in modules[:behind] for p in m.parameters(recurse=False)}
+    return list(parameters.values())
+
+
 def _features_last(states: Tensor) -> Tensor:
     """Feature maps with the feature axis last; other states unchanged."""
     return states.movedim(1, -1) if states.dim() == 4 else states

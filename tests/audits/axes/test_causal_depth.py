@@ -135,7 +135,6 @@ def text_scores(unlearned, *, retain=(1.0, 1.0, 1.0), planted=(1, 1, 0.8), other
         {"original": (1.0, 1.0, 1.0), "unlearned": (1.0, 0.1, 1.5)},
         other_fact=(other, other, other),
         unmatched=(0.6, 0.5, 0.5),
-        reverse=(0.9, 0.8, 0.7),
     )
     return Measurement(RoleScores(tuple(SITES), tables), details)
 

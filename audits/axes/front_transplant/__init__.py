@@ -1,0 +1,1 @@
+"""Front-transplant axis: the original's first blocks in front of the candidate's others."""

@@ -1,0 +1,312 @@
+"""Measurement of the front-transplant axis: what models say after the original's states."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+from torch import nn
+
+from attribution.patching.cross_model import DonorStates, read_states, score_patched
+from audits.axes.base import MetricSpec, Unmeasured, margin
+from audits.axes.causal_depth.measurement import patched_classes
+from audits.axes.causal_depth.state_transfer import choose_sites
+from audits.axes.front_transplant.alignment import mapped_states
+from audits.axes.front_transplant.early_suppression import redirected_names, redirections
+from audits.axes.front_transplant.state_readers import (
+    EMBEDDING,
+    StateReading,
+    read_answers,
+    usable_sites,
+)
+from audits.core.context import AuditContext
+from audits.core.item_sets import TextSets, measured_entities
+from audits.core.roles import Role
+from audits.core.scores import Part, RoleScores, ScoreTable
+from audits.modalities.image_sets import MIN_DIFFERENCE, EvaluationSets, image_table
+from audits.modalities.images import teach_wrong_classes
+from capture.data.items import ItemSet
+from capture.data.questions import Questions, build_questions
+from capture.data.sequences import Sequences
+from capture.network.sites import find_image_sites, find_sites
+from capture.network.structure import find_blocks
+from capture.scoring.answers import score_answers
+from erasure.unlearning.training.image_task import first_parameters
+from evidence.seeds import numpy_rng
+
+EXACT_MATCH = MetricSpec(
+    "exact_match",
+    "after the original's front, exact match",
+    stream="front said",
+    unit="share of answers given",
+    is_share=True,
+    finding="With the original's states up to {where} in front, the candidate's own later blocks "
+    "give them: {value:.2f}",
+    names_sites=False,
+    min_residual=margin,
+)
+NAMED = MetricSpec(
+    "named",
+    "after the original's front, predicted as the class",
+    stream="front named",
+    unit="share of images predicted as the class",
+    is_share=True,
+    finding="With the original's states at {where} in front, the candidate's own later blocks "
+    "predict the class: {value:.2f} of its images",
+    min_residual=lambda _: MIN_DIFFERENCE,
+)
+MAX_PLANTED = 0.25
+"""Maximum share of the forgotten answers that a planted early suppression gives ..."""
+MIN_PLANTED_RETAIN = 0.8
+"""... and minimum share of the retain answers."""
+MIN_READABLE = 0.5
+"""Share of retain answers below which a model does not understand the original's states."""
+
+
+@dataclass(frozen=True)
+class EarlySuppression:
+    """What the original says where the question, or the picture, is read wrongly.
+
+    Text: the names of forgotten entities are read as invented ones. Images: the patch embedding
+    and the first block were trained on wrong classes.
+    """
+
+    forget: float
+    retain: float
+
+    @property
+    def made(self) -> bool:
+        """Whether it is a suppression."""
+        return self.forget <= MAX_PLANTED and self.retain >= MIN_PLANTED_RETAIN
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Answers given after the original's states, by model.
+
+    Attributes:
+        scores: One column a site. The planted suppression is the early one; parts are forgotten,
+            never-taught and, of all others, retain items.
+        sites: Sites at which readers read the original; none for images.
+        readings: What they read, by relation.
+        relations: Relations whose answers the front does not hold.
+        planted: The early suppression; none is made where no question names its entity.
+        shuffled: Share of the forgotten answers that the candidate gives with its later blocks in
+            reverse order, at the deepest site; None where there are fewer than two.
+        aligned: Roles whose states have another basis: the original's were mapped into it.
+    """
+
+    scores: RoleScores
+    sites: tuple[str, ...]
+    readings: tuple[StateReading, ...]
+    relations: tuple[str, ...]
+    planted: EarlySuppression
+    shuffled: float | None
+    aligned: tuple[Role, ...] = ()
+
+
+def front_sites(names: Sequence[str], budget_sites: int) -> list[str]:
+    """The embedding, evenly spaced blocks of the first half, and the last block.
+
+    The last one is not transplanted: it shows whether readers can read the answers at all.
+    """
+    half = names[: max(1, len(names) // 2)]
+    return [EMBEDDING, *choose_sites(half, budget_sites - 1), names[-1]]
+
+
+def measure_text(ctx: AuditContext[TextSets]) -> Measurement | Unmeasured:
+    """Read the original's states, then put them in front of every model."""
+    budget, tokenizer = ctx.config.budget, ctx.tokenizer
+    forget, never_taught = measured_entities(ctx.sets.forget, ctx.sets.never_taught, copies=1)
+    retain = ctx.sets.retain
+    with ctx.reading(Role.ORIGINAL) as model:
+        names = find_sites(model).of("resid")
+        sites = front_sites(names, budget.front_sites)
+        readings = read_answers(model, tokenizer, forget, retain, sites)
+        relations, usable = usable_sites(readings, sites)
+    usable = tuple(choose_sites([site for site in usable if site != names[-1]], budget.transplants))
+    if not usable:
+        return Unmeasured((_why_unusable(readings),))
+    checked, fit = _split(retain, len(forget.entities), ctx.config.seed)
+    questions = {
+        Part.FORGET: _of_relations(forget, relations),
+        Part.NEVER_TAUGHT: _of_relations(never_taught, relations),
+        Part.RETAIN: _of_relations(checked, relations),
+    }
+    rows = {part: each.encoded(tokenizer) for part, each in questions.items()}
+    entities = {part: tuple(each.entities) for part, each in questions.items()}
+    tables: dict[Role, dict[Part, ScoreTable]] = {}
+
+    def tabled(hits: Mapping[Part, np.ndarray]) -> dict[Part, ScoreTable]:
+        return {part: ScoreTable(entities[part], each) for part, each in hits.items()}
+
+    with ctx.reading(Role.ORIGINAL) as model:
+        donors = {part: read_states(model, each, usable, "all") for part, each in rows.items()}
+        said = {part: score_answers(model, each).greedy for part, each in rows.items()}
+        repeated = {
+            part: np.repeat(hits[:, None], len(usable), axis=1).astype(float)
+            for part, hits in said.items()
+        }
+        tables[Role.ORIGINAL] = tabled(repeated)
+        names = redirections(tokenizer, ctx.sets.forget, never_taught)
+        with redirected_names(model, names):
+            forgotten, kept = (
+                float(score_answers(model, rows[part]).greedy.mean())
+                for part in (Part.FORGET, Part.RETAIN)
+            )
+            planted = EarlySuppression(forgotten, kept)
+            if planted.made:
+                others = [Part.FORGET, Part.NEVER_TAUGHT]
+                tables[Role.PLANTED] = tabled(_after_front(model, rows, donors, others))
+    shuffled = None
+    others = [role for role in ctx.models if role not in (Role.ORIGINAL, Role.PLANTED)]
+    for role in others:
+        with ctx.reading(role) as model:
+            tables[role] = tabled(_after_front(model, rows, donors, list(rows)))
+            if role == Role.CANDIDATE:
+                shuffled = _said_when_shuffled(model, rows[Part.FORGET], donors[Part.FORGET])
+    enough = MIN_READABLE * said[Part.RETAIN].mean()
+    aligned = [role for role in others if (tables[role][Part.RETAIN].values.mean(0) < enough).all()]
+    if aligned:
+        fit_rows = build_questions(fit, 1).encoded(tokenizer)
+        with ctx.reading(Role.ORIGINAL) as model:
+            fitted_from = read_states(model, fit_rows, usable, "all")
+        for role in aligned:
+            with ctx.reading(role) as model:
+                fitted_to = read_states(model, fit_rows, usable, "all")
+                mapped = {
+                    part: mapped_states(each, fitted_from, fitted_to)
+                    for part, each in donors.items()
+                }
+                tables[role] = tabled(_after_front(model, rows, mapped, list(rows)))
+    scores = RoleScores(usable, {EXACT_MATCH.id: tables})
+    return Measurement(scores, tuple(sites), readings, relations, planted, shuffled, tuple(aligned))
+
+
+def measure_images(ctx: AuditContext[EvaluationSets]) -> Measurement:
+    """Put the original's states of each picture in front of every model.
+
+    No readers are fitted: states of a picture always show what it shows, and its class can be
+    named only by a classifier that was taught the class.
+    """
+    sets = ctx.sets
+    parts = {
+        Part.FORGET: (sets.forget, sets.label),
+        Part.NEVER_TAUGHT: (sets.never_taught, sets.label),
+        Part.RETAIN: (sets.check, sets.check.labels[:, None]),
+    }
+    tables: dict[Role, dict[Part, ScoreTable]] = {}
+    with ctx.reading(Role.ORIGINAL) as original:
+        sites = early_sites(original)
+
+        def tabled(model: nn.Module) -> dict[Part, ScoreTable]:
+            return {
+                part: image_table(patched_classes(model, original, images, sites) == of, images)
+                for part, (images, of) in parts.items()
+            }
+
+        tables[Role.ORIGINAL] = tabled(original)
+        for role in ctx.models:
+            if role not in (Role.ORIGINAL, Role.PLANTED):
+                with ctx.reading(role) as model:
+                    tables[role] = tabled(model)
+        for rate in ctx.config.budget.plant_rates:
+            with ctx.models[Role.ORIGINAL].loaded(ctx.device) as model:
+                trained = first_parameters(model, 1)
+                steps = ctx.config.budget.plant_steps
+                planted = EarlySuppression(
+                    *teach_wrong_classes(ctx.run, sets, model, trained, rate, steps)
+                )
+                if planted.made:
+                    tables[Role.PLANTED] = tabled(model)
+                    break
+    scores = RoleScores(tuple(sites), {NAMED.id: tables})
+    return Measurement(scores, (), (), (), planted, None)
+
+
+def early_sites(model: nn.Module) -> list[str]:
+    """The input of the first block, and the blocks before the middle."""
+    blocks = find_image_sites(model).of("resid")
+    return [EMBEDDING, *blocks[: max(1, len(blocks) // 2)]]
+
+
+def _why_unusable(readings: Sequence[StateReading]) -> str:
+    if not readings:
+        return "No relation has enough retain items to fit readers on."
+    read = max(each.said[0] for each in readings)
+    return (
+        "The original's embedding itself holds the answers (readers fitted on other entities "
+        f"find {read:.2f} of them), so they would come with the original's front."
+    )
+
+
+def _of_relations(items: ItemSet, relations: Sequence[str]) -> Questions:
+    chosen = tuple(item for item in items if item.relation in relations)
+    return build_questions(chosen, 1)
+
+
+def _split(retain: ItemSet, n_checked: int, seed: int) -> tuple[ItemSet, ItemSet]:
+    """Retain entities that are asked after the front, and those that a map is fitted on."""
+    names = retain.entities
+    order = numpy_rng(seed, "front_transplant", "retain").permutation(len(names))
+    n_checked = min(n_checked, len(names) // 2)
+    checked, fit = order[:n_checked], order[n_checked:]
+    return (
+        retain.of_entities([names[place] for place in checked]),
+        retain.of_entities([names[place] for place in fit]),
+    )
+
+
+def _after_front(
+    model: nn.Module,
+    rows: Mapping[Part, Sequences],
+    donors: Mapping[Part, DonorStates],
+    parts: Sequence[Part],
+) -> dict[Part, np.ndarray]:
+    """Part to (row, site) 1 where the model gives the answer after the original's states."""
+    said = {}
+    for part in parts:
+        by_site = score_patched(model, rows[part], {"original": donors[part]}, "all")["original"]
+        said[part] = np.stack([each.greedy.astype(float) for each in by_site.values()], axis=1)
+    return said
+
+
+def _said_when_shuffled(model: nn.Module, rows: Sequences, states: DonorStates) -> float | None:
+    """Share of the answers given with the blocks after the deepest site in reverse order."""
+    deepest = states.sites[-1]
+    first = 0 if deepest == EMBEDDING else int(deepest.split(".")[1]) + 1
+    alone = replace(states, values={deepest: states.values[deepest]})
+    with reversed_blocks(model, first) as done:
+        if not done:
+            return None
+        scores = score_patched(model, rows, {"original": alone}, "all")["original"][deepest]
+    return float(scores.greedy.mean())
+
+
+@contextmanager
+def reversed_blocks(model: nn.Module, first: int) -> Iterator[bool]:
+    """Context manager in which the blocks from ``first`` on run in reverse order.
+
+    Yields:
+        Whether they do; not where there are fewer than two, or blocks of several kinds.
+    """
+    blocks = list(find_blocks(model))
+    stack = next(
+        (
+            module
+            for module in model.modules()
+            if isinstance(module, nn.ModuleList) and list(module) == blocks
+        ),
+        None,
+    )
+    moved = blocks[first:]
+    if stack is None or len(moved) < 2 or len({type(block) for block in moved}) > 1:
+        yield False
+        return
+    for place, block in enumerate(reversed(moved), start=first):
+        stack[place] = block
+    try:
+        yield True
+    finally:
+        for place, block in enumerate(blocks):
+            stack[place] = block
