@@ -234,8 +234,8 @@ def _unasked_back(axes: Mapping[str, AxisResult], untouched_back: int | None) ->
         return ""
     return (
         f"{FRONT}: block {untouched_back} and all that follows are the original's, bit for bit, "
-        "and were not given states in which the original's answers are not yet found. Blocks "
-        "that nobody edited are no evidence of deletion."
+        "and were not tried behind the original's states. Blocks that nobody edited are no "
+        "evidence of deletion."
     )
 
 

@@ -30,6 +30,7 @@ METRICS = {
     "entity-answer contrast": ("contrast", "other answers outranked (chance 0.5)", False),
     "refitted probe": ("refitted_probe", "", True),
     "original's own probe": ("original_probe", "", True),
+    "after the original's front, exact match": ("exact_match", "share of answers given", True),
     "transferred states, exact match": ("exact_match", "share of answers given", True),
     "transferred states, contrast": ("contrast", "other answers outranked (chance 0.5)", False),
     "held-out half, exact match": ("exact_match", "share of answers given", True),
@@ -148,6 +149,17 @@ def causal_depth(**other):
             },
             "norms": {"unlearned": [1.0, 1.0, 1.6]},
         },
+        **other,
+    )
+
+
+def front_transplant(**other):
+    """The original's front before the candidate's blocks."""
+    return axis(
+        "front_transplant",
+        reading("after the original's front, exact match", [column("embed", 0.1)]),
+        status="absent",
+        controls=[control("the planted early suppression is found")],
         **other,
     )
 
@@ -279,7 +291,7 @@ def document(*axes, verdict="suppressed", **preflight) -> dict[str, Any]:
 
 
 def whole():
-    return document(behaviour(), decodability(), causal_depth(), relearning())
+    return document(behaviour(), decodability(), causal_depth(), front_transplant(), relearning())
 
 
 DOCUMENTS = {
@@ -322,7 +334,7 @@ def spoiled(value: Any) -> Any:
     kept = {"schema_version", "modality", "class", "status", "floor", "floor_kind"}
     kept |= {"scorer", "metric", "id", "kind", "on_failure", "axes", "adjusted_p"}
     kept |= {"sha256", "code_sha256", "profile", "role", "budget", "required_for_deleted"}
-    known = ("behaviour", "decodability", "causal_depth", "relearning")
+    known = ("behaviour", "decodability", "causal_depth", "front_transplant", "relearning")
     if isinstance(value, dict):
         return {
             key: each if key in kept or each in known else spoiled(each)

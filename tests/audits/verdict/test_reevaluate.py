@@ -20,6 +20,7 @@ from tests.helpers.audit_documents import (
     control,
     decodability,
     document,
+    front_transplant,
     reading,
     relearning,
 )
@@ -45,7 +46,8 @@ def of(depth) -> dict[str, Any]:
     exact_match = reading("exact match", [column("output", 0.1)]) | NOTHING
     contrast = reading("entity-answer contrast", [column("output", 0.1)]) | NOTHING
     plain = axis("behaviour", exact_match, contrast, status="absent", controls=[control("it")])
-    axes = [plain, silent(decodability()), depth, silent(relearning())]
+    inner = [silent(decodability()), depth, silent(relearning()), silent(front_transplant())]
+    axes = [plain, *inner]
     return document(*axes) | {"config": {"rule": Rule().model_dump(mode="json")}}
 
 
@@ -76,9 +78,10 @@ def named(name, **other):
 def of_images(*, depth=None, relearned=None) -> dict[str, Any]:
     """The document of an image audit that found nothing."""
     whole = of(depth or named("causal_depth"))
-    output, decodability, depth, _ = whole["axes"]
+    output, decodability, depth, *_ = whole["axes"]
     output = named("behaviour") | {"controls": output["controls"]}
-    whole["axes"] = [output, decodability, depth, relearned or named("relearning")]
+    relearned = relearned or named("relearning")
+    whole["axes"] = [output, decodability, depth, relearned, named("front_transplant")]
     return whole | {"modality": "images"}
 
 
@@ -184,7 +187,7 @@ def test_the_ablation_counts_every_state_with_and_without_each_axis():
         {"state": None, "audit": ABSENT},
     ]
     rows = {row["without"]: row for row in ablation(cases)}
-    assert set(rows) == {"", "behaviour", "decodability", "causal_depth", "relearning"}
+    assert set(rows) == {"", *(each["name"] for each in RECOVERED["axes"])}
     assert rows[""]["suppressed"]["suppressed"] == 1
     assert rows["causal_depth"]["suppressed"]["deleted"] == 1
     assert all(sum(row[s][v] for s in STATES for v in row[s]) == 2 for row in rows.values())

@@ -61,6 +61,7 @@ def axes(
     refitted=0.9,
     relearned=0.9,
     contrast=0.9,
+    front=0.9,
     controls=(PLANTED,),
 ):
     """p-values of the readings; small means found."""
@@ -92,7 +93,16 @@ def axes(
             reading("exact_match", 0.0, 0.9),
             controls=controls,
         ),
+        "front_transplant": front_axis(front, controls=controls),
     }
+
+
+def front_axis(p=0.9, metric="exact_match", site="embed", controls=(PLANTED,)):
+    """The front transplant, after the original's states at one site."""
+    found = p < 0.05
+    level = 0.8 if found else 0.0
+    after = replace(reading(metric, level, p), where=site, columns=(column(level, p, 0.1, site),))
+    return axis("front_transplant", "retained" if found else "absent", after, controls=controls)
 
 
 def with_depth(found, contrast=0.9, exact_match=0.9, status=None):
@@ -108,6 +118,11 @@ def with_depth(found, contrast=0.9, exact_match=0.9, status=None):
     }
 
 
+def without(found, name):
+    """The axes without one of them."""
+    return {key: each for key, each in found.items() if key != name}
+
+
 def word(found, damage=FINE, identical=False):
     return decide(found, damage, identical, "never_taught", Rule()).verdict_class
 
@@ -119,6 +134,7 @@ def word(found, damage=FINE, identical=False):
         (axes(behaviour="retained"), "not_unlearned"),
         (axes(unchanged=0.001), "suppressed"),
         (axes(relearned=0.001), "suppressed"),
+        (axes(front=0.001), "suppressed"),
         (axes(refitted=0.001), "inconclusive"),
         (axes(contrast=0.001), "inconclusive"),
         (axes(behaviour="no_power", unchanged=0.001), "inconclusive"),
@@ -287,6 +303,7 @@ def test_what_an_image_model_is_brought_to_say_only_blocks_deletion(name):
     whole = {"behaviour": axis("behaviour", "absent", reading("named", 0.0, 0.5), controls=())}
     whole["decodability"] = axes()["decodability"]
     whole["relearning"] = axis("relearning", "absent", reading("named", 0.0, 0.9))
+    whole["front_transplant"] = front_axis(metric="named")
     assert decide(whole, FINE, False, "never_taught", Rule(), "images").verdict_class == "deleted"
     whole[name] = axis(name, "retained", reading("named", 0.9, 0.0005))
     verdict = decide(whole, FINE, False, "never_taught", Rule(), "images")
@@ -301,6 +318,7 @@ def test_a_class_of_images_is_told_of_in_its_own_words(residual):
     whole["behaviour"] = axis("behaviour", "retained" if residual else "absent", named, controls=())
     whole["relearning"] = axis("relearning", "absent", reading("named", 0.0, 0.9))
     whole["causal_depth"] = axis("causal_depth", "retained", reading("named", 0.9, 0.0005))
+    whole["front_transplant"] = front_axis(metric="named")
     verdict = decide(whole, FINE, False, "never_taught", Rule(), "images")
     sentences = [verdict.rule, *verdict.reasons, *verdict.claims_allowed]
     assert verdict.verdict_class == ("not_unlearned" if residual else "suppressed")
@@ -404,7 +422,8 @@ def test_without_the_output_words_stay_those_of_what_was_forgotten(
     inside = {k: v for k, v in axes(unchanged=unchanged).items() if k != "behaviour"}
     if modality == "images":
         inside["relearning"] = axis("relearning", "absent", reading("named", 0.0, 0.9))
-    verdict = decide(inside, damage, identical, "never_taught", Rule(), modality)
+        inside["front_transplant"] = front_axis(metric="named")
+    verdict = decide(inside, damage, identical, "never_taught", Rule(), modality, 1)
     text = " ".join(
         [
             verdict.rule,
@@ -426,3 +445,46 @@ def test_what_was_not_asked_at_the_output_is_not_spoken_of():
     assert "behaviour: it was not run" in " ".join(verdict.reasons)
     assert "still given" not in " ".join(verdict.reasons)
     assert "was not asked" in verdict.claims_allowed[0]
+
+
+@pytest.mark.parametrize("name", Rule().required_for_deleted)
+def test_deletion_needs_every_required_axis(name):
+    assert word(axes()) == "deleted"
+    assert word(without(axes(), name)) == "inconclusive"
+    silenced = axes()
+    silenced[name] = replace(silenced[name], status="no_power")
+    assert word(silenced) == "inconclusive"
+
+
+def test_deletion_needs_a_suppression_found_that_was_planted_early():
+    blind = axes()
+    blind["front_transplant"] = replace(blind["front_transplant"], controls=(UNSEEN,))
+    assert word(blind) == "inconclusive"
+
+
+@pytest.mark.parametrize(
+    ("site", "back", "expected"),
+    [
+        ("embed", None, "deleted"),
+        ("embed", 0, "deleted"),
+        ("embed", 1, "inconclusive"),
+        ("resid.0", 1, "deleted"),
+        ("resid.4", 1, "deleted"),
+        ("resid.4", 6, "inconclusive"),
+    ],
+)
+def test_an_untouched_back_must_have_been_given_the_originals_states(site, back, expected):
+    found = axes()
+    found["front_transplant"] = front_axis(site=site)
+    verdict = decide(found, FINE, False, "never_taught", Rule(), untouched_back=back)
+    assert verdict.verdict_class == expected
+    if expected == "inconclusive":
+        assert "bit for bit" in verdict.reasons[0]
+
+
+def test_without_the_front_transplant_no_untouched_back_is_deleted():
+    rule = Rule(required_for_deleted=("decodability", "relearning"))
+    found = without(axes(), "front_transplant")
+    assert decide(found, FINE, False, "never_taught", rule).verdict_class == "deleted"
+    barred = decide(found, FINE, False, "never_taught", rule, untouched_back=0)
+    assert barred.verdict_class == "inconclusive"
