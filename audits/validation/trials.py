@@ -39,7 +39,8 @@ class AuditPlan:
         worlds: Pairs of family and seed.
         kinds: Kinds of models.
         floors: Some of ``FLOORS``.
-        graded: Kinds that get a relearning grade.
+        graded: Kinds that get a relearning grade; of kinds whose state is measured on each model,
+            the models without a certain one.
         device: Where models are trained and audited.
         profile: Profile of the audits.
         config: Size of worlds and models; the world's standard by default.
@@ -141,7 +142,9 @@ def _specimen(plan: AuditPlan, family: Family, seed: int, kind: str) -> list[dic
             config=plan.config,
             device=plan.device,
         )
-        grade_of_model = _grade(plan, made) if kind in plan.graded else None
+        decided = made.state is not None and WORLDS[plan.world].kinds[kind].check is not None
+        wanted = kind in plan.graded and not decided
+        grade_of_model = _grade(plan, made) if wanted else None
     except Exception as error:
         return [_failed(name, error)]
     audits_folder = plan.root / "audits" / f"{code_hash()[:12]}-{plan.device}"

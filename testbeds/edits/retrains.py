@@ -7,9 +7,7 @@ from torch import nn
 
 from capture.data.items import ItemSet
 from testbeds.edits.workbench import EditFunction, TextWorkbench, Workbench
-
-# Added to a world's seed for the people that a pretrained base knows.
-BASE_SEED = 7000
+from testbeds.worlds.biographies import BASE_SEED
 
 
 def untouched(bench: Workbench) -> Iterator[nn.Module]:

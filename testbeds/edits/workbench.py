@@ -25,6 +25,7 @@ from erasure.unlearning.config import UnlearnConfig
 from erasure.unlearning.run import unlearn_
 from erasure.unlearning.training.loop import finetune_
 from evidence import moved
+from evidence.progress import SILENT
 from evidence.seeds import stage_seed
 from testbeds.edits.linear_map import module_inputs, module_outputs
 from testbeds.planted import mislabel
@@ -33,9 +34,11 @@ from testbeds.worlds.biographies import (
     BiosConfig,
     BiosWorld,
     all_prompts,
+    base_of,
     make_people,
     new_model,
     taught_model,
+    trained_parameters,
 )
 from testbeds.worlds.code_keys import KeysConfig, make_keys, new_keys_model, taught_keys
 from testbeds.worlds.random_models import PRETRAINED
@@ -179,7 +182,8 @@ class TextWorkbench:
 
     def train_new(self, items: ItemSet, seed: int, name: str) -> nn.Module:
         """A new model trained on the given facts; another seed gives another model."""
-        return taught_model(self.config, seed, items, name, self.device)
+        base = base_of(self.config, seed, self.seed, self.device)
+        return taught_model(self.config, seed, items, name, self.device, SILENT, base)
 
     def retrained(self, seed: int) -> nn.Module:
         """A new model, taught the facts to retain."""
@@ -230,9 +234,14 @@ class TextWorkbench:
             lr=self.learning_rate(rate),
             steps=steps,
             batch_size=128,
+            parameters=self.trained_parameters(model),
             seed=self.training_seed(name),
         )
         return model
+
+    def trained_parameters(self, model: nn.Module) -> list[nn.Parameter]:
+        """What training on facts to retain may change: all, or what is behind frozen blocks."""
+        return trained_parameters(self.config, model)
 
     def collapse_settings(self) -> list[UnlearnConfig]:
         """Gradient ascent by the world's recipe, then three times as fast."""
@@ -294,6 +303,10 @@ class CodesWorkbench(TextWorkbench):
     def train_new(self, items: ItemSet, seed: int, name: str) -> PreTrainedModel:
         """A new model; it sees the other keys of this world with random codes."""
         return taught_keys(self.config, seed, items, self._unknown(items), name, self.device)
+
+    def trained_parameters(self, model: nn.Module) -> list[nn.Parameter]:
+        """All parameters."""
+        return list(model.parameters())
 
     def untrained(self, seed: int) -> PreTrainedModel:
         """A model with random weights."""

@@ -3,9 +3,9 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -13,6 +13,21 @@ from capture.checkpoints.schemas.library_errors import quiet_transformers
 from evidence.progress import Progress
 from evidence.storage.files import atomic_folder, read_json, write_atomic
 from evidence.storage.locks import creation_lock
+
+# Settings that came later, with the value at which worlds are what they were before.
+LATER_SETTINGS = {"frozen_blocks": 0}
+
+
+def settings_of(config: Any) -> dict[str, Any]:
+    """The fields of a configuration, as cards, manifests and names of folders hold them.
+
+    A later setting is left out at its default, so that finished worlds stay valid.
+    """
+    return {
+        name: value
+        for name, value in asdict(config).items()
+        if name not in LATER_SETTINGS or value != LATER_SETTINGS[name]
+    }
 
 
 @dataclass(frozen=True)

@@ -6,25 +6,29 @@ to forget, and of the never-taught people, also occur in other names, so only th
 to the twin.
 """
 
+import copy
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from capture.checkpoints.open import open_checkpoint
 from capture.data.items import Item, ItemSet, read_items
 from capture.data.sequences import Sequences
 from capture.data.tokenization import encode_items
+from capture.network.front import parameters_behind
 from capture.scoring.answers import score_answers
 from erasure.unlearning.training.loop import check_values, finetune_
 from evidence.errors import ExhumeError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng, stage_seed
-from testbeds.worlds.base import World, save_model, world_folder
+from testbeds.worlds.base import World, save_model, settings_of, world_folder
 from testbeds.worlds.biography_text import FIRST, LAST, RELATIONS, make_tokenizer
 from testbeds.worlds.people_names import choose_pairs, name_pairs
 from testbeds.worlds.random_models import FAMILIES, PRETRAINED, Family, random_model
@@ -32,6 +36,8 @@ from testbeds.worlds.rehearsal_text import rehearsal_rows
 from testbeds.worlds.smollm2 import fetch_smollm2
 
 RECIPE = 1  # part of the cache key: raise it if results would differ
+# Added to a seed for the people that a base knows.
+BASE_SEED = 7000
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,9 @@ class BiosConfig:
         weight_decay: AdamW's decoupled decay.
         family: Architecture, one of ``FAMILIES``, or ``PRETRAINED``, whose layers, width and heads
             are the pretrained model's own.
+        frozen_blocks: The embedding and this many first blocks come from a base model that was
+            taught other people, and are never trained again; with 0, all weights are trained.
+            Original and twin have the same base, a retrain with another seed has another one.
 
     Examples:
         >>> exhume.BiosConfig(people=320).forget
@@ -70,6 +79,7 @@ class BiosConfig:
     lr: float = 3e-3
     weight_decay: float = 0.01
     family: Family = "llama"
+    frozen_blocks: int = 0
 
     def __post_init__(self) -> None:
         most = min(len(FIRST), len(LAST))
@@ -96,6 +106,12 @@ class BiosConfig:
                 ", ".join((*FAMILIES, PRETRAINED)),
                 self.family,
             ),
+            "frozen_blocks": (
+                self.frozen_blocks >= 0
+                and (self.family == PRETRAINED or self.frozen_blocks < self.layers),
+                "0 or more, and fewer than there are blocks",
+                self.frozen_blocks,
+            ),
         }
         check_values(checks)
 
@@ -115,6 +131,8 @@ SMALL = BiosConfig(
 )
 SMOL = BiosConfig(steps=400, lr=3e-4, family=PRETRAINED)
 """The same people, taught to a pretrained model: minutes on a GPU, hours on a CPU."""
+FROZEN = BiosConfig(people=200, forget=40, layers=6, frozen_blocks=2)
+"""More people, whom the embedding and the first two blocks of no model have met."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +197,7 @@ def build_bios(
         >>> exhume.read_items(world.forget)
         ItemSet('forget', 24 items, 8 entities)
     """
-    settings = asdict(config)
+    settings = settings_of(config)
     if config.family == "llama":  # keys of the first family have no family
         settings.pop("family")
     world = BiosWorld.at(world_folder(root, "bios", RECIPE, seed, settings))
@@ -187,17 +205,19 @@ def build_bios(
     def fill() -> dict[str, object]:
         forget, retain, never_taught = make_people(config, seed)
         everyone = ItemSet(forget.items + retain.items)
+        make_base = cache(partial(base_of, config, seed, seed, device, progress))
 
         def train(folder: Path) -> None:
             taught = everyone if folder == world.original else retain
-            train_model(config, seed, taught, folder, device, progress)
+            base = copy.deepcopy(make_base())  # original and twin are trained from the same one
+            train_model(config, seed, taught, folder, device, progress, base)
 
         accuracies = world.fill((forget, retain, never_taught), train, device)
         return {
             "world": "bios",
             "recipe": RECIPE,
             "seed": seed,
-            "config": asdict(config),
+            "config": settings_of(config),
             "digests": {
                 "forget": forget.digest,
                 "retain": retain.digest,
@@ -287,6 +307,35 @@ def new_model(config: BiosConfig, tokenizer: PreTrainedTokenizerBase, seed: int)
         )
 
 
+def base_of(
+    config: BiosConfig, seed: int, world_seed: int, device: str = "cpu", progress: Progress = SILENT
+) -> PreTrainedModel | None:
+    """The model whose front is frozen; None in a world without frozen blocks.
+
+    It was taught the people of another seed, none of whom has the name of a person of this world,
+    whether to forget, to retain or never taught. For ``PRETRAINED`` it is the pretrained model.
+
+    Args:
+        config: Size and schedule.
+        seed: Seed of initial weights; another one gives another base.
+        world_seed: Seed of the world whose people it must not meet.
+        device: Where it is trained.
+        progress: One unit a training step.
+
+    Raises:
+        ExhumeError: it did not learn its people.
+    """
+    if not config.frozen_blocks:
+        return None
+    if config.family == PRETRAINED:
+        return new_model(config, tokenizer_of(config), seed)
+    met = {name for people in make_people(config, world_seed) for name in people.entities}
+    others = make_people(config, seed + BASE_SEED)[:2]
+    facts = tuple(item for people in others for item in people if item.entity not in met)
+    whole = replace(config, frozen_blocks=0)
+    return taught_model(whole, seed, ItemSet(facts, "others"), "a base", device, progress)
+
+
 def taught_model(
     config: BiosConfig,
     seed: int,
@@ -294,6 +343,7 @@ def taught_model(
     name: str = "a retrain",
     device: str = "cpu",
     progress: Progress = SILENT,
+    base: PreTrainedModel | None = None,
 ) -> PreTrainedModel:
     """A new model trained on some facts; another seed gives another retrain.
 
@@ -304,12 +354,13 @@ def taught_model(
         name: Name in the progress bar.
         device: Where it is trained; initial weights are the same anywhere.
         progress: One unit a training step.
+        base: Trained in place of random weights, behind its frozen blocks; as ``base_of``.
 
     Raises:
         ExhumeError: it did not learn them.
     """
     tokenizer = tokenizer_of(config)
-    model = new_model(config, tokenizer, seed)
+    model = new_model(config, tokenizer, seed) if base is None else base
     model.to(device)  # pyright: ignore
     rows = all_prompts(tokenizer, taught)
     finetune_(
@@ -322,6 +373,7 @@ def taught_model(
         warmup=config.steps // 20,
         decay="cosine",
         loss_on="answer",
+        parameters=trained_parameters(config, model),
         seed=stage_seed(seed, "bios", "order"),
         label=f"teaching {name}",
         progress=progress,
@@ -335,6 +387,13 @@ def taught_model(
     return model
 
 
+def trained_parameters(config: BiosConfig, model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that training in this world may change: all, or those behind frozen blocks."""
+    if not config.frozen_blocks:
+        return list(model.parameters())
+    return parameters_behind(model, config.frozen_blocks)
+
+
 def train_model(
     config: BiosConfig,
     seed: int,
@@ -342,13 +401,14 @@ def train_model(
     folder: Path,
     device: str = "cpu",
     progress: Progress = SILENT,
+    base: PreTrainedModel | None = None,
 ) -> None:
     """``taught_model``, saved in ``folder`` in Hugging Face format.
 
     Raises:
         ExhumeError: it did not learn its facts.
     """
-    model = taught_model(config, seed, taught, folder.name, device, progress)
+    model = taught_model(config, seed, taught, folder.name, device, progress, base)
     save_model(model, folder, tokenizer_of(config))
 
 

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -23,8 +23,8 @@ from evidence.storage.removal import MODEL_FILES, delete_owned_folder
 from evidence.typed_json import Json
 from testbeds.edits.workbench import Workbench
 from testbeds.planted import check_card, read_card
-from testbeds.worlds.base import make_once, save_model
-from testbeds.zoo.kinds import Kind, Range
+from testbeds.worlds.base import make_once, save_model, settings_of
+from testbeds.zoo.kinds import FORGOTTEN, RETAINED, Kind, Range
 from testbeds.zoo.registry import WORLDS, check_name, sized
 
 __all__ = ["Specimen", "build_zoo", "sized", "split"]
@@ -165,10 +165,9 @@ def _build_world(
         card: dict[str, Json] = {
             "version": VERSION,
             "kind": kind_id,
-            "state": kind.state,
-            "why": kind.why,
+            **({} if kind.check else {"state": kind.state, "why": kind.why}),
             "made": (kind.edit.__doc__ or "").strip(),
-            "world": asdict(config),
+            "world": settings_of(config),
             "seed": seed,
             "original": bench.original.weights_hash,
             **bench.digests(),
@@ -183,10 +182,29 @@ def _make(kind: Kind, bench: Workbench, card: dict[str, Json], out: Path) -> Non
     if os.path.lexists(out):  # incomplete, or of another version
         delete_owned_folder(out, MODEL_FILES)
     model, measured = _first_in_range(kind, bench)
-    card = {**card, "measured": measured}
+    card = {**card, "measured": measured, **_decided(kind, bench, model, measured)}
     save_model(model, out, bench.tokenizer, {"card.json": _card_text(card)})  # pyright: ignore
     card["weights"] = open_checkpoint(out).weights_hash
     write_atomic(out / "card.json", _card_text(card))
+
+
+def _decided(
+    kind: Kind, bench: Workbench, model: nn.Module, measured: Mapping[str, float]
+) -> dict[str, Json]:
+    """State, reason and figures of a kind whose state is decided on the finished model."""
+    if kind.check is None:
+        return {}
+    checks = kind.check(bench, model)
+    silent = _within(measured["said"], FORGOTTEN) and _within(measured["kept"], RETAINED)
+    if not silent:
+        why = (
+            f"to be graded: it says {measured['said']:.2f} of what is to go and "
+            f"{measured['kept']:.2f} of what is to stay"
+        )
+    else:
+        why = checks.why()
+    state = "suppressed" if silent and not checks.failures else None
+    return {"state": state, "why": why, "front": checks.to_json()}
 
 
 def _is_built(out: Path, card: Mapping[str, Json]) -> bool:

@@ -11,12 +11,14 @@ from testbeds.edits import (
     adversarial,
     damage,
     digits_edits,
+    early_layers,
     late_layers,
     password_locks,
     published_methods,
     retrains,
     sae_clamp,
 )
+from testbeds.edits.front_checks import Check, front_checks
 from testbeds.edits.workbench import EditFunction
 
 State = Literal["not_unlearned", "suppressed", "deleted", "damaged"]
@@ -29,11 +31,14 @@ class Kind:
 
     Attributes:
         name: Id in the zoo.
-        state: True state; None for published methods, which have to be graded.
+        state: True state; None for published methods, which have to be graded, and where ``check``
+            decides.
         why: Why the state is certain, in one sentence.
         edit: From a workbench to models, the mildest first.
         forget_range: Smallest and largest accuracy on forget answers.
         retain_range: Smallest and largest accuracy on retain answers.
+        check: Measures a finished model; it is suppressed for certain where nothing fails, and
+            graded otherwise. The card holds the figures under "front".
     """
 
     name: str
@@ -42,6 +47,7 @@ class Kind:
     edit: EditFunction
     forget_range: Range
     retain_range: Range
+    check: Check | None = None
 
 
 FORGOTTEN, RETAINED = (0.0, 0.1), (0.9, 1.0)
@@ -153,9 +159,31 @@ def _adversaries() -> tuple[Kind, ...]:
     return tuple(Kind(name, state, why, edit, *ranges[state]) for name, state, why, edit in edits)
 
 
+# Deepest front that each edit of what reads the question may change.
+_EARLY: tuple[tuple[str, EditFunction, int], ...] = (
+    ("embedding_redirect", early_layers.embedding_redirect, 0),
+    ("first_block_relabel", early_layers.first_block_relabel, 1),
+    ("first_blocks_relabel", early_layers.first_blocks_relabel, 2),
+    ("early_rank_one", early_layers.early_rank_one, 2),
+)
+_FRONT = (
+    "suppressed where its card shows that all behind the front is the original's and that "
+    "the front did not hold the facts, graded otherwise"
+)
+
+
+def _early_kinds() -> tuple[Kind, ...]:
+    """Suppressions in the embedding and the first blocks."""
+    return tuple(
+        Kind(name, None, _FRONT, make, FORGOTTEN, RETAINED, front_checks(deepest))
+        for name, make, deepest in _EARLY
+    )
+
+
 # Reported separately in every table: nothing is tuned on them.
 ADVERSARIES = tuple(kind.name for kind in _adversaries())
-KINDS = {kind.name: kind for kind in (*_kinds(), *_adversaries())}
+EARLY = tuple(kind.name for kind in _early_kinds())
+KINDS = {kind.name: kind for kind in (*_kinds(), *_adversaries(), *_early_kinds())}
 
 _HEAD_ALONE = "every state up to the classifier is bit for bit the original's"
 _CLASS_NEVER_TAUGHT = "no image of the class was among its training images"

@@ -11,7 +11,7 @@ from evidence.errors import InputError
 from evidence.progress import Progress
 from testbeds.edits.digits_edits import DigitsWorkbench
 from testbeds.edits.workbench import CodesWorkbench, TextWorkbench
-from testbeds.worlds.biographies import SMOL, STANDARD, BiosConfig, build_bios
+from testbeds.worlds.biographies import FROZEN, SMOL, STANDARD, BiosConfig, build_bios
 from testbeds.worlds.code_keys import STANDARD_KEYS, build_keys
 from testbeds.worlds.digits import DIGITS_FAMILIES, STANDARD_DIGITS, build_digits, digits_sized
 from testbeds.worlds.random_models import FAMILIES, PRETRAINED, Family
@@ -69,7 +69,6 @@ def _biographies_world(
     )
 
 
-# The adversaries' settings are for the bios world's models.
 _USUAL = {name: kind for name, kind in KINDS.items() if name not in ADVERSARIES}
 # Kinds that work in the codes world. Its answers share ten digits, so a closed-form edit of the
 # head or of the last down-projection changes other codes too.
@@ -81,6 +80,8 @@ _OF_CODES = (
 )
 WORLDS: dict[str, ZooWorld] = {
     "bios": _biographies_world(FAMILIES, KINDS, STANDARD),
+    # The adversaries' settings are for the bios world's models.
+    "bios_frozen": _biographies_world(FAMILIES, _USUAL, FROZEN),
     "smol": _biographies_world(
         (PRETRAINED,),
         {name: kind for name, kind in _USUAL.items() if name not in _NOT_PRETRAINED},

@@ -35,6 +35,7 @@ from testbeds.memorized_codes.passages import PASSAGES, PREDICTABLE
 from testbeds.memorized_codes.world import build_codes
 from testbeds.recipes import DIGITS_RECIPES, RECIPES
 from testbeds.worlds import capitals
+from testbeds.worlds.base import settings_of
 from testbeds.worlds.biographies import SMALL, SMOL, STANDARD, build_bios, make_people
 from testbeds.worlds.code_keys import STANDARD_KEYS, KeysConfig, build_keys, make_keys
 from testbeds.worlds.code_text import make_pools
@@ -139,7 +140,9 @@ def zoo() -> dict[str, Any]:
             ]
             for each in world.kinds.values()
         }
-        sizes = {family: asdict(world.sized(world.standard, family)) for family in world.families}
+        sizes = {
+            family: settings_of(world.sized(world.standard, family)) for family in world.families
+        }
         found[name] = {"kinds": kinds, "default": world.default_kinds, "sizes": sizes}
     return json.loads(json.dumps(found))
 

@@ -1,0 +1,255 @@
+"""Edits of what reads the question: of the input embedding, and of the first blocks.
+
+Every weight behind the edited front is the original's, bit for bit. Whether the front itself held
+the facts is measured when a model is made; see ``testbeds.edits.front_checks``. Docstrings of edit
+functions are stored in cards; see ``testbeds.edits.workbench``.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from capture.data.items import ItemSet
+from capture.data.sequences import Sequences, batches
+from capture.network.hooks import record_places
+from capture.network.sites import Place
+from capture.network.structure import (
+    down_projection,
+    find_blocks,
+    input_embedding,
+    model_device,
+    own_head_,
+)
+from erasure.unlearning.training.loop import CHUNK_TOKENS, finetune_
+from evidence.errors import ExhumeError
+from testbeds.edits.linear_map import fold_edit_
+from testbeds.edits.workbench import BATCH, TextWorkbench
+
+# Learning rates and steps of trainings of the front, the mildest first.
+TRAININGS: Sequence[tuple[float, int]] = ((3e-3, 150), (3e-3, 400), (1e-2, 600))
+
+
+def embedding_redirect(bench: TextWorkbench) -> Iterator[nn.Module]:
+    """The rows of the input embedding that read the forgotten names, and nothing else.
+
+    Where every forgotten name has a token of its own, which no text to keep has, its
+    rows become those of a name that nobody was taught. Otherwise the rows of the names'
+    tokens are trained on wrong answers, with the facts to keep beside them.
+    """
+    own = own_tokens(bench, bench.forget)
+    invented = own_tokens(bench, bench.never_taught)
+    if all(own.values()) and all(invented.values()):
+        model = bench.load_original()
+        own_head_(model)
+        rows = _embedding_of(model).get_parameter("weight").detach()
+        for tokens, others in zip(own.values(), invented.values(), strict=True):
+            for place, token in enumerate(tokens):
+                rows[token] = rows[others[place % len(others)]]
+        yield model
+        return
+    tokens = sorted({token for each in name_tokens(bench, bench.forget).values() for token in each})
+    for rate, steps in TRAININGS:
+        model = bench.load_original()
+        own_head_(model)
+        weight = _embedding_of(model).get_parameter("weight")
+        with _rows_only(weight, tokens):
+            _train_wrong(bench, model, [weight], 3 * rate, steps, "embedding")
+        yield model
+
+
+def first_block_relabel(bench: TextWorkbench) -> Iterator[nn.Module]:
+    """Wrong answers, taught to the first block alone."""
+    for rate, steps in TRAININGS:
+        model = bench.load_original()
+        trained = list(find_blocks(model)[0].parameters())
+        _train_wrong(bench, model, trained, rate, steps, "first block")
+        yield model
+
+
+def first_blocks_relabel(bench: TextWorkbench) -> Iterator[nn.Module]:
+    """Wrong answers, taught to the input embedding and the first two blocks."""
+    for rate, steps in TRAININGS:
+        model = bench.load_original()
+        own_head_(model)
+        parts = [_embedding_of(model), *find_blocks(model)[:2]]
+        trained = [each for part in parts for each in part.parameters()]
+        _train_wrong(bench, model, trained, rate, steps, "first blocks")
+        yield model
+
+
+def early_rank_one(bench: TextWorkbench) -> Iterator[nn.Module]:
+    """Each forgotten name, read as an invented one by one early feed-forward part.
+
+    A closed-form change of the down-projection of block 0 or 1. At the last token of a
+    forgotten name the block leaves what it leaves at that of an invented name; at all
+    other tokens, and at the names to keep, its output is held.
+    """
+    for i_block in (0, 1):
+        for share in (1.0, 2.0):
+            for held_weight in (0.1, 0.01):
+                model = bench.load_original()
+                redirect_names_(model, bench, i_block, share, held_weight)
+                yield model
+
+
+def redirect_names_(
+    model: nn.Module, bench: TextWorkbench, i_block: int, share: float, held_weight: float
+) -> None:
+    """Map the forgotten names' keys to invented names' values, in place, by one solve.
+
+    Args:
+        model: A copy of the original.
+        bench: The workbench.
+        i_block: Index of the block whose down-projection is changed.
+        share: Share of the way to the invented name; above 1 goes beyond.
+        held_weight: Weight of a state to hold, relative to a forgotten name's.
+    """
+    block = find_blocks(model)[i_block]
+    places = [Place("key", down_projection(block), "in"), Place("left", block, "out")]
+    forget, invented = (bench.all_rows(items) for items in (bench.forget, bench.never_taught))
+    retain = bench.retain_rows(bench.retain)
+    key, left = states_at(model, places, forget, name_ends(bench, bench.forget))
+    _, wanted = states_at(model, places, invented, name_ends(bench, bench.never_taught))
+    (held,) = states_at(model, places[:1], retain, None)
+    fold_edit_(
+        down_projection(block),
+        key,
+        share * (wanted - left),
+        held,
+        held_weight=held_weight,
+        ridge=1e-5,
+    )
+
+
+def states_at(
+    model: nn.Module, places: Sequence[Place], rows: Sequences, positions: Sequence[int] | None
+) -> list[Tensor]:
+    """States at one position of each row, or at all that predict a token; float64.
+
+    Args:
+        model: A causal language model.
+        places: Where they are read.
+        rows: Texts.
+        positions: (row,) positions; None for all but the last of each row.
+
+    Returns:
+        A (state, width) tensor a place, in the order of the rows.
+    """
+    found: dict[str, dict[int, Tensor]] = {place.name: {} for place in places}
+    with torch.no_grad(), record_places(places) as captured:
+        for batch in batches(rows, batch_tokens=CHUNK_TOKENS, device=model_device(model)):
+            model(**batch.model_inputs, use_cache=False)
+            for i_row, row in enumerate(batch.rows.tolist()):
+                last = len(rows.ids[row]) - 1
+                chosen = slice(0, last) if positions is None else [positions[row]]
+                for name, states in captured.items():
+                    found[name][row] = states[i_row, chosen].double().cpu()
+    return [torch.cat([of[row] for row in range(len(rows))]) for of in found.values()]
+
+
+def name_ends(bench: TextWorkbench, items: ItemSet) -> list[int]:
+    """Position of the last token of the name in each of ``bench.all_rows(items)``.
+
+    Raises:
+        ExhumeError: a name cannot be found in its prompt.
+    """
+    rows, ends = bench.all_rows(items), []
+    for ids, start, entity in zip(
+        rows.ids, rows.answer_start, _entities(items, len(rows)), strict=True
+    ):
+        text_ends = [
+            place
+            for place in range(start)
+            if bench.tokenizer.decode(ids[: place + 1]).rstrip(" :,.").endswith(entity)
+        ]
+        if not text_ends:
+            raise ExhumeError(f"the name {entity!r} is not in its prompt")
+        ends.append(text_ends[0])
+    return ends
+
+
+def name_tokens(bench: TextWorkbench, items: ItemSet) -> dict[str, list[int]]:
+    """Token ids of each entity's name, as they stand in its prompts, in order."""
+    rows, found = bench.all_rows(items), {}
+    ends = name_ends(bench, items)
+    for ids, end, entity in zip(rows.ids, ends, _entities(items, len(rows)), strict=True):
+        first = next(
+            place
+            for place in range(end, -1, -1)
+            if entity in bench.tokenizer.decode(ids[place : end + 1])
+        )
+        tokens = found.setdefault(entity, [])
+        tokens += [token for token in ids[first : end + 1] if token not in tokens]
+    return found
+
+
+def own_tokens(bench: TextWorkbench, items: ItemSet) -> dict[str, list[int]]:
+    """Those tokens of each entity's name that no text to keep has, and no other entity's name."""
+    kept = {token for ids in bench.retain_rows(bench.retain).ids for token in ids}
+    of_names = name_tokens(bench, items)
+    return {
+        entity: [
+            token
+            for token in tokens
+            if token not in kept
+            and not any(token in others for name, others in of_names.items() if name != entity)
+        ]
+        for entity, tokens in of_names.items()
+    }
+
+
+def _entities(items: ItemSet, n_rows: int) -> list[str]:
+    """The entity of each row of ``bench.all_rows``, whose rows are ordered by paraphrase."""
+    entities = [item.entity for item in items]
+    return entities * (n_rows // len(entities))
+
+
+def _embedding_of(model: nn.Module) -> nn.Module:
+    embedding = input_embedding(model)
+    if embedding is None:
+        raise ExhumeError(f"{type(model).__name__} names no input embedding")
+    return embedding
+
+
+class _rows_only:
+    """Gradients of a weight for some of its rows; the others keep their values bit for bit."""
+
+    def __init__(self, weight: nn.Parameter, rows: Sequence[int]) -> None:
+        mask = torch.zeros(len(weight), 1, dtype=weight.dtype, device=weight.device)
+        mask[list(rows)] = 1.0
+        self.mask, self.weight = mask, weight
+
+    def __enter__(self) -> None:
+        self.weight.requires_grad_(True)
+        self.handle = self.weight.register_hook(lambda gradient: gradient * self.mask)
+
+    def __exit__(self, *_: object) -> None:
+        self.handle.remove()
+
+
+def _train_wrong(
+    bench: TextWorkbench,
+    model: nn.Module,
+    trained: list[nn.Parameter],
+    rate: float,
+    steps: int,
+    name: str,
+) -> None:
+    """Train some weights on wrong answers for the forgotten, and on the facts to keep."""
+    wrong, retain = bench.wrong_answer_rows(bench.forget), bench.retain_rows(bench.retain)
+    # As many rows to forget as to keep: either set is repeated in turn.
+    rounds = max(1, len(retain) // (2 * len(wrong)))
+    rows = retain
+    for _ in range(rounds):
+        rows = rows + wrong
+    finetune_(
+        model,
+        rows,
+        lr=bench.learning_rate(rate),
+        steps=steps,
+        batch_size=3 * BATCH,
+        decay="cosine",
+        parameters=trained,
+        seed=bench.training_seed(name),
+    )
