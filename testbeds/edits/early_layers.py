@@ -6,12 +6,13 @@ functions are stored in cards; see ``testbeds.edits.workbench``.
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import product
 
 import torch
 from torch import Tensor, nn
 
 from capture.data.items import ItemSet
-from capture.data.sequences import Sequences, batches
+from capture.data.sequences import Padded, Sequences, batches
 from capture.network.hooks import record_places
 from capture.network.sites import Place
 from capture.network.structure import (
@@ -22,10 +23,13 @@ from capture.network.structure import (
     own_head_,
 )
 from erasure.unlearning.training.loop import CHUNK_TOKENS, finetune_
+from erasure.unlearning.training.objectives import token_logprobs
 from evidence.errors import ExhumeError
 from testbeds.edits.linear_map import fold_edit_
 from testbeds.edits.workbench import BATCH, TextWorkbench
 
+# Optimizer steps for the values of a closed-form edit.
+VALUE_STEPS = 60
 # Learning rates and steps of trainings of the front, the mildest first.
 TRAININGS: Sequence[tuple[float, int]] = ((3e-3, 150), (3e-3, 400), (1e-2, 600))
 
@@ -79,47 +83,88 @@ def first_blocks_relabel(bench: TextWorkbench) -> Iterator[nn.Module]:
 
 
 def early_rank_one(bench: TextWorkbench) -> Iterator[nn.Module]:
-    """Each forgotten name, read as an invented one by one early feed-forward part.
+    """Each forgotten name's key, mapped to another value by one early feed-forward part.
 
-    A closed-form change of the down-projection of block 0 or 1. At the last token of a
-    forgotten name the block leaves what it leaves at that of an invented name; at all
-    other tokens, and at the names to keep, its output is held.
+    A closed-form change of the down-projection of block 0 or 1, of the rank of the
+    forgotten names. At the last token of such a name the part adds a vector with which
+    the model gives wrong answers; at all other tokens its output is held.
+
+    Source: ROME (Meng et al. 2022, arXiv 2202.05262) for keys and values, MEMIT (arXiv
+    2210.07229) for many at once.
     """
-    for i_block in (0, 1):
-        for share in (1.0, 2.0):
-            for held_weight in (0.1, 0.01):
-                model = bench.load_original()
-                redirect_names_(model, bench, i_block, share, held_weight)
-                yield model
+    for i_block, price in product((0, 1), (1e-1, 3e-2, 1e-2)):
+        values = wrong_values(bench, i_block, price)
+        for held_weight in (0.3, 0.1, 0.03):
+            model = bench.load_original()
+            map_names_(model, bench, i_block, values, held_weight)
+            yield model
 
 
-def redirect_names_(
-    model: nn.Module, bench: TextWorkbench, i_block: int, share: float, held_weight: float
+def wrong_values(bench: TextWorkbench, i_block: int, price: float) -> Tensor:
+    """The smallest additions at the forgotten names' last tokens that give wrong answers.
+
+    Args:
+        bench: The workbench.
+        i_block: Index of the block behind whose feed-forward part they are added.
+        price: Price of the squared norm of an addition, relative to that of the part's output.
+
+    Returns:
+        (entity, d), float64, in the order of ``bench.forget.entities``.
+    """
+    model = bench.load_original().requires_grad_(False)
+    down = down_projection(find_blocks(model)[i_block])
+    wrong = bench.wrong_answer_rows(bench.forget)
+    ends = torch.tensor(name_ends(bench, bench.forget))
+    numbers = {name: i for i, name in enumerate(bench.forget.entities)}
+    of_row = torch.tensor([numbers[name] for name in _entities(bench.forget, len(wrong))])
+    (left,) = states_at(model, [Place("left", down, "out")], wrong, ends.tolist())
+    scale = left.norm(dim=1).mean().float()
+    device = model_device(model)
+    added = torch.zeros(len(numbers), left.shape[1], device=device, requires_grad=True)
+    optimizer = torch.optim.Adam([added], lr=0.05 * float(scale) / left.shape[1] ** 0.5 * 5)
+    now: list[Padded] = []
+
+    def add(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+        rows = now[0].rows.cpu()
+        change = torch.zeros_like(output)
+        change[torch.arange(len(rows)), ends[rows]] = added[of_row[rows].to(device)]
+        return output + change
+
+    handle = down.register_forward_hook(add)
+    try:
+        for _ in range(VALUE_STEPS):
+            optimizer.zero_grad()
+            for batch in batches(wrong, batch_tokens=CHUNK_TOKENS, device=device):
+                now[:] = [batch]
+                logprob, _ = token_logprobs(model, batch, "answer")
+                (-logprob.sum() / len(wrong)).backward()
+            (price * (added / scale).square().sum(1).mean()).backward()
+            optimizer.step()
+    finally:
+        handle.remove()
+    return added.detach().double().cpu()
+
+
+def map_names_(
+    model: nn.Module, bench: TextWorkbench, i_block: int, values: Tensor, held_weight: float
 ) -> None:
-    """Map the forgotten names' keys to invented names' values, in place, by one solve.
+    """Add to the output at the forgotten names' keys, in place, by one solve.
 
     Args:
         model: A copy of the original.
         bench: The workbench.
         i_block: Index of the block whose down-projection is changed.
-        share: Share of the way to the invented name; above 1 goes beyond.
+        values: (entity, d), what is added at each forgotten name's last token.
         held_weight: Weight of a state to hold, relative to a forgotten name's.
     """
-    block = find_blocks(model)[i_block]
-    places = [Place("key", down_projection(block), "in"), Place("left", block, "out")]
-    forget, invented = (bench.all_rows(items) for items in (bench.forget, bench.never_taught))
-    retain = bench.retain_rows(bench.retain)
-    key, left = states_at(model, places, forget, name_ends(bench, bench.forget))
-    _, wanted = states_at(model, places, invented, name_ends(bench, bench.never_taught))
-    (held,) = states_at(model, places[:1], retain, None)
-    fold_edit_(
-        down_projection(block),
-        key,
-        share * (wanted - left),
-        held,
-        held_weight=held_weight,
-        ridge=1e-5,
-    )
+    down = down_projection(find_blocks(model)[i_block])
+    place = [Place("key", down, "in")]
+    forget, retain = bench.all_rows(bench.forget), bench.retain_rows(bench.retain)
+    numbers = {name: i for i, name in enumerate(bench.forget.entities)}
+    change = values[[numbers[name] for name in _entities(bench.forget, len(forget))]]
+    (keys,) = states_at(model, place, forget, name_ends(bench, bench.forget))
+    (held,) = states_at(model, place, retain, None)
+    fold_edit_(down, keys, change, held, held_weight=held_weight, ridge=1e-6)
 
 
 def states_at(
