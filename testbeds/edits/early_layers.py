@@ -6,7 +6,6 @@ functions are stored in cards; see ``testbeds.edits.workbench``.
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -26,10 +25,12 @@ from erasure.unlearning.training.loop import CHUNK_TOKENS, finetune_
 from erasure.unlearning.training.objectives import token_logprobs
 from evidence.errors import ExhumeError
 from testbeds.edits.linear_map import fold_edit_
+from testbeds.edits.sae_clamp import clamp_block
 from testbeds.edits.workbench import BATCH, TextWorkbench
 
-# Optimizer steps for the values of a closed-form edit.
-VALUE_STEPS = 60
+# Of a closed-form edit: optimizer steps for its values, price of their squared norm relative to that
+# of the part's output, and weight of a state to hold.
+VALUE_STEPS, VALUE_PRICE, HELD = 40, 0.1, 0.3
 # Learning rates and steps of trainings of the front, the mildest first.
 TRAININGS: Sequence[tuple[float, int]] = ((3e-3, 150), (3e-3, 400), (1e-2, 600))
 
@@ -46,7 +47,7 @@ def embedding_redirect(bench: TextWorkbench) -> Iterator[nn.Module]:
     if all(own.values()) and all(invented.values()):
         model = bench.load_original()
         own_head_(model)
-        rows = _embedding_of(model).get_parameter("weight").detach()
+        rows = embedding_of(model).get_parameter("weight").detach()
         for tokens, others in zip(own.values(), invented.values(), strict=True):
             for place, token in enumerate(tokens):
                 rows[token] = rows[others[place % len(others)]]
@@ -56,7 +57,7 @@ def embedding_redirect(bench: TextWorkbench) -> Iterator[nn.Module]:
     for rate, steps in TRAININGS:
         model = bench.load_original()
         own_head_(model)
-        weight = _embedding_of(model).get_parameter("weight")
+        weight = embedding_of(model).get_parameter("weight")
         with _rows_only(weight, tokens):
             _train_wrong(bench, model, [weight], 3 * rate, steps, "embedding")
         yield model
@@ -76,7 +77,7 @@ def first_blocks_relabel(bench: TextWorkbench) -> Iterator[nn.Module]:
     for rate, steps in TRAININGS:
         model = bench.load_original()
         own_head_(model)
-        parts = [_embedding_of(model), *find_blocks(model)[:2]]
+        parts = [embedding_of(model), *find_blocks(model)[:2]]
         trained = [each for part in parts for each in part.parameters()]
         _train_wrong(bench, model, trained, rate, steps, "first blocks")
         yield model
@@ -85,28 +86,42 @@ def first_blocks_relabel(bench: TextWorkbench) -> Iterator[nn.Module]:
 def early_rank_one(bench: TextWorkbench) -> Iterator[nn.Module]:
     """Each forgotten name's key, mapped to another value by one early feed-forward part.
 
-    A closed-form change of the down-projection of block 0 or 1, of the rank of the
-    forgotten names. At the last token of such a name the part adds a vector with which
+    A closed-form change of the down-projection of block 0, of the rank of the forgotten
+    names. At the last token of such a name the part adds a vector with which
     the model gives wrong answers; at all other tokens its output is held.
 
     Source: ROME (Meng et al. 2022, arXiv 2202.05262) for keys and values, MEMIT (arXiv
     2210.07229) for many at once.
     """
-    for i_block, price in product((0, 1), (1e-1, 3e-2, 1e-2)):
-        values = wrong_values(bench, i_block, price)
-        for held_weight in (0.3, 0.1, 0.03):
-            model = bench.load_original()
-            map_names_(model, bench, i_block, values, held_weight)
-            yield model
+    i_block = 0
+    values = wrong_values(bench, i_block)
+    model = bench.load_original()
+    down = down_projection(find_blocks(model)[i_block])
+    place = [Place("key", down, "in")]
+    forget, retain = bench.all_rows(bench.forget), bench.retain_rows(bench.retain)
+    numbers = {name: i for i, name in enumerate(bench.forget.entities)}
+    change = values[[numbers[name] for name in entities_of(bench.forget, len(forget))]]
+    (keys,) = states_at(model, place, forget, name_ends(bench, bench.forget))
+    (held,) = states_at(model, place, retain, None)
+    fold_edit_(down, keys, change, held, held_weight=HELD, ridge=1e-6)
+    yield model
 
 
-def wrong_values(bench: TextWorkbench, i_block: int, price: float) -> Tensor:
+def early_clamp(bench: TextWorkbench) -> Iterator[nn.Module]:
+    """Latents that fire from the ends of forgotten names on, turned round in an early block.
+
+    As ``sae_clamp``, in block 1, or block 0.
+    """
+    for i_block in (1, 0):
+        yield from clamp_block(bench, i_block)
+
+
+def wrong_values(bench: TextWorkbench, i_block: int) -> Tensor:
     """The smallest additions at the forgotten names' last tokens that give wrong answers.
 
     Args:
         bench: The workbench.
         i_block: Index of the block behind whose feed-forward part they are added.
-        price: Price of the squared norm of an addition, relative to that of the part's output.
 
     Returns:
         (entity, d), float64, in the order of ``bench.forget.entities``.
@@ -116,12 +131,12 @@ def wrong_values(bench: TextWorkbench, i_block: int, price: float) -> Tensor:
     wrong = bench.wrong_answer_rows(bench.forget)
     ends = torch.tensor(name_ends(bench, bench.forget))
     numbers = {name: i for i, name in enumerate(bench.forget.entities)}
-    of_row = torch.tensor([numbers[name] for name in _entities(bench.forget, len(wrong))])
+    of_row = torch.tensor([numbers[name] for name in entities_of(bench.forget, len(wrong))])
     (left,) = states_at(model, [Place("left", down, "out")], wrong, ends.tolist())
     scale = left.norm(dim=1).mean().float()
     device = model_device(model)
     added = torch.zeros(len(numbers), left.shape[1], device=device, requires_grad=True)
-    optimizer = torch.optim.Adam([added], lr=0.05 * float(scale) / left.shape[1] ** 0.5 * 5)
+    optimizer = torch.optim.Adam([added], lr=0.25 * float(scale) / left.shape[1] ** 0.5)
     now: list[Padded] = []
 
     def add(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
@@ -138,33 +153,11 @@ def wrong_values(bench: TextWorkbench, i_block: int, price: float) -> Tensor:
                 now[:] = [batch]
                 logprob, _ = token_logprobs(model, batch, "answer")
                 (-logprob.sum() / len(wrong)).backward()
-            (price * (added / scale).square().sum(1).mean()).backward()
+            (VALUE_PRICE * (added / scale).square().sum(1).mean()).backward()
             optimizer.step()
     finally:
         handle.remove()
     return added.detach().double().cpu()
-
-
-def map_names_(
-    model: nn.Module, bench: TextWorkbench, i_block: int, values: Tensor, held_weight: float
-) -> None:
-    """Add to the output at the forgotten names' keys, in place, by one solve.
-
-    Args:
-        model: A copy of the original.
-        bench: The workbench.
-        i_block: Index of the block whose down-projection is changed.
-        values: (entity, d), what is added at each forgotten name's last token.
-        held_weight: Weight of a state to hold, relative to a forgotten name's.
-    """
-    down = down_projection(find_blocks(model)[i_block])
-    place = [Place("key", down, "in")]
-    forget, retain = bench.all_rows(bench.forget), bench.retain_rows(bench.retain)
-    numbers = {name: i for i, name in enumerate(bench.forget.entities)}
-    change = values[[numbers[name] for name in _entities(bench.forget, len(forget))]]
-    (keys,) = states_at(model, place, forget, name_ends(bench, bench.forget))
-    (held,) = states_at(model, place, retain, None)
-    fold_edit_(down, keys, change, held, held_weight=held_weight, ridge=1e-6)
 
 
 def states_at(
@@ -201,7 +194,7 @@ def name_ends(bench: TextWorkbench, items: ItemSet) -> list[int]:
     """
     rows, ends = bench.all_rows(items), []
     for ids, start, entity in zip(
-        rows.ids, rows.answer_start, _entities(items, len(rows)), strict=True
+        rows.ids, rows.answer_start, entities_of(items, len(rows)), strict=True
     ):
         text_ends = [
             place
@@ -218,7 +211,7 @@ def name_tokens(bench: TextWorkbench, items: ItemSet) -> dict[str, list[int]]:
     """Token ids of each entity's name, as they stand in its prompts, in order."""
     rows, found = bench.all_rows(items), {}
     ends = name_ends(bench, items)
-    for ids, end, entity in zip(rows.ids, ends, _entities(items, len(rows)), strict=True):
+    for ids, end, entity in zip(rows.ids, ends, entities_of(items, len(rows)), strict=True):
         first = next(
             place
             for place in range(end, -1, -1)
@@ -244,13 +237,18 @@ def own_tokens(bench: TextWorkbench, items: ItemSet) -> dict[str, list[int]]:
     }
 
 
-def _entities(items: ItemSet, n_rows: int) -> list[str]:
+def entities_of(items: ItemSet, n_rows: int) -> list[str]:
     """The entity of each row of ``bench.all_rows``, whose rows are ordered by paraphrase."""
     entities = [item.entity for item in items]
     return entities * (n_rows // len(entities))
 
 
-def _embedding_of(model: nn.Module) -> nn.Module:
+def embedding_of(model: nn.Module) -> nn.Module:
+    """The input embedding.
+
+    Raises:
+        ExhumeError: the model names none.
+    """
     embedding = input_embedding(model)
     if embedding is None:
         raise ExhumeError(f"{type(model).__name__} names no input embedding")

@@ -102,8 +102,20 @@ def sae_clamp(bench: TextWorkbench) -> Iterator[nn.Module]:
     People drawn at random have no latents of their own in such a one, so some of the
     latents are trained to fire on them alone.
     """
+    yield from clamp_block(bench, len(find_blocks(bench.load_original())) // 2)
+
+
+def clamp_block(bench: TextWorkbench, i_block: int) -> Iterator[nn.Module]:
+    """Models with latents of one block clamped, the mildest first.
+
+    Args:
+        bench: The workbench.
+        i_block: Index of the block.
+
+    Raises:
+        ExhumeError: the original does not say the answers without those units.
+    """
     model = bench.load_original()
-    i_block = len(find_blocks(model)) // 2
     forget, retain = bench.all_rows(bench.forget), bench.retain_rows(bench.retain)
     forget_states, retain_states = (
         record_states(model, i_block, forget, retain),
@@ -206,7 +218,7 @@ def fit_clamp(
     chosen_states = order.repeat(1 + latents // len(x))[:latents]
     read[:latents] = _detectors(x[chosen_states], retain_inputs)
     write[:latents] = y[chosen_states] / 2
-    read, write = _train(pairs, read, write, latents, steps, rng)
+    read, write = train_latents(pairs, read, write, latents, steps, rng)
     read, write = read[:latents] / input_scale, write[:latents] * output_scale
     forget_fires, retain_fires = (
         torch.relu(states.read @ read.T) for states in (forget_states, retain_states)
@@ -256,7 +268,7 @@ def write_clamp_(
             _set_units(value_vectors(down), units, writes / SLOPE)
 
 
-def _train(
+def train_latents(
     pairs: list[tuple[Tensor, Tensor]],
     read: Tensor,
     write: Tensor,

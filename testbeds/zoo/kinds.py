@@ -12,6 +12,7 @@ from testbeds.edits import (
     damage,
     digits_edits,
     early_layers,
+    early_methods,
     late_layers,
     password_locks,
     published_methods,
@@ -164,7 +165,14 @@ _EARLY: tuple[tuple[str, EditFunction, int], ...] = (
     ("embedding_redirect", early_layers.embedding_redirect, 0),
     ("first_block_relabel", early_layers.first_block_relabel, 1),
     ("first_blocks_relabel", early_layers.first_blocks_relabel, 2),
-    ("early_rank_one", early_layers.early_rank_one, 2),
+    ("early_clamp", early_layers.early_clamp, 2),
+)
+# Published methods that leave everything behind such a front; their ranges are not chosen.
+_EARLY_METHODS: tuple[tuple[str, EditFunction, int], ...] = (
+    ("early_rank_one", early_layers.early_rank_one, 1),
+    ("ember", early_methods.ember, 0),
+    ("rmu_early", early_methods.rmu_early, 2),
+    ("rocr", early_methods.rocr, 2),
 )
 _FRONT = (
     "suppressed where its card shows that all behind the front is the original's and that "
@@ -173,11 +181,17 @@ _FRONT = (
 
 
 def _early_kinds() -> tuple[Kind, ...]:
-    """Suppressions in the embedding and the first blocks."""
-    return tuple(
+    """Edits of the embedding and the first blocks, and of single matrices."""
+    suppressed = tuple(
         Kind(name, None, _FRONT, make, FORGOTTEN, RETAINED, front_checks(deepest))
         for name, make, deepest in _EARLY
     )
+    methods = tuple(
+        Kind(name, None, _FRONT, make, ANY, ANY, front_checks(deepest))
+        for name, make, deepest in _EARLY_METHODS
+    )
+    graded = (("slug", early_methods.slug), ("pisces", early_methods.pisces))
+    return (*suppressed, *methods, *(Kind(n, None, _GRADED, make, ANY, ANY) for n, make in graded))
 
 
 # Reported separately in every table: nothing is tuned on them.
