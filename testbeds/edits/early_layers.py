@@ -28,8 +28,8 @@ from testbeds.edits.linear_map import fold_edit_
 from testbeds.edits.sae_clamp import clamp_block
 from testbeds.edits.workbench import BATCH, TextWorkbench
 
-# Of a closed-form edit: optimizer steps for its values, price of their squared norm relative to that
-# of the part's output, and weight of a state to hold.
+# Of a closed-form edit: optimizer steps for its values, price of their squared norm relative to
+# that of the part's output, and weight of a state to hold.
 VALUE_STEPS, VALUE_PRICE, HELD = 40, 0.1, 0.3
 # Learning rates and steps of trainings of the front, the mildest first.
 TRAININGS: Sequence[tuple[float, int]] = ((3e-3, 150), (3e-3, 400), (1e-2, 600))

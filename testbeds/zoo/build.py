@@ -34,6 +34,7 @@ VERSION = 1
 LIST = "manifest.json"
 SPLITS = {
     "bios": "zoo_split.json",
+    "bios_frozen": "frozen_split.json",
     "smol": "smol_split.json",
     "digits": "digits_split.json",
     "codes": "codes_split.json",
@@ -110,7 +111,7 @@ def build_zoo(
     Args:
         root: Folder of the zoo.
         seeds: Seeds of worlds; each has its own people, or class to forget.
-        world: "bios", "smol", "codes" or "digits".
+        world: "bios", "bios_frozen", "smol", "codes" or "digits".
         families: Architectures; the world's first one by default.
         only: Kinds to build; all except the adversaries by default.
         config: Size of worlds and models; the world's standard by default.

@@ -56,8 +56,8 @@ def sized_deeper(config: BiosConfig, family: Family) -> BiosConfig:
 # Kinds that a pretrained model lacks: random weights are neither a retrain nor a damaged copy of
 # it, and the adversaries' settings are for small models.
 _RANDOM_INIT_KINDS = ("random_init", "retrain_pretrained")
-# The clamp works on small models only.
-_NOT_PRETRAINED = (*_RANDOM_INIT_KINDS, "sae_clamp")
+# The clamps work on small models only.
+_NOT_PRETRAINED = (*_RANDOM_INIT_KINDS, "sae_clamp", "early_clamp")
 
 
 def _biographies_world(
@@ -117,7 +117,7 @@ def list_kinds(world: str = "bios") -> pd.DataFrame:
     The state is missing where it has to be graded, as for published methods.
 
     Args:
-        world: "bios", "smol", "codes" or "digits".
+        world: "bios", "bios_frozen", "smol", "codes" or "digits".
 
     Raises:
         InputError: there is no such world.
