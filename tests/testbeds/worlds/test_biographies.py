@@ -14,13 +14,17 @@ from capture.activations.capture import capture_activations
 from capture.checkpoints.open import open_checkpoint
 from capture.data.items import ItemSet, read_items
 from capture.data.tokenization import encode_items
+from capture.network.front import front_names
 from capture.scoring.answers import score_answers
 from evidence.errors import ExhumeError, InputError
+from testbeds.edits.workbench import TextWorkbench
 from testbeds.worlds import biographies as module
+from testbeds.worlds.base import settings_of
 from testbeds.worlds.biographies import (
     SMALL,
     STANDARD,
     BiosConfig,
+    base_of,
     build_bios,
     make_people,
     make_tokenizer,
@@ -192,3 +196,54 @@ def test_a_world_that_was_not_learned_is_not_kept(tmp_path):
 def test_sizes_that_cannot_be_used_are_refused(change):
     with pytest.raises(InputError, match="cannot be used"):
         BiosConfig(**change)
+
+
+@pytest.fixture(scope="module")
+def frozen(tmp_path_factory):
+    """A small world whose first block is frozen, and its workbench."""
+    config = replace(SMALL, people=36, forget=6, layers=3, frozen_blocks=1)
+    world = build_bios(config, 0, tmp_path_factory.mktemp("frozen"))
+    return TextWorkbench.from_world(world, config, 0, "cpu")
+
+
+def test_a_frozen_front_is_the_same_in_original_and_twin(frozen):
+    ours, theirs = frozen.load_original().state_dict(), frozen.load_twin().state_dict()
+    same = {name for name in ours if torch.equal(ours[name], theirs[name])}
+    assert same == set(front_names(frozen.load_original(), 1))
+    tuned = frozen.finetuned(frozen.load_twin(), 1e-3, 3, "a test").state_dict()
+    assert {name for name in ours if torch.equal(ours[name], tuned[name])} == same
+    accuracy = frozen.measured(frozen.load_twin())
+    assert accuracy["said"] <= 0.25 and accuracy["kept"] == 1.0
+
+
+def test_a_frozen_front_never_met_the_people(frozen, monkeypatch):
+    taught = []
+
+    def remember(config, seed, facts, *rest):
+        taught.append((config, seed, facts))
+
+    monkeypatch.setattr(module, "taught_model", remember)
+    base_of(frozen.config, 1000, 0)
+    ((config, seed, facts),) = taught
+    assert (config.frozen_blocks, seed) == (0, 1000)
+    for people in make_people(frozen.config, 0):
+        assert not set(people.entities) & set(facts.entities)
+    assert len(facts.entities) > 20
+
+
+def test_a_retrain_of_another_seed_has_another_front(frozen):
+    first, second = (base_of(replace(frozen.config, steps=150), s, 0) for s in (0, 1))
+    name = front_names(first, 0)[0]
+    assert not torch.equal(first.state_dict()[name], second.state_dict()[name])
+    original = frozen.load_original().state_dict()
+    assert torch.equal(first.state_dict()[name], original[name])
+
+
+def test_worlds_without_frozen_blocks_are_what_they_were():
+    assert "frozen_blocks" not in settings_of(SMALL)
+    assert settings_of(replace(SMALL, frozen_blocks=1))["frozen_blocks"] == 1
+
+
+def test_as_many_frozen_blocks_as_blocks_are_refused():
+    with pytest.raises(InputError, match="frozen_blocks cannot be used"):
+        replace(SMALL, frozen_blocks=SMALL.layers)

@@ -16,6 +16,7 @@ from testbeds.worlds.biographies import SMALL, all_prompts, make_people, make_to
 from testbeds.zoo import build as module
 from testbeds.zoo.build import build_zoo, split
 from testbeds.zoo.kinds import KINDS
+from testbeds.zoo.registry import WORLDS
 
 # One retrain from other weights shows as much as two; closed forms and the edits of other files
 # have tests of their own.
@@ -167,12 +168,13 @@ def test_unknown_names_are_refused(tmp_path, wrong):
     assert not list(tmp_path.iterdir())
 
 
-def test_no_model_is_in_both_parts():
-    parts = split()
+@pytest.mark.parametrize("world", ["bios", "bios_frozen"])
+def test_no_model_is_in_both_parts(world):
+    parts, known = split(world), set(WORLDS[world].kinds)
     assert not set(parts["tuning"]["seeds"]) & set(parts["held_out"]["seeds"])
     for name in ("tuning", "held_out"):
-        assert set(parts[name]["kinds"]) <= set(KINDS)
-    assert {*parts["tuning"]["kinds"], *parts["held_out"]["kinds"]} == set(KINDS)
+        assert set(parts[name]["kinds"]) <= known
+    assert {*parts["tuning"]["kinds"], *parts["held_out"]["kinds"]} == known
     # Some kinds and families are never tuned on.
-    assert set(KINDS) - set(parts["tuning"]["kinds"])
+    assert known - set(parts["tuning"]["kinds"])
     assert set(parts["held_out"]["families"]) - set(parts["tuning"]["families"])
