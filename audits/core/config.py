@@ -52,11 +52,8 @@ class Budget(_Frozen):
     """Prompts per statement in the unique-answer form."""
     depth_sites: int = Field(ge=2)
     """Maximum number of layers at which states are patched, evenly spaced."""
-    front_sites: int = Field(ge=2)
-    """Maximum number of depths at which readers read the original: the embedding and blocks of the
-    first half."""
     transplants: int = Field(ge=1)
-    """Maximum number of these depths at which its states are put in front of other models."""
+    """Maximum number of depths at which the original's states are put in front of other models."""
     quantization_schemes: tuple[Scheme, ...] = Field(min_length=1)
     """Quantization schemes under which every model is scored again."""
     relearn_steps: int = Field(ge=1)
@@ -81,7 +78,6 @@ BUDGETS: dict[ProfileName, Budget] = {
         block=5,
         statement_wordings=1,
         depth_sites=12,
-        front_sites=6,
         transplants=3,
         quantization_schemes=("nf4",),
         relearn_steps=6,
@@ -101,7 +97,6 @@ BUDGETS: dict[ProfileName, Budget] = {
         block=6,
         statement_wordings=2,
         depth_sites=24,
-        front_sites=12,
         transplants=6,
         quantization_schemes=("nf4", "fp4", "int8"),
         relearn_steps=24,
@@ -120,7 +115,6 @@ BUDGETS: dict[ProfileName, Budget] = {
         block=10,
         statement_wordings=3,
         depth_sites=256,
-        front_sites=256,
         transplants=24,
         quantization_schemes=("nf4", "nf4-double", "fp4", "int8"),
         relearn_steps=60,

@@ -53,6 +53,10 @@ MIN_TRANSFER_SHARE = 0.5
 """Share of the original's excess over chance on retain items that a site must transfer."""
 MAX_RECALLED = 0.5
 """Maximum share of its answers that the original may recall after a site by itself."""
+MIN_HELD = 0.9
+"""Share of the answers that readers must find in the original's states at a site. A model that was
+never taught the facts but shares the original's first blocks names the entity there as well as the
+original does: what is not yet held, the original recalls from the name."""
 MAX_NEVER_TAUGHT = 0.25
 """Maximum excess over chance on never-taught items, as a share of that on forgotten ones."""
 
@@ -81,7 +85,9 @@ def judge(measured: Measurement, ctx: JudgementContext) -> AxisResult:
     # Only sites whose states carry the knowledge in the original itself are informative.
     decodable = informative_columns(power, ctx.rule)
     recalled = _recalled_share(measured)
-    informative = decodable & (recalled < MAX_RECALLED)
+    # A state that holds no answer yet names the entity, and the original recalls the rest.
+    held = np.array(measured.held or np.ones(len(scores.columns)))
+    informative = decodable & (recalled < MAX_RECALLED) & (held >= MIN_HELD)
     transferred, readable = _transfer_share(scores, metric)
     mask = informative & readable
     controls = [
@@ -100,6 +106,16 @@ def judge(measured: Measurement, ctx: JudgementContext) -> AxisResult:
             kind="ratio",
         ),
     ]
+    if text and decodable.any():
+        controls.append(
+            Control(
+                ControlId.EMBEDDING,
+                "the original's states hold the facts that they transfer",
+                float(held[decodable].max()),
+                f"readers fitted on other entities find at least {MIN_HELD} of them in some layer",
+                bool((held[decodable] >= MIN_HELD).any()),
+            )
+        )
     share = transferred[Role.CANDIDATE]
     if not text:
         controls.append(_retain_control("classes", share, "'s, at some site", mask))
@@ -125,6 +141,7 @@ def judge(measured: Measurement, ctx: JudgementContext) -> AxisResult:
         )
     details: dict[str, Json] = {
         "sites": scores.columns,
+        "held": [round(float(each), 4) for each in measured.held],
         "used": [site for site, used in zip(scores.columns, mask, strict=True) if used],
     }
     if measured.details is not None:

@@ -19,6 +19,7 @@ from audits.axes.causal_depth.state_transfer import (
     patching_prompts,
     read_donors,
 )
+from audits.axes.decodability.state_readers import state_readings
 from audits.core.context import AuditContext
 from audits.core.item_sets import TextSets
 from audits.core.roles import Role
@@ -106,10 +107,13 @@ class Measurement:
         scores: By metric, role of the donor and part, one column a site. Retain images count
             where they are predicted as their own class.
         details: None for images.
+        held: (site,) share of the answers that readers find in the original's states there; empty
+            for images.
     """
 
     scores: RoleScores
     details: TextDetails | None = None
+    held: tuple[float, ...] = ()
 
 
 def measure_text(ctx: AuditContext[TextSets]) -> Measurement:
@@ -147,7 +151,9 @@ def measure_text(ctx: AuditContext[TextSets]) -> Measurement:
 
     sites = states[Part.FORGET][Role.ORIGINAL].sites
     details = _details(prompts, patched, norms)
-    return Measurement(RoleScores(sites, tables), details)
+    readings = state_readings(ctx)
+    held = tuple(readings.held(site) for site in sites)
+    return Measurement(RoleScores(sites, tables), details, held)
 
 
 def _details(

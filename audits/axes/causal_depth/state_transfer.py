@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from attribution.patching.cross_model import DonorStates, read_states, score_patched
+from audits.axes.decodability.state_readers import evenly_spaced
 from audits.core.context import AuditContext
 from audits.core.item_sets import TextSets, measured_entities
 from audits.core.roles import Role
@@ -128,13 +129,6 @@ def with_other_fact_donor(same_fact: PatchingPrompts) -> PatchingPrompts:
     )
 
 
-def choose_sites(names: Sequence[str], max_sites: int) -> list[str]:
-    """At most ``max_sites`` names, evenly spaced, the first and the last included."""
-    positions = np.linspace(0, len(names) - 1, min(max_sites, len(names)))
-    chosen: list[int] = positions.round().astype(int).tolist()
-    return [names[position] for position in chosen]
-
-
 @dataclass(frozen=True, eq=False)
 class PatchedScores:
     """Answer scores of a receiver with the states of one donor.
@@ -205,7 +199,7 @@ def read_donors(
     states: dict[str, dict[Role, DonorStates]] = {part: {} for part in prompts}
     for role in ctx.models:
         with ctx.reading(role) as model:
-            sites = choose_sites(find_sites(model).of("resid"), ctx.config.budget.depth_sites)
+            sites = evenly_spaced(find_sites(model).of("resid"), ctx.config.budget.depth_sites)
             for part in prompts:
                 if role in roles[part]:
                     states[part][role] = read_states(model, rows[part], sites)

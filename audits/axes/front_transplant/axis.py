@@ -6,10 +6,10 @@ hold the facts. So the original reads the question, up to a depth at which its s
 the answer yet, and the candidate's blocks go on from there, at every position.
 
 A depth counts only where readers fitted on other entities cannot read the answers from the
-original's states (``state_readers``): the original brings the question and not the answer. What
-they do read, later blocks that never met the facts could read too, so it raises the floor. What the
-candidate says is compared with the same entities in the references and with never-taught entities,
-under the same transplant.
+original's states (``audits.axes.decodability.state_readers``): the original brings the question and
+not the answer. What they do read, later blocks that never met the facts could read too, so it
+raises the floor. What the candidate says is compared with the same entities in the references and
+with never-taught entities, under the same transplant.
 
 Source: the mirror image of the cross-model patching of UDS (arXiv 2605.24614), for edits as that of
 EMBER (arXiv 2606.03695).
@@ -18,6 +18,7 @@ EMBER (arXiv 2606.03695).
 from dataclasses import dataclass, replace
 
 from audits.axes.base import Axis, AxisForm, AxisSpec, JudgementContext, readings
+from audits.axes.decodability.state_readers import MAX_READ
 from audits.axes.front_transplant.measurement import (
     EXACT_MATCH,
     MAX_PLANTED,
@@ -27,7 +28,6 @@ from audits.axes.front_transplant.measurement import (
     measure_images,
     measure_text,
 )
-from audits.axes.front_transplant.state_readers import MAX_READ
 from audits.axes.judgement import MIN_SPAN, planted_control, power_control, unpaired_test
 from audits.core.cost import Cost, PlanInputs
 from audits.core.roles import Role
@@ -109,7 +109,7 @@ def judge(measured: Measurement, ctx: JudgementContext) -> AxisResult:
         controls.append(
             Control(
                 ControlId.SHUFFLED,
-                "with its later blocks in reverse order the candidate gives nothing",
+                "with the weights of its later blocks shuffled the candidate gives nothing",
                 measured.shuffled,
                 f"at most {MAX_SHUFFLED}",
                 measured.shuffled <= MAX_SHUFFLED,

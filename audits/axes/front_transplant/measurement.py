@@ -1,24 +1,24 @@
 """Measurement of the front-transplant axis: what models say after the original's states."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from torch import nn
 
 from attribution.patching.cross_model import DonorStates, read_states, score_patched
 from audits.axes.base import MetricSpec, Unmeasured, margin
 from audits.axes.causal_depth.measurement import patched_classes
-from audits.axes.causal_depth.state_transfer import choose_sites
-from audits.axes.front_transplant.alignment import mapped_states
-from audits.axes.front_transplant.early_suppression import redirected_names, redirections
-from audits.axes.front_transplant.state_readers import (
+from audits.axes.decodability.state_readers import (
     EMBEDDING,
     StateReading,
-    read_answers,
+    evenly_spaced,
+    state_readings,
     usable_sites,
 )
+from audits.axes.front_transplant.alignment import mapped_states
+from audits.axes.front_transplant.early_suppression import redirected_names, redirections
 from audits.core.context import AuditContext
 from audits.core.item_sets import TextSets, measured_entities
 from audits.core.roles import Role
@@ -28,11 +28,11 @@ from audits.modalities.images import teach_wrong_classes
 from capture.data.items import ItemSet
 from capture.data.questions import Questions, build_questions
 from capture.data.sequences import Sequences
-from capture.network.sites import find_image_sites, find_sites
+from capture.network.sites import find_image_sites
 from capture.network.structure import find_blocks
 from capture.scoring.answers import score_answers
 from erasure.unlearning.training.image_task import first_parameters
-from evidence.seeds import numpy_rng
+from evidence.seeds import numpy_rng, torch_rng
 
 EXACT_MATCH = MetricSpec(
     "exact_match",
@@ -91,8 +91,8 @@ class Measurement:
         readings: What they read, by relation.
         relations: Relations whose answers the front does not hold.
         planted: The early suppression; none is made where no question names its entity.
-        shuffled: Share of the forgotten answers that the candidate gives with its later blocks in
-            reverse order, at the deepest site; None where there are fewer than two.
+        shuffled: Share of the forgotten answers that the candidate gives at the deepest site with
+            the weights of its later blocks shuffled; None for images.
         aligned: Roles whose states have another basis: the original's were mapped into it.
     """
 
@@ -105,29 +105,18 @@ class Measurement:
     aligned: tuple[Role, ...] = ()
 
 
-def front_sites(names: Sequence[str], budget_sites: int) -> list[str]:
-    """The embedding, evenly spaced blocks of the first half, and the last block.
-
-    The last one is not transplanted: it shows whether readers can read the answers at all.
-    """
-    half = names[: max(1, len(names) // 2)]
-    return [EMBEDDING, *choose_sites(half, budget_sites - 1), names[-1]]
-
-
 def measure_text(ctx: AuditContext[TextSets]) -> Measurement | Unmeasured:
     """Read the original's states, then put them in front of every model."""
     budget, tokenizer = ctx.config.budget, ctx.tokenizer
     forget, never_taught = measured_entities(ctx.sets.forget, ctx.sets.never_taught, copies=1)
-    retain = ctx.sets.retain
-    with ctx.reading(Role.ORIGINAL) as model:
-        names = find_sites(model).of("resid")
-        sites = front_sites(names, budget.front_sites)
-        readings = read_answers(model, tokenizer, forget, retain, sites)
-        relations, usable = usable_sites(readings, sites)
-    usable = tuple(choose_sites([site for site in usable if site != names[-1]], budget.transplants))
+    found = state_readings(ctx)
+    sites, readings = found.sites, found.relations
+    relations, usable = usable_sites(readings, sites)
+    front = {EMBEDDING, *sites[1 : max(2, len(sites) // 2)]}
+    usable = tuple(evenly_spaced([site for site in usable if site in front], budget.transplants))
     if not usable:
         return Unmeasured((_why_unusable(readings),))
-    checked, fit = _split(retain, len(forget.entities), ctx.config.seed)
+    checked, fit = _split(ctx.sets.retain, len(forget.entities), ctx.config.seed)
     questions = {
         Part.FORGET: _of_relations(forget, relations),
         Part.NEVER_TAUGHT: _of_relations(never_taught, relations),
@@ -158,13 +147,10 @@ def measure_text(ctx: AuditContext[TextSets]) -> Measurement | Unmeasured:
             if planted.made:
                 others = [Part.FORGET, Part.NEVER_TAUGHT]
                 tables[Role.PLANTED] = tabled(_after_front(model, rows, donors, others))
-    shuffled = None
     others = [role for role in ctx.models if role not in (Role.ORIGINAL, Role.PLANTED)]
     for role in others:
         with ctx.reading(role) as model:
             tables[role] = tabled(_after_front(model, rows, donors, list(rows)))
-            if role == Role.CANDIDATE:
-                shuffled = _said_when_shuffled(model, rows[Part.FORGET], donors[Part.FORGET])
     enough = MIN_READABLE * said[Part.RETAIN].mean()
     aligned = [role for role in others if (tables[role][Part.RETAIN].values.mean(0) < enough).all()]
     if aligned:
@@ -179,8 +165,9 @@ def measure_text(ctx: AuditContext[TextSets]) -> Measurement | Unmeasured:
                     for part, each in donors.items()
                 }
                 tables[role] = tabled(_after_front(model, rows, mapped, list(rows)))
+    shuffled = _said_when_shuffled(ctx, rows[Part.FORGET], donors[Part.FORGET])
     scores = RoleScores(usable, {EXACT_MATCH.id: tables})
-    return Measurement(scores, tuple(sites), readings, relations, planted, shuffled, tuple(aligned))
+    return Measurement(scores, sites, readings, relations, planted, shuffled, tuple(aligned))
 
 
 def measure_images(ctx: AuditContext[EvaluationSets]) -> Measurement:
@@ -271,42 +258,27 @@ def _after_front(
     return said
 
 
-def _said_when_shuffled(model: nn.Module, rows: Sequences, states: DonorStates) -> float | None:
-    """Share of the answers given with the blocks after the deepest site in reverse order."""
+def _said_when_shuffled(ctx: AuditContext[TextSets], rows: Sequences, states: DonorStates) -> float:
+    """Share of the answers given after the deepest site by blocks that know nothing.
+
+    Running the blocks in another order would not do: in a small model they still say most answers.
+    """
     deepest = states.sites[-1]
     first = 0 if deepest == EMBEDDING else int(deepest.split(".")[1]) + 1
     alone = replace(states, values={deepest: states.values[deepest]})
-    with reversed_blocks(model, first) as done:
-        if not done:
-            return None
+    with ctx.fresh(Role.CANDIDATE) as model:
+        shuffle_weights_(find_blocks(model)[first:], ctx.config.seed)
         scores = score_patched(model, rows, {"original": alone}, "all")["original"][deepest]
     return float(scores.greedy.mean())
 
 
-@contextmanager
-def reversed_blocks(model: nn.Module, first: int) -> Iterator[bool]:
-    """Context manager in which the blocks from ``first`` on run in reverse order.
-
-    Yields:
-        Whether they do; not where there are fewer than two, or blocks of several kinds.
-    """
-    blocks = list(find_blocks(model))
-    stack = next(
-        (
-            module
-            for module in model.modules()
-            if isinstance(module, nn.ModuleList) and list(module) == blocks
-        ),
-        None,
-    )
-    moved = blocks[first:]
-    if stack is None or len(moved) < 2 or len({type(block) for block in moved}) > 1:
-        yield False
-        return
-    for place, block in enumerate(reversed(moved), start=first):
-        stack[place] = block
-    try:
-        yield True
-    finally:
-        for place, block in enumerate(blocks):
-            stack[place] = block
+def shuffle_weights_(blocks: Sequence[nn.Module], seed: int) -> None:
+    """Permute the entries of every matrix of the blocks, in place; norms and biases stay."""
+    generator = torch_rng(seed, "front_transplant", "shuffled")
+    with torch.no_grad():
+        for block in blocks:
+            for parameter in block.parameters():
+                if parameter.dim() > 1:
+                    order = torch.randperm(parameter.numel(), generator=generator)
+                    entries = parameter.flatten()[order.to(parameter.device)]
+                    parameter.copy_(entries.view_as(parameter))

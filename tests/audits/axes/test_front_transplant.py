@@ -10,40 +10,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attribution.patching.cross_model import DonorStates, read_states, score_patched
-from audits.axes.base import JudgementContext
+from audits.axes.decodability.state_readers import (
+    MAX_READ,
+    StateReading,
+    read_answers,
+    usable_sites,
+)
 from audits.axes.front_transplant.alignment import mapped_states
-from audits.axes.front_transplant.axis import AXIS, judge
 from audits.axes.front_transplant.early_suppression import (
     _replaced,
     name_tokens,
     redirected_names,
     redirections,
 )
-from audits.axes.front_transplant.measurement import (
-    EXACT_MATCH,
-    EarlySuppression,
-    Measurement,
-    front_sites,
-    reversed_blocks,
-)
-from audits.axes.front_transplant.state_readers import (
-    MAX_READ,
-    StateReading,
-    read_answers,
-    usable_sites,
-)
-from audits.core.config import AuditConfig
+from audits.axes.front_transplant.measurement import shuffle_weights_
 from audits.core.preflight import Damage
-from audits.core.roles import Role
-from audits.core.scores import Part, RoleScores, ScoreTable
-from audits.run.api import audit
 from capture.checkpoints.open import open_checkpoint
 from capture.data.items import read_items
 from capture.data.questions import build_questions
-from capture.network.structure import find_blocks, input_embedding
+from capture.network.structure import find_blocks
 from capture.scoring.answers import score_answers
-from evidence.results import ControlId
-from evidence.typed_json import from_json, to_json
 
 FINE = Damage({"retain accuracy": 1.0}, ())
 SITES = ("embed", "resid.0", "resid.1")
@@ -61,7 +47,8 @@ def rows(world, original):
 
 
 def reading(said, *, relation="birthplace", guess=0.1, fitted=1.0):
-    return StateReading(relation, "shared", 40, guess, tuple(said), ("rbf, name",) * 3, fitted)
+    names = ("rbf, name",) * 3
+    return StateReading(relation, "shared", 40, guess, tuple(said), names, tuple(said), fitted)
 
 
 class TestReaders:
@@ -88,7 +75,7 @@ class TestReaders:
         found = read_answers(original.load(), original.tokenizer, forget, mixed, ["resid.1"])
         assert np.mean([each.fitted for each in found]) < 0.45
         # The row of the output layer needs no fit: at the last block it is the model itself.
-        assert all(each.readers[0].startswith("nearest row") for each in found)
+        assert all(each.readers[0].startswith("logit lens") for each in found)
 
     def test_a_depth_counts_where_no_relation_is_read(self):
         both = (reading([0.1, 0.2, 0.9]), reading([0.1, 0.9, 1.0], relation="occupation"))
@@ -165,18 +152,16 @@ class TestEarlySuppression:
 
 
 class TestBlocks:
-    def test_reversed_blocks_run_in_reverse_and_come_back(self, original):
-        model = original.load()
-        blocks = list(find_blocks(model))
-        with reversed_blocks(model, 0) as done:
-            assert done
-            assert list(find_blocks(model)) == blocks[::-1]
-        assert list(find_blocks(model)) == blocks
-
-    def test_one_block_cannot_be_reversed(self, original):
-        model = original.load()
-        with reversed_blocks(model, len(find_blocks(model)) - 1) as done:
-            assert not done
+    def test_shuffled_blocks_keep_their_entries_and_say_nothing(self, original, rows):
+        model, before = original.load(), original.load()
+        blocks = find_blocks(model)
+        shuffle_weights_(blocks[1:], 0)
+        for new, old in zip(blocks, find_blocks(before), strict=True):
+            for one, other in zip(new.parameters(), old.parameters(), strict=True):
+                assert torch.equal(one.flatten().sort().values, other.flatten().sort().values)
+                changed = one.dim() > 1 and new is not blocks[0]
+                assert torch.equal(one, other) != changed
+        assert score_answers(model, rows).greedy.mean() < 0.3
 
     def test_a_rotated_basis_is_found(self):
         rng = np.random.default_rng(0)
@@ -197,12 +182,3 @@ class TestBlocks:
         plain = score_answers(model, rows)
         for scores in score_patched(model, rows, {"own": states}, "all")["own"].values():
             np.testing.assert_allclose(scores.logprob, plain.logprob, atol=1e-4)
-
-    def test_the_sites_are_the_embedding_the_first_half_and_the_last(self):
-        names = [f"resid.{n}" for n in range(30)]
-        assert front_sites(names, 6) == [
-            "embed",
-            *[f"resid.{n}" for n in (0, 4, 7, 10, 14)],
-            "resid.29",
-        ]
-        assert front_sites(names[:2], 6) == ["embed", "resid.0", "resid.1"]

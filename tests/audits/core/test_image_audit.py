@@ -65,7 +65,8 @@ def test_a_head_edit_is_suppressed_and_told_of_as_a_class(hidden):
     assert document["verdict"]["where"]
     assert {each["format"] for each in document["manifest"]["items"]} == {"images"}
     axes = hidden.axes
-    assert list(axes) == [*IMAGE_AXES]
+    inner = ["decodability", "causal_depth", "front_transplant", "relearning"]
+    assert list(axes) == ["behaviour", *inner]
     assert axes["behaviour"].main_reading.metric == "named"
     assert axes["behaviour"].main_reading.statistic < 0.1
     assert axes["decodability"].metric("original_probe").residual > 0.7
