@@ -1,8 +1,8 @@
 """Planted models: copies of an original with a known state.
 
 Made from a world and its original model: an unmodified copy, a suppression that cannot have reached
-the earlier layers, a collapse, and models from published methods. The state of the latter is
-unknown and left open in their cards.
+the earlier layers, one of the embedding's rows that read the names, a collapse, and models from
+published methods. The state of the latter is unknown and left open in their cards.
 """
 
 import json
@@ -28,6 +28,9 @@ from evidence.seeds import numpy_rng, stage_seed
 from evidence.storage.files import MAX_JSON_BYTES
 from evidence.storage.locks import creation_lock
 from evidence.storage.regular_files import is_file, read_text
+from testbeds.known_facts.checks import redirect_checks
+from testbeds.known_facts.redirect import other_name_tokens, redirect_names
+from testbeds.known_facts.world import own_tokens
 from testbeds.recipes import RECIPES, Recipe
 from testbeds.worlds.base import save_model
 from testbeds.worlds.biographies import BiosWorld
@@ -36,12 +39,17 @@ from testbeds.worlds.capitals import CapitalWorld
 STATES: dict[str, str | None] = {
     "noop": "not_unlearned",
     "last_block_relabel": "suppressed",
+    "embedding_redirect": "suppressed",
     "collapse": "damaged",
     "npo": None,
     "grad_diff": None,
     "relabel": None,
     "rmu": None,
 }
+# Made without training, and so without settings.
+UNTRAINED = ("noop", "embedding_redirect")
+# Accuracy on the forget and the retain facts of a redirect of certain state.
+MOST_SAID, LEAST_KEPT = 0.1, 0.9
 
 
 @dataclass(frozen=True)
@@ -96,7 +104,7 @@ def plant(
             "this kind of model cannot be planted", expected=", ".join(STATES), got=repr(kind)
         )
     family = "bios" if isinstance(world, BiosWorld) else "capitals"
-    if recipe is None and kind != "noop":
+    if recipe is None and kind not in UNTRAINED:
         recipe = _preset(family, kind)
     forget, retain = _world_sets(world)
     if world.original is None:
@@ -107,7 +115,8 @@ def plant(
     checkpoint = open_checkpoint(world.original, progress=progress)
     card: dict[str, object] = {
         "kind": kind,
-        "state": STATES[kind],
+        # A redirect's state is decided on the finished model.
+        **({} if kind == "embedding_redirect" else {"state": STATES[kind]}),
         "world": family,
         "seed": seed,
         "recipe": None if recipe is None else asdict(recipe),
@@ -136,7 +145,9 @@ def _plant(
     progress: Progress,
 ) -> None:
     model = checkpoint.load()
-    if recipe is not None:
+    if card["kind"] == "embedding_redirect":
+        card |= _redirect(model, checkpoint, sets, seed, progress)
+    elif recipe is not None:
         facts = hold_out(*sets, recipe.hold_out, seed)
         log = unlearn_with(model, checkpoint, facts, recipe, seed=seed, progress=progress)
         card["log"] = list(log.rows)
@@ -144,6 +155,38 @@ def _plant(
         card["measured"] = measure(model, checkpoint, facts)
     text = json.dumps(card, indent=2, ensure_ascii=False) + "\n"
     save_model(model, out, checkpoint.tokenizer, {"card.json": text})  # pyright: ignore
+
+
+def _redirect(
+    model: nn.Module,
+    checkpoint: Checkpoint,
+    sets: tuple[ItemSet, ItemSet],
+    seed: int,
+    progress: Progress,
+) -> dict[str, object]:
+    """Redirect the forgotten names in ``model``, in place; returns the card's further entries."""
+    tokenizer, (forget, retain) = checkpoint.tokenizer, sets
+    redirect = redirect_names(
+        model,
+        tokenizer,
+        forget,
+        own_tokens(tokenizer, (*forget, *retain)),
+        other_name_tokens(tokenizer, sets),
+        seed=seed,
+        progress=progress,
+    )
+    checks = redirect_checks(model, checkpoint.load(), tokenizer, sets, redirect)
+    measured = measure(model, checkpoint, Facts(forget, retain, None))
+    said, kept = measured["forget"]["prompt"], measured["retain"]["prompt"]
+    silent = said <= MOST_SAID and kept >= LEAST_KEPT
+    why = checks.why() if silent else f"to be graded: it says {said:.2f} and keeps {kept:.2f}"
+    return {
+        "state": STATES["embedding_redirect"] if silent and not checks.failures else None,
+        "why": why,
+        "redirected": {name: list(tokens) for name, tokens in redirect.names.items()},
+        "front": checks.to_json(),
+        "measured": measured,
+    }
 
 
 def _preset(family: str, kind: str) -> Recipe:
