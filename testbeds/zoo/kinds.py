@@ -20,6 +20,7 @@ from testbeds.edits import (
     sae_clamp,
 )
 from testbeds.edits.front_checks import Check, front_checks
+from testbeds.edits.images.front import EARLY_EDITS, image_front_checks
 from testbeds.edits.workbench import EditFunction
 
 State = Literal["not_unlearned", "suppressed", "deleted", "damaged"]
@@ -234,7 +235,14 @@ def _graded_digits(method: str) -> Kind:
     return Kind(method, None, why, digits_edits.published(method), ANY, ANY)
 
 
-DIGITS_KINDS = {
-    name: Kind(name, state, why, make, *_DIGITS_RANGES[state])
-    for name, state, why, make in _DIGITS_EDITS
-} | {method: _graded_digits(method) for method in IMAGE_METHODS}
+DIGITS_KINDS = (
+    {
+        name: Kind(name, state, why, make, *_DIGITS_RANGES[state])
+        for name, state, why, make in _DIGITS_EDITS
+    }
+    | {method: _graded_digits(method) for method in IMAGE_METHODS}
+    | {
+        name: Kind(name, None, _FRONT, make, FORGOTTEN, RETAINED, image_front_checks(depth))
+        for name, make, depth in EARLY_EDITS
+    }
+)

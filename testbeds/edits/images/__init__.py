@@ -1,0 +1,1 @@
+"""Edits of image classifiers that read the picture differently."""
