@@ -18,7 +18,7 @@ from testbeds.edits.images.front import (
 )
 from testbeds.worlds import digits
 from testbeds.worlds.digits import build_digits
-from testbeds.zoo.build import _decided
+from testbeds.zoo.build import _decided, split
 from testbeds.zoo.kinds import DIGITS_KINDS
 from tests.helpers.tiny_digits import TINY_DIGITS
 
@@ -97,3 +97,10 @@ def test_a_retrain_that_did_not_learn_is_replaced_by_another(bench, monkeypatch)
     front._retrain(bench)
     assert len(set(tried)) == 2
     assert bench.seed not in tried
+
+
+def test_the_deeper_front_is_never_tuned_on():
+    parts = split("digits")
+    assert not set(parts["tuning"]["seeds"]) & set(parts["held_out"]["seeds"])
+    assert set(parts["held_out"]["kinds"]) == set(DIGITS_KINDS)
+    assert set(DIGITS_KINDS) - set(parts["tuning"]["kinds"]) == {"first_stage_relabel"}
