@@ -1,6 +1,7 @@
 """What was measured of a redirect of names when it was made: its card, and its state."""
 
 import copy
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -8,8 +9,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from capture.data.items import ItemSet
+from capture.data.items import Item, ItemSet
 from capture.data.tokenization import encode_items
+from capture.network.structure import output_head
 from capture.scoring.answers import score_answers
 from evidence.typed_json import Json
 from testbeds.known_facts.readers import Reading, embedding_table, read_answers, text_rows
@@ -30,6 +32,8 @@ class RedirectChecks:
         tensors: Number of tensors; tied ones count once.
         changed: Changed tensors, with the number of changed rows of each.
         rows: Number of rows redirected.
+        head_is_tied: Whether the output head is the same tensor, so that its rows changed too.
+        in_answers: Number of redirected tokens that are in an answer.
         restored: Share of the forgotten answers said with the original's embedding.
         read: What readers fitted on other entities find in the original's embedding, by relation.
         general: Mean log-probability of a token of general text, original and edited, in nats.
@@ -38,6 +42,8 @@ class RedirectChecks:
     tensors: int
     changed: dict[str, int]
     rows: int
+    head_is_tied: bool
+    in_answers: int
     restored: float
     read: dict[str, Reading]
     general: tuple[float, float]
@@ -61,6 +67,8 @@ class RedirectChecks:
         failures = []
         if len(self.changed) != 1 or set(self.changed.values()) != {self.rows}:
             failures.append(f"more than {self.rows} rows of one tensor changed: {self.changed}")
+        if self.in_answers:
+            failures.append(f"{self.in_answers} of the redirected tokens are in answers")
         if self.restored < MIN_RESTORED:
             failures.append(
                 f"with the original's embedding it says {self.restored:.2f} of the answers"
@@ -76,10 +84,11 @@ class RedirectChecks:
         """Why the state is certain, or why it has to be graded."""
         if self.failures:
             return "to be graded: " + "; ".join(self.failures)
+        head = ", which is the output head too," if self.head_is_tied else ""
         return (
-            f"{self.rows} rows of the embedding were replaced and every other number is bit for "
-            f"bit the original's, with the original's embedding it says {self.restored:.2f} of "
-            f"the answers, and readers fitted on other names find {self.found:.2f} of them in "
+            f"{self.rows} rows of the embedding{head} were replaced, none of a token in an answer, "
+            "every other number is bit for bit the original's, with the original's embedding it "
+            f"says {self.restored:.2f} of the answers, and readers fitted on other names find {self.found:.2f} of them in "
             f"that embedding (chance {self.chance:.2f})"
         )
 
@@ -116,6 +125,8 @@ def redirect_checks(
         tensors=sum(1 for _ in model.parameters()),
         changed={name: len(rows) for name, rows in changed_rows(model, original).items()},
         rows=len(redirect.rows),
+        head_is_tied=getattr(output_head(model), "weight", None) is embedding_table(model),
+        in_answers=len(answer_tokens(tokenizer, (*forget, *retain)) & set(redirect.rows)),
         restored=float(score_answers(restored, encode_items(tokenizer, forget)).greedy.mean()),
         read={
             name: _read_relation(original, tokenizer, name, forget, retain)
@@ -123,6 +134,13 @@ def redirect_checks(
         },
         general=(before, after),
     )
+
+
+def answer_tokens(tokenizer: PreTrainedTokenizerBase, items: Iterable[Item]) -> set[int]:
+    """Tokens of the answers, as they follow their prompts."""
+    rows = encode_items(tokenizer, ItemSet(tuple(items)))
+    pairs = zip(rows.ids, rows.answer_start, strict=True)
+    return {token for ids, start in pairs for token in ids[start:]}
 
 
 def _read_relation(

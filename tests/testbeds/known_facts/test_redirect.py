@@ -123,6 +123,8 @@ def test_only_the_rows_of_the_forgotten_names_change(learned, world, tmp_path):
     card = read_card(folder)
     front = card["front"]
     assert front["changed"] == {"model.embed_tokens.weight": 8}
+    assert front["head_is_tied"]
+    assert front["in_answers"] == 0
     assert front["restored"] >= 0.9
     held = front["found"] > front["chance"] + front["margin"]
     silent = card["measured"]["forget"]["prompt"] <= 0.1
