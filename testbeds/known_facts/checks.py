@@ -88,8 +88,8 @@ class RedirectChecks:
         return (
             f"{self.rows} rows of the embedding{head} were replaced, none of a token in an answer, "
             "every other number is bit for bit the original's, with the original's embedding it "
-            f"says {self.restored:.2f} of the answers, and readers fitted on other names find {self.found:.2f} of them in "
-            f"that embedding (chance {self.chance:.2f})"
+            f"says {self.restored:.2f} of the answers, and readers fitted on other names find "
+            f"{self.found:.2f} of them in that embedding (chance {self.chance:.2f})"
         )
 
     def to_json(self) -> dict[str, Json]:
