@@ -29,6 +29,8 @@ STATES = ("not_unlearned", "suppressed", "deleted", "damaged")
 OUTPUT = "behaviour"
 REQUIRED_AXES = ("decodability", "relearning")
 INNER_AXES = (*REQUIRED_AXES, "causal_depth")
+# Adds to the largest distance alone: after most edits it lies at the floor, as in a retrain.
+FRONT = "front_transplant"
 # Residuals are clipped to this range.
 LOWEST, HIGHEST = -0.5, 1.5
 # Without figures from inside, suppressed and deleted share at most this probability equally.
@@ -146,8 +148,8 @@ def calibration_features(
 
     ``useful`` is the worst utility over its limit in the default rule (below 1 is damage),
     ``said`` the residual at the output, ``inside`` the largest absolute residual of the inner
-    axes and of the contrast at the output, and ``within`` the mean absolute main residual of
-    the inner axes. Absolute values, because below the floor is information too. Axes with
+    axes, of the front transplant and of the contrast at the output, and ``within`` the mean
+    absolute main residual of the inner axes. Absolute values, because below the floor is information too. Axes with
     failed controls are left out. Causal depth is optional, as not every model's states can be
     patched; the other two inner axes are required.
 
@@ -172,6 +174,7 @@ def calibration_features(
         output_contrast = axes[OUTPUT].metric("contrast")
         inner_readings = [reading for readings in inner.values() for reading in readings]
         inner_readings += [output_contrast] if output_contrast is not None else []
+        inner_readings += [each for each in _readings(axes, FRONT) if each.floor_kind == kind]
         features["inside"] = max(abs(reading.residual) for reading in inner_readings)
         main_residuals = [abs(readings[0].residual) for readings in inner.values()]
         features["within"] = float(np.mean(main_residuals))
@@ -226,7 +229,7 @@ def estimate(
     outside = [
         f"{name} found the answers, and no model of the zoo was fitted with that axis"
         for name, axis in axes.items()
-        if name not in (OUTPUT, *INNER_AXES) and axis.status == "retained"
+        if name not in (OUTPUT, *INNER_AXES, FRONT) and axis.status == "retained"
     ]
     asking = preflight.get("asking")
     if asking:
