@@ -8,8 +8,7 @@ import math
 from collections.abc import Iterator
 
 import torch
-from sklearn.decomposition import DictionaryLearning
-from torch import nn
+from torch import Tensor, nn
 
 from capture.data.items import ItemSet
 from capture.network.sites import Place
@@ -19,13 +18,15 @@ from erasure.concept.sae_features import Dictionary, DictionaryEraser, pisces_
 from erasure.unlearning.config import UnlearnConfig
 from erasure.weights.rocr import rocr_
 from erasure.weights.slug import slug_
-from evidence.seeds import stage_seed, torch_rng
+from evidence.seeds import torch_rng
 from testbeds.edits.early_layers import embedding_of, name_ends, name_tokens, states_at
 from testbeds.edits.sae_clamp import train_latents
 from testbeds.edits.workbench import BATCH, TextWorkbench
 
 # Share of the forgotten answers at which a method has done its work.
 ENOUGH = 0.1
+# Price of a code's size, in mean norms of a row, and rounds of either half of a factorization.
+CODE_PRICE, FACTOR_ROUNDS = 0.05, 20
 # Features that are removed, the fewest first.
 FEATURES = (1, 2, 4, 8, 16, 32, 64)
 
@@ -45,15 +46,7 @@ def ember(bench: TextWorkbench) -> Iterator[nn.Module]:
     used = sorted({token for ids in rows.ids for token in ids})
     matrix = embedding_of(original).get_parameter("weight").detach().double().cpu()[used]
     center = matrix.mean(0)
-    factors = DictionaryLearning(
-        n_components=min(2 * matrix.shape[1], len(used)),
-        alpha=0.1 * float((matrix - center).norm(dim=1).mean()),
-        max_iter=30,
-        transform_algorithm="lasso_lars",
-        random_state=stage_seed(bench.seed, "zoo", "ember") % 2**31,
-    )
-    codes = torch.as_tensor(factors.fit_transform((matrix - center).numpy()))
-    features = torch.as_tensor(factors.components_)
+    codes, features = sparse_factors(matrix - center, torch_rng(bench.seed, "zoo", "ember"))
     place = {token: i for i, token in enumerate(used)}
     to_go, to_keep = (
         _uses(bench, items, place, len(used)) for items in (bench.forget, bench.retain)
@@ -73,6 +66,35 @@ def ember(bench: TextWorkbench) -> Iterator[nn.Module]:
         if _said(bench, model) <= ENOUGH:
             break
     yield model
+
+
+def sparse_factors(matrix: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Codes, most of them zero, and features of norm 1 at most, whose product is near ``matrix``.
+
+    Alternates proximal gradient steps on the codes with least squares for the features.
+
+    Args:
+        matrix: (row, d), float64.
+        rng: Draws the first features.
+
+    Returns:
+        (row, feature) and (feature, d); as many features as rows, and twice ``d`` at most.
+    """
+    rows, width = matrix.shape
+    features = torch.randn(min(rows, 2 * width), width, generator=rng, dtype=matrix.dtype)
+    features /= features.norm(dim=1, keepdim=True)
+    codes = torch.zeros(rows, len(features), dtype=matrix.dtype)
+    price = CODE_PRICE * matrix.norm(dim=1).mean()
+    for _ in range(FACTOR_ROUNDS):
+        step = 1 / torch.linalg.matrix_norm(features, 2).square().clamp(min=1e-12)
+        for _ in range(FACTOR_ROUNDS):
+            codes -= step * (codes @ features - matrix) @ features.T
+            codes = codes.sign() * (codes.abs() - step * price).clamp(min=0)
+        moment = codes.T @ codes
+        moment += 1e-6 * (1 + moment.diagonal().mean()) * torch.eye(len(moment)).double()
+        features = torch.linalg.solve(moment, codes.T @ matrix)
+        features /= features.norm(dim=1, keepdim=True).clamp(min=1.0)
+    return codes, features
 
 
 def rmu_early(bench: TextWorkbench) -> Iterator[nn.Module]:
@@ -146,7 +168,7 @@ def rocr(bench: TextWorkbench) -> Iterator[nn.Module]:
     yield model
 
 
-def _autoencoder(to_go: torch.Tensor, to_keep: torch.Tensor, seed: int) -> Dictionary:
+def _autoencoder(to_go: Tensor, to_keep: Tensor, seed: int) -> Dictionary:
     """A sparse autoencoder of states at names, half of each batch those to forget."""
     rng = torch_rng(seed, "zoo", "pisces")
     width = to_go.shape[1]
@@ -159,7 +181,7 @@ def _autoencoder(to_go: torch.Tensor, to_keep: torch.Tensor, seed: int) -> Dicti
     return Dictionary(read / scale, torch.zeros(len(read)), write * scale, center)
 
 
-def _uses(bench: TextWorkbench, items: ItemSet, place: dict[int, int], size: int) -> torch.Tensor:
+def _uses(bench: TextWorkbench, items: ItemSet, place: dict[int, int], size: int) -> Tensor:
     """How often each used token stands in a name, per name; (used token,)."""
     counts = torch.zeros(size, dtype=torch.float64)
     names = name_tokens(bench, items)

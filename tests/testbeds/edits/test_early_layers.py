@@ -12,6 +12,7 @@ from capture.data.tokenization import encode_items
 from capture.network.structure import down_projection, find_blocks
 from testbeds.edits import early_layers, front_checks
 from testbeds.edits.early_layers import embedding_redirect, name_ends, name_tokens, own_tokens
+from testbeds.edits.early_methods import sparse_factors
 from testbeds.edits.front_checks import Carried, FrontChecks
 from testbeds.worlds.biographies import SMALL
 from testbeds.worlds.biography_text import make_tokenizer
@@ -187,3 +188,14 @@ def test_early_kinds_state_nothing_before_they_are_made():
     assert {KINDS[name].state for name in EARLY} == {None}
     decided = {name for name in EARLY if KINDS[name].check is not None}
     assert decided == set(EARLY) - {"slug", "pisces"}
+
+
+def test_sparse_factors_are_sparse_and_near_the_matrix():
+    rng = torch.Generator().manual_seed(0)
+    true = torch.randn(12, 20, generator=rng).double()
+    picks = torch.rand(60, 12, generator=rng).argsort(1)[:, :2]
+    matrix = true[picks].sum(1)
+    codes, features = sparse_factors(matrix, rng)
+    assert (codes @ features - matrix).norm() < 0.4 * matrix.norm()
+    assert (codes == 0).double().mean() > 0.5
+    assert features.norm(dim=1).max() <= 1 + 1e-9
