@@ -16,6 +16,7 @@ from capture.network.structure import down_projection, find_blocks, own_head_
 from capture.scoring.answers import score_answers
 from erasure.concept.sae_features import Dictionary, DictionaryEraser, pisces_
 from erasure.unlearning.config import UnlearnConfig
+from erasure.unlearning.training.loop import mean_nll
 from erasure.weights.rocr import rocr_
 from erasure.weights.slug import slug_
 from evidence.seeds import torch_rng
@@ -118,7 +119,9 @@ def slug(bench: TextWorkbench) -> Iterator[nn.Module]:
     answers = {item.answer for item in (*bench.forget, *bench.retain)}
     forget, retain = bench.all_rows(bench.forget), bench.retain_rows(bench.retain)
     relations = len({item.relation for item in bench.forget})
-    slug_(model, forget, retain, target_loss=math.log(len(answers) / relations))
+    # The loss of guessing, which a model that was hardly taught has from the start.
+    target = max(math.log(len(answers) / relations), mean_nll(model, forget, "answer") + 0.1)
+    slug_(model, forget, retain, target_loss=target)
     yield model
 
 
