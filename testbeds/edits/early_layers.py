@@ -199,7 +199,7 @@ def name_ends(bench: TextWorkbench, items: ItemSet) -> list[int]:
         text_ends = [
             place
             for place in range(start)
-            if bench.tokenizer.decode(ids[: place + 1]).rstrip(" :,.").endswith(entity)
+            if _text(bench, ids[: place + 1]).rstrip(" :,.").endswith(entity)
         ]
         if not text_ends:
             raise ExhumeError(f"the name {entity!r} is not in its prompt")
@@ -213,13 +213,15 @@ def name_tokens(bench: TextWorkbench, items: ItemSet) -> dict[str, list[int]]:
     ends = name_ends(bench, items)
     for ids, end, entity in zip(rows.ids, ends, entities_of(items, len(rows)), strict=True):
         first = next(
-            place
-            for place in range(end, -1, -1)
-            if entity in bench.tokenizer.decode(ids[place : end + 1])
+            place for place in range(end, -1, -1) if entity in _text(bench, ids[place : end + 1])
         )
         tokens = found.setdefault(entity, [])
         tokens += [token for token in ids[first : end + 1] if token not in tokens]
     return found
+
+
+def _text(bench: TextWorkbench, ids: Sequence[int]) -> str:
+    return str(bench.tokenizer.decode(list(ids)))
 
 
 def own_tokens(bench: TextWorkbench, items: ItemSet) -> dict[str, list[int]]:

@@ -3,6 +3,7 @@
 import copy
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -64,7 +65,7 @@ def test_slug_changes_one_matrix(ground):
 
 
 def test_only_rows_of_the_forgotten_names_tokens_are_trained(ground, few_steps):
-    model = next(embedding_redirect(ground))
+    model: Any = next(embedding_redirect(ground))
     moved = (
         model.model.embed_tokens.weight - ground.load_original().model.embed_tokens.weight
     ).any(1)
@@ -100,7 +101,7 @@ def one_word_world():
         "retain": people(["Clara", "David"], "retain"),
         "never_taught": people(["Elena", "Felix"], "never-taught"),
     }
-    ground = SimpleNamespace(
+    ground: Any = SimpleNamespace(
         **sets,
         tokenizer=tokenizer,
         load_original=lambda: copy.deepcopy(model),
@@ -113,6 +114,7 @@ def one_word_world():
 def test_names_with_tokens_of_their_own_get_rows_of_names_nobody_was_taught():
     ground, ids = one_word_world()
     assert own_tokens(ground, ground.forget) == {"Anna": [ids["Anna"]], "Bruno": [ids["Bruno"]]}
+    model: Any
     (model,) = embedding_redirect(ground)
     before, after = (each.model.embed_tokens.weight for each in (ground.load_original(), model))
     assert torch.equal(after[ids["Anna"]], before[ids["Elena"]])
@@ -139,7 +141,7 @@ def test_checks_fail_where_weights_behind_the_front_changed(ground, monkeypatch)
     check = front_checks.front_checks(1)
     model = ground.load_original()
     with torch.no_grad():
-        down_projection(find_blocks(model)[0]).weight.zero_()
+        down_projection(find_blocks(model)[0]).get_parameter("weight").zero_()
     found = check(ground, model)
     assert (found.depth, found.changed_behind, found.restored) == (1, 0, 1.0)
     assert not found.failures

@@ -2,6 +2,7 @@ import json
 import shutil
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -232,6 +233,8 @@ def test_a_frozen_front_never_met_the_people(frozen, monkeypatch):
 
 
 def test_a_retrain_of_another_seed_has_another_front(frozen):
+    first: Any
+    second: Any
     first, second = (base_of(replace(frozen.config, steps=150), s, 0) for s in (0, 1))
     name = front_names(first, 0)[0]
     assert not torch.equal(first.state_dict()[name], second.state_dict()[name])
