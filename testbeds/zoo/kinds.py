@@ -11,16 +11,15 @@ from testbeds.edits import (
     adversarial,
     damage,
     digits_edits,
-    early_layers,
-    early_methods,
     late_layers,
     password_locks,
     published_methods,
     retrains,
     sae_clamp,
 )
-from testbeds.edits.front_checks import Check, front_checks
-from testbeds.edits.images.front import EARLY_EDITS, image_front_checks
+from testbeds.edits.early import early_layers, early_methods
+from testbeds.edits.early.front_checks import Check, front_checks
+from testbeds.edits.early.image_front import EARLY_EDITS, image_front_checks
 from testbeds.edits.workbench import EditFunction
 
 State = Literal["not_unlearned", "suppressed", "deleted", "damaged"]

@@ -1,7 +1,7 @@
 """Edits of what reads an image: the patch embedding (stem), and the first block.
 
 Every weight behind the edited front is the original's, bit for bit. Whether the front itself held
-the class is measured when a model is made, as for text in ``testbeds.edits.front_checks``.
+the class is measured when a model is made, as for text in ``testbeds.edits.early.front_checks``.
 Docstrings of edit functions are stored in cards; see ``testbeds.edits.workbench``.
 """
 
@@ -14,7 +14,7 @@ from torch import nn
 from capture.network.structure import classifier_of, find_blocks
 from evidence.errors import ExhumeError
 from testbeds.edits.digits_edits import DigitsWorkbench
-from testbeds.edits.front_checks import RETRAIN, Carried, Check, FrontChecks
+from testbeds.edits.early.front_checks import RETRAIN, Carried, Check, FrontChecks
 from testbeds.edits.workbench import EditFunction
 from testbeds.worlds.digits import accuracy
 

@@ -1,8 +1,8 @@
 """Edits of what reads the question: of the input embedding, and of the first blocks.
 
 Every weight behind the edited front is the original's, bit for bit. Whether the front itself held
-the facts is measured when a model is made; see ``testbeds.edits.front_checks``. Docstrings of edit
-functions are stored in cards; see ``testbeds.edits.workbench``.
+the facts is measured when a model is made; see ``testbeds.edits.early.front_checks``. Docstrings of
+edit functions are stored in cards; see ``testbeds.edits.workbench``.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,7 @@
 """Published methods that edit what reads the question, or one matrix found by its gradient.
 
 How much they leave is not known beforehand. Where nothing behind the front changed, the checks of
-``testbeds.edits.front_checks`` may still make the state certain.
+``testbeds.edits.early.front_checks`` may still make the state certain.
 """
 
 import math
@@ -20,7 +20,7 @@ from erasure.unlearning.training.loop import mean_nll
 from erasure.weights.rocr import rocr_
 from erasure.weights.slug import slug_
 from evidence.seeds import torch_rng
-from testbeds.edits.early_layers import embedding_of, name_ends, name_tokens, states_at
+from testbeds.edits.early.early_layers import embedding_of, name_ends, name_tokens, states_at
 from testbeds.edits.sae_clamp import train_latents
 from testbeds.edits.workbench import BATCH, TextWorkbench
 

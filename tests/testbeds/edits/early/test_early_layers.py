@@ -11,10 +11,10 @@ import torch
 from capture.data.items import Item, ItemSet
 from capture.data.tokenization import encode_items
 from capture.network.structure import down_projection, find_blocks
-from testbeds.edits import early_layers, front_checks
-from testbeds.edits.early_layers import embedding_redirect, name_ends, name_tokens, own_tokens
-from testbeds.edits.early_methods import sparse_factors
-from testbeds.edits.front_checks import Carried, FrontChecks
+from testbeds.edits.early import early_layers, front_checks
+from testbeds.edits.early.early_layers import embedding_redirect, name_ends, name_tokens, own_tokens
+from testbeds.edits.early.early_methods import sparse_factors
+from testbeds.edits.early.front_checks import Carried, FrontChecks
 from testbeds.worlds.biographies import SMALL
 from testbeds.worlds.biography_text import make_tokenizer
 from testbeds.worlds.random_models import random_model

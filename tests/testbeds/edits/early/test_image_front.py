@@ -8,9 +8,8 @@ import torch
 
 from evidence.errors import ExhumeError
 from testbeds.edits.digits_edits import DigitsWorkbench
-from testbeds.edits.front_checks import Carried, FrontChecks
-from testbeds.edits.images import front
-from testbeds.edits.images.front import (
+from testbeds.edits.early.front_checks import Carried, FrontChecks
+from testbeds.edits.early.image_front import (
     EARLY_EDITS,
     image_front_checks,
     image_front_names,

@@ -1,1 +1,0 @@
-"""Edits of image classifiers that read the picture differently."""
