@@ -27,7 +27,7 @@ from testbeds.edits.workbench import BATCH, TextWorkbench
 # Share of the forgotten answers at which a method has done its work.
 ENOUGH = 0.1
 # Price of a code's size, in mean norms of a row, and rounds of either half of a factorization.
-CODE_PRICE, FACTOR_ROUNDS = 0.05, 20
+CODE_PRICE, FACTOR_ROUNDS = 0.01, 40
 # Features that are removed, the fewest first.
 FEATURES = (1, 2, 4, 8, 16, 32, 64)
 
