@@ -49,7 +49,7 @@ def test_everything_behind_the_front_is_the_originals(bench, edit, depth):
 def test_a_front_that_names_the_class_is_no_certain_suppression(bench, monkeypatch):
     # Of two blocks and the stem only the classifier is left behind the deepest front.
     monkeypatch.setattr(bench.__class__, "retrained", lambda self, _: self.load_twin())
-    front._LATEST.clear()
+    image_front._LATEST.clear()
     deep = image_front_checks(2)(bench, bench.load_original())
     able = {each.model: each for each in deep.carried}[
         "twin with the original's row of the classifier"
@@ -63,7 +63,7 @@ def test_a_front_that_names_the_class_is_no_certain_suppression(bench, monkeypat
     late = image_front_checks(0)(bench, bench.load_twin())
     assert late.changed_behind > 0
     assert any("behind its front" in each for each in late.failures)
-    front._LATEST.clear()
+    image_front._LATEST.clear()
 
 
 def test_a_model_without_a_stem_is_refused():
@@ -93,7 +93,7 @@ def test_a_retrain_that_did_not_learn_is_replaced_by_another(bench, monkeypatch)
         return self.load_twin()
 
     monkeypatch.setattr(DigitsWorkbench, "retrained", retrained)
-    front._retrain(bench)
+    image_front._retrain(bench)
     assert len(set(tried)) == 2
     assert bench.seed not in tried
 
