@@ -8,6 +8,7 @@ import torch
 
 from evidence.errors import ExhumeError
 from testbeds.edits.digits_edits import DigitsWorkbench
+from testbeds.edits.early import image_front
 from testbeds.edits.early.front_checks import Carried, FrontChecks
 from testbeds.edits.early.image_front import (
     EARLY_EDITS,
