@@ -139,10 +139,10 @@ def significance_control(
 def planted_control(
     p_value: float,
     alpha: float,
-    name: str = "the planted suppression is found",
+    name: str = "the planted late suppression is found",
     on_failure: OnFailure = OnFailure.SILENCE,
 ) -> Control:
-    """The planted suppression must be found."""
+    """A planted suppression must be found: the late one, or another by its name."""
     return significance_control(ControlId.PLANTED, name, p_value, alpha, on_failure)
 
 

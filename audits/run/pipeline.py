@@ -129,10 +129,14 @@ def collect(opened: OpenAudit) -> Findings:
         results = {
             name: _result(axis, ctx, judging) for name, axis in axes.items() if not axis.spec.inside
         }
+        planted = None
         inside = {name: axis for name, axis in axes.items() if axis.spec.inside}
         skipped = damage.found and not run.config.budget.probe_damaged_models
         if inside and not run.identical and not skipped:
-            results |= _look_inside(opened, ctx, inside, results, lambda x: advance(x * inner))
+            planted, found = _look_inside(
+                opened, ctx, inside, results, lambda x: advance(x * inner)
+            )
+            results |= found
         run.loaded.release()
     unavailable = [
         f"{name}: not run on {modality.name}; {axis.spec.unavailable[modality.name]}."
@@ -146,7 +150,7 @@ def collect(opened: OpenAudit) -> Findings:
         damage,
         run.identical,
         "reference" if run.inputs.references else modality.floor(sets),
-        _preflight(opened, sets, difference, components, baseline, damage, warnings),
+        _preflight(opened, sets, difference, components, baseline, damage, planted, warnings),
         stages.cost,
         difference.untouched,
     )
@@ -158,7 +162,7 @@ def _look_inside(
     axes: Mapping[str, Axis[Any]],
     at_output: Mapping[str, AxisResult],
     advance: Advance,
-) -> dict[str, AxisResult]:
+) -> tuple[Planted, dict[str, AxisResult]]:
     """Plant a suppression, then measure and judge the axes that look inside the candidate."""
     run, modality = opened.run, opened.modality
     planted = ctx.stage("planted", Planted, lambda: modality.plant(run, ctx.sets), [PLANTED_FILE])
@@ -173,7 +177,7 @@ def _look_inside(
     for name, axis in axes.items():
         results[name] = _result(axis, ctx, judging)
         advance(share * axis.spec.work)
-    return results
+    return planted, results
 
 
 def _result(axis: Axis[Any], ctx: AuditContext[Any], judging: JudgementContext) -> AxisResult:
@@ -196,6 +200,7 @@ def _preflight(
     components: Sequence[ComponentChange] | None,
     baseline: Mapping[Role, RoleBaseline],
     damage: Damage,
+    planted: Planted | None,
     warnings: list[str],
 ) -> dict[str, Json]:
     """The block of the same name of ``audit.json``."""
@@ -217,6 +222,13 @@ def _preflight(
         "utility": {"shares": damage.shares, "damage": list(damage.reasons)},
         "warnings": warnings,
     }
+    if planted is not None:
+        block["planted"] = {
+            "made": planted.made,
+            "forget": planted.forget,
+            "retain": planted.retain,
+            "tensors": len(planted.tensors),
+        }
     asking = opened.modality.asking(run, sets)
     if asking:
         block["asking"] = asking

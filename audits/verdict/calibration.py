@@ -149,9 +149,9 @@ def calibration_features(
     ``useful`` is the worst utility over its limit in the default rule (below 1 is damage),
     ``said`` the residual at the output, ``inside`` the largest absolute residual of the inner
     axes, of the front transplant and of the contrast at the output, and ``within`` the mean
-    absolute main residual of the inner axes. Absolute values, because below the floor is information too. Axes with
-    failed controls are left out. Causal depth is optional, as not every model's states can be
-    patched; the other two inner axes are required.
+    absolute main residual of the inner axes. Absolute values, because below the floor is
+    information too. Axes with failed controls are left out. Causal depth is optional, as not every
+    model's states can be patched; the other two inner axes are required.
 
     Args:
         shares: Each utility as a share of the original's.

@@ -37,7 +37,8 @@ from capture.activations.capture import capture_selected
 from capture.activations.positions import PositionSelection
 from capture.data.invented_entities import mentions_entity
 from capture.data.items import Item, ItemSet, normalize_text
-from capture.data.tokenization import encode, encode_items, skip_joining_space, subject_ends
+from capture.data.sequences import Sequences
+from capture.data.tokenization import encode_items, skip_joining_space, subject_ends
 from capture.network.sites import find_sites
 from capture.network.structure import final_norm, input_embedding, output_head
 from evidence.typed_json import FloatArray
@@ -258,8 +259,11 @@ def _states(
     sites: Sequence[str],
 ) -> dict[str, np.ndarray]:
     """Position to (item, site, d) states of the original at the end of each question."""
-    rows = encode(tokenizer, [item.prompt for item in items])
-    last = np.array([len(ids) - 1 for ids in rows.ids])
+    whole = skip_joining_space(tokenizer, encode_items(tokenizer, items))
+    # Up to where the answer begins: a space of its own belongs to the question.
+    ids = tuple(row[:start] for row, start in zip(whole.ids, whole.answer_start, strict=True))
+    rows = Sequences(ids, tuple(map(len, ids)))
+    last = np.array([len(row) - 1 for row in ids])
     named = tokenizer.is_fast and all(mentions_entity(item, item.prompt) for item in items)
     # Without a name in the question, the mean over its tokens stands for the entity's.
     columns = [last, np.array(subject_ends(tokenizer, items))] if named else [last]

@@ -197,6 +197,7 @@ def measure_images(ctx: AuditContext[EvaluationSets]) -> Measurement:
             if role not in (Role.ORIGINAL, Role.PLANTED):
                 with ctx.reading(role) as model:
                     tables[role] = tabled(model)
+        planted = EarlySuppression(1.0, 1.0)
         for rate in ctx.config.budget.plant_rates:
             with ctx.models[Role.ORIGINAL].loaded(ctx.device) as model:
                 trained = first_parameters(model, 1)

@@ -131,7 +131,7 @@ def _planted(scores: RoleScores, metric: MetricSpec, ctx: JudgementContext) -> C
         ctx.config.budget.permutations,
     )
     return planted_control(
-        test.p_value, ctx.rule.alpha, "the planted suppression returns", OnFailure.NO_ABSENCE
+        test.p_value, ctx.rule.alpha, "the planted late suppression returns", OnFailure.NO_ABSENCE
     )
 
 

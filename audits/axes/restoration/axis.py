@@ -273,7 +273,7 @@ def _planted(scores: RoleScores, metric: MetricSpec, ctx: JudgementContext) -> C
         scores.values(metric.id, Role.PLANTED, part) for part in (Part.FORGET, Part.NEVER_TAUGHT)
     )
     test = unpaired_test(planted, never_taught, ctx.config, NAME, "planted")
-    name = "the planted suppression is steered back"
+    name = "the planted late suppression is steered back"
     return planted_control(test.p_value, ctx.rule.alpha, name, OnFailure.NO_ABSENCE)
 
 
