@@ -20,10 +20,10 @@ from audits.axes.causal_depth.measurement import (
 )
 from audits.axes.causal_depth.state_transfer import (
     PatchingPrompts,
-    choose_sites,
     with_other_fact_donor,
     with_unrelated_receiver,
 )
+from audits.axes.decodability.state_readers import evenly_spaced
 from audits.core.config import AuditConfig
 from audits.core.preflight import Damage
 from audits.core.registry import ModalityName
@@ -100,8 +100,8 @@ def test_other_facts_are_the_same_entitys():
 
 def test_sites_are_spread_evenly():
     names = [f"resid.{layer}" for layer in range(30)]
-    assert choose_sites(names, 4) == ["resid.0", "resid.10", "resid.19", "resid.29"]
-    assert choose_sites(names, 99) == names
+    assert evenly_spaced(names, 4) == ["resid.0", "resid.10", "resid.19", "resid.29"]
+    assert evenly_spaced(names, 99) == names
 
 
 def rows_about(count, levels, rng):
