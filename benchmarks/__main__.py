@@ -29,6 +29,7 @@ SUITES = {
     "house": "benchmarks.suites.house",
     "contract": "benchmarks.suites.contract",
     "real-inputs": "benchmarks.suites.real_inputs.suite",
+    "early": "benchmarks.suites.early",
 }
 
 

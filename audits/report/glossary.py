@@ -86,7 +86,8 @@ TERMS = (
     (
         "planted suppression",
         "A copy of the original edited on the spot to hide the facts without removing "
-        "them; a test that does not find it there proves nothing by silence.",
+        "them. Late: in its last block. Early: where the question is read. A test that does not "
+        "find the one it is expected to see proves nothing by silence.",
     ),
     (
         "concordance",
@@ -111,6 +112,11 @@ TERMS = (
         "margin",
         "How near 0 the whole interval of a residual must lie to count as equivalent "
         "to the floor; shaded in the bars.",
+    ),
+    (
+        "front",
+        "The embedding and the first blocks, which read the question. A front transplant puts the "
+        "original's in front of the candidate's other blocks.",
     ),
     ("resid.12", "A place in the model: the output of block 12; embed: before block 0."),
 )

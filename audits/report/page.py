@@ -42,6 +42,8 @@ from evidence.typed_json import from_json
 
 # Maximum number of items listed: more rows make a browser slow.
 MAX_ITEMS = 1000
+FRONT = "front_transplant"
+"""The axis that is to find the suppression planted early."""
 
 
 def write_report(root: Path, document: dict[str, object]) -> Path:
@@ -97,7 +99,8 @@ def render(document: Mapping[str, Any]) -> str:
         verdict=_verdict(document),
         facts=_facts(document),
         axes=axes,
-        preflight=_preflight(document["preflight"], rule, number_plot),
+        preflight=_preflight(document["preflight"], rule, number_plot)
+        | {"planted_rows": _planted_rows(document)},
         manifest=document["manifest"],
         config=write.flatten_settings(document["config"]),
         runtime=document["runtime"],
@@ -149,7 +152,7 @@ def _facts(document: Mapping[str, Any]) -> list[tuple[str, str]]:
     entities = counts.get("forget_entities")
     if entities is None:
         entities = max((axis["n_entities"] for axis in document["axes"]), default=0)
-    where = write.join_sites(verdict["where"])
+    where = write.join_sites(verdict["where"]) or _behind_the_front(document)
     if not where:
         where = {
             "suppressed": "no layer named; it came back under attack",
@@ -191,6 +194,15 @@ def _facts(document: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Images of the class" if images else "Forgotten entities", count),
         ("Profile", f"{config['profile']}, seed {config['seed']}"),
     ]
+
+
+def _behind_the_front(document: Mapping[str, Any]) -> str:
+    """Where the blocks are that gave the answers after the original's front; "" if none did."""
+    for axis in document["axes"]:
+        if axis["name"] == FRONT and axis["status"] == "retained" and axis["readings"]:
+            where = axis["readings"][0]["where"]
+            return f"in the blocks behind {'the embedding' if where == 'embed' else where}"
+    return ""
 
 
 def _with_floor_names(
@@ -363,6 +375,37 @@ def _preflight(
             for name, count in sorted(preflight["known"].items())
         ],
     }
+
+
+def _planted_rows(document: Mapping[str, Any]) -> list[dict[str, object]]:
+    """The planted suppressions, late and early, each with the axes that are to find it."""
+    late = document["preflight"].get("planted")
+    early = next(
+        (axis["details"].get("planted") for axis in document["axes"] if axis["name"] == FRONT), None
+    )
+    found: dict[bool, list[dict[str, object]]] = {True: [], False: []}
+    for axis in document["axes"]:
+        for control in axis["controls"]:
+            if control["id"] == "planted":
+                found[axis["name"] == FRONT].append(
+                    {"axis": axis["name"], "passed": control["passed"]}
+                )
+    images = document["modality"] == "images"
+    first = "patch embedding and first block" if images else "embedding of the forgotten names"
+    return [
+        {
+            "name": name,
+            "where": where,
+            "forget": write.percent(made["forget"]),
+            "retain": write.percent(made["retain"]),
+            "axes": found[is_early],
+        }
+        for name, where, made, is_early in (
+            ("late", "last block and output layer", late, False),
+            ("early", first, early, True),
+        )
+        if isinstance(made, dict) and {"forget", "retain"} <= made.keys()
+    ]
 
 
 def _texts(free: Mapping[str, Any]) -> Sequence[tuple[Any, Any, Any]]:

@@ -33,9 +33,13 @@ MAKERS = {
 }
 
 
+AUDITED_ALONE = ("bios_frozen",)
+"""Worlds whose audits other suites read; they have no page of rates."""
+
+
 def _options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--world", choices=tuple(NAMES), default="bios")
+    add("--world", choices=(*NAMES, *AUDITED_ALONE), default="bios")
     add("--part", choices=("tuning", "held_out"), default="held_out", help="of the zoo")
     zoo_options(parser, seeds=(), families=(), kinds=())
     add("--floors", type=list_option(), default=list(FLOORS))
@@ -89,7 +93,7 @@ def _keep(run: Run, suite: Suite, rows: list[Row], stamps: dict) -> dict[str, An
 SUITE = Suite(
     "verdict",
     "Error rates of the verdict on a part of the zoo; audits of it; the calibration.",
-    result=lambda args: NAMES[args.world],
+    result=lambda args: NAMES.get(args.world, "early"),
     pages=tuple(
         Page(name, lambda name=name: context(results(name)), template="verdict")
         for name in NAMES.values()
@@ -129,6 +133,10 @@ def audited(args: argparse.Namespace) -> Iterator[dict]:
 def rates(run: Run) -> Iterator[Row]:
     """Error rates, probabilities and the worth of each axis."""
     args, before = run.args, run.document
+    if args.world in AUDITED_ALONE:
+        raise InputError(
+            f"{args.world} has no page of rates", fix="Use --only audits, then the suite early"
+        )
     found = read_lines(*args.cases) if args.cases else list(audited(args))
     failed = [each for each in found if "failed" in each]
     done = [each for each in found if "failed" not in each]
