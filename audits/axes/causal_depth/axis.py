@@ -141,10 +141,10 @@ def judge(measured: Measurement, ctx: JudgementContext) -> AxisResult:
         )
     details: dict[str, Json] = {
         "sites": scores.columns,
-        "held": [round(float(each), 4) for each in measured.held],
         "used": [site for site, used in zip(scores.columns, mask, strict=True) if used],
     }
     if measured.details is not None:
+        details["held"] = [round(each, 4) for each in measured.held]
         details |= _text_details(measured.details)
         notes += _norm_notes(measured.details)
     else:

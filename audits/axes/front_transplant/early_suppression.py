@@ -79,17 +79,24 @@ def redirections(
 def redirected_names(model: nn.Module, names: Mapping[Tokens, Tokens]) -> Iterator[None]:
     """Context manager in which the token embedding reads other names in place of some.
 
+    Nothing changes in a model that names no token embedding.
+
     Args:
-        model: A language model that names its token embedding.
+        model: A language model.
         names: Token sequences to token sequences of the same length.
     """
-    embedding = input_embedding(model)
-    assert embedding is not None
+    # TransformerLens calls it "embed".
+    embedding = input_embedding(model) or getattr(model, "embed", None)
+    if not isinstance(embedding, nn.Module) or not names:
+        yield
+        return
     by_first: dict[int, list[Tokens]] = {}
     for tokens in sorted(names, key=len, reverse=True):
         by_first.setdefault(tokens[0], []).append(tokens)
 
     def redirect(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        if not args:
+            return None
         rows = args[0].tolist()
         changed = [_replaced(row, by_first, names) for row in rows]
         if changed == rows:

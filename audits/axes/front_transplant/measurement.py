@@ -26,7 +26,7 @@ from audits.core.scores import Part, RoleScores, ScoreTable
 from audits.modalities.image_sets import MIN_DIFFERENCE, EvaluationSets, image_table
 from audits.modalities.images import teach_wrong_classes
 from capture.data.items import ItemSet
-from capture.data.questions import Questions, build_questions
+from capture.data.questions import build_questions
 from capture.data.sequences import Sequences
 from capture.network.sites import find_image_sites
 from capture.network.structure import find_blocks
@@ -112,16 +112,17 @@ def measure_text(ctx: AuditContext[TextSets]) -> Measurement | Unmeasured:
     found = state_readings(ctx)
     sites, readings = found.sites, found.relations
     relations, usable = usable_sites(readings, sites)
-    front = {EMBEDDING, *sites[1 : max(2, len(sites) // 2)]}
+    # The first half of the blocks, and never the last: behind it nothing of the candidate is left.
+    front = {EMBEDDING, *sites[1 : min(len(sites) - 1, max(2, len(sites) // 2))]}
     usable = tuple(evenly_spaced([site for site in usable if site in front], budget.transplants))
     if not usable:
         return Unmeasured((_why_unusable(readings),))
-    checked, fit = _split(ctx.sets.retain, len(forget.entities), ctx.config.seed)
-    questions = {
-        Part.FORGET: _of_relations(forget, relations),
-        Part.NEVER_TAUGHT: _of_relations(never_taught, relations),
-        Part.RETAIN: _of_relations(checked, relations),
-    }
+    forget, never_taught, retain = (
+        _of_relations(items, relations) for items in (forget, never_taught, ctx.sets.retain)
+    )
+    checked, fit = _split(retain, len(forget.entities), ctx.config.seed)
+    asked = {Part.FORGET: forget, Part.NEVER_TAUGHT: never_taught, Part.RETAIN: checked}
+    questions = {part: build_questions(items, 1) for part, items in asked.items()}
     rows = {part: each.encoded(tokenizer) for part, each in questions.items()}
     entities = {part: tuple(each.entities) for part, each in questions.items()}
     tables: dict[Role, dict[Part, ScoreTable]] = {}
@@ -198,7 +199,9 @@ def measure_images(ctx: AuditContext[EvaluationSets]) -> Measurement:
                 with ctx.reading(role) as model:
                     tables[role] = tabled(model)
         planted = EarlySuppression(1.0, 1.0)
-        for rate in ctx.config.budget.plant_rates:
+        # A network of one block has nothing left behind an edited front.
+        rates = ctx.config.budget.plant_rates if len(find_blocks(original)) > 1 else ()
+        for rate in rates:
             with ctx.models[Role.ORIGINAL].loaded(ctx.device) as model:
                 trained = first_parameters(model, 1)
                 steps = ctx.config.budget.plant_steps
@@ -228,9 +231,9 @@ def _why_unusable(readings: Sequence[StateReading]) -> str:
     )
 
 
-def _of_relations(items: ItemSet, relations: Sequence[str]) -> Questions:
+def _of_relations(items: ItemSet, relations: Sequence[str]) -> ItemSet:
     chosen = tuple(item for item in items if item.relation in relations)
-    return build_questions(chosen, 1)
+    return replace(items, items=chosen)
 
 
 def _split(retain: ItemSet, n_checked: int, seed: int) -> tuple[ItemSet, ItemSet]:
