@@ -58,7 +58,7 @@ def reevaluate(
 
 def _untouched_back(preflight: Mapping[str, Any]) -> int | None:
     """First block of the candidate's untouched back; None where there is none, or unknown."""
-    saved = preflight["weight_difference"].get("untouched")
+    saved = preflight.get("weight_difference", {}).get("untouched")
     return None if saved is None else from_json(Untouched, saved).back
 
 
