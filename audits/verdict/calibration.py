@@ -174,7 +174,8 @@ def calibration_features(
         output_contrast = axes[OUTPUT].metric("contrast")
         inner_readings = [reading for readings in inner.values() for reading in readings]
         inner_readings += [output_contrast] if output_contrast is not None else []
-        inner_readings += [each for each in _readings(axes, FRONT) if each.floor_kind == kind]
+        # Its first reading, whatever the floor: a reference may not understand the front.
+        inner_readings += _readings(axes, FRONT)[:1]
         features["inside"] = max(abs(reading.residual) for reading in inner_readings)
         main_residuals = [abs(readings[0].residual) for readings in inner.values()]
         features["within"] = float(np.mean(main_residuals))

@@ -126,6 +126,18 @@ def test_figures_are_those_of_the_primary_floor():
     assert "inside" not in calibration_features(short, SHARES)
 
 
+def test_the_front_transplant_counts_in_the_largest_distance_alone():
+    before = calibration_features(everything(), SHARES)
+    (made,) = axes_of(audit_documents.front_transplant()).values()
+    for residual, floor in ((1.0, "never_taught"), (1.3, "reference")):
+        read = replace(made.readings[0], residual=residual, floor_kind=floor)
+        axes = everything() | {made.name: replace(made, readings=(read,), status="retained")}
+        largest = max(before["inside"], residual)
+        assert calibration_features(axes, SHARES) == before | {"inside": largest}
+        failed = axes | {made.name: replace(axes[made.name], status="control_failed")}
+        assert calibration_features(failed, SHARES) == before
+
+
 def test_an_axis_whose_control_failed_says_nothing():
     axes = everything()
     axes["decodability"] = replace(axes["decodability"], status="control_failed")
