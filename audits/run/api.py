@@ -229,7 +229,7 @@ def audit(
             findings.floor,
             opened.run.config.rule,
             opened.modality.name,
-            None if findings.untouched is None else findings.untouched.back,
+            findings.untouched,
         )
         document = result.build_document(opened, findings, verdict)
         write_files_atomic(

@@ -45,6 +45,7 @@ def reevaluate(
     ]
     preflight = document["preflight"]
     utility = preflight["utility"]
+    saved = preflight.get("weight_difference", {}).get("untouched")
     return decide(
         {axis.name: axis for axis in results},
         Damage(utility["shares"], tuple(utility["damage"])),
@@ -52,14 +53,8 @@ def reevaluate(
         document["verdict"]["floor"],
         rule,
         modality,
-        _untouched_back(preflight),
+        None if saved is None else from_json(Untouched, saved),
     )
-
-
-def _untouched_back(preflight: Mapping[str, Any]) -> int | None:
-    """First block of the candidate's untouched back; None where there is none, or unknown."""
-    saved = preflight.get("weight_difference", {}).get("untouched")
-    return None if saved is None else from_json(Untouched, saved).back
 
 
 def rejudge(

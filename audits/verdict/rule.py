@@ -1,6 +1,6 @@
 """The decision rule: from axis results to one of five verdicts, with reasons and claims."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -10,6 +10,7 @@ from audits.core.preflight import Damage
 from audits.core.registry import ModalityName, load_axis, load_modality
 from audits.modalities.vocabulary import Vocabulary
 from audits.verdict.claims import claims
+from capture.network.untouched import Untouched
 from evidence.hypothesis_tests import holm_adjusted, readings_above_floor
 from evidence.results import AxisResult, ControlId, Reading
 from evidence.typed_json import Json
@@ -21,6 +22,8 @@ OUTPUT = "behaviour"
 """The axis that reads the output; all others look inside."""
 FRONT = "front_transplant"
 """The axis that lets the original read the question for the candidate."""
+HELD, NOT_HELD = 0.9, 0.5
+"""Shares of the answers found in the original's states at which a site holds them, and does not."""
 PERMUTED_SENTENCE = (
     "The floor is forgotten questions with the answers of other entities. What a model that never "
     "knew could guess from a question is not in it, so deletion is not given: add never-taught "
@@ -69,7 +72,7 @@ def decide(
     floor: str,
     rule: Rule,
     modality: ModalityName = "text",
-    untouched_back: int | None = None,
+    untouched: Untouched | None = None,
 ) -> Verdict:
     """Apply the rules in order: damaged, not_unlearned, suppressed, deleted, inconclusive.
 
@@ -78,8 +81,7 @@ def decide(
         identical: Whether both models have the same weights.
         floor: "reference", "never_taught" or "permuted".
         modality: Modality of the audit.
-        untouched_back: First of the last blocks that are, with all behind them, the original's
-            bit for bit; None where the back changed.
+        untouched: Parts of the candidate that are the original's bit for bit, where known.
     """
     vocabulary: Vocabulary = load_modality(modality).vocabulary
     forms = {name: load_axis(name).spec.form(modality) for name in axes}
@@ -149,7 +151,7 @@ def decide(
     inner = {name: axis for name, axis in axes.items() if name != OUTPUT}
     undecided = [name for name, axis in inner.items() if _far_off(axis, rule)]
     permuted = floor == "permuted"
-    unasked = _unasked_back(axes, untouched_back)
+    unasked = _untouched_knowledge(axes, untouched)
     barred = bool(trace or permuted or unasked)
     if absent and not missing and power and silent and not undecided and not barred:
         return verdict(
@@ -217,26 +219,72 @@ def _planted_found(axes: Mapping[str, AxisResult]) -> bool:
     return bool(controls) and all(control.passed for control in controls)
 
 
-def _unasked_back(axes: Mapping[str, AxisResult], untouched_back: int | None) -> str:
-    """A sentence where blocks that nobody edited were not given the original's states.
+def _untouched_knowledge(axes: Mapping[str, AxisResult], untouched: Untouched | None) -> str:
+    """A sentence where blocks that hold the knowledge in the original were not edited.
 
-    Such blocks still hold what they held. What they say once the original reads the question is
-    the answer; until it was heard, silence of the other axes is none.
+    Two cases. The last blocks are the original's and were not given its states: what they say once
+    the original reads the question is the answer. Or the very blocks are the original's in which
+    its states come to hold the answers.
     """
-    if untouched_back is None:
+    if untouched is None:
         return ""
+    back = untouched.back
+    if back is not None and not any(block >= back for block in _blocks_tried(axes)):
+        return (
+            f"{FRONT}: block {back} and all that follows are the original's, bit for bit, and were "
+            "not tried behind the original's states. Blocks that nobody edited are no evidence of "
+            "deletion."
+        )
+    computing = _computing_blocks(axes)
+    if computing and set(computing) <= set(untouched.blocks):
+        named = join_numbers(computing)
+        return (
+            f"{named} are the original's, bit for bit, and it is there that the original's states "
+            "come to hold what was forgotten. Blocks that nobody edited are no evidence of "
+            "deletion."
+        )
+    return ""
+
+
+def join_numbers(blocks: Sequence[int]) -> str:
+    """Block numbers as the beginning of a sentence; it goes on with "are"."""
+    if len(blocks) == 1:
+        return f"The weights of block {blocks[0]}"
+    return f"Blocks {blocks[0]} to {blocks[-1]}"
+
+
+def _blocks_tried(axes: Mapping[str, AxisResult]) -> list[int]:
+    """First blocks of the candidate that were given the original's states."""
     front = axes.get(FRONT)
     reading = front.main_reading if front is not None and front.votes else None
-    asked = [] if reading is None else [column.name for column in reading.columns if column.used]
-    # Behind "embed" comes block 0, behind "resid.L" block L + 1.
-    first = [0 if site == "embed" else int(site.split(".")[1]) + 1 for site in asked]
-    if any(block >= untouched_back for block in first):
-        return ""
-    return (
-        f"{FRONT}: block {untouched_back} and all that follows are the original's, bit for bit, "
-        "and were not tried behind the original's states. Blocks that nobody edited are no "
-        "evidence of deletion."
+    if reading is None:
+        return []
+    return [_block_of(column.name) + 1 for column in reading.columns if column.used]
+
+
+def _block_of(site: str) -> int:
+    """Block whose output a residual site is; -1 for "embed"."""
+    return int(site.split(".")[1]) if "." in site else -1
+
+
+def _computing_blocks(axes: Mapping[str, AxisResult]) -> range:
+    """Blocks between the last site that does not hold the answers and the first that does.
+
+    Empty where that is not known.
+    """
+    depth = axes.get("causal_depth")
+    details = {} if depth is None else depth.details
+    sites, held = details.get("sites"), details.get("held")
+    if not isinstance(sites, list | tuple) or not isinstance(held, list | tuple):
+        return range(0)
+    shares = {_block_of(str(s)): float(str(h)) for s, h in zip(sites, held, strict=True)}
+    after = min((block for block, share in shares.items() if share >= HELD), default=None)
+    if after is None:
+        return range(0)
+    before = max(
+        (block for block, share in shares.items() if share < NOT_HELD and block < after), default=-1
     )
+    return range(before + 1, after + 1)
 
 
 def _where(

@@ -8,6 +8,7 @@ from audits.core.config import Rule
 from audits.core.preflight import Damage
 from audits.core.registry import AXES, MODALITIES, load_axis
 from audits.verdict.rule import decide
+from capture.network.untouched import Untouched
 from evidence.results import AxisResult, Column, Control, ControlId, OnFailure, Reading
 
 FINE = Damage({"retain accuracy": 1.0}, ())
@@ -116,6 +117,11 @@ def with_depth(found, contrast=0.9, exact_match=0.9, status=None):
             reading("exact_match", 0.8 if exact_match < 0.05 else 0.0, exact_match),
         )
     }
+
+
+def back_from(block, n_blocks=8):
+    """A candidate whose blocks from this one on are the original's."""
+    return Untouched(False, tuple(range(block, n_blocks)), True, n_blocks)
 
 
 def without(found, name):
@@ -423,7 +429,7 @@ def test_without_the_output_words_stay_those_of_what_was_forgotten(
     if modality == "images":
         inside["relearning"] = axis("relearning", "absent", reading("named", 0.0, 0.9))
         inside["front_transplant"] = front_axis(metric="named")
-    verdict = decide(inside, damage, identical, "never_taught", Rule(), modality, 1)
+    verdict = decide(inside, damage, identical, "never_taught", Rule(), modality, back_from(1))
     text = " ".join(
         [
             verdict.rule,
@@ -476,7 +482,8 @@ def test_deletion_needs_a_suppression_found_that_was_planted_early():
 def test_an_untouched_back_must_have_been_given_the_originals_states(site, back, expected):
     found = axes()
     found["front_transplant"] = front_axis(site=site)
-    verdict = decide(found, FINE, False, "never_taught", Rule(), untouched_back=back)
+    untouched = None if back is None else back_from(back)
+    verdict = decide(found, FINE, False, "never_taught", Rule(), untouched=untouched)
     assert verdict.verdict_class == expected
     if expected == "inconclusive":
         assert "bit for bit" in verdict.reasons[0]
@@ -486,5 +493,41 @@ def test_without_the_front_transplant_no_untouched_back_is_deleted():
     rule = Rule(required_for_deleted=("decodability", "relearning"))
     found = without(axes(), "front_transplant")
     assert decide(found, FINE, False, "never_taught", rule).verdict_class == "deleted"
-    barred = decide(found, FINE, False, "never_taught", rule, untouched_back=0)
+    barred = decide(found, FINE, False, "never_taught", rule, untouched=back_from(0))
     assert barred.verdict_class == "inconclusive"
+
+
+def holding(held, sites=("resid.0", "resid.1", "resid.2", "resid.3")):
+    """The axes, with what readers find in the original's states at each site."""
+    found = with_depth(axes())
+    details = {"sites": list(sites), "held": list(held)}
+    found["causal_depth"] = replace(found["causal_depth"], details=details)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("held", "blocks", "expected"),
+    [
+        # The answers come to be held in block 1.
+        ((0.1, 0.95, 1.0, 1.0), (0, 1, 2), "inconclusive"),
+        ((0.1, 0.95, 1.0, 1.0), (0, 2, 3), "deleted"),
+        ((0.1, 0.7, 1.0, 1.0), (1, 2), "inconclusive"),
+        ((0.1, 0.7, 1.0, 1.0), (2, 3), "deleted"),
+        # In the first block already.
+        ((0.95, 1.0, 1.0, 1.0), (0,), "inconclusive"),
+        ((0.95, 1.0, 1.0, 1.0), (1, 2, 3), "deleted"),
+        # Not known.
+        ((0.1, 0.2, 0.3, 0.4), (0, 1, 2, 3), "deleted"),
+        ((), (0, 1, 2, 3), "deleted"),
+    ],
+)
+def test_untouched_blocks_in_which_the_answers_come_to_be_held_block_deletion(
+    held, blocks, expected
+):
+    found = holding(held, sites=("resid.0", "resid.1", "resid.2", "resid.3")[: len(held)])
+    # Both ends were edited, so that there is no untouched back.
+    untouched = Untouched(False, blocks, False, 4)
+    verdict = decide(found, FINE, False, "never_taught", Rule(), untouched=untouched)
+    assert verdict.verdict_class == expected
+    if expected == "inconclusive":
+        assert "come to hold" in verdict.reasons[0]
