@@ -161,14 +161,15 @@ def decide(
             "had shown that they find planted knowledge.",
             [_equivalence_sentence(axis) for axis in voting],
         )
+    binding = [
+        *([PERMUTED_SENTENCE] if permuted and absent else []),
+        *([unasked] if unasked and absent else []),
+        *_binding(axes, forms, [*missing, *undecided], power, absent, trace, rule, vocabulary),
+    ]
     return verdict(
         "inconclusive",
         "Rule 5: neither suppression nor deletion is shown.",
-        [
-            *([PERMUTED_SENTENCE] if permuted and absent else []),
-            *([unasked] if unasked and absent else []),
-            *_binding(axes, forms, [*missing, *undecided], power, absent, trace, rule, vocabulary),
-        ],
+        binding or ["The axes disagree with each other."],
     )
 
 
@@ -410,7 +411,7 @@ def _binding(
         reasons.append(
             "No planted suppression was found by every axis, so their silence says nothing."
         )
-    return reasons or ["The axes disagree with each other."]
+    return reasons
 
 
 def _blocking(axis: AxisResult, form: AxisForm, rule: Rule, vocabulary: Vocabulary) -> str:

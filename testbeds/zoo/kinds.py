@@ -75,6 +75,10 @@ _ONE_DIRECTION = (
     "one matrix differs from the original's, by a change of rank one, so every other "
     "direction of the stream holds there what it held"
 )
+_BETWEEN = (
+    "every block between the first and the last is bit for bit the original's, and with the "
+    "original's first and last block it is the original"
+)
 _LOWER_KEPT = (
     "every block before the last is bit for bit the original's, so what they hold is "
     "there; a published method, graded by how far it can be brought out"
@@ -150,6 +154,7 @@ def _adversaries() -> tuple[Kind, ...]:
         ("relearning_hardened", "suppressed", _UNLOCKED, adversarial.relearning_hardened),
         ("off_manifold", "suppressed", _ONE_DIRECTION, adversarial.off_manifold),
         ("nf4_proof", "suppressed", _UNTOUCHED_BELOW, adversarial.nf4_proof),
+        ("first_and_last_block", "suppressed", _BETWEEN, early_layers.first_and_last_block),
         ("twin_hinted", "deleted", _NEVER_TAUGHT, adversarial.twin_hinted),
         ("twin_misled", "deleted", _NEVER_TAUGHT, adversarial.twin_misled),
     ]

@@ -24,6 +24,7 @@ from capture.network.structure import (
 from erasure.unlearning.training.loop import CHUNK_TOKENS, finetune_
 from erasure.unlearning.training.objectives import token_logprobs
 from evidence.errors import ExhumeError
+from testbeds.edits.late_layers import last_block_relabel
 from testbeds.edits.linear_map import fold_edit_
 from testbeds.edits.sae_clamp import clamp_block
 from testbeds.edits.workbench import BATCH, TextWorkbench
@@ -81,6 +82,23 @@ def first_blocks_relabel(bench: TextWorkbench) -> Iterator[nn.Module]:
         trained = [each for part in parts for each in part.parameters()]
         _train_wrong(bench, model, trained, rate, steps, "first blocks")
         yield model
+
+
+def first_and_last_block(bench: TextWorkbench) -> Iterator[nn.Module]:
+    """Wrong answers, taught to the first block alone and to the last alone, in one model.
+
+    The question does not arrive in the blocks between, and what they say does not come
+    out. These are the original's.
+    """
+    original = bench.load_original().state_dict()
+    for first in first_block_relabel(bench):
+        for last in last_block_relabel(bench):
+            made = first.state_dict()
+            with torch.no_grad():
+                for name, value in last.state_dict().items():
+                    if not torch.equal(value, original[name]):
+                        made[name].copy_(value)
+            yield first
 
 
 def early_rank_one(bench: TextWorkbench) -> Iterator[nn.Module]:
