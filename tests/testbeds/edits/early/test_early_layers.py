@@ -201,3 +201,13 @@ def test_sparse_factors_are_sparse_and_near_the_matrix():
     assert (codes @ features - matrix).norm() < 0.4 * matrix.norm()
     assert (codes == 0).double().mean() > 0.5
     assert features.norm(dim=1).max() <= 1 + 1e-9
+
+
+def test_the_first_and_the_last_block_are_edited_and_nothing_between(ground, few_steps):
+    model = next(KINDS["first_and_last_block"].edit(ground))
+    last = len(find_blocks(model)) - 1
+    ends = ("model.layers.0.", f"model.layers.{last}.", "model.norm.", "lm_head.")
+    found = changed(ground, model)
+    assert all(name.startswith(ends) for name in found)
+    for end in ends[:2]:
+        assert any(name.startswith(end) for name in found)
