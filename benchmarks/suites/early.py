@@ -4,7 +4,7 @@ The part ``zoo`` reads audits of models of known state, made by ``python -m benc
 --only audits --world W --part held_out --seeds S --families F --kinds K,... --out FILE``. The other
 parts make what they need.
 
-python -m benchmarks early --only zoo,time --cases FILE...
+python -m benchmarks early --only zoo time --cases FILE...
 python -m benchmarks early --only smol
 python -m benchmarks early --only images --root ZOO
 """
