@@ -186,8 +186,7 @@ def cost(plan: PlanInputs) -> Cost:
     """States of the original at every position, put in front of every model site by site."""
     main = plan.main_prompts
     if plan.modality == "images":
-        passes = (plan.size.n_layers or 2) // 2 + 1
-        units = plan.units(*Part)
+        passes, units = 2, plan.units(*Part)
         trained = plan.config.budget.plant_steps * len(plan.config.budget.plant_rates)
         return Cost(
             forward=2 * plan.n_models * passes * units,

@@ -174,8 +174,7 @@ def measure_text(ctx: AuditContext[TextSets]) -> Measurement | Unmeasured:
 def measure_images(ctx: AuditContext[EvaluationSets]) -> Measurement:
     """Put the original's states of each picture in front of every model.
 
-    No readers are fitted: states of a picture always show what it shows, and its class can be
-    named only by a classifier that was taught the class.
+    No readers are fitted: states of a picture show what it shows from the first layer on.
     """
     sets = ctx.sets
     parts = {
@@ -216,9 +215,13 @@ def measure_images(ctx: AuditContext[EvaluationSets]) -> Measurement:
 
 
 def early_sites(model: nn.Module) -> list[str]:
-    """The input of the first block, and the blocks before the middle."""
+    """The input and the output of the first block.
+
+    Deeper states carry the class itself: behind the second block of a transformer they led a
+    retrain from the original's starting weights to it, for 0.91 of the images (digits seed 10).
+    """
     blocks = find_image_sites(model).of("resid")
-    return [EMBEDDING, *blocks[: max(1, len(blocks) // 2)]]
+    return [EMBEDDING, *blocks[:1]] if len(blocks) > 1 else [EMBEDDING]
 
 
 def _why_unusable(readings: Sequence[StateReading]) -> str:
