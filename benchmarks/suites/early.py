@@ -127,6 +127,15 @@ def zoo(run: Run) -> Iterator[Row]:
         BY_CONSTRUCTION,
         len(retrains),
     )
+    blind = [each.without for each in retrains]
+    yield row(
+        "retrains accepted as deleted without the front transplant",
+        blind.count("deleted") / max(len(blind), 1),
+        at_most(),
+        "share",
+        BY_CONSTRUCTION,
+        len(blind),
+    )
     if late:
         yield from _verdicts("late suppressions", late)
     blind = [each.without for each in certain]
