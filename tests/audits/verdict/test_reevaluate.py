@@ -194,7 +194,7 @@ def test_the_ablation_counts_every_state_with_and_without_each_axis():
 
 
 def test_the_ablation_names_the_axes_of_older_audits_as_they_are_called_now():
-    kept = compare.load_audits()["bios-last_block_relabel-never_taught"]
+    kept = compare.load_audits(compare.AUDITS_1_1)["bios-last_block_relabel-never_taught"]
     assert "persistence" in [each["name"] for each in kept["axes"]]
     rows = {
         row["without"]: row["suppressed"]

@@ -22,6 +22,12 @@ def original(family):
     return open_checkpoint(model, tokenizer=object())
 
 
+def known(checkpoint, changed) -> Untouched:
+    found = untouched(checkpoint, changed)
+    assert found is not None
+    return found
+
+
 def names(checkpoint):
     return list(checkpoint.load().state_dict())
 
@@ -30,14 +36,14 @@ def names(checkpoint):
 class TestPlaces:
     def test_an_edit_of_the_embedding_leaves_every_block(self, family):
         for name in EMBEDDINGS[family]:
-            found = untouched(original(family), [name])
+            found = known(original(family), [name])
             assert found == Untouched(False, (0, 1, 2, 3), True, 4)
             assert found.back == 0
             assert found.words == "blocks 0 to 3, last norm and output layer"
 
     def test_every_tensor_has_one_place(self, family):
         checkpoint = original(family)
-        whole = untouched(checkpoint, [])
+        whole = known(checkpoint, [])
         assert whole == Untouched(True, (0, 1, 2, 3), True, 4)
         assert whole.back is None
         for name in names(checkpoint):
@@ -50,7 +56,7 @@ class TestPlaces:
         checkpoint = original(family)
         of_block = {k: [n for n in names(checkpoint) if f".{k}." in n] for k in (0, 3)}
         assert all(of_block.values())
-        first, last = (untouched(checkpoint, of_block[block]) for block in (0, 3))
+        first, last = (known(checkpoint, of_block[block]) for block in (0, 3))
         assert (first.blocks, first.back) == ((1, 2, 3), 1)
         assert (last.blocks, last.back) == ((0, 1, 2), None)
         assert last.words == "embedding, blocks 0 to 2, last norm and output layer"

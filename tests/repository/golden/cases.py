@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Named here, so that a tenth axis does not change what is kept.
+# Named here, so that an eleventh axis does not change what is kept.
 AXES = (
     "behaviour",
     "decodability",
     "causal_depth",
+    "front_transplant",
     "quantization",
     "relearning",
     "concept",

@@ -11,6 +11,8 @@ from typing import Any
 from audits.run.upgrade import upgrade
 
 AUDITS = Path(__file__).with_name("audits.json.xz")
+AUDITS_1_1 = Path(__file__).with_name("audits_1_1.json.xz")
+"""The same cases in schema 1.1, written before the front transplant: what the upgrade reads."""
 CORPUS = Path(__file__).with_name("corpus.npz")
 SHOWN = 12
 """Differences shown of each document."""
