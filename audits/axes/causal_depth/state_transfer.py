@@ -26,6 +26,7 @@ from capture.data.tokenization import encode, skip_joining_space
 from capture.network.sites import find_sites
 from capture.scoring.answers import AnswerScores
 from capture.scoring.contrast import entity_contrast, first_tokens
+from evidence import moved
 from evidence.progress import Progress
 from evidence.seeds import numpy_rng
 
@@ -273,3 +274,6 @@ def patched_scores(
 def _rows_by_site(by_site: Sequence[ArrayLike]) -> np.ndarray:
     """(row, site) table of (row,) scores a site."""
     return np.ascontiguousarray(np.array(by_site, dtype=np.float64).T)
+
+
+__getattr__ = moved.names_of("audits.axes.causal_depth.state_transfer")

@@ -141,9 +141,9 @@ def state_readings(ctx: AuditContext[TextSets]) -> StateReadings:
     return ctx.stage("readers-original", StateReadings, compute)
 
 
-def evenly_spaced(names: Sequence[str], at_most: int) -> list[str]:
+def evenly_spaced(names: Sequence[str], max_sites: int) -> list[str]:
     """At most so many names, evenly spaced, the first and the last included."""
-    positions = np.linspace(0, len(names) - 1, min(at_most, len(names)))
+    positions = np.linspace(0, len(names) - 1, min(max_sites, len(names)))
     chosen: list[int] = positions.round().astype(int).tolist()
     return [names[position] for position in chosen]
 
