@@ -156,7 +156,7 @@ def test_a_signature_that_stays_is_retained_and_one_that_left_is_not():
     assert left.status in ("absent", "no_power")
     assert left.main_reading is not None and left.main_reading.p_value > 0.01
     assert all(control.passed for control in left.controls)
-    assert "the planted suppression is found" in [x.name for x in left.controls]
+    assert "the planted late suppression is found" in [x.name for x in left.controls]
 
 
 def test_the_result_is_read_back():
