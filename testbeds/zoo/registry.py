@@ -129,7 +129,7 @@ def list_kinds(world: str = "bios") -> pd.DataFrame:
         damaged           4
         deleted           9
         not_unlearned     3
-        suppressed       16
+        suppressed       17
         Name: kind, dtype: int64
     """
     kinds = WORLDS[check_name(world, WORLDS, "world")].kinds.values()
