@@ -132,7 +132,7 @@ def _ask_part(
 def _beats_chance(name: Metric, said: SaidScores, scorer: Scorer, items: ItemSet) -> bool:
     """Whether the original is right more often than a guess, where a guess can be right.
 
-    Of four options one in four is right by luck: such items are not known. Exact binomial test.
+    Of four options one in four is right by chance: such items are not known. Exact binomial test.
     """
     chance = {"truth_ratio": 0.5}.get(scorer.name, 0.0)
     if scorer.name == "options":

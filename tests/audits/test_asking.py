@@ -146,7 +146,7 @@ def test_letters_are_asked_with_their_choices(tmp_path):
 
 def test_options_that_are_right_by_luck_are_not_known(chat_model):
     def item(n: int) -> Item:
-        """A question that the model was never asked; one answer in four is right by luck."""
+        """A question that the model was never asked; one answer in four is right by chance."""
         choices = tuple(f"sign {(n + place) % 9}" for place in range(4))
         question = question_prompt(f"Which sign is number {n}?")
         return Item(str(n), str(n), question, choices[n % 4], choices=choices)

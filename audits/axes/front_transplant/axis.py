@@ -39,7 +39,7 @@ NAME = "front_transplant"
 MAX_SHUFFLED = 0.25
 """Maximum share of the answers that shuffled blocks may give."""
 ALIGNED_NOTE = (
-    "The candidate does not understand the original's states as they are. They were carried into "
+    "The candidate does not understand the original's states as they are. They were mapped into "
     "its coordinates by a linear map fitted on questions about retain entities."
 )
 
