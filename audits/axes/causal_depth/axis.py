@@ -57,6 +57,11 @@ MIN_HELD = 0.9
 """Share of the answers that readers must find in the original's states at a site. A model that was
 never taught the facts but shares the original's first blocks names the entity there as well as the
 original does: what is not yet held, the original recalls from the name."""
+UNREAD = (
+    "No relation has enough retain items to tell at which layers the original's states hold the "
+    "facts, so every layer counts. A model that shares the original's first blocks may be found "
+    "here without the knowledge."
+)
 MAX_NEVER_TAUGHT = 0.25
 """Maximum excess over chance on never-taught items, as a share of that on forgotten ones."""
 
@@ -106,7 +111,7 @@ def judge(measured: Measurement, ctx: JudgementContext) -> AxisResult:
             kind="ratio",
         ),
     ]
-    if text and decodable.any():
+    if measured.held and decodable.any():
         controls.append(
             Control(
                 ControlId.EMBEDDING,
@@ -144,7 +149,10 @@ def judge(measured: Measurement, ctx: JudgementContext) -> AxisResult:
         "used": [site for site, used in zip(scores.columns, mask, strict=True) if used],
     }
     if measured.details is not None:
-        details["held"] = [round(each, 4) for each in measured.held]
+        if measured.held:
+            details["held"] = [round(each, 4) for each in measured.held]
+        else:
+            notes.append(UNREAD)
         details |= _text_details(measured.details)
         notes += _norm_notes(measured.details)
     else:

@@ -108,7 +108,7 @@ class Measurement:
             where they are predicted as their own class.
         details: None for images.
         held: (site,) share of the answers that readers find in the original's states there; empty
-            for images.
+            for images, and where no relation has enough retain items for readers.
     """
 
     scores: RoleScores
@@ -152,7 +152,7 @@ def measure_text(ctx: AuditContext[TextSets]) -> Measurement:
     sites = states[Part.FORGET][Role.ORIGINAL].sites
     details = _details(prompts, patched, norms)
     readings = state_readings(ctx)
-    held = tuple(readings.held(site) for site in sites)
+    held = tuple(readings.held(site) for site in sites) if readings.relations else ()
     return Measurement(RoleScores(sites, tables), details, held)
 
 

@@ -119,10 +119,8 @@ class StateReadings:
     def held(self, site: str) -> float:
         """Mean share of the answers that are read at the end of the questions at a site.
 
-        1 where no relation could be read, or the site was not: nothing is known then.
+        At least one relation must have been read.
         """
-        if site not in self.sites or not self.relations:
-            return 1.0
         place = self.sites.index(site)
         return float(np.mean([each.end_shares[place] for each in self.relations]))
 
