@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from audits.axes.base import JudgementContext
-from audits.axes.causal_depth.axis import judge
+from audits.axes.causal_depth.axis import UNREAD, judge
 from audits.axes.causal_depth.measurement import (
     CONTRAST,
     EXACT_MATCH,
@@ -191,6 +191,17 @@ def test_an_original_that_recalls_by_itself_says_nothing_of_the_candidate():
     result = judged(text_scores((1.0, 1.0, 1.0), other=1.0))
     assert result.status == "no_power"
     assert failed(result) == [ControlId.OTHER_FACT]
+
+
+def test_only_layers_at_which_the_originals_states_hold_the_facts_are_used():
+    early = text_scores((1.0, 0.5, 0.5))
+    assert judged(early).status == "retained" and UNREAD in judged(early).notes
+    # The only layer that transfers anything names the entity and holds no answer yet.
+    result = judged(replace(early, held=(0.8, 0.95, 1.0)))
+    assert result.details["used"] == ["resid.1", "resid.2"]
+    assert result.status == "absent" and UNREAD not in result.notes
+    nowhere = judged(replace(early, held=(0.1, 0.2, 0.3)))
+    assert ControlId.EMBEDDING in failed(nowhere) and not nowhere.readings
 
 
 def test_a_damaged_model_has_no_depth():
