@@ -12,6 +12,7 @@ from capture.activations.passes import CaptureTarget, capture_passes, store_batc
 from capture.activations.positions import Positions, PositionSelection, select_positions
 from capture.data.sequences import Sequences
 from capture.network.hooks import evaluation_mode
+from capture.network.model_inputs import plain_inputs
 from capture.network.sites import find_sites
 from capture.network.structure import model_device
 from evidence.display.html_table import MAX_ROWS, table_html
@@ -28,7 +29,8 @@ class Activations:
     Attributes:
         sites: Site names, in the requested order.
         arrays: Site name to (item, d), or (item, position, d) for several positions: NumPy
-            arrays, or Zarr arrays that are read when sliced.
+            arrays, or Zarr arrays that are read when sliced. In place of d, an attention pattern
+            has (head, key); keys behind the end of a row are 0.
         mask: (item, position) bool, True where there is a value; other values are 0. None for
             one position per item.
 
@@ -58,6 +60,8 @@ class Activations:
     def site(self, name: str) -> np.ndarray:
         """Activations at one site, float32, (item, d) or (item, position, d).
 
+        Positions are those of each row, padded with 0 at its end where ``mask`` is False.
+
         Raises:
             InputError: the site was not captured.
         """
@@ -68,6 +72,20 @@ class Activations:
                 got=repr(name),
             )
         return np.asarray(self.arrays[name][:])
+
+    def nested(self, name: str) -> Tensor:
+        """Activations at one site without padding: a nested tensor (item, ragged position, d).
+
+        Raises:
+            InputError: the site was not captured, or with one position per item.
+        """
+        if self.mask is None:
+            raise InputError(
+                "there is one position per item, and nothing to nest",
+                expected='activations at several positions, such as positions="all"',
+            )
+        rows = [torch.from_numpy(r[m]) for r, m in zip(self.site(name), self.mask, strict=True)]
+        return torch.nested.nested_tensor(rows, layout=torch.jagged)
 
     @property
     def values(self) -> np.ndarray:
@@ -92,6 +110,7 @@ class Activations:
             yield np.asarray(self.arrays[name][start : start + rows])
 
 
+@plain_inputs
 def capture_activations(
     model: nn.Module,
     sequences: Sequences,
@@ -109,8 +128,11 @@ def capture_activations(
     selected positions. Only selected positions are kept in memory after each batch.
 
     Args:
-        model: A model with ``input_ids`` that ``find_sites`` supports.
-        sequences: The rows; batches hold rows of similar length.
+        model: A model with ``input_ids`` that ``find_sites`` supports; live models of
+            TransformerLens, nnsight and PEFT too.
+        sequences: The rows, or what ``capture.network.model_inputs.as_rows`` makes rows of: texts,
+            token ids or the output of a tokenizer. Batches hold rows of similar length, in the
+            caller's order while a hook of the caller is registered.
         positions: See ``select_positions``.
         subject_end: Index of the last subject token of each row, for "last_subject".
         batch_tokens: Maximum number of padded positions per batch. On a CPU, batches are also
@@ -131,6 +153,10 @@ def capture_activations(
         (76, 32)
         >>> exhume.capture_activations(model, rows, ["resid.1"], positions=[0, -1]).values.shape
         (1, 76, 2, 32)
+        >>> exhume.capture_activations(model, rows[:2], ["pattern.1"]).site("pattern.1").shape
+        (2, 4, 6)
+        >>> exhume.capture_activations(model, rows[:2], ["neurons.1"], "all").values.shape
+        (1, 2, 6, 64)
     """
     selection = select_positions(sequences, positions, subject_end)
     with progress.task("activations", len(sequences)) as advance:
@@ -169,6 +195,7 @@ def capture_selected(
     return {name: arrays[name] for name in target.names}
 
 
+@plain_inputs
 def capture_images(
     model: nn.Module,
     pixels: Tensor,

@@ -18,9 +18,11 @@ from capture.activations.prefix_cache import (
     run_with_prefix_cache,
     supports_prefix_cache,
 )
-from capture.data.sequences import Padded, Sequences, batches, pad, running
+from capture.data.sequences import Padded, Sequences, pad, running
 from capture.network.discovery.position_limit import explain_length_error
-from capture.network.hooks import by_row_edits, record
+from capture.network.edits.row_order import keeps_rows, model_batches
+from capture.network.hook_names import own_name
+from capture.network.hooks import record
 from capture.network.sites import Sites
 from capture.network.structure import model_device
 
@@ -38,6 +40,11 @@ class CaptureTarget:
     model: nn.Module
     known_sites: Sites
     names: tuple[str, ...]
+
+    @property
+    def has_patterns(self) -> bool:
+        """Whether an attention pattern is among the sites."""
+        return any(own_name(name).startswith("pattern.") for name in self.names)
 
     def run(self, select: Callable[[str, Tensor], Tensor], inputs: Any) -> dict[str, Tensor]:
         """One pass that stops early; logits are computed from the selected inputs of the head."""
@@ -58,8 +65,9 @@ def capture_passes(
     padding: str,
 ) -> Passes:
     """Yield rows and their values by pass; shared prefixes are run once if supported."""
-    # An edit at positions or of single rows means those of whole rows.
-    if padding == "right" and not by_row_edits() and supports_prefix_cache(target.model):
+    # Attention patterns are those of whole rows.
+    plain = padding == "left" or keeps_rows(target.model) or target.has_patterns
+    if not plain and supports_prefix_cache(target.model):
         groups = group_by_prefix(sequences, selection)
         if groups and _sharing_agrees(target, sequences, selection, groups):
             return _shared_passes(target, sequences, selection, groups, batch_tokens)
@@ -74,15 +82,13 @@ def _plain_passes(
     padding: str = "right",
 ) -> Passes:
     model = target.model
-    device = model_device(model)
-    if device.type == "cpu":
-        batch_tokens = min(batch_tokens, CPU_TOKENS_PER_THREAD * torch.get_num_threads())
-    for batch in batches(sequences, batch_tokens=batch_tokens, device=device):
+    cpu_tokens = CPU_TOKENS_PER_THREAD * torch.get_num_threads()
+    for batch in model_batches(model, sequences, batch_tokens, cpu_tokens=cpu_tokens):
         batch = _left_padded(batch) if padding == "left" else batch
         inputs = accepted_inputs(model, batch.model_inputs | {"use_cache": False})
-        select = _position_selector(batch, selection)
+        select = _position_selector(batch, selection, max(map(len, sequences.ids)))
         try:
-            with running(batch):
+            with running(batch, sequences):
                 values = target.run(select, inputs)
         except IndexError as error:
             raise explain_length_error(model, batch) from error
@@ -140,25 +146,39 @@ def accepted_inputs(model: nn.Module, inputs: Mapping[str, Value]) -> dict[str, 
 
 
 def _position_selector(
-    batch: Padded, selection: PositionSelection
+    batch: Padded, selection: PositionSelection, longest: int
 ) -> Callable[[str, Tensor], Tensor]:
-    """Function that selects positions of a (row, position, d) value."""
+    """Function that selects positions of a (row, position, d) value.
+
+    Of an attention pattern, (row, head, query, key), it selects queries: (row, query, head, key)
+    with ``longest`` keys, which are 0 behind the end of a row.
+    """
     mask = batch.attention_mask
+    offset = mask.argmax(1)  # (row,), padding before the row
+
+    def by_query(pattern: Tensor) -> Tensor:
+        keys = torch.arange(longest, device=mask.device)
+        source = (keys + offset[:, None]).clamp(max=pattern.shape[-1] - 1)
+        inside = keys < mask.sum(1, keepdim=True)
+        moved = pattern.gather(-1, source[:, None, None].expand(*pattern.shape[:-1], -1))
+        return (moved * inside[:, None, None]).transpose(1, 2)
+
     if selection.index is None:
         weights = mask / mask.sum(1, keepdim=True)
 
         def mean(site: str, value: Tensor) -> Tensor:
             if value.dim() == 2:
                 return value
-            return torch.einsum("rpd,rp->rd", value, weights.to(value.dtype))
+            value = by_query(value) if value.dim() == 4 else value
+            return torch.einsum("rp...,rp->r...", value, weights.to(value.dtype))
 
         return mean
-    offset = mask.argmax(1)  # (row,), padding before the row
     index = torch.as_tensor(selection.index)[batch.rows].to(mask.device)
     index = index + offset[:, None]
     rows = torch.arange(len(index), device=mask.device)[:, None]
 
     def gather(site: str, value: Tensor) -> Tensor:
+        value = by_query(value) if value.dim() == 4 else value
         # Sequence classifiers have outputs without positions.
         return value if value.dim() == 2 else value[rows, index]
 
@@ -189,7 +209,7 @@ def store_batch(
     """Write a batch's values to its rows of ``arrays``, which are allocated on first use."""
     for name, tensor in values.items():
         value = tensor.detach().float().cpu().numpy()
-        if selection is not None and value.ndim == 3:
+        if selection is not None and selection.index is not None and value.ndim > 2:
             if selection.mask is not None:
                 value[~selection.mask[rows]] = 0.0
             if selection.squeeze:

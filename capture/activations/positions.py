@@ -9,7 +9,7 @@ import numpy as np
 from capture.data.sequences import Sequences
 from evidence.errors import InputError
 
-PositionName = Literal["last_prompt", "last", "last_subject", "answer", "mean"]
+PositionName = Literal["last_prompt", "last", "last_subject", "answer", "all", "mean"]
 Positions = PositionName | int | Sequence[int]
 
 
@@ -44,7 +44,7 @@ def select_positions(
     Args:
         positions: "last_prompt", the token before the answer (the last token if there is no
             answer); "last", the last token; "last_subject", the token at ``subject_end``;
-            "answer", all answer tokens; "mean", the mean over all tokens of the row; or one or
+            "answer", all answer tokens; "all", all tokens of the row; "mean", the mean over all tokens of the row; or one or
             several indices valid in every row, negative ones counting from the row's end.
         subject_end: Index of the last subject token of each row.
 
@@ -59,24 +59,35 @@ def select_positions(
             expected="one or more rows of one or more tokens",
             got="an empty row" if len(lengths) else "no rows",
         )
-    if positions == "mean":
+    if isinstance(positions, np.integer):
+        positions = int(positions)
+    if isinstance(positions, str) and positions == "mean":
         return PositionSelection(None, None, True)
-    if positions == "answer":
+    if isinstance(positions, str) and positions == "answer":
         return _answer_positions(lengths, starts)
-    if positions == "last_prompt":
+    if isinstance(positions, str) and positions == "all":
+        return _answer_positions(lengths, np.zeros_like(lengths))
+    if isinstance(positions, str) and positions == "last_prompt":
         index = starts - 1
-    elif positions == "last":
+    elif isinstance(positions, str) and positions == "last":
         index = lengths - 1
-    elif positions == "last_subject":
+    elif isinstance(positions, str) and positions == "last_subject":
         index = _subject_positions(subject_end, len(lengths))
     elif isinstance(positions, str):
         raise InputError(
             "the positions have an unknown name",
-            expected="last_prompt, last, last_subject, answer, mean or indices",
+            expected="last_prompt, last, last_subject, answer, all, mean or indices",
             got=repr(positions),
         )
     else:
-        requested = np.atleast_1d(np.asarray(positions, dtype=np.int64))
+        requested = np.atleast_1d(np.asarray(positions))
+        if not np.issubdtype(requested.dtype, np.integer) or requested.ndim > 1:
+            raise InputError(
+                "the positions are no indices",
+                expected="whole numbers that hold for every row, or a name",
+                got=repr(positions)[:80],
+            )
+        requested = requested.astype(np.int64)
         index = np.where(requested < 0, requested + lengths[:, None], requested)
     squeeze = isinstance(positions, str | int)
     index = index.reshape(len(lengths), -1)
@@ -102,6 +113,7 @@ def _subject_positions(ends: Sequence[int] | None, rows: int) -> np.ndarray:
 
 
 def _answer_positions(lengths: np.ndarray, starts: np.ndarray) -> PositionSelection:
+    """All positions from ``starts``."""
     counts = lengths - starts
     if counts.min() < 1:
         raise InputError(

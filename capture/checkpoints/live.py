@@ -1,7 +1,8 @@
-"""Live models of other libraries, converted to plain PyTorch modules.
+"""Live models of other libraries as plain PyTorch modules.
 
-TransformerLens and nnsight objects are recognized by the module name of their class, so neither
-library is imported here.
+``plain_model`` gives the module that the object runs, for hooks and edits; ``unwrap`` gives one
+with the original weights and architecture, for audits. Objects of other libraries are recognized
+by the module name of their class, so none of them is imported here.
 """
 
 import copy
@@ -36,6 +37,64 @@ def is_live(value: object) -> bool:
     return isinstance(value, nn.Module) or _is_instance_of(value, "nnsight", "Envoy")
 
 
+def plain_model(value: Any) -> nn.Module:
+    """The plain module that a live object runs, so that hooks on it act in the object's own calls.
+
+    * PyTorch modules are returned as they are; a compiled module as the one that was compiled, and
+      ``DataParallel`` and ``DistributedDataParallel`` as the one that they hold.
+    * PEFT models as the network that their layers are in, with the active adapters. Prompt tuning
+      is refused: it puts tokens before the rows, so positions are not those of the rows.
+    * nnsight wrappers and ``TransformerBridge`` as the module that they hold, not a copy.
+    * ``HookedTransformer`` in a Hugging Face style call that prepends no token.
+
+    Raises:
+        InputError: the object is no model, or a wrapper is not loaded.
+    """
+    if isinstance(value, HookedTokens):
+        return value
+    if _is_instance_of(value, "nnsight", "Envoy"):
+        return plain_model(_nnsight_module(value))
+    if _is_instance_of(value, "transformer_lens", "TransformerBridge"):
+        return plain_model(value.original_model)
+    if _is_instance_of(value, "transformer_lens", "HookedTransformer"):
+        return HookedTokens(value)
+    if not isinstance(value, nn.Module):
+        raise InputError(
+            "the model has an unsupported type",
+            expected="a live model of PyTorch, TransformerLens or nnsight",
+            got=type(value).__name__,
+            fix="Load a checkpoint with exhume.open_checkpoint(path).load()",
+        )
+    if isinstance(value, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return plain_model(value.module)
+    if isinstance(compiled := value.__dict__.get("_modules", {}).get("_orig_mod"), nn.Module):
+        return plain_model(compiled)
+    if _is_instance_of(value, "peft", "PeftModel"):
+        return plain_model(_adapted_module(value))
+    return value
+
+
+def _adapted_module(value: Any) -> nn.Module:
+    """The network that holds the layers of the active adapters of a ``PeftModel``."""
+    active = value.active_peft_config
+    if getattr(active, "is_prompt_learning", False):
+        raise InputError(
+            "the model puts learned prompt tokens before every row, so the positions of its "
+            "states are not those of the rows",
+            expected="a model without prompt learning, or an adapter in its weights such as LoRA",
+            got=str(getattr(active.peft_type, "value", active.peft_type)),
+        )
+    return value.get_base_model()
+
+
+def attached_tokenizer(value: Any) -> Any:
+    """The tokenizer that a live object of nnsight or TransformerLens holds, or None."""
+    for library in ("nnsight", "transformer_lens"):
+        if any(base.__module__.split(".")[0] == library for base in type(value).__mro__):
+            return vars(value).get("tokenizer")
+    return None
+
+
 def unwrap(value: Any) -> LiveModel:
     """Extract the plain module from a live object.
 
@@ -64,7 +123,7 @@ def unwrap(value: Any) -> LiveModel:
     return LiveModel(value, None, type(value).__name__)
 
 
-def _from_nnsight(value: Any) -> LiveModel:
+def _nnsight_module(value: Any) -> nn.Module:
     module = value.__dict__.get("_module")
     if not isinstance(module, nn.Module) or any(
         parameter.is_meta for parameter in module.parameters()
@@ -74,6 +133,11 @@ def _from_nnsight(value: Any) -> LiveModel:
             expected="a model made with dispatch=True",
             fix="Pass dispatch=True when you build it",
         )
+    return module
+
+
+def _from_nnsight(value: Any) -> LiveModel:
+    module = _nnsight_module(value)
     tokenizer = value.__dict__.get("tokenizer")
     return LiveModel(module, copy.deepcopy(tokenizer), f"nnsight {type(value).__name__}")
 

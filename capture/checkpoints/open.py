@@ -140,6 +140,9 @@ class Checkpoint:
                 model = merge_adapter(
                     model, self.adapter_change.settings, tensors, self.adapter_change.folder
                 )
+        # Where texts for this model find its tokenizer.
+        if (config := vars(model).get("config")) is not None:
+            config._name_or_path = str(self.path)
         return self._cropped(model).to(device).eval()
 
     def _cropped(self, model: Any) -> nn.Module:

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,11 +58,40 @@ class Sequences:
             f"{'with' if answers else 'without'} answers)"
         )
 
-    def __getitem__(self, rows: Sequence[int]) -> "Sequences":
-        """The given rows, in the given order."""
+    def __getitem__(self, rows: Any) -> "Sequences":
+        """The given rows, in the given order.
+
+        Args:
+            rows: A slice, an index, indices, or a bool for each row; lists, arrays or tensors.
+
+        Raises:
+            InputError: a row does not exist, or the rows are given in another way.
+        """
+        rows = self._row_numbers(rows)
         return Sequences(
             tuple(self.ids[row] for row in rows), tuple(self.answer_start[row] for row in rows)
         )
+
+    def _row_numbers(self, rows: Any) -> list[int]:
+        if isinstance(rows, slice):
+            return list(range(len(self))[rows])
+        chosen = np.asarray(rows)
+        if chosen.size == 0:
+            return []
+        if chosen.dtype == bool and chosen.shape == (len(self),):
+            return np.flatnonzero(chosen).tolist()
+        whole = np.issubdtype(chosen.dtype, np.integer)
+        if (
+            not whole
+            or chosen.ndim > 1
+            or not -len(self) <= chosen.min() <= chosen.max() < len(self)
+        ):
+            raise InputError(
+                "the sequences have no such rows",
+                expected=f"a slice, indices under {len(self)}, or {len(self)} bools",
+                got=repr(rows)[:80],
+            )
+        return (np.atleast_1d(chosen) % len(self)).tolist()
 
     def __add__(self, other: "Sequences") -> "Sequences":
         return Sequences(self.ids + other.ids, self.answer_start + other.answer_start)
@@ -124,14 +154,22 @@ def pad(
     )
 
 
-RUNNING: ContextVar["Padded | None"] = ContextVar("running", default=None)
-"""The batch that is run, for edits that were opened around the runs of all batches."""
+@dataclass(frozen=True)
+class Run:
+    """A batch that is run, of ``count`` sequences."""
+
+    batch: Padded
+    count: int
+
+
+RUNNING: ContextVar[Run | None] = ContextVar("running", default=None)
+"""What is run, for edits that were opened around the runs of all batches."""
 
 
 @contextmanager
-def running(batch: "Padded") -> Iterator[None]:
-    """Say which rows are run, since batches hold them in another order."""
-    before = RUNNING.set(batch)
+def running(batch: Padded, sequences: Sequences) -> Iterator[None]:
+    """Say which rows of ``sequences`` are run, since batches may hold them in another order."""
+    before = RUNNING.set(Run(batch, len(sequences)))
     try:
         yield
     finally:

@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
@@ -31,7 +31,9 @@ _WORD = re.compile(rf"[{UNSPACED_CHARACTERS}]|[^\s{UNSPACED_CHARACTERS}]+")
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], answers: Sequence[str] | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: str | Sequence[str],
+    answers: str | Sequence[str] | None = None,
 ) -> Sequences:
     """Tokenize prompts, each followed by its answer, if given.
 
@@ -45,8 +47,8 @@ def encode(
 
     Args:
         tokenizer: A fast or slow Hugging Face tokenizer.
-        prompts: One text per row.
-        answers: One text per row, or None for prompts only.
+        prompts: One text per row; a text alone is one row.
+        answers: One text per row, or None for prompts only; a text alone goes with a prompt alone.
 
     Raises:
         InputError: prompts and answers differ in number, a prompt has no tokens, or an answer is
@@ -58,11 +60,11 @@ def encode(
         >>> exhume.encode(tokenizer, ["Tessa Aalto was born in"]).ids
         ((21, 68, 82, 83, 84),)
     """
-    for name, texts in (("prompts", prompts), ("answers", answers)):
-        if isinstance(texts, str):
-            raise InputError(
-                f"the {name} are one text", expected="a list of texts", got=repr(texts)[:80]
-            )
+    if isinstance(prompts, str):
+        prompts = [prompts]
+        answers = [answers] if isinstance(answers, str) else answers
+    prompts = _texts("prompts", prompts)
+    answers = None if answers is None else _texts("answers", answers)
     prompt_ids = _token_ids(tokenizer, prompts)
     for prompt, ids in zip(prompts, prompt_ids, strict=True):
         if not ids:
@@ -98,6 +100,19 @@ def encode(
         _check_answer(tokenizer, prompts[row], answers[row], answer_ids)
         rows.append((*prompt, *answer_ids))
     return Sequences(tuple(rows), tuple(len(ids) for ids in prompt_ids))
+
+
+def _texts(name: str, values: Sequence[str]) -> list[str]:
+    """A list of texts, from a list, a tuple, an array or a column of a table.
+
+    Raises:
+        InputError: it is something else.
+    """
+    texts = [values] if isinstance(values, str) or not isinstance(values, Iterable) else values
+    listed = list(texts)
+    if isinstance(values, str) or not all(isinstance(text, str) for text in listed):
+        raise InputError(f"the {name} are not a list of texts", got=repr(values)[:80])
+    return [str(text) for text in listed]
 
 
 def skip_joining_space(tokenizer: PreTrainedTokenizerBase, rows: Sequences) -> Sequences:

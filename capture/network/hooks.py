@@ -5,18 +5,25 @@ block. Edits affect everything downstream and every recorder of the same site, i
 they were opened. Of two edits of one site, the one opened last acts first.
 """
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from capture.data.sequences import RUNNING, Padded
+from capture.data.sequences import RUNNING
 from capture.network.discovery.modes import count_hooks as count_hooks
 from capture.network.discovery.modes import evaluation_mode as evaluation_mode
+from capture.network.edits.positions import per_row, position_mask
+from capture.network.edits.row_order import editing_by_row
+from capture.network.model_inputs import plain_inputs
+from capture.network.patterns import calling_patterns
 from capture.network.sites import Place, Sites, find_sites
 from evidence.errors import InputError
 
@@ -32,6 +39,7 @@ class StopForward(Exception):
         self.owner = owner
 
 
+@plain_inputs
 @contextmanager
 def record(
     model: nn.Module,
@@ -74,7 +82,7 @@ def record(
 
     places = _resolve(model, sites, known_sites)
     in_graph = select is None
-    with _uncompiled(model), record_places(places, copied, stop=stop, in_graph=in_graph) as values:
+    with _uncompiled(), record_places(places, copied, stop=stop, in_graph=in_graph) as values:
         yield values
 
 
@@ -118,6 +126,8 @@ def record_places(
         except StopForward as signal:
             if signal.owner is not values:
                 raise
+            for edits in _OPEN.get():
+                edits.stopped = True
             return
     missing = [place.name for place in places if place.name not in values]
     if stop and missing:
@@ -127,6 +137,7 @@ def record_places(
         )
 
 
+@plain_inputs
 @contextmanager
 def patch(
     model: nn.Module,
@@ -149,10 +160,13 @@ def patch(
         known_sites: The model's sites, if already found.
 
     Rows and positions are those of the call of the model, padding included; where a function of
-    exhume runs ``Sequences`` inside the block, those of the sequences, in their order.
+    exhume runs ``Sequences`` inside the block, those of the sequences, in their order. There, a
+    function of the values sees whole rows in the order of the sequences, padded on the right, in
+    batches of at most ``batch_tokens`` positions.
 
     Raises:
-        InputError: a site is unknown, or a shape does not fit.
+        InputError: a site is unknown, or a shape does not fit; or, at the end of the block, an
+            edit was never applied, since the model did not run or does not pass through the site.
 
     Examples:
         >>> ids = torch.tensor(rows.ids[:4])
@@ -164,8 +178,10 @@ def patch(
         [False, False, False, False, False, True]
     """
     places = _resolve(model, edits, known_sites)
+    given = {name: _tensor_or_function(name, edit) for name, edit in edits.items()}
     max_length: dict[str, int] = {}
     around = RUNNING.get() is None
+    applied = _Applied()
     continues: list[bool] = []  # not empty in a pass that continues an earlier one
 
     def note_cache(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -173,6 +189,7 @@ def patch(
         continues[:] = [True] if callable(cached) and cached() else []
 
     def change(place: Place, tensor: Tensor) -> Tensor | None:
+        applied.sites.add(place.name)
         value = place.read(tensor)
         mask = None
         if positions is not None:
@@ -180,63 +197,115 @@ def patch(
             max_length[place.name] = max(length, max_length.get(place.name, 0))
             if length == 1 and (max_length[place.name] > 1 or continues):
                 return None
-            mask = _mask(place.name, value, positions, RUNNING.get() if around else None)
-        edit = edits[place.name]
-        new = edit(value) if callable(edit) else _per_row(edit, value, around)
-        new = new.to(dtype=value.dtype, device=value.device)
-        if new.shape != value.shape:
-            try:
-                new = new.expand_as(value)
-            except RuntimeError as error:
-                raise InputError(
-                    f"the edit at {place.name} has a shape that does not fit",
-                    expected=str(tuple(value.shape)),
-                    got=str(tuple(new.shape)),
-                ) from error
+            mask = position_mask(place.name, value, positions, RUNNING.get() if around else None)
+        edit = given[place.name]
+        new = per_row(edit, value, around) if isinstance(edit, Tensor) else edit(value)
+        new = _fitted(place.name, new, value)
         if mask is not None:
             new = torch.where(mask[..., None], new, value)
         return place.write(tensor, new)
 
-    tensors = [each for each in edits.values() if isinstance(each, Tensor)]
-    by_row = positions is not None or any(each.dim() > 1 for each in tensors)
-    owner = getattr(model, "_orig_mod", model)
+    by_row = positions is not None or any(_may_differ_by_row(each) for each in given.values())
     noting: AbstractContextManager[Any] = nullcontext()
     if positions is not None:
-        noting = owner.register_forward_pre_hook(note_cache, with_kwargs=True)
-    with noting, _counted(by_row), _uncompiled(model), _hooked(places, change, front=True):
-        yield
-
-
-_BY_ROW: ContextVar[int] = ContextVar("by_row", default=0)
-
-
-def by_row_edits() -> bool:
-    """Whether an edit is open that differs between rows or positions."""
-    return _BY_ROW.get() > 0
-
-
-@contextmanager
-def _counted(by_row: bool) -> Iterator[None]:
-    before = _BY_ROW.set(_BY_ROW.get() + by_row)
+        noting = model.register_forward_pre_hook(note_cache, with_kwargs=True)
+    token = _OPEN.set((*_OPEN.get(), applied))
     try:
-        yield
+        with noting, editing_by_row(by_row), _uncompiled(), _hooked(places, change, front=True):
+            yield
     finally:
-        _BY_ROW.reset(before)
+        _OPEN.reset(token)
+    applied.check(edits)
 
 
-@contextmanager
-def _uncompiled(model: nn.Module) -> Iterator[None]:
-    """Run a compiled model without its compiled code, which would pass over new hooks."""
-    compiled = hasattr(model, "_orig_mod") or any(
-        getattr(module, "_compiled_call_impl", None) is not None for module in model.modules()
-    )
-    if not compiled:
-        yield
-        return
-    with torch.compiler.set_stance("force_eager"):
-        yield
+@dataclass
+class _Applied:
+    """What became of the edits of one ``patch``."""
+
+    sites: set[str] = field(default_factory=set)
+    stopped: bool = False
+
+    def check(self, edits: Iterable[str]) -> None:
+        """Raise an error if an edit had no chance to act; a pass stopped early gives it none."""
+        missed = [name for name in edits if name not in self.sites]
+        if not missed or self.stopped:
+            return
+        names = ", ".join(missed[:3])
+        raise InputError(
+            f"the edit at {names} was never applied"
+            + ("" if self.sites else ": the model that it is for did not run inside the block"),
+            expected="a call of the model, or of a function of exhume with it, inside the block",
+            got="no value at the site",
+            fix="Run the model that was given to the edit, not a copy or an exported version of it",
+        )
 
 
+_OPEN: ContextVar[tuple[_Applied, ...]] = ContextVar("open_edits", default=())
+
+
+def _tensor_or_function(site: str, edit: Any) -> Any:
+    """An edit as a tensor or a function.
+
+    Raises:
+        InputError: it is something else, or not finite.
+    """
+    if isinstance(edit, np.ndarray | list | tuple | float | int):
+        try:
+            edit = torch.as_tensor(np.asarray(edit, dtype=np.float32))
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"the edit at {site} is not numeric", expected="a vector", got=type(edit).__name__
+            ) from error
+    if isinstance(edit, Tensor):
+        if not bool(torch.isfinite(edit).all()):
+            raise InputError(f"the edit at {site} holds NaN or infinity", expected="finite numbers")
+        return edit
+    if not callable(edit):
+        raise InputError(
+            f"the edit at {site} is of an unknown kind",
+            expected="a tensor, an array, or a function of the site's value",
+            got=type(edit).__name__,
+        )
+    return edit
+
+
+def _fitted(site: str, new: Any, value: Tensor) -> Tensor:
+    """The new value with the type and shape of the old one."""
+    if not isinstance(new, Tensor):
+        raise InputError(
+            f"the edit at {site} returned no tensor", expected="a tensor", got=type(new).__name__
+        )
+    new = new.to(dtype=value.dtype, device=value.device)
+    if new.shape == value.shape:
+        return new
+    try:
+        return new.expand_as(value)
+    except RuntimeError as error:
+        raise InputError(
+            f"the edit at {site} has a shape that does not fit",
+            expected=str(tuple(value.shape)),
+            got=str(tuple(new.shape)),
+        ) from error
+
+
+def _may_differ_by_row(edit: Tensor | Edit) -> bool:
+    """Whether an edit may treat rows or positions differently.
+
+    A function may, unless exhume made it.
+    """
+    if isinstance(edit, Tensor):
+        return edit.dim() > 1
+    return not getattr(edit, "same_everywhere", False)
+
+
+def _uncompiled() -> AbstractContextManager[Any]:
+    """Run no compiled code, which would pass over new hooks."""
+    if "torch._dynamo" not in sys.modules:  # nothing was compiled
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
+
+
+@plain_inputs
 def steer(
     model: nn.Module,
     vectors: Mapping[str, Tensor],
@@ -249,7 +318,7 @@ def steer(
 
     Args:
         model: The model; the caller runs it inside the block.
-        vectors: Site name to a vector (d,), or one vector per row (row, d).
+        vectors: Site name to a vector (d,), or one vector per row (row, d); tensors or arrays.
         scale: Factor of the vectors.
         positions: As in ``patch``.
         known_sites: The model's sites, if already found.
@@ -262,23 +331,11 @@ def steer(
         >>> tokenizer.decode(said.mode().values)
         'Lisbon'
     """
-    edits = {site: _addition(vector, scale) for site, vector in vectors.items()}
-    by_row = any(vector.dim() > 1 for vector in vectors.values())
-    return _steered(model, edits, positions, known_sites, by_row)
+    edits = {site: _addition(site, vector, scale) for site, vector in vectors.items()}
+    return patch(model, edits, positions, known_sites=known_sites)
 
 
-@contextmanager
-def _steered(
-    model: nn.Module,
-    edits: Mapping[str, Edit],
-    positions: Positions,
-    known_sites: Sites | None,
-    by_row: bool,
-) -> Iterator[None]:
-    with _counted(by_row), patch(model, edits, positions, known_sites=known_sites):
-        yield
-
-
+@plain_inputs
 def project_out(
     model: nn.Module,
     bases: Mapping[str, Tensor],
@@ -304,7 +361,7 @@ def project_out(
         >>> bool((got["resid.1"] @ direction).abs().max() < 1e-4)
         True
     """
-    edits = {site: _projection(basis) for site, basis in bases.items()}
+    edits = {site: _projection(site, basis) for site, basis in bases.items()}
     return patch(model, edits, positions, known_sites=known_sites)
 
 
@@ -324,16 +381,41 @@ def first_tensor(output: object) -> Tensor:
     return first
 
 
-def _addition(vector: Tensor, scale: float) -> Edit:
+def _addition(site: str, vector: Any, scale: float) -> Edit:
     around = RUNNING.get() is None
+    added = _vectors(site, vector)
 
     def add(value: Tensor) -> Tensor:
-        return value + scale * _per_row(vector, value, around).to(value.device, value.dtype)
+        if added.shape[-1] != value.shape[-1]:
+            raise InputError(
+                f"the vector has another width than {site}",
+                expected=str(value.shape[-1]),
+                got=str(added.shape[-1]),
+            )
+        return value + scale * per_row(added, value, around).to(value.device, value.dtype)
 
+    add.same_everywhere = added.dim() == 1  # pyright: ignore[reportFunctionMemberAccess]
     return add
 
 
-def _projection(basis: Tensor) -> Edit:
+def _vectors(site: str, given: Any) -> Tensor:
+    """A vector, or one per row, as a tensor.
+
+    Raises:
+        InputError: it is a number, a function or not finite.
+    """
+    tensor = _tensor_or_function(site, given)
+    if not isinstance(tensor, Tensor) or tensor.dim() == 0:
+        raise InputError(
+            f"what is to be added at {site} is no vector",
+            expected="a tensor or an array (d,) or (row, d)",
+            got=type(given).__name__,
+        )
+    return tensor
+
+
+def _projection(site: str, given: Any) -> Edit:
+    basis = _vectors(site, given)
     rows = basis.detach().reshape(-1, basis.shape[-1])
     _, sizes, directions = torch.linalg.svd(rows.double(), full_matrices=False)
     # Linearly dependent directions have singular values of the order of their precision.
@@ -345,116 +427,13 @@ def _projection(basis: Tensor) -> Edit:
         axes = span.to(value.device, value.dtype)
         return value - (value @ axes.T) @ axes
 
+    remove.same_everywhere = True  # pyright: ignore[reportFunctionMemberAccess]
     return remove
-
-
-def _per_row(edit: Tensor, value: Tensor, around: bool) -> Tensor:
-    """Make one vector per row, (row, d), broadcast over (row, position, d).
-
-    Args:
-        around: Whether the edit was opened around the runs of all batches, and so has the rows
-            of all of them.
-    """
-    if edit.dim() != 2 or value.dim() != 3:
-        return edit
-    batch = RUNNING.get() if around else None
-    if batch is not None and len(edit) > 1:
-        rows = batch.rows.to(edit.device)
-        if len(edit) <= int(rows.max()):
-            raise InputError(
-                "an edit with one vector a row has fewer rows than the sequences",
-                expected=f"more than {int(rows.max())}",
-                got=str(len(edit)),
-            )
-        edit = edit[rows]
-    return edit[:, None, :]
-
-
-def _mask(
-    site: str, value: Tensor, positions: Sequence[int] | Tensor, batch: Padded | None
-) -> Tensor:
-    """(row, position) bool, True at edited positions.
-
-    Args:
-        batch: The batch that is run, if the positions are those of whole sequences.
-    """
-    if batch is not None and value.dim() == 3 and batch.attention_mask.shape == value.shape[:2]:
-        return _mask_of_rows(site, batch, positions).to(value.device)
-    if value.dim() != 3:
-        raise InputError(
-            f"{site} has no positions",
-            expected="a value of shape (row, position, d)",
-            got=str(tuple(value.shape)),
-            fix="Leave positions out",
-        )
-    rows, length, _ = value.shape
-    all_positions = torch.arange(length, device=value.device)
-    requested = torch.as_tensor(positions, device=value.device)
-    if requested.dtype == torch.bool:
-        if requested.shape != (rows, length):
-            raise InputError(
-                f"the mask of positions does not fit {site}",
-                expected=str((rows, length)),
-                got=str(tuple(requested.shape)),
-            )
-        return requested
-    if requested.numel() and not -length <= int(requested.min()) <= int(requested.max()) < length:
-        raise InputError(
-            f"a position lies outside the rows at {site}",
-            expected=f"{-length} to {length - 1}",
-            got=f"{int(requested.min())} to {int(requested.max())}",
-        )
-    requested = requested % length
-    if isinstance(positions, Tensor):
-        if requested.shape != (rows,):
-            raise InputError(
-                f"positions do not fit {site}",
-                expected=f"one index for each of the {rows} rows, as a (row,) tensor",
-                got=str(tuple(requested.shape)),
-            )
-        return requested[:, None] == all_positions
-    return torch.isin(all_positions, requested).expand(rows, length)
 
 
 def _resolve(model: nn.Module, names: Iterable[str], known_sites: Sites | None) -> list[Place]:
     found = known_sites if known_sites is not None else find_sites(model)
     return [found.resolve(name) for name in dict.fromkeys(names)]
-
-
-def _mask_of_rows(site: str, batch: Padded, positions: Sequence[int] | Tensor) -> Tensor:
-    """(row, position) bool of a batch for positions in its sequences, without padding."""
-    mask = batch.attention_mask.bool()
-    place = mask.cumsum(1) - 1  # position in the row
-    lengths = mask.sum(1, keepdim=True)
-    requested = torch.as_tensor(positions, device=mask.device)
-    rows = batch.rows.to(mask.device)
-    if requested.dtype == torch.bool or isinstance(positions, Tensor):
-        if requested.dim() == 0 or len(requested) <= int(rows.max()):
-            raise InputError(
-                f"positions do not fit {site}",
-                expected="one entry for each row of the sequences",
-                got=str(tuple(requested.shape)),
-            )
-        requested = requested[rows]
-    else:
-        requested = requested.expand(len(rows), -1)
-    if requested.dtype == torch.bool:
-        if requested.dim() != 2 or requested.shape[1] < int(lengths.max()):
-            raise InputError(
-                f"the mask of positions does not fit {site}",
-                expected=f"one entry for each of {int(lengths.max())} positions",
-                got=str(tuple(requested.shape)),
-            )
-        return mask & requested.gather(1, place.clamp(min=0))
-    wanted = requested if requested.dim() == 2 else requested[:, None]
-    if bool(((wanted < -lengths) | (wanted >= lengths)).any()):
-        raise InputError(
-            f"a position lies outside the rows at {site}",
-            expected=f"{-int(lengths.min())} to {int(lengths.min()) - 1}",
-            got=f"{int(wanted.min())} to {int(wanted.max())}",
-        )
-    wanted = torch.where(wanted < 0, wanted + lengths, wanted)
-    return mask & (place[..., None] == wanted[:, None, :]).any(-1)
 
 
 @contextmanager
@@ -464,32 +443,58 @@ def _hooked(
     """Call ``callback`` with each place's value; a returned tensor replaces the value."""
     with ExitStack() as stack:
         for place in places:
+            if place.side == "pattern":
+                stack.enter_context(calling_patterns(place.module, _at(place, callback)))
+                continue
             changed = callback
+            if place.added_to is not None:
+                stream: list[Tensor] = []
+                stack.enter_context(_noting_input(place.added_to, stream))
+                changed = _summed(changed, stream)
             if place.shape_of is not None:
-                shape: list[torch.Size] = []
-                stack.enter_context(_noting_shape(place.shape_of, shape))
-                changed = _unflattened(callback, shape)
+                shaped: list[Tensor] = []
+                stack.enter_context(_noting_input(place.shape_of, shaped))
+                changed = _unflattened(changed, shaped)
             stack.enter_context(_register(place, changed, front=front))
         yield
 
 
-def _noting_shape(module: nn.Module, shape: list[torch.Size]) -> RemovableHandle:
-    """Keep the shape of the module's input in ``shape``."""
+def _at(
+    place: Place, callback: Callable[[Place, Tensor], Tensor | None]
+) -> Callable[[Tensor], Tensor | None]:
+    return lambda weights: callback(place, weights)
+
+
+def _noting_input(module: nn.Module, value: list[Tensor]) -> RemovableHandle:
+    """Keep the module's input in ``value``."""
 
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        shape[:] = [(args[0] if args else kwargs["hidden_states"]).shape]
+        value[:] = [args[0] if args else kwargs["hidden_states"]]
 
     return module.register_forward_pre_hook(before, with_kwargs=True)
 
 
 def _unflattened(
-    callback: Callable[[Place, Tensor], Tensor | None], shape: list[torch.Size]
+    callback: Callable[[Place, Tensor], Tensor | None], like: list[Tensor]
 ) -> Callable[[Place, Tensor], Tensor | None]:
     """``callback`` on the tensor in another shape."""
 
     def call(place: Place, tensor: Tensor) -> Tensor | None:
-        new = callback(place, tensor.reshape(*shape[0][:-1], -1))
+        new = callback(place, tensor.reshape(*like[0].shape[:-1], -1))
         return None if new is None else new.reshape(tensor.shape)
+
+    return call
+
+
+def _summed(
+    callback: Callable[[Place, Tensor], Tensor | None], stream: list[Tensor]
+) -> Callable[[Place, Tensor], Tensor | None]:
+    """``callback`` on the sum of the tensor and of what it is added to."""
+
+    def call(place: Place, tensor: Tensor) -> Tensor | None:
+        added = tensor if place.factor == 1 else tensor * place.factor
+        new = callback(replace(place, factor=1.0, added_to=None), stream[0] + added)
+        return None if new is None else (new - stream[0]) / place.factor
 
     return call
 

@@ -6,7 +6,7 @@ output; and what the parts of a block add to its input gives its output
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -18,8 +18,10 @@ from capture.network.contributions import (
     CONTRIBUTIONS,
     Term,
     find_added,
+    is_sum,
     last_called,
     leads_out,
+    reshape,
     snap_factor,
 )
 from capture.network.discovery.forward_trace import Cut, ForwardTrace, trace_forward
@@ -56,6 +58,8 @@ class BlockParts:
     Attributes:
         projections: (block,) last linear map called by attention; "" for none.
         added: (block,) kind of contribution to what adds it to the stream.
+        middles: (block,) kind of the contribution after which another part of the block reads the
+            stream, "attn" or "mixer"; "" for none.
         width: Width of the residual stream; None if blocks differ in width.
         refused: Kind of site to the reason why no module holds its value.
         logits: From the output of the output layer to the logits.
@@ -63,6 +67,7 @@ class BlockParts:
 
     projections: tuple[str, ...]
     added: tuple[dict[str, Term], ...]
+    middles: tuple[str, ...]
     width: int | None
     refused: dict[str, str]
     logits: LogitMap
@@ -202,6 +207,7 @@ def _explain_other_positions(trace: ForwardTrace, blocks: Sequence[nn.Module]) -
 def _block_parts(model: nn.Module, transformer: Transformer, trace: ForwardTrace) -> BlockParts:
     projections: list[str] = []
     added: list[dict[str, Term]] = []
+    middles: list[str] = []
     refused: dict[str, str] = {}
     names = {module: name for name, module in model.named_modules()}
     factors = [number for value in _numbers(model) for number in (value, 1 / value)]
@@ -229,6 +235,7 @@ def _block_parts(model: nn.Module, transformer: Transformer, trace: ForwardTrace
                     "head", f"{place} the output of attention is not that of one linear map"
                 )
         projections.append("" if projection is None else names[projection])
+        middles.append(_middle(trace, block, terms))
         added.append({kind: _term(trace, block, *term, names) for kind, term in terms.items()})
     if UNKNOWN in refused:
         reason = refused.pop(UNKNOWN)
@@ -242,10 +249,30 @@ def _block_parts(model: nn.Module, transformer: Transformer, trace: ForwardTrace
     return BlockParts(
         tuple(projections),
         tuple(added),
+        ("",) * len(middles) if set(CONTRIBUTIONS) & set(refused) else tuple(middles),
         width,
         refused,
         LogitMap() if isinstance(logits, str) else logits,
     )
+
+
+def _middle(
+    trace: ForwardTrace, block: nn.Module, terms: Mapping[str, tuple[nn.Module, float]]
+) -> str:
+    """The contribution after which a part of the block reads the stream, or "" if none is."""
+    start = trace.of(block).input
+    for kind in ("attn", "mixer"):
+        if start is None or kind not in terms or len(terms) < 2:
+            continue
+        module, factor = terms[kind]
+        added = reshape(trace.of(module).output, start)
+        reads = [trace.of(each).input for each in block.modules() if each is not block]
+        if added is not None and any(
+            read is not None and read.shape == start.shape and is_sum(read, start, factor * added)
+            for read in reads
+        ):
+            return kind
+    return ""
 
 
 def _term(

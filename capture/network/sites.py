@@ -1,20 +1,27 @@
 """Sites: named activations of a network, with the same names for all model families.
 
-========== =================================================================
-name       value
-========== =================================================================
-embed      input of block 0: embedded tokens or patches; the pixels of a CNN
-resid.L    output of block L: the residual stream after it
-attn.L     contribution of the attention of block L to the stream: what is added to it,
-           after the output projection, and a norm (Gemma 2, OLMo 2) or a factor
-           (Granite), if any
-mixer.L    contribution of another mixer of tokens, such as a state-space layer
-mlp.L      contribution of the MLP of block L to the stream, likewise
-extra.L    contribution of a second MLP of block L, such as shared experts
-head.L.H   output of head H of block L, before the output projection
-final      input of the output layer, after the last norm
-logits     what the model returns, after it scales or caps the output layer's output
-========== =================================================================
+============ ================================================================================
+name         value
+============ ================================================================================
+embed        input of block 0: embedded tokens or patches; the pixels of a CNN
+resid.L      output of block L: the residual stream after it
+resid_pre.L  input of block L: the residual stream before it
+resid_mid.L  the stream between attention and MLP of block L: its input plus what attention
+             adds; not in blocks whose MLP reads the block's input
+attn.L       contribution of the attention of block L to the stream: what is added to it,
+             after the output projection, and a norm (Gemma 2, OLMo 2) or a factor (Granite),
+             if any
+mixer.L      contribution of another mixer of tokens, such as a state-space layer
+mlp.L        contribution of the MLP of block L to the stream, likewise
+extra.L      contribution of a second MLP of block L, such as shared experts
+head.L.H     output of head H of block L, before the output projection
+pattern.L    attention pattern of block L, (row, head, query, key): the weights that are
+             multiplied with the values
+neurons.L    activations of the MLP's neurons, (row, position, neuron): the input of its down
+             projection
+final        input of the output layer, after the last norm
+logits       what the model returns, after it scales or caps the output layer's output
+============ ================================================================================
 
 In a network without attention, a block is one layer with weights and everything up to the next
 such layer. ``resid.L`` is the input of that next layer, with activations, pooling and flattening
@@ -29,6 +36,7 @@ changes the stream by the difference. Networks and sites that fail the check are
 """
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -38,6 +46,9 @@ import torch
 from torch import Tensor, nn
 
 from capture.network.discovery.structure_cache import StructureCache
+from capture.network.hook_names import own_name
+from capture.network.model_inputs import plain_inputs
+from capture.network.patterns import find_pattern_module
 from capture.network.proof import BlockParts, Chain, LogitMap, find_chain, prove_blocks
 from capture.network.structure import Transformer, down_projection, find_transformer, linear_shape
 from evidence.display.html_table import table_html
@@ -51,26 +62,30 @@ class Place:
     Attributes:
         name: The site's name.
         module: The module.
-        side: "in" for the first argument of the module, "out" for its (first) output.
+        side: "in" for the first argument of the module, "out" for its (first) output, "pattern"
+            for the attention weights that it computes.
         part: Features of the tensor: a slice of the last axis, an index into the
             second-to-last axis (separate heads), or None for all.
         factor: What the model multiplies the tensor by (Granite): the value is the product.
         cap: Limit of a soft cap that follows (the logits of Gemma 2), or None.
         shape_of: Module whose input has the axes of the value, if they are flattened here.
+        added_to: Module whose input is added to the tensor: the value is the sum.
     """
 
     name: str
     module: nn.Module
-    side: Literal["in", "out"]
+    side: Literal["in", "out", "pattern"]
     part: slice | int | None = None
     factor: float = 1.0
     cap: float | None = None
     shape_of: nn.Module | None = None
+    added_to: nn.Module | None = None
 
     @property
     def is_plain(self) -> bool:
         """Whether the value is the module's tensor, or a part of it, as it is."""
-        return self.factor == 1 and self.cap is None and self.shape_of is None
+        changed = self.cap is not None or self.shape_of is not None or self.added_to is not None
+        return self.factor == 1 and not changed
 
     def read(self, tensor: Tensor) -> Tensor:
         """The site's value; a view of the module's tensor if nothing follows it."""
@@ -121,6 +136,8 @@ class Sites:
         n_heads: Attention heads per block; 0 if there are none or blocks differ.
         head: The output layer, or None.
         refused: Kind of site that this network does not have, to the reason.
+        absent: The same for kinds that other libraries also have: "resid_mid", "pattern",
+            "neurons".
 
     Examples:
         >>> sites = exhume.find_sites(model)
@@ -137,6 +154,7 @@ class Sites:
     n_heads: int
     head: nn.Module | None
     refused: Mapping[str, str] = field(default_factory=dict)
+    absent: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -167,9 +185,24 @@ class Sites:
         numbers = dict.fromkeys(columns[2:], "Int64")
         return pd.DataFrame(rows, columns=columns).astype(numbers)
 
+    def _counted_from_start(self, name: str) -> str:
+        """The name with a layer and a head under zero counted from the last one."""
+        kind, *numbers = name.split(".")
+        counts = (self.n_layers, self.n_heads)
+        parts = [
+            str(int(number) + count) if re.fullmatch(r"-\d+", number) else number
+            for number, count in zip(numbers, counts, strict=False)
+        ]
+        return ".".join([kind, *parts, *numbers[2:]])
+
     def _width(self, kind: str, place: "Place") -> int | None:
         if isinstance(place.part, slice):
             return place.part.stop - place.part.start
+        if kind == "pattern":
+            return None
+        if kind == "neurons":
+            shape = linear_shape(place.module)
+            return None if shape is None else shape[0]
         if kind == "head":
             return self.d_model // self.n_heads if self.d_model else None
         if kind == "logits":
@@ -198,20 +231,31 @@ class Sites:
         return tuple(name for name in self.places if name.split(".")[0] == kind)
 
     def resolve(self, name: str) -> Place:
-        """The place called ``name``.
+        """The place called ``name``, which keeps that name.
+
+        Layers may be counted from the last, as in "resid.-1", and sites may have their
+        TransformerLens names, such as "blocks.5.hook_resid_post".
 
         Raises:
             InputError: the model has no such site.
         """
         if name in self.places:
             return self.places[name]
-        reason = self.refused.get(name.split(".")[0])
+        if not isinstance(name, str):
+            raise InputError(
+                "a site is not a name", expected="a name such as resid.5", got=repr(name)[:80]
+            )
+        known = self._counted_from_start(own_name(name))
+        if known in self.places:
+            return replace(self.places[known], name=name)
+        kind = known.split(".")[0]
+        reason = self.refused.get(kind, self.absent.get(kind))
         if reason is not None:
             raise InputError(
                 f"there is no site {name!r}: {reason}",
                 expected="a site of another kind, such as resid.L",
             )
-        kinds = sorted({name.split(".")[0] for name in self.places})
+        kinds = sorted({each.split(".")[0] for each in self.places})
         close = difflib.get_close_matches(name, self.places, n=1)
         raise InputError(
             f"the model has no site {name!r}",
@@ -222,6 +266,7 @@ class Sites:
         )
 
 
+@plain_inputs
 def find_sites(model: nn.Module, example: Any = None) -> Sites:
     """Find the sites of ``model`` by structure, verified by one short forward pass.
 
@@ -253,12 +298,15 @@ def find_sites(model: nn.Module, example: Any = None) -> Sites:
     transformer = find_transformer(model)
     if transformer is None:
         return chain_sites(find_chain(model, example))
-    if hasattr(transformer.blocks[0], "hook_resid_post"):
+    # The blocks of a TransformerBridge hold those of the Hugging Face model, and are proved.
+    first = transformer.blocks[0]
+    if hasattr(first, "hook_resid_post") and not hasattr(first, "_original_component"):
         return _hooked_sites(model, transformer.blocks)
     parts = _PROVED.get(model, None, lambda: prove_blocks(model, transformer, example))
     return _block_sites(model, transformer, parts)
 
 
+@plain_inputs
 def find_image_sites(model: nn.Module, example: Any = None) -> Sites:
     """The sites of an image model: ``embed``, ``resid.L``, ``final`` and ``logits``.
 
@@ -296,6 +344,22 @@ def _block_sites(model: nn.Module, transformer: Transformer, parts: BlockParts) 
                 part = slice(head * size, (head + 1) * size)
                 name = f"head.{layer}.{head}"
                 places[name] = Place(name, projection, "in", part)
+        places[f"resid_pre.{layer}"] = Place(f"resid_pre.{layer}", block, "in")
+        computing = None if attention is None else find_pattern_module(attention)
+        if computing is not None:
+            name = f"pattern.{layer}"
+            side = "pattern" if hasattr(computing, "config") else "out"
+            places[name] = Place(name, computing, side)
+        if parts.middles[layer]:
+            name, term = f"resid_mid.{layer}", parts.added[layer][parts.middles[layer]]
+            places[name] = Place(
+                name,
+                model.get_submodule(term.module),
+                "out",
+                factor=term.factor,
+                shape_of=block if term.flat else None,
+                added_to=block,
+            )
         for kind, term in parts.added[layer].items():
             if kind not in parts.refused:
                 name, module = f"{kind}.{layer}", model.get_submodule(term.module)
@@ -304,7 +368,19 @@ def _block_sites(model: nn.Module, transformer: Transformer, parts: BlockParts) 
         places[f"resid.{layer}"] = Place(f"resid.{layer}", block, "out")
     count = counts.pop() if len(counts) == 1 else 0
     sites = Sites(places, len(transformer.blocks), parts.width, count, None, parts.refused)
+    sites = _with_known_neurons(replace(sites, absent=_absent(model, places)))
     return _with_output(sites, transformer.head, parts.logits)
+
+
+def _absent(model: nn.Module, places: Mapping[str, Place]) -> dict[str, str]:
+    """Why there are no sites of some kinds."""
+    found = {name.split(".")[0] for name in places}
+    name = type(model).__name__
+    reasons = {
+        "pattern": f"the attention of {name} does not give its weights to the model library",
+        "resid_mid": f"no block of {name} reads the sum of its input and of what attention adds",
+    }
+    return {kind: reason for kind, reason in reasons.items() if kind not in found}
 
 
 def _head_count(
@@ -354,11 +430,19 @@ def _hooked_sites(model: nn.Module, blocks: Sequence[Any]) -> Sites:
         for head in range(heads):
             name = f"head.{layer}.{head}"
             places[name] = Place(name, block.attn.hook_z, "out", head)
-        points = {"attn": "hook_attn_out", "mlp": "hook_mlp_out"}
-        for kind, point in (points | {"resid": "hook_resid_post"}).items():
-            if hasattr(block, point):
+        points = {
+            "resid_pre": (block, "hook_resid_pre"),
+            "pattern": (block.attn, "hook_pattern"),
+            "attn": (block, "hook_attn_out"),
+            "resid_mid": (block, "hook_resid_mid"),
+            "neurons": (getattr(block, "mlp", None), "hook_post"),
+            "mlp": (block, "hook_mlp_out"),
+            "resid": (block, "hook_resid_post"),
+        }
+        for kind, (owner, point) in points.items():
+            if hasattr(owner, point):
                 name = f"{kind}.{layer}"
-                places[name] = Place(name, getattr(block, point), "out")
+                places[name] = Place(name, getattr(owner, point), "out")
     output = next(m for n, m in model.named_modules() if n.endswith("unembed"))
     sites = Sites(places, len(blocks), int(config.d_model), heads, None)
     return _with_output(sites, output)
@@ -377,6 +461,26 @@ def with_neurons(sites: Sites) -> Sites:
         name = f"neurons.{layer}"
         places[name] = Place(name, neuron_projection(sites, layer), "in")
     return replace(sites, places=places)
+
+
+def _with_known_neurons(sites: Sites) -> Sites:
+    """The sites ``neurons.L`` of the blocks with one down projection.
+
+    Here an adapter may wrap it, and a norm or a factor may follow.
+    """
+    places, reason = dict(sites.places), "the network has no MLP that is known"
+    for layer in range(sites.n_layers):
+        if f"mlp.{layer}" not in places:
+            continue
+        try:
+            projection = down_projection(places[f"resid.{layer}"].module, adapted=True)
+        except InputError as error:
+            reason = error.wrong
+            continue
+        places[f"neurons.{layer}"] = Place(f"neurons.{layer}", projection, "in")
+    found = any(name.startswith("neurons.") for name in places)
+    absent = dict(sites.absent) | ({} if found else {"neurons": reason})
+    return replace(sites, places=places, absent=absent)
 
 
 def neuron_projection(sites: Sites, layer: int) -> nn.Module:

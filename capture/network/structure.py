@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from capture.network.discovery.device import model_device as model_device
 from capture.network.discovery.short_inputs import CONVOLUTIONS
 from evidence.errors import InputError
 from evidence.seeds import stage_seed
@@ -230,11 +231,14 @@ def listed_parts(block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, child
 
 
-def down_projection(block: nn.Module) -> nn.Module:
+def down_projection(block: nn.Module, *, adapted: bool = False) -> nn.Module:
     """The down projection of a block's MLP.
 
     This is the last linear map registered in the MLP, or in the block without its attention if
     the MLP has no name.
+
+    Args:
+        adapted: Allow a map that an adapter wraps, whose matrix is not all that acts.
 
     Raises:
         InputError: there is none, its width is not that of the stream, an adapter wraps it, or
@@ -252,7 +256,7 @@ def down_projection(block: nn.Module) -> nn.Module:
             "mixtures of experts are not supported",
             got=type(block).__name__,
         )
-    if hasattr(maps[-1], "base_layer"):
+    if hasattr(maps[-1], "base_layer") and not adapted:
         raise InputError(
             "the feed-forward part of a block is wrapped by an adapter",
             expected="a plain linear map",
@@ -508,9 +512,3 @@ def random_like(model: nn.Module, seed: int) -> nn.Module:
         fresh = type(model)(config)
     parameter = next(model.parameters())
     return fresh.to(device=parameter.device, dtype=parameter.dtype).eval()
-
-
-def model_device(model: nn.Module) -> torch.device:
-    """The device of the model's first parameter; the CPU if it has none."""
-    first = next(model.parameters(), None)
-    return torch.device("cpu") if first is None else first.device

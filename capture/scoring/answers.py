@@ -9,10 +9,12 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from capture.data.sequences import Padded, Sequences, batches, pad, running
+from capture.data.sequences import Padded, Sequences, pad, running
 from capture.network.discovery.position_limit import explain_length_error
+from capture.network.edits.row_order import model_batches
 from capture.network.hooks import evaluation_mode
 from capture.network.logits import answer_logits
+from capture.network.model_inputs import plain_inputs
 from capture.network.structure import model_device, output_head
 from capture.scoring.token_statistics import WatchedToken, reduce_logits
 from evidence.display.html_table import frame_html
@@ -72,6 +74,7 @@ class AnswerScores:
         return pd.DataFrame({name: getattr(self, name) for name in names})
 
 
+@plain_inputs
 def score_answers(
     model: nn.Module,
     sequences: Sequences,
@@ -132,7 +135,7 @@ def score_answers(
     ):
         for batch in _batches(model, sequences, batch_tokens):
             try:
-                with running(batch), context(batch):
+                with running(batch, sequences), context(batch):
                     rows, *scores = _score_batch(model, batch, watch)
             except IndexError as error:
                 raise explain_length_error(model, batch) from error
@@ -148,7 +151,7 @@ def _batches(model: nn.Module, sequences: Sequences, tokens: int) -> Iterator[Pa
     weight = getattr(output_head(model), "weight", None)
     vocabulary = weight.shape[0] if isinstance(weight, Tensor) else 50_000
     max_rows = max(1, MAX_LOGITS // vocabulary)
-    for batch in batches(sequences, batch_tokens=tokens, device=device):
+    for batch in model_batches(model, sequences, tokens):
         rows: list[int] = []
         used = 0
         for row, count in zip(batch.rows.tolist(), batch.answer_mask.sum(1).tolist(), strict=True):

@@ -114,7 +114,7 @@ _KINDS: dict[str, tuple[str, str, dict]] = {
         | {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1}
         | {"topk_group": 1, "moe_intermediate_size": 16, "first_k_dense_replace": 1}
         | {"kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 6}
-        | {"qk_nope_head_dim": 6, "v_head_dim": 6},
+        | {"qk_nope_head_dim": 6, "v_head_dim": 6, "num_key_value_heads": 4},
     ),
     # The same in a family that norms the stream after each addition.
     "openai-gpt": ("OpenAIGPTLMHeadModel", "OpenAIGPTConfig", _GPT),

@@ -49,9 +49,9 @@ def test_shared_and_plain_passes_agree(family, positions, tokens, monkeypatch):
 
 def test_shared_prompts_are_run_once(monkeypatch):
     model, rows = tiny("llama"), statements(prompts=3, answers=8)
-    ran = []
-    model.model.layers[0].register_forward_pre_hook(
-        lambda _, args: ran.append(args[0].shape[0] * args[0].shape[1])
+    ran, embed = [], model.model.embed_tokens.forward
+    monkeypatch.setattr(
+        model.model.embed_tokens, "forward", lambda ids: ran.append(ids.numel()) or embed(ids)
     )
     capture_activations(model, rows, ["resid.1"], "last")
     shared, ran[:] = sum(ran), []

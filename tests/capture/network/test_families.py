@@ -280,7 +280,7 @@ def test_a_network_of_ones_own_is_looked_at_once():
     torch.manual_seed(0)
     model = Counted()
     names = find_sites(model).names
-    assert names[:4] == ("embed", "attn.0", "mlp.0", "resid.0")
+    assert names[:5] == ("embed", "resid_pre.0", "resid_mid.0", "attn.0", "mlp.0")
     for _ in range(3):
         assert find_sites(model).names == names
     assert model.passes == 1

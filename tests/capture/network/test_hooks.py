@@ -373,7 +373,7 @@ def test_an_edit_of_one_row_is_of_that_row_of_the_sequences(padding):
     edit = torch.zeros(4, WIDTH)
     edit[2] = 3.0
     assert last_states(model, edit, None, padding).tolist() == [False, False, True, False]
-    with pytest.raises(InputError, match="fewer rows than the sequences"):
+    with pytest.raises(InputError, match="another number of rows than the sequences"):
         last_states(model, edit[:3], None)
 
 

@@ -24,7 +24,10 @@ def test_every_family_has_the_same_names(family):
     sites = find_sites(tiny(family))
     expected = {"embed"}
     for layer in range(LAYERS):
-        expected |= {f"{kind}.{layer}" for kind in ("resid", "attn", "mlp")}
+        kinds = {"resid", "attn", "mlp", "resid_pre", "resid_mid", "neurons", "pattern"}
+        if family == "neox":  # attention and MLP read the same stream
+            kinds.remove("resid_mid")
+        expected |= {f"{kind}.{layer}" for kind in kinds}
         expected |= {f"head.{layer}.{head}" for head in range(HEADS)}
     if family != "bert":  # a body alone has no output layer
         expected |= {"final", "logits"}
@@ -111,7 +114,7 @@ def test_an_adapter_left_in_place_does_not_hide_the_places():
     plain = find_sites(tiny("llama"))
     config = LoraConfig(target_modules=["q_proj", "o_proj", "down_proj"])
     adapted = find_sites(inject_adapter_in_model(config, tiny("llama")))
-    assert adapted.names == plain.names
+    assert set(adapted.names) == set(plain.names)
     for name in ("attn.1", "mlp.1"):
         assert adapted.resolve(name).module is not None
         assert "lora_" not in type(adapted.resolve(name).module).__name__
@@ -143,7 +146,7 @@ def test_the_feed_forward_part_ends_where_the_width_is_that_of_the_stream():
     assert find_sites(model).resolve("mlp.1").module is model[1].down
 
 
-@pytest.mark.parametrize("name", ["resid.3", "resid", "head.0.4", "attn.-1", "x", ""])
+@pytest.mark.parametrize("name", ["resid.3", "resid", "head.0.4", "attn.-4", "x", ""])
 def test_an_unknown_site_says_what_there_is(name):
     with pytest.raises(InputError, match="layers 0 to 2, heads 0 to 3"):
         find_sites(tiny("llama")).resolve(name)

@@ -1,0 +1,1 @@
+"""Edits of values at sites, by row and position."""
