@@ -27,7 +27,9 @@ from attribution.circuits.graph import EdgeGraph, build_graph
 from attribution.circuits.metrics import MetricName, check_metric, make_batch, make_metric
 from attribution.circuits.prompt_pairs import PromptPairs
 from attribution.circuits.structure import TransformerStructure, find_structure
+from capture.network.edits.row_order import refuse_row_edits
 from capture.network.hooks import evaluation_mode
+from capture.network.model_inputs import plain_inputs
 from capture.network.structure import is_transposed, model_device
 from evidence.display.html_table import frame_html
 from evidence.errors import InputError
@@ -126,6 +128,7 @@ def top_edges(scores: EdgeScores, count: int) -> np.ndarray:
     return scores.graph.connected_to_logits(scores.graph.mask(scores.top(count).tolist()))
 
 
+@plain_inputs
 def select_circuit(
     model: nn.Module,
     pairs: PromptPairs,
@@ -162,6 +165,7 @@ def select_circuit(
         >>> circuit.measured.faithfulness >= 0.8, len(circuit.edges) < scores.graph.n_edges
         (True, True)
     """
+    refuse_row_edits("the measurement of a circuit")
     if not 0 < target <= 1:
         raise InputError(
             "a circuit cannot carry that share of the metric",
@@ -191,6 +195,7 @@ def select_circuit(
     return Circuit(scores.graph, *best, ablation, target)
 
 
+@plain_inputs
 def measure_circuit(
     model: nn.Module,
     pairs: PromptPairs,
@@ -221,6 +226,7 @@ def measure_circuit(
         >>> exhume.measure_circuit(model, pairs, everything).faithfulness
         1.0
     """
+    refuse_row_edits("the measurement of a circuit")
     return _AblationRuns(model, pairs, metric, ablation, structure, max_bytes).measure(edge_mask)
 
 

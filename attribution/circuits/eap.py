@@ -38,7 +38,10 @@ from attribution.circuits.prompt_pairs import PromptPairs
 from attribution.circuits.qk_attribution import apply_qk_fix
 from attribution.circuits.structure import Readout, TransformerStructure, find_structure
 from capture.data.sequences import Sequences, batches
+from capture.network.discovery.modes import gradients_on
+from capture.network.edits.row_order import refuse_row_edits
 from capture.network.hooks import Edit, evaluation_mode
+from capture.network.model_inputs import plain_inputs
 from capture.network.structure import model_device
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
@@ -109,6 +112,8 @@ class EapMethod:
         return [(step - shift) / self.steps for step in range(1, self.steps + 1)]
 
 
+@plain_inputs
+@gradients_on()
 def score_edges(
     model: nn.Module,
     pairs: PromptPairs,
@@ -146,6 +151,7 @@ def score_edges(
         >>> scores.values.shape
         (8, 110)
     """
+    refuse_row_edits("edge attribution")
     method = method or EapMethod()
     check_metric(metric)
     if metric == "kl" and method.name == "eap":

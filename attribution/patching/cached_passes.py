@@ -17,6 +17,7 @@ from capture.activations.positions import PositionSelection
 from capture.activations.prefix_cache import Suffixes, supports_prefix_cache
 from capture.data.sequences import Padded, Sequences, batches, pad
 from capture.network.discovery.position_limit import explain_length_error
+from capture.network.edits.row_order import keeps_rows
 from capture.network.hooks import evaluation_mode, patch, record
 from capture.network.sites import Sites, find_sites
 from capture.network.structure import model_device
@@ -107,7 +108,7 @@ def _choose_passes(
     # The prefix and the rest of the prompt need one position each before the answer.
     if not patches or (first_patched < starts - 1).any() or starts.min() < 2:
         return _full_passes
-    if not supports_prefix_cache(model):
+    if keeps_rows(model) or not supports_prefix_cache(model):
         return _full_passes
     order = sorted(range(len(sequences)), key=lambda row: len(sequences.ids[row]))
     pair = [order[0], order[-1]]

@@ -19,6 +19,7 @@ from attribution.patching.cached_passes import Patch, score_patches
 from capture.activations.capture import capture_selected
 from capture.activations.positions import PositionSelection
 from capture.data.sequences import Sequences
+from capture.network.model_inputs import plain_inputs
 from capture.scoring.answers import AnswerScores
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
@@ -111,6 +112,7 @@ class DonorStates:
         return DonorStates(values, self.mask)
 
 
+@plain_inputs
 def read_states(
     model: nn.Module,
     sequences: Sequences,
@@ -144,6 +146,7 @@ def read_states(
     return DonorStates(arrays, selection.mask)
 
 
+@plain_inputs
 def score_patched(
     model: nn.Module,
     sequences: Sequences,

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from capture.data.sequences import Sequences
 from capture.network.hooks import patch
+from capture.network.model_inputs import plain_inputs
 from capture.network.sites import Sites, find_sites
 from capture.scoring.answers import AnswerScores, score_answers
 
@@ -19,6 +20,7 @@ Span = Literal["end", "prompt"]
 """The edited part of the prompt: its last token, or all (row, position, d)."""
 
 
+@plain_inputs
 def score_edited(
     model: nn.Module,
     sequences: Sequences,

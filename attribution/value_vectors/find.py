@@ -14,8 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from capture.data.sequences import Sequences, batches
+from capture.data.sequences import Sequences, running
+from capture.network.discovery.modes import gradients_on
+from capture.network.edits.row_order import model_batches
 from capture.network.hooks import evaluation_mode, patch
+from capture.network.model_inputs import plain_inputs
 from capture.network.sites import Sites, find_sites, neuron_projection, with_neurons
 from capture.network.structure import linear_shape, model_device, value_vectors
 from evidence.display.html_table import frame_html
@@ -68,6 +71,7 @@ class KnowledgeTraces:
         )
 
 
+@plain_inputs
 def find_value_vectors(
     model: nn.Module,
     concepts: Mapping[str, Sequence[int]],
@@ -116,6 +120,8 @@ def find_value_vectors(
     return _top_neurons(names, tokens, scores, k, "value vectors")
 
 
+@plain_inputs
+@gradients_on()
 def find_knowledge_neurons(
     model: nn.Module,
     sequences: Sequences,
@@ -274,9 +280,10 @@ def _neuron_attribution(
         progress.task("attribution to neurons", len(sequences)) as advance,
         patch(model, {name: capture(name) for name in neuron_sites}, known_sites=sites),
     ):
-        for batch in batches(sequences, batch_tokens=batch_tokens, device=device):
+        for batch in model_batches(model, sequences, batch_tokens):
             inputs = batch.model_inputs | {"use_cache": False}
-            logits = model(**inputs).logits.float()
+            with running(batch, sequences):
+                logits = model(**inputs).logits.float()
             start = batch.answer_mask.int().argmax(1)
             row = torch.arange(len(start), device=device)
             target = batch.input_ids[row, start]

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from capture.activations.passes import accepted_inputs
-from capture.data.sequences import Sequences, batches
+from capture.data.sequences import Sequences, running
+from capture.network.discovery.modes import gradients_on
+from capture.network.edits.row_order import model_batches
 from capture.network.hooks import evaluation_mode
-from capture.network.structure import model_device
 from evidence.errors import InputError
 
 BATCH_TOKENS = 2048
@@ -41,10 +42,11 @@ def loss_gradients(model: nn.Module, rows: Sequences, names: Sequence[str]) -> d
     try:
         for parameter in parameters.values():
             parameter.requires_grad_(id(parameter) in chosen)
-        with evaluation_mode(model), torch.enable_grad():
-            for batch in batches(rows, batch_tokens=BATCH_TOKENS, device=model_device(model)):
+        with evaluation_mode(model), gradients_on():
+            for batch in model_batches(model, rows, BATCH_TOKENS):
                 inputs = accepted_inputs(model, batch.model_inputs | {"use_cache": False})
-                output = model(**inputs)
+                with running(batch, rows):
+                    output = model(**inputs)
                 logits = output if isinstance(output, Tensor) else output.logits
                 mask = batch.answer_mask[:, 1:]
                 loss = nn.functional.cross_entropy(

@@ -44,8 +44,9 @@ def select_positions(
     Args:
         positions: "last_prompt", the token before the answer (the last token if there is no
             answer); "last", the last token; "last_subject", the token at ``subject_end``;
-            "answer", all answer tokens; "all", all tokens of the row; "mean", the mean over all tokens of the row; or one or
-            several indices valid in every row, negative ones counting from the row's end.
+            "answer", all answer tokens; "all", all tokens of the row; "mean", the mean over all
+            tokens of the row; or one or several indices valid in every row, negative ones
+            counting from the row's end.
         subject_end: Index of the last subject token of each row.
 
     Raises:

@@ -16,6 +16,8 @@ from torch import nn
 from capture.activations.capture import Activations, capture_selected
 from capture.activations.positions import Positions, PositionSelection, select_positions
 from capture.data.sequences import Sequences
+from capture.network.edits.row_order import edits_open, has_foreign_hooks
+from capture.network.model_inputs import plain_inputs
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.storage.files import atomic_folder
@@ -70,6 +72,7 @@ class ActivationStore:
     root: Path
     slab_bytes: int = SLAB_BYTES
 
+    @plain_inputs
     def activations(
         self,
         checkpoint: Fingerprinted,
@@ -88,7 +91,8 @@ class ActivationStore:
             sequences: The rows.
             sites: Site names.
             positions: See ``capture.activations.positions.select_positions``.
-            model: The unmodified model, if already loaded.
+            model: The unmodified model, if already loaded. Hooks and open edits are refused,
+                since what is stored is found again without them.
             subject_end: As in ``capture_activations``.
 
         Returns:
@@ -106,6 +110,7 @@ class ActivationStore:
             if os.path.lexists(folder):
                 delete_owned_folder(folder, GROUP_FILES)
             loaded = model if model is not None else checkpoint.load()
+            _check_unedited(loaded)
             self._capture(folder, loaded, sequences, names, selection, progress)
             activations = _open_group(folder, names, selection, len(sequences))
         if activations is None:
@@ -298,3 +303,12 @@ def stored_bytes(rows: int, width: int, sites: int) -> int:
     chunk = rows_per_chunk(rows, 4 * width)
     array_bytes = -(-rows // chunk) * chunk * 4 * width
     return sites * (array_bytes + DESCRIPTION_BYTES) + DESCRIPTION_BYTES
+
+
+def _check_unedited(model: nn.Module) -> None:
+    if edits_open() or has_foreign_hooks(model):
+        raise InputError(
+            "the activations of an edited model would be stored as those of the checkpoint",
+            expected="a model without hooks, outside patch, steer and project_out",
+            fix="Use capture_activations, which stores nothing",
+        )

@@ -9,7 +9,8 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, wraps
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from types import UnionType
+from typing import Any, ParamSpec, TypeVar, get_args, get_origin
 
 import numpy as np
 from torch import Tensor, nn
@@ -26,7 +27,6 @@ from evidence.storage.regular_files import is_file, is_folder
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
-_OR_NONE = (nn.Module | None, Sequences | None)
 EXPECTED = "Sequences, texts, token ids or the output of a tokenizer"
 
 
@@ -37,24 +37,31 @@ def plain_inputs(function: Callable[Arguments, Result]) -> Callable[Arguments, R
     None.
     """
     signature = inspect.signature(function)
-    kinds = {name: parameter.annotation for name, parameter in signature.parameters.items()}
-    models = [name for name, kind in kinds.items() if kind in (nn.Module, nn.Module | None)]
-    rows = [name for name, kind in kinds.items() if kind in (Sequences, Sequences | None)]
-    optional = {name for name, kind in kinds.items() if kind in _OR_NONE}
+    kinds = {name: _options(each.annotation) for name, each in signature.parameters.items()}
+    models = [name for name, kind in kinds.items() if nn.Module in kind]
+    rows = [name for name, kind in kinds.items() if Sequences in kind]
 
     @wraps(function)
     def call(*args: Arguments.args, **named: Arguments.kwargs) -> Result:
         # A wrong call raises the usual TypeError of Python.
-        given = signature.bind(*args, **named).arguments
-        live = next((given[name] for name in models if name in given), None)
-        absent = {name for name in optional if given.get(name) is None}
         bound = signature.bind(*args, **named)
-        for name in (each for each in (*models, *rows) if each in given and each not in absent):
-            value = given[name]
+        given = dict(bound.arguments)
+        live = next((given[name] for name in models if name in given), None)
+        for name in (each for each in (*models, *rows) if each in given):
+            value, kind = given[name], kinds[name]
+            if value is None and type(None) in kind:
+                continue
+            if isinstance(value, tuple) and any(get_origin(each) is tuple for each in kind):
+                continue
             bound.arguments[name] = plain_model(value) if name in models else as_rows(value, live)
         return function(*bound.args, **bound.kwargs)
 
     return call
+
+
+def _options(annotation: Any) -> tuple[Any, ...]:
+    """The members of a union, or the annotation alone."""
+    return get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
 
 
 def as_rows(value: Any, model: Any = None) -> Sequences:

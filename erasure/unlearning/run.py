@@ -9,6 +9,9 @@ from typing import Any
 from torch import nn
 
 from capture.data.sequences import Sequences
+from capture.network.discovery.modes import gradients_on
+from capture.network.edits.row_order import refuse_row_edits
+from capture.network.model_inputs import plain_inputs
 from erasure.unlearning.config import ImageUnlearnConfig, UnlearnConfig
 from erasure.unlearning.methods.base import Method
 from erasure.unlearning.methods.representation import RMU
@@ -33,6 +36,8 @@ class UnlearnLog(TrainLog):
     config: Config | None = None
 
 
+@plain_inputs
+@gradients_on()
 def unlearn_(
     model: nn.Module,
     forget: Rows,
@@ -81,6 +86,7 @@ def unlearn_(
         >>> bool(said[1] < said[0])
         True
     """
+    refuse_row_edits("unlearning")
     method, settings = _parts(config, training)
     if rmu_module is not None and isinstance(method, RMU):
         method = replace(method, block=rmu_module)
@@ -92,6 +98,8 @@ def unlearn_(
     return UnlearnLog(log.rows, log.stopped, config)
 
 
+@plain_inputs
+@gradients_on()
 def unlearn_images_(
     model: nn.Module,
     forget: LabeledImages,
@@ -112,6 +120,7 @@ def unlearn_images_(
         >>> exhume.unlearn_images_(classifier, *sets, config, seed=0).stopped
         'steps'
     """
+    refuse_row_edits("unlearning")
     return unlearn_(model, forget, retain, config, seed=seed, progress=progress)
 
 

@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 HOOK_TABLES = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -19,6 +20,13 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def gradients_on() -> Iterator[None]:
+    """Compute gradients, also inside ``no_grad`` and ``inference_mode``; a decorator too."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 @contextmanager

@@ -17,27 +17,49 @@ from torch import nn
 from capture.data.sequences import Padded, Sequences, batches, pad
 from capture.network.discovery.device import model_device
 from capture.network.discovery.modes import HOOK_TABLES
+from evidence.errors import InputError
 
 # Libraries whose hooks do not depend on rows or positions: their own bookkeeping.
 BOOKKEEPING = ("accelerate", "nnsight", "peft", "torch", "transformers")
 OWN = ("attribution", "audits", "capture", "erasure", "experiments", "exhume", "probes", "testbeds")
 
-_BY_ROW: ContextVar[int] = ContextVar("by_row", default=0)
+# Numbers of open edits: of all, and of those that may differ between rows or positions.
+_OPEN: ContextVar[tuple[int, int]] = ContextVar("open", default=(0, 0))
 
 
 @contextmanager
 def editing_by_row(by_row: bool) -> Iterator[None]:
     """Say that an edit is open, and whether it may differ between rows or positions."""
-    before = _BY_ROW.set(_BY_ROW.get() + by_row)
+    count, of_rows = _OPEN.get()
+    before = _OPEN.set((count + 1, of_rows + by_row))
     try:
         yield
     finally:
-        _BY_ROW.reset(before)
+        _OPEN.reset(before)
+
+
+def edits_open() -> bool:
+    """Whether an edit of a model's values is open."""
+    return _OPEN.get()[0] > 0
+
+
+def refuse_row_edits(task: str) -> None:
+    """Refuse an open edit by row or position around a task that orders the rows by itself.
+
+    Raises:
+        InputError: such an edit is open.
+    """
+    if _OPEN.get()[1] > 0:
+        raise InputError(
+            f"an edit by row or position is open, and {task} takes the rows in an order of its own",
+            expected="the same edit for all rows and positions, or none",
+            fix="Leave the block of the edit first",
+        )
 
 
 def keeps_rows(model: nn.Module) -> bool:
     """Whether passes must hold whole rows in the caller's order."""
-    return _BY_ROW.get() > 0 or has_foreign_hooks(model)
+    return _OPEN.get()[1] > 0 or has_foreign_hooks(model)
 
 
 def has_foreign_hooks(model: nn.Module) -> bool:

@@ -13,7 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from capture.data.sequences import Padded, Sequences, batches, pad
+from capture.network.discovery.modes import gradients_on
+from capture.network.edits.row_order import refuse_row_edits
 from capture.network.hooks import evaluation_mode
+from capture.network.model_inputs import plain_inputs
 from capture.network.structure import model_device
 from erasure.unlearning.training.objectives import count_scored, token_logprobs
 from evidence.display.html_table import frame_html
@@ -301,6 +304,8 @@ def mean_nll(model: nn.Module, data: Sequences, loss_on: str) -> float:
     return sum(parts) / total
 
 
+@plain_inputs
+@gradients_on()
 def finetune_(
     model: nn.Module,
     data: Sequences,
@@ -350,6 +355,7 @@ def finetune_(
         >>> log.to_frame().columns.tolist()
         ['step', 'loss', 'grad_norm']
     """
+    refuse_row_edits("training")
     if len(data) == 0:
         raise InputError("there are no rows to train on", expected="one or more")
     count_scored(data, loss_on)

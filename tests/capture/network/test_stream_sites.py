@@ -1,6 +1,7 @@
 """Sites that other libraries name too: the stream before and within a block, neurons, patterns."""
 
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -74,11 +75,10 @@ def test_captured_patterns_are_those_of_each_row_alone(family, padding):
             weights = eager(torch.tensor([ids]), output_attentions=True).attentions[1][0]
         by_query = np.zeros((7, HEADS, 7), np.float32)
         by_query[: len(ids), :, : len(ids)] = weights.transpose(0, 1)
-        near = {"atol": 1e-5}
-        np.testing.assert_allclose(several.site("pattern.1")[row], by_query, **near)
-        np.testing.assert_allclose(last.site("pattern.1")[row], by_query[len(ids) - 1], **near)
-        expected = by_query[: len(ids)].mean(0)
-        np.testing.assert_allclose(mean.site("pattern.1")[row], expected, **near)
+        near = partial(np.testing.assert_allclose, atol=1e-5)
+        near(several.site("pattern.1")[row], by_query)
+        near(last.site("pattern.1")[row], by_query[len(ids) - 1])
+        near(mean.site("pattern.1")[row], by_query[: len(ids)].mean(0))
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
