@@ -42,9 +42,9 @@ def built(family):
 
 
 def blocks(model):
-    """Every site but heads and logits, whose shapes differ between libraries."""
-    names = find_sites(model).names
-    return [name for name in names if name.split(".")[0] not in ("head", "logits")]
+    """The stream and what is added to it, under names that every library has."""
+    kinds = ("embed", "resid", "attn", "mlp", "final")
+    return [name for name in find_sites(model).names if name.split(".")[0] in kinds]
 
 
 def ours(model, sites):
@@ -242,14 +242,15 @@ def check_hooked():
     )
     hooked = HookedTransformer(config).eval()
     model = open_checkpoint(hooked).load()
-    sites = find_sites(model)
+    kinds = ("embed", "head", "resid", "attn", "mlp", "final", "logits")
+    sites = [name for name in find_sites(model).names if name.split(".")[0] in kinds]
     worst, logits = 0.0, 0.0
-    got = capture_activations(model, rows(), sites.names, "last")
+    got = capture_activations(model, rows(), sites, "last")
     for row, ids in enumerate(rows().ids):
         with torch.no_grad():
             output, cache = hooked.run_with_cache(torch.tensor([ids]))
         assert output is not None and not isinstance(output, tuple)
-        for name in sites.names:
+        for name in sites:
             kind, *numbers = name.split(".")
             if kind == "head":
                 value = cache[f"blocks.{numbers[0]}.attn.hook_z"][0, -1, int(numbers[1])]
