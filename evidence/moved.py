@@ -9,13 +9,15 @@ available once the old module name was imported.
 import sys
 import warnings
 from collections.abc import Callable
-from functools import cache
+from functools import cache, wraps
 from importlib import import_module
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
 from types import CodeType, ModuleType
-from typing import Any
+from typing import Any, TypeVar
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @cache
@@ -101,6 +103,26 @@ def names_of(module: str) -> Callable[[str], Any]:
         return getattr(import_module(home or module), new)
 
     return __getattr__
+
+
+def renamed_arguments(**renamed: str) -> Callable[[Function], Function]:
+    """Decorator of a function whose keyword arguments changed their names.
+
+    Args:
+        renamed: Old name to new name.
+    """
+
+    def decorate(function: Function) -> Function:
+        @wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            for old in renamed.keys() & kwargs.keys():
+                _warn(f"the argument {old}", renamed[old], stacklevel=2)
+                kwargs[renamed[old]] = kwargs.pop(old)
+            return function(*args, **kwargs)
+
+        return call  # pyright: ignore[reportReturnType]
+
+    return decorate
 
 
 def _with_old_names(module: ModuleType) -> ModuleType:

@@ -1,32 +1,44 @@
-"""Sparse autoencoders of model sites: encode, decode, splice, steer, and measure quality.
+"""Sparse autoencoders and transcoders of model sites: encode, decode, and the sites they belong to.
 
-The models are sae-lens's; ``attribution.sae.files`` reads them.
+The models are sae-lens's; ``attribution.sae.files`` reads them. Some of them rescale each state at
+run time and keep the coefficients between encoding and decoding. Here nothing is kept between
+calls: ``decode`` takes the states that the latents belong to.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from capture.data.sequences import Sequences, batches
-from capture.network.hooks import evaluation_mode, patch
-from capture.network.sites import Sites, find_sites
-from capture.network.structure import model_device
-from evidence.errors import InputError
+from attribution.sae.hook_names import MLP_INPUTS, site_name, site_of_hook
+from evidence import moved
+from evidence.errors import InputError, quoted
+
+RESCALED = ("layer_norm", "constant_norm_rescale")
+"""Normalizations of sae-lens whose coefficients depend on the state."""
+_COEFFICIENTS = ("ln_mu", "ln_std", "x_norm_coeff")
+# Rows this close to length 1 are taken to be of length 1.
+_UNIT_TOL = 1e-5
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Sae:
-    """A sparse autoencoder of one site.
+    """A sparse autoencoder of one site, or a transcoder from one site to another.
 
     Attributes:
         module: The sae-lens model, in evaluation mode.
-        site: Name of the site whose states it reconstructs.
+        site: Name of the site whose states it reconstructs or, as a transcoder, predicts; a name
+            of ours or of TransformerLens. By default, the one in the model's metadata.
         metadata: Written by ``train_sae``: "kind", "model" (hash of the weights), "dead" (latents
             that never fire) and "prefixes"; empty for an autoencoder from elsewhere.
+        input_site: Name of the site it reads: ``site``, or for a transcoder another one, such as
+            "mlp_in.5" (input of the MLP) or "mlp_norm.5" (the same before the gain of the norm).
+
+    Raises:
+        InputError: The site is unknown or contradicts the metadata; a transcoder names one site
+            for both; or the kind is not a map of single states (temporal and batch-wise kinds,
+            all heads of a block side by side).
 
     Examples:
         >>> sae = exhume.load_sae("sae")
@@ -36,16 +48,25 @@ class Sae:
     """
 
     module: Any
-    site: str
+    site: str = ""
     metadata: dict[str, Any] = field(default_factory=dict)
+    input_site: str = ""
+
+    def __post_init__(self) -> None:
+        _check_kind(self.module)
+        site, input_site = _resolve_sites(self.module, self.site, self.input_site)
+        object.__setattr__(self, "site", site)
+        object.__setattr__(self, "input_site", input_site)
 
     def __repr__(self) -> str:
         kind = self.metadata.get("kind", self.module.cfg.architecture())
-        return f"Sae({kind} at {self.site}, {self.d_in} -> {self.d_sae})"
+        places = f"{self.input_site} to {self.site}" if self.is_transcoder else f"at {self.site}"
+        widths = f"{self.d_in} -> {self.d_sae}"
+        return f"Sae({kind} {places}, {widths}{f' -> {self.d_out}' * self.is_transcoder})"
 
     @property
     def d_in(self) -> int:
-        """Width of the site."""
+        """Width of the site it reads."""
         return int(self.module.cfg.d_in)
 
     @property
@@ -54,22 +75,64 @@ class Sae:
         return int(self.module.cfg.d_sae)
 
     @property
+    def d_out(self) -> int:
+        """Width of ``site``."""
+        return int(getattr(self.module.cfg, "d_out", self.d_in))
+
+    @property
+    def is_transcoder(self) -> bool:
+        """Whether it reads one site and predicts another."""
+        return hasattr(self.module.cfg, "d_out")
+
+    @property
+    def is_rescaled(self) -> bool:
+        """Whether decoding rescales by coefficients of each state."""
+        normalization = getattr(self.module.cfg, "normalize_activations", "none")
+        return normalization in RESCALED and not self.is_transcoder
+
+    @property
     def decoder(self) -> Tensor:
-        """(latent, d) direction that one unit of each latent adds to the reconstruction."""
-        return self.module.W_dec.detach()
+        """(latent, d_out) direction that one unit of each latent adds to the reconstruction.
+
+        If decoding rescales each state, in units of ``output_scale``.
+        """
+        rows = self.module.W_dec.detach()
+        if not getattr(self.module.cfg, "rescale_acts_by_decoder_norm", False):
+            return rows
+        lengths = rows.norm(dim=-1, keepdim=True)
+        return rows if bool(((lengths - 1).abs() < _UNIT_TOL).all()) else rows / lengths
+
+    def output_scale(self, states: Tensor) -> Tensor:
+        """(..., 1) length in units of the site of one unit of the decoder, for (..., d_in) states.
+
+        1 unless the autoencoder rescales each state: then adding c to a latent moves the
+        reconstruction of a state by c times its scale times the latent's row of ``decoder``.
+
+        Raises:
+            InputError: The states have another width.
+        """
+        self.check_width(states)
+        if not self.is_rescaled:
+            return torch.ones_like(states[..., :1])
+        with torch.no_grad():
+            self.module.process_sae_in(states)
+            kept = _take_coefficients(self.module)
+        return kept["ln_std"] if "ln_std" in kept else 1 / kept["x_norm_coeff"]
 
     def encode(self, states: Tensor) -> Tensor:
-        """(..., latent) activations of (..., d) states.
+        """(..., latent) activations of (..., d_in) states of ``input_site``.
 
         Raises:
             InputError: The states have another width.
         """
         self.check_width(states)
         with torch.no_grad():
-            return self.module.encode(states)
+            latents = self.module.encode(states)
+            _take_coefficients(self.module)
+        return latents.to_dense() if latents.is_sparse else latents
 
     def check_width(self, states: Tensor) -> None:
-        """Check that states (..., d) have the width of the site.
+        """Check that states (..., d_in) have the width of the site.
 
         Raises:
             InputError: They have another width.
@@ -82,96 +145,50 @@ class Sae:
                 fix="Use one that was trained on this site of this model",
             )
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """(..., d) from (..., latent)."""
+    def decode(self, latents: Tensor, states: Tensor | None = None) -> Tensor:
+        """(..., d_out) from (..., latent).
+
+        Args:
+            states: (..., d_in) that the latents belong to, for autoencoders that rescale each
+                state (``is_rescaled``) and transcoders with a skip connection; else unused.
+
+        Raises:
+            InputError: The states are needed and missing, or do not fit the latents.
+        """
+        skip = getattr(self.module, "W_skip", None)
+        if states is None and (self.is_rescaled or skip is not None):
+            raise InputError(
+                f"{self!r} cannot decode latents alone: "
+                + ("it adds a map of the states" if skip is not None else "it rescales each state"),
+                expected="the states that the latents belong to",
+                fix="Call decode(latents, states)",
+            )
         with torch.no_grad():
-            return self.module.decode(latents)
+            if states is not None and (self.is_rescaled or skip is not None):
+                self.check_width(states)
+                if states.shape[:-1] != latents.shape[:-1]:
+                    raise InputError(
+                        "states and latents differ in rows",
+                        expected=str(tuple(latents.shape[:-1])),
+                        got=str(tuple(states.shape[:-1])),
+                    )
+                if self.is_rescaled:
+                    self.module.process_sae_in(states)
+            try:
+                decoded = self.module.decode(latents.to(self.module.W_dec.dtype))
+            finally:
+                _take_coefficients(self.module)
+            if skip is not None and states is not None:
+                decoded = decoded + states.to(skip.dtype) @ skip.T
+        return decoded
 
+    def reconstruct(self, states: Tensor) -> Tensor:
+        """(..., d_out) reconstruction, or a transcoder's prediction, from (..., d_in) states.
 
-def spliced(
-    model: nn.Module,
-    sae: Sae,
-    edit: Callable[[Tensor], Tensor] | None = None,
-    *,
-    keep_error: bool = True,
-    first_position: int = 1,
-    known_sites: Sites | None = None,
-) -> AbstractContextManager[None]:
-    """Context manager that routes the model's states at a site through the autoencoder.
-
-    Args:
-        model: Run by the caller inside the context.
-        edit: Maps latents (row, position, latent) to latents; no edit by default.
-        keep_error: Add the reconstruction error, so that without an edit nothing changes.
-        first_position: Earlier positions are left unchanged. The first token's state is an outlier
-            in most language models, and no autoencoder is trained on it.
-        known_sites: The model's sites, if already found.
-
-    Raises:
-        InputError: The site does not exist in the model, or has another width.
-    """
-    sites = known_sites if known_sites is not None else find_sites(model)
-    sites.resolve(sae.site)
-    if sites.d_model not in (None, sae.d_in):
-        raise InputError(
-            f"the autoencoder has another width than {sae.site} of the model",
-            expected=str(sites.d_model),
-            got=str(sae.d_in),
-            fix="Use one that was trained on this model",
-        )
-
-    def splice(value: Tensor) -> Tensor:
-        # A decoding step of a generation has one position, which is never the first.
-        body = value[:, first_position:] if value.shape[1] > 1 else value
-        if body.shape[1] == 0:
-            return value
-        latents = sae.encode(body)
-        new = sae.decode(edit(latents.clone()) if edit else latents)
-        if keep_error:
-            new = new + body - sae.decode(latents)
-        return torch.cat([value[:, : value.shape[1] - body.shape[1]], new], 1)
-
-    return patch(model, {sae.site: splice}, known_sites=sites)
-
-
-def steer_latents(
-    model: nn.Module, sae: Sae, amounts: Mapping[int, float], *, known_sites: Sites | None = None
-) -> AbstractContextManager[None]:
-    """Context manager that adds constants to latents at every position but the first.
-
-    Adding c to a latent moves the state by c times its decoder row; the reconstruction error is
-    kept.
-
-    Args:
-        model: Run by the caller inside the context.
-        amounts: Latent index to the amount added, in latent units.
-        known_sites: The model's sites, if already found.
-
-    Raises:
-        InputError: A latent does not exist or is dead, or an amount is not finite; or as
-            ``spliced``.
-
-    Examples:
-        >>> sae = exhume.load_sae("sae")
-        >>> latent = int(sae.encode(torch.from_numpy(states.site("resid.0"))).sum(0).argmax())
-        >>> plain = exhume.score_answers(model, rows)
-        >>> with exhume.steer_latents(model, sae, {latent: 20.0}):
-        ...     steered = exhume.score_answers(model, rows)
-        >>> bool(steered.logprob.mean() < plain.logprob.mean())
-        True
-    """
-    for latent, amount in amounts.items():
-        check_latent(sae, latent)
-        if not torch.isfinite(torch.tensor(float(amount))):
-            raise InputError("the steering strength is not a finite number", got=str(amount))
-    indices = torch.tensor(list(amounts), dtype=torch.long)
-    added = torch.tensor([float(each) for each in amounts.values()])
-
-    def edit(latents: Tensor) -> Tensor:
-        latents[..., indices.to(latents.device)] += added.to(latents)
-        return latents
-
-    return spliced(model, sae, edit, known_sites=known_sites)
+        Raises:
+            InputError: The states have another width.
+        """
+        return self.decode(self.encode(states), states)
 
 
 def check_latent(sae: Sae, latent: int) -> None:
@@ -191,120 +208,88 @@ def check_latent(sae: Sae, latent: int) -> None:
         )
 
 
-@dataclass(frozen=True)
-class SaeQuality:
-    """Reconstruction quality and sparsity.
-
-    Attributes:
-        fvu: Fraction of variance unexplained: squared error over squared distance from the mean. 0
-            is perfect; the mean alone gives 1.
-        l0: Mean number of active latents per row.
-        dead: Share of latents that are active on no row.
-        rows: Number of rows measured.
-    """
-
-    fvu: float
-    l0: float
-    dead: float
-    rows: int
-
-
-def measure_quality(sae: Sae, chunks: Iterator[Any]) -> SaeQuality:
-    """Measure an autoencoder on states (row, d), given in chunks.
+def check_one_site(sae: Sae) -> None:
+    """Check that it reads the site that it reconstructs.
 
     Raises:
-        InputError: There are no rows, the states have another width, or they do not vary.
+        InputError: It is a transcoder.
     """
-    squared_error, count, ever_active = 0.0, 0, None
-    total, squared_norm, n_active = torch.zeros(sae.d_in, dtype=torch.float64), 0.0, 0.0
-    for chunk in chunks:
-        x = torch.as_tensor(chunk, dtype=torch.float32)
-        latents = sae.encode(x)
-        squared_error += float((sae.decode(latents) - x).double().square().sum())
-        is_active = latents > 0
-        n_active += float(is_active.sum())
-        ever_active = is_active.any(0) if ever_active is None else ever_active | is_active.any(0)
-        total += x.double().sum(0)
-        squared_norm += float(x.double().square().sum())
-        count += len(x)
-    variance = squared_norm - float(total.square().sum()) / max(count, 1)
-    if ever_active is None or variance <= 1e-9 * max(squared_norm, 1e-300):
+    if sae.is_transcoder:
         raise InputError(
-            "an autoencoder cannot be measured on these states",
-            expected="rows that differ",
-            got=f"{count} rows",
+            f"{sae!r} is a transcoder: its latents are not those of {sae.site}",
+            expected="an autoencoder of one site",
         )
-    dead = 1 - float(ever_active.double().mean())
-    return SaeQuality(squared_error / variance, n_active / count, dead, count)
 
 
-@dataclass(frozen=True)
-class LossRecovered:
-    """Next-token loss with the states replaced by their reconstructions.
-
-    Attributes:
-        plain: Mean loss of the model, nats per token.
-        spliced: With reconstructions in place of the states.
-        ablated: With the mean state in their place.
-        recovered: (ablated - spliced) / (ablated - plain); 1 is perfect, NaN if the site does not
-            matter.
-    """
-
-    plain: float
-    spliced: float
-    ablated: float
-    recovered: float
+def _take_coefficients(module: Any) -> dict[str, Tensor]:
+    """Remove from a sae-lens model what encoding left for decoding, and return it."""
+    state = vars(module)
+    return {name: state.pop(name) for name in _COEFFICIENTS if name in state}
 
 
-def loss_recovered(
-    model: nn.Module, sae: Sae, sequences: Sequences, *, batch_tokens: int = 4096
-) -> LossRecovered:
-    """Next-token loss with the reconstruction, and with the mean state, in place of the state.
-
-    The first position is left unchanged throughout.
-
-    Raises:
-        InputError: As ``spliced``.
-    """
-    sites = find_sites(model)
-    total, count = torch.zeros(sae.d_in), 0
-
-    def accumulate(latents_of: Tensor) -> Tensor:
-        nonlocal total, count
-        body = latents_of[:, 1:]
-        total = total.to(body) + body.sum((0, 1))
-        count += body.shape[0] * body.shape[1]
-        return latents_of
-
-    with patch(model, {sae.site: accumulate}, known_sites=sites):
-        plain = _loss(model, sequences, batch_tokens)
-    mean = total / max(count, 1)
-
-    def to_mean(value: Tensor) -> Tensor:
-        out = value.clone()
-        out[:, 1:] = mean
-        return out
-
-    with spliced(model, sae, keep_error=False, known_sites=sites):
-        spliced_loss = _loss(model, sequences, batch_tokens)
-    with patch(model, {sae.site: to_mean}, known_sites=sites):
-        ablated_loss = _loss(model, sequences, batch_tokens)
-    damage = ablated_loss - plain
-    recovered = (ablated_loss - spliced_loss) / damage if abs(damage) > 1e-6 else float("nan")
-    return LossRecovered(plain, spliced_loss, ablated_loss, recovered)
+def _check_kind(module: Any) -> None:
+    kind = module.cfg.architecture()
+    if kind == "temporal":
+        reason = "it predicts each state from the states before it, and is no map of one state"
+    elif hasattr(module, "topk_threshold"):
+        reason = "in training it chooses the active latents of a whole batch"
+    elif getattr(module.cfg, "reshape_activations", "none") == "hook_z":
+        reason = "it reads the outputs of all heads of a block side by side, which is no one site"
+    else:
+        return
+    raise InputError(
+        f"autoencoders of the kind {quoted(kind)} are not supported: {reason}",
+        expected="an autoencoder that maps one state of one site",
+        fix="Save it with save_inference_model" if "training" in reason else None,
+    )
 
 
-def _loss(model: nn.Module, sequences: Sequences, batch_tokens: int) -> float:
-    """Mean next-token loss in nats."""
-    device = model_device(model)
-    total, count = 0.0, 0
-    with torch.no_grad(), evaluation_mode(model):
-        for batch in batches(sequences, batch_tokens=batch_tokens, device=device):
-            logits = model(**batch.model_inputs, use_cache=False).logits
-            mask = batch.attention_mask[:, 1:].bool()
-            loss = nn.functional.cross_entropy(
-                logits[:, :-1][mask].float(), batch.input_ids[:, 1:][mask]
+def _resolve_sites(module: Any, site: str, input_site: str) -> tuple[str, str]:
+    """The site written and the site read."""
+    metadata = getattr(module.cfg, "metadata", None)
+
+    def stated(suffix: str = "") -> str | None:
+        hook, head, name = (
+            getattr(metadata, f"{each}{suffix}", None)
+            for each in ("hook_name", "hook_head_index", "hf_hook_name")
+        )
+        return site_of_hook(hook, head=head, module=name) if isinstance(hook, str) else None
+
+    if hasattr(module.cfg, "d_out"):
+        read = _agreed(input_site, stated(), "input_site")
+        written = _agreed(site, stated("_out"), "site")
+        if read == written:
+            raise InputError(
+                "a transcoder reads one site and predicts another",
+                expected="two sites: hook_name and hook_name_out in its metadata, or input_site= "
+                "and site=",
+                got=f"{read} for both",
             )
-            total += float(loss) * int(mask.sum())
-            count += int(mask.sum())
-    return total / max(count, 1)
+        return written, read
+    found = _agreed(site, stated(), "site")
+    if found.split(".")[0] in MLP_INPUTS:
+        raise InputError(
+            f"an autoencoder of {found} is not supported: the input of an MLP is no site",
+            expected="an autoencoder of a site, or a transcoder that reads it",
+        )
+    return found, found if not input_site else _agreed(input_site, found, "input_site")
+
+
+def _agreed(given: str, stated: str | None, argument: str) -> str:
+    """The site that was given and the one in the metadata, which have to agree."""
+    named = site_name(given) if given else None
+    if named is None and stated is None:
+        raise InputError(
+            "the site of this autoencoder is not known", expected=f"{argument}=, such as 'resid.12'"
+        )
+    if named is not None and stated is not None and named != stated:
+        raise InputError(
+            "the site is not the one that the autoencoder was trained on",
+            expected=stated,
+            got=given,
+            fix=f"Leave {argument} out",
+        )
+    return named or str(stated)
+
+
+__getattr__ = moved.names_of("attribution.sae.autoencoder")

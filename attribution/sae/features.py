@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from attribution.patching.steering import score_edited
-from attribution.sae.autoencoder import Sae, check_latent
+from attribution.sae.autoencoder import Sae, check_latent, check_one_site
 from capture.data.sequences import Sequences, batches
 from capture.network.hooks import evaluation_mode, patch
 from capture.network.sites import find_sites
@@ -76,7 +76,7 @@ def rank_latents(latents: ArrayLike, concept_masks: Mapping[str, ArrayLike]) -> 
     Selection makes these scores optimistic: evaluate the chosen latents on other rows.
 
     Args:
-        latents: (row, latent) activations, >= 0.
+        latents: (row, latent) activations; those that are not 0 are active.
         concept_masks: Concept name to (row,) booleans.
 
     Raises:
@@ -106,7 +106,7 @@ def rank_latents(latents: ArrayLike, concept_masks: Mapping[str, ArrayLike]) -> 
             )
     present = masks.astype(float)
     n_present, n_absent = present.sum(1)[:, None], (1 - present).sum(1)[:, None]
-    is_active = (z > 0).astype(float)
+    is_active = (z != 0).astype(float)
     n_both, n_active = present @ is_active, is_active.sum(0)
     f1 = 2 * n_both / np.maximum(n_present + n_active, 1)
     ranks = pd.DataFrame(z).rank(axis=0).to_numpy()
@@ -169,8 +169,9 @@ def latent_attribution(
         batch_tokens: Padded positions per batch.
 
     Raises:
-        InputError: The site does not exist in the model.
+        InputError: The site does not exist in the model, or the autoencoder is a transcoder.
     """
+    check_one_site(sae)
     sites, attribution = find_sites(model), np.zeros((len(sequences), sae.d_sae))
     device = model_device(model)
     captured: list[Tensor] = []
@@ -194,6 +195,8 @@ def latent_attribution(
             (gradient,) = torch.autograd.grad(logprob, states)
             last_states = states[row, start - 1].detach()
             directional = gradient[row, start - 1] @ sae.decoder.T.to(gradient)
+            if sae.is_rescaled:
+                directional = directional * sae.output_scale(last_states).to(directional)
             attribution[batch.rows.numpy()] = (sae.encode(last_states) * directional).cpu().numpy()
     return attribution
 
@@ -211,15 +214,20 @@ def ablation_effect(
     They are switched off at the last prompt token; the rest of the state is unchanged.
 
     Raises:
-        InputError: A latent does not exist or is dead; or as ``score_edited``.
+        InputError: A latent does not exist or is dead; the autoencoder is a transcoder; or as
+            ``score_edited``.
     """
+    check_one_site(sae)
     for latent in latents:
         check_latent(sae, int(latent))
     latent_idx = torch.as_tensor(list(latents), dtype=torch.long)
 
     def switch_off(states: Tensor, rows: np.ndarray) -> Tensor:
         activations = sae.encode(states)[:, latent_idx]
-        return states - activations @ sae.decoder[latent_idx].to(states)
+        removed = activations @ sae.decoder[latent_idx].to(activations)
+        if sae.is_rescaled:
+            removed = removed * sae.output_scale(states)
+        return states - removed.to(states)
 
     plain = score_edited(model, sequences, {}, batch_tokens=batch_tokens)
     without = score_edited(model, sequences, {sae.site: switch_off}, batch_tokens=batch_tokens)

@@ -1,4 +1,4 @@
-"""Read sparse autoencoders from untrusted folders and from the Hugging Face Hub.
+"""Read sparse autoencoders from untrusted folders and from the Hugging Face Hub, also by release.
 
 Only safetensors and JSON are read. sae-lens is imported on first use, which takes seconds.
 """
@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 from attribution.sae.autoencoder import Sae
+from attribution.sae.hook_names import site_name
+from attribution.sae.releases import ReleasedSae, close_releases, find_release
 from evidence.errors import InputError, quoted
 from evidence.machine.devices import choose_device
 from evidence.storage.files import read_json
@@ -38,19 +40,28 @@ def sae_lens() -> Any:
 
 
 def load_sae(
-    source: str | Path, site: str | None = None, *, revision: str | None = None, device: str = "cpu"
+    source: str | Path,
+    site: str | None = None,
+    *,
+    input_site: str | None = None,
+    revision: str | None = None,
+    device: str = "cpu",
 ) -> Sae:
-    """Read a sae-lens autoencoder.
+    """Read a sae-lens autoencoder or transcoder.
 
     Args:
-        source: A folder with ``cfg.json`` and ``sae_weights.safetensors``, or a Hub id "owner/name"
-            or "owner/name:folder inside".
-        site: The site it belongs to; by default the one in its metadata.
-        revision: Branch, tag or commit, for Hub ids.
+        source: A folder with ``cfg.json`` and ``sae_weights.safetensors``, a Hub id "owner/name"
+            or "owner/name:folder inside", or a release and id of sae-lens such as
+            "gpt2-small-res-jb:blocks.8.hook_resid_pre".
+        site: The site it belongs to, by our name or that of TransformerLens; by default the one in
+            its metadata.
+        input_site: The site that a transcoder reads; by default the one in its metadata.
+        revision: Branch, tag or commit, for Hub ids and releases.
         device: Where to load it.
 
     Raises:
-        InputError: The autoencoder is missing, a pickle or damaged, or its site is unknown.
+        InputError: The autoencoder is missing, a pickle or damaged; or its site is unknown or is
+            not the one in its metadata; or as ``Sae``.
 
     Examples:
         >>> exhume.load_sae("sae")
@@ -58,8 +69,13 @@ def load_sae(
     """
     folder = as_path(source, "the autoencoder")
     device = choose_device(device)
+    released = None
     if not is_folder(folder):
-        folder = _download(str(source), revision)
+        name = str(source)
+        released = None if "/" in name.partition(":")[0] else _find_release(name)
+        if released is not None:
+            name = f"{released.repo}:{released.folder}"
+        folder = _download(name, revision, str(source))
     if not is_file(folder / WEIGHTS_FILE) or not is_file(folder / CONFIG_FILE):
         pickles = [each.name for kind in PICKLES for each in folder.glob(kind)]
         if pickles:
@@ -73,26 +89,65 @@ def load_sae(
             f"{folder} holds no autoencoder", expected=f"{WEIGHTS_FILE} and {CONFIG_FILE}"
         )
     metadata = _read_metadata(folder)
-    found_site = site if site is not None else metadata.get("site")
-    if not isinstance(found_site, str):
+    found_site = _agreed_site(site, metadata.get("site"))
+    _check_settings(folder)
+    module = _load(folder, device, released)
+    if not all(bool(torch.isfinite(each).all()) for each in module.parameters()):
+        raise InputError(f"the autoencoder in {folder} holds NaN or infinity", fix="Train it again")
+    return Sae(module.eval().requires_grad_(False), found_site, metadata, input_site or "")
+
+
+def _find_release(name: str) -> ReleasedSae | None:
+    sae_lens()
+    found = find_release(name)
+    if found is None:
+        close = close_releases(name)
+        raise InputError(
+            f"there is no autoencoder at {name!r}",
+            expected="a folder, a hub id such as 'owner/name:folder', or release:id of sae-lens"
+            + (f", such as one of {', '.join(close)}" if close else ""),
+        )
+    return found
+
+
+def _agreed_site(given: str | None, stated: Any) -> str:
+    """The site that was given or that ``train_sae`` stated, by our name; "" for neither."""
+    if stated is not None and not isinstance(stated, str):
         raise InputError(
             "the site of this autoencoder is not known",
             expected="site=, such as 'resid.12'",
-            got=None if found_site is None else quoted(found_site),
+            got=quoted(stated),
         )
-    _check_settings(folder)
+    if given and stated and site_name(given) != stated:
+        raise InputError(
+            "the site is not the one that the autoencoder was trained on",
+            expected=stated,
+            got=given,
+            fix="Leave site out",
+        )
+    return given or stated or ""
+
+
+def _load(folder: Path, device: str, released: ReleasedSae | None) -> Any:
     library = sae_lens()
+    from sae_lens.loading.pretrained_sae_loaders import sae_lens_disk_loader
+
+    def read(path: str | Path, device: str, cfg_overrides: dict[str, Any] | None) -> Any:
+        overrides = ({} if released is None else released.overrides) | (cfg_overrides or {})
+        return sae_lens_disk_loader(path, device, overrides | {"device": device})
+
     try:
-        module = library.SAE.load_from_disk(folder, device=device)
+        module = library.SAE.load_from_disk(folder, device=device, converter=read)
     # An untrusted configuration can make the library raise any exception.
     except Exception as error:
         raise InputError(
             f"the autoencoder in {folder} cannot be read ({error})",
             fix="Save it again with sae-lens",
         ) from error
-    if not all(bool(torch.isfinite(each).all()) for each in module.parameters()):
-        raise InputError(f"the autoencoder in {folder} holds NaN or infinity", fix="Train it again")
-    return Sae(module.eval().requires_grad_(False), found_site, metadata)
+    factor = None if released is None else released.norm_factor
+    if factor is not None and module.cfg.normalize_activations == "expected_average_only_in":
+        module.fold_activation_norm_scaling_factor(factor)
+    return module
 
 
 def _read_metadata(folder: Path) -> dict[str, Any]:
@@ -128,7 +183,7 @@ def _check_settings(folder: Path) -> None:
             )
 
 
-def _download(source: str, revision: str | None) -> Path:
+def _download(source: str, revision: str | None, asked: str) -> Path:
     """Download the safetensors and JSON files of a Hub folder."""
     repo, _, inside = source.partition(":")
     if repo.count("/") != 1 or ".." in inside.split("/") or inside.startswith("/"):
@@ -145,7 +200,8 @@ def _download(source: str, revision: str | None) -> Path:
         )
     except Exception as error:
         raise InputError(
-            f"{repo!r} could not be downloaded from the Hub ({type(error).__name__})",
+            (f"{asked} is {source} on the Hub, which" if asked != source else f"{repo!r}")
+            + f" could not be downloaded ({type(error).__name__})",
             fix="Check the name and the network, or download it and give its folder",
         ) from error
     return Path(root) / inside

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from attribution.sae.autoencoder import Sae, check_latent
+from attribution.sae.autoencoder import Sae, check_latent, check_one_site
 from evidence.errors import InputError
 
 
@@ -70,10 +70,11 @@ class LatentAmplifier:
 
         Raises:
             InputError: There are no latents, one does not exist or is dead, or all are constant
-                over the rows.
+                over the rows; or the autoencoder is a transcoder.
         """
         if not len(latents):
             raise InputError("there are no latents to amplify", expected="one or more")
+        check_one_site(sae)
         for latent in latents:
             check_latent(sae, int(latent))
         index = torch.as_tensor(latents, dtype=torch.long)
@@ -91,7 +92,10 @@ class LatentAmplifier:
     def apply(self, states: Tensor) -> Tensor:
         """(row, d) change of each state at strength 1."""
         activations = self.sae.encode(states.float())[..., self.latents] - self.center
-        return (self.scale * activations @ self.sae.decoder[self.latents]).to(states)
+        change = self.scale * activations @ self.sae.decoder[self.latents]
+        if self.sae.is_rescaled:
+            change = change * self.sae.output_scale(states.float())
+        return change.to(states)
 
     def randomly_rotated(self, rng: np.random.Generator) -> "LatentAmplifier":
         """The control: as many other live latents, scaled to the same root mean square change."""
@@ -119,10 +123,17 @@ def decode_difference(sae: Sae, difference: Tensor, latents: NDArray[np.int64]) 
         latents: Latent indices.
 
     Raises:
-        InputError: The difference has another width, or a latent does not exist.
+        InputError: The difference has another width, or a latent does not exist; or the
+            autoencoder is a transcoder or rescales each state, and so is no map of differences.
 
     Source: Suppression or Deletion, arXiv 2602.18505.
     """
+    check_one_site(sae)
+    if sae.is_rescaled:
+        raise InputError(
+            f"{sae!r} rescales each state, so it does not encode a difference of two states",
+            expected="an autoencoder without layer_norm or constant_norm_rescale",
+        )
     sae.check_width(difference)
     for latent in latents:
         if not 0 <= latent < sae.d_sae:

@@ -14,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from attribution.sae.autoencoder import Sae, measure_quality
+from attribution.sae.autoencoder import Sae
 from attribution.sae.files import METADATA_FILE, load_sae, sae_lens
+from attribution.sae.quality import measure_quality
 from capture.activations.capture import Activations
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
