@@ -1,13 +1,15 @@
 """Table of edge scores."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from attribution.circuits.graph import EdgeGraph
-from attribution.circuits.metrics import MetricName
+from attribution.circuits.metrics import METRICS, MetricName
 from evidence.display.html_table import frame_html
+from evidence.storage.array_files import part_errors, read_arrays, write_arrays
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -59,6 +61,48 @@ class EdgeScores:
     def _repr_html_(self) -> str:
         columns = ["edge", "score", "standard_deviation"]
         return frame_html(repr(self), self.to_frame().reindex(columns=columns))
+
+    def save(self, path: str | Path) -> None:
+        """Write to one safetensors file, atomically.
+
+        Raises:
+            InputError: The disk is full, read-only or not writable.
+        """
+        arrays = {"values": self.values, "clean": self.clean, "corrupt": self.corrupt}
+        note = {name: getattr(self, name) for name in ("entities", "ids", "metric", "method")}
+        write_arrays(path, "EdgeScores", arrays, note | {"graph": asdict(self.graph)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "EdgeScores":
+        """Read what ``save`` wrote, the same bit by bit.
+
+        Raises:
+            InputError: There is no such file, it is damaged, or it holds something else.
+
+        Examples:
+            >>> pairs = exhume.pair_items(tokenizer, births[:8], np.random.default_rng(0))
+            >>> scores = exhume.score_edges(model, pairs, method=exhume.EapMethod("eap"))
+            >>> scores.save("scores.safetensors")
+            >>> same = exhume.EdgeScores.load("scores.safetensors")
+            >>> same.graph == scores.graph, np.array_equal(same.values, scores.values)
+            (True, True)
+        """
+        arrays, note = read_arrays(path, "EdgeScores")
+        with part_errors(path, "EdgeScores"):
+            graph = EdgeGraph(
+                *(tuple(map(str, note["graph"][name])) for name in ("writers", "readers")),
+                tuple(map(int, note["graph"]["n_upstream"])),
+                tuple(tuple(map(int, each)) for each in note["graph"]["sources"]),
+                str(note["graph"]["note"]),
+            )
+            values, clean, corrupt = (arrays[name] for name in ("values", "clean", "corrupt"))
+            entities, ids = (tuple(map(str, note[name])) for name in ("entities", "ids"))
+            rows = {len(entities), len(ids), *clean.shape, *corrupt.shape}
+            if values.shape != (len(ids), graph.n_edges) or rows != {len(ids)}:
+                raise ValueError(f"values of shape {values.shape} for {graph.n_edges} edges")
+            if note["metric"] not in METRICS or len(graph.readers) != len(graph.n_upstream):
+                raise ValueError("the metric or the graph is unknown")
+            return cls(graph, values, clean, corrupt, entities, ids, note["metric"], note["method"])
 
     @property
     def mean(self) -> np.ndarray:

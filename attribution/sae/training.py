@@ -16,7 +16,7 @@ from torch import Tensor
 
 from attribution.sae.autoencoder import Sae
 from attribution.sae.files import METADATA_FILE, load_sae, sae_lens
-from attribution.sae.quality import measure_quality
+from attribution.sae.measures import measure_quality
 from capture.activations.capture import Activations
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress

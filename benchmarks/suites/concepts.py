@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 
 from attribution.sae.autoencoder import Sae
 from attribution.sae.files import sae_lens
-from attribution.sae.quality import loss_recovered, measure_quality
+from attribution.sae.measures import loss_recovered, measure_quality
 from attribution.sae.splicing import spliced
 from attribution.sae.training import SaeConfig, StoredRows, train_sae
 from benchmarks.harness.fixtures import python_texts, token_rows

@@ -1,6 +1,7 @@
 """Concept vectors: one direction a concept and site, fitted for all concepts at once."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -13,6 +14,7 @@ from evidence.display.html_table import frame_html
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng
+from evidence.storage.array_files import part_errors, read_arrays, write_arrays
 from probes.concepts import directions as kernels
 from probes.concepts.labels import Concepts
 from probes.solvers.uncertified import UncertifiedFit, warn_uncertified
@@ -101,6 +103,46 @@ class ConceptVectors:
         """One row a site and concept: names and gap."""
         index = pd.MultiIndex.from_product([self.sites, self.concepts], names=["site", "concept"])
         return pd.DataFrame({"gap": self.gap.ravel()}, index=index).reset_index()
+
+    def save(self, path: str | Path) -> None:
+        """Write to one safetensors file, atomically.
+
+        Raises:
+            InputError: The disk is full, read-only or not writable.
+        """
+        arrays = {"vectors": self.vectors, "gap": self.gap, "offset": self.offset}
+        fits = [asdict(fit) for fit in self.uncertified]
+        for fit in fits:  # JSON has no infinity
+            fit["certificate"] = float(fit["certificate"]).hex()
+        names = {"sites": self.sites, "concepts": self.concepts, "method": self.method}
+        write_arrays(path, "ConceptVectors", arrays, names | {"uncertified": fits})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "ConceptVectors":
+        """Read what ``save`` wrote, the same bit by bit.
+
+        Raises:
+            InputError: There is no such file, it is damaged, or it holds something else.
+
+        Examples:
+            >>> vectors = exhume.concept_vectors(states, exhume.concepts_of(cities))
+            >>> vectors.save("vectors.safetensors")
+            >>> same = exhume.ConceptVectors.load("vectors.safetensors")
+            >>> same, np.array_equal(same.vectors, vectors.vectors)
+            (ConceptVectors(mean, 2 sites, 8 concepts, 32), True)
+        """
+        arrays, note = read_arrays(path, "ConceptVectors")
+        with part_errors(path, "ConceptVectors"):
+            fits = tuple(
+                UncertifiedFit(**fit | {"certificate": float.fromhex(fit["certificate"])})
+                for fit in note["uncertified"]
+            )
+            sites, concepts = tuple(map(str, note["sites"])), tuple(map(str, note["concepts"]))
+            vectors, gap, offset = (arrays[name] for name in ("vectors", "gap", "offset"))
+            shape = (len(sites), len(concepts))
+            if vectors.ndim != 3 or {vectors.shape[:2], gap.shape, offset.shape} != {shape}:
+                raise ValueError(f"arrays of shape {vectors.shape} for {shape} names")
+            return cls(sites, concepts, str(note["method"]), vectors, gap, offset, fits)
 
     def _index(self, site: str, concept: str) -> tuple[int, int]:
         for value, names, kind in ((site, self.sites, "site"), (concept, self.concepts, "concept")):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from attribution.sae import training as sae_training
 from attribution.sae.autoencoder import check_latent
 from attribution.sae.files import load_sae
-from attribution.sae.quality import loss_recovered, measure_quality
+from attribution.sae.measures import loss_recovered, measure_quality
 from attribution.sae.splicing import spliced, steer_latents
 from attribution.sae.training import KINDS, Kind, SaeConfig, train_sae
 from capture.activations.capture import capture_activations

@@ -13,7 +13,7 @@ from attribution.sae.features import ablation_effect, latent_attribution, rank_l
 from attribution.sae.files import load_sae
 from attribution.sae.hook_names import site_name, site_of_hook
 from attribution.sae.latents import LatentAmplifier, decode_difference
-from attribution.sae.quality import loss_recovered, measure_quality
+from attribution.sae.measures import loss_recovered, measure_quality
 from attribution.sae.splicing import spliced, steer_latents
 from capture.data.sequences import Sequences, pad
 from capture.network.hooks import count_hooks, patch, record

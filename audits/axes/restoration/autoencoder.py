@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from attribution.sae.autoencoder import Sae
 from attribution.sae.features import expert_sets, rank_latents
 from attribution.sae.latents import live_latents
-from attribution.sae.quality import measure_quality
+from attribution.sae.measures import measure_quality
 from attribution.sae.training import SaeConfig, train_sae
 from audits.axes.restoration.scoring import EncodedQuestions
 from capture.activations.capture import capture_activations
