@@ -43,6 +43,12 @@ class LogitLens:
         top_tokens: (site, row, top) the likeliest token ids, likeliest first.
         top_probability: (site, row, top) their probabilities.
         logits: (site, row, token) all logits, float32; None unless asked for.
+
+    Examples:
+        >>> lens = exhume.logit_lens(model, rows, ["resid.0", "resid.1"], top=1)
+        >>> said = tokenizer.decode(lens.top_tokens[-1, 0])
+        >>> said == births[0].answer
+        True
     """
 
     sites: tuple[str, ...]

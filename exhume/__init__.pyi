@@ -104,11 +104,27 @@ from attribution.patching.cross_model import (
 )
 from attribution.patching.depth_score import unlearning_depth as unlearning_depth
 from attribution.patching.steering import score_edited as score_edited, add_vector as add_vector
+from attribution.patching.control_vectors import (
+    write_control_vector as write_control_vector,
+    read_control_vector as read_control_vector,
+)
+
+# Logits: what states say through the model's own final norm and head, and what adds up to it.
+from attribution.logit_lens import logit_lens as logit_lens, LogitLens as LogitLens
+from attribution.logit_attribution import (
+    logit_attribution as logit_attribution,
+    LogitAttribution as LogitAttribution,
+)
 
 # Sparse autoencoders.
 from attribution.sae.training import train_sae as train_sae, SaeConfig as SaeConfig
 from attribution.sae.files import load_sae as load_sae
-from attribution.sae.autoencoder import Sae as Sae, steer_latents as steer_latents
+from attribution.sae.autoencoder import Sae as Sae
+from attribution.sae.splicing import spliced as spliced, steer_latents as steer_latents
+from attribution.sae.measures import (
+    measure_quality as measure_quality,
+    loss_recovered as loss_recovered,
+)
 from attribution.sae.features import rank_latents as rank_latents
 
 # Concept erasers: removing a concept from activations and weights.

@@ -115,7 +115,7 @@ class Sae:
         if not self.is_rescaled:
             return torch.ones_like(states[..., :1])
         with torch.no_grad():
-            self.module.process_sae_in(states)
+            self.module.process_sae_in(states.to(self.module.W_dec.device))
             kept = _take_coefficients(self.module)
         return kept["ln_std"] if "ln_std" in kept else 1 / kept["x_norm_coeff"]
 
@@ -127,7 +127,7 @@ class Sae:
         """
         self.check_width(states)
         with torch.no_grad():
-            latents = self.module.encode(states)
+            latents = self.module.encode(states.to(self.module.W_dec.device))
             _take_coefficients(self.module)
         return latents.to_dense() if latents.is_sparse else latents
 
@@ -172,10 +172,11 @@ class Sae:
                         expected=str(tuple(latents.shape[:-1])),
                         got=str(tuple(states.shape[:-1])),
                     )
+                states = states.to(self.module.W_dec.device)
                 if self.is_rescaled:
                     self.module.process_sae_in(states)
             try:
-                decoded = self.module.decode(latents.to(self.module.W_dec.dtype))
+                decoded = self.module.decode(latents.to(self.module.W_dec))
             finally:
                 _take_coefficients(self.module)
             if skip is not None and states is not None:

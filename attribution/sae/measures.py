@@ -55,7 +55,7 @@ def measure_quality(sae: Sae, chunks: Iterator[Any]) -> SaeQuality:
     squared_error, count, ever_active = 0.0, 0, None
     total, squared_norm, n_active = torch.zeros(sae.d_out, dtype=torch.float64), 0.0, 0.0
     for chunk in chunks:
-        x, target = _states_and_target(sae, chunk)
+        x, target = (each.to(sae.decoder.device) for each in _states_and_target(sae, chunk))
         latents = sae.encode(x)
         difference = sae.decode(latents, x) - target
         squared_error += float(difference.double().square().sum())

@@ -58,7 +58,9 @@ def spliced(
             return value
         latents = sae.encode(states)
         new = sae.decode(latents if edit is None else edit(latents.clone()), states)
-        return value + (new - sae.decode(latents, states)) if keep_error else new
+        if not keep_error:
+            return new
+        return value + (new - sae.decode(latents, states)).to(value.device)
 
     return replaced_states(model, sae, change, first_position, sites)
 
