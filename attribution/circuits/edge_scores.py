@@ -90,7 +90,8 @@ class EdgeScores:
         arrays, note = read_arrays(path, "EdgeScores")
         with part_errors(path, "EdgeScores"):
             graph = EdgeGraph(
-                *(tuple(map(str, note["graph"][name])) for name in ("writers", "readers")),
+                tuple(map(str, note["graph"]["writers"])),
+                tuple(map(str, note["graph"]["readers"])),
                 tuple(map(int, note["graph"]["n_upstream"])),
                 tuple(tuple(map(int, each)) for each in note["graph"]["sources"]),
                 str(note["graph"]["note"]),

@@ -2,6 +2,7 @@
 
 import json
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from attribution.sae.hook_names import site_name, site_of_hook
 from attribution.sae.latents import LatentAmplifier, decode_difference
 from attribution.sae.measures import loss_recovered, measure_quality
 from attribution.sae.splicing import spliced, steer_latents
+from capture.activations.capture import capture_activations
 from capture.data.sequences import Sequences, pad
 from capture.network.hooks import count_hooks, patch, record
 from evidence.errors import InputError
@@ -32,7 +34,11 @@ LATENTS = 40
 NORMALIZATIONS = ("none", "layer_norm", "constant_norm_rescale", "expected_average_only_in")
 KINDS = ("standard", "topk", "jumprelu", "gated", "matching_pursuit", "abstopk")
 TRANSCODERS = ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder")
-SETTINGS = {"topk": {"k": 8}, "abstopk": {"k": 8}, "matching_pursuit": {"max_iterations": 6}}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "topk": {"k": 8},
+    "abstopk": {"k": 8},
+    "matching_pursuit": {"max_iterations": 6},
+}
 SETTINGS |= {kind: {"d_out": WIDTH, "apply_b_dec_to_input": False} for kind in TRANSCODERS}
 
 
@@ -40,13 +46,13 @@ def build(kind, **settings):
     from sae_lens.registry import get_sae_class
 
     cls, config = get_sae_class(kind)
-    settings = {"d_in": WIDTH, "d_sae": LATENTS} | SETTINGS.get(kind, {}) | settings
-    module = cls(config(**settings))
+    own: dict[str, Any] = {"d_in": WIDTH, "d_sae": LATENTS} | SETTINGS.get(kind, {}) | settings
+    module = cls(config(**own))
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.3)
-    hook, out = settings.get("hooks", ("blocks.1.hook_resid_post", None))
+    hook, out = "blocks.1.hook_resid_post", None
     if kind in TRANSCODERS:
         hook, out = "blocks.1.mlp.hook_in", "blocks.1.hook_mlp_out"
     module.cfg.metadata.hook_name, module.cfg.metadata.hook_name_out = hook, out
@@ -309,6 +315,46 @@ def test_what_continues_a_cache_is_spliced_whole(model):
     assert torch.equal(plain, steps)
 
 
+def test_generation_of_padded_rows_is_that_of_each_row(model):
+    ours, data = Sae(build("standard")), rows()
+    left = left_padded(data)
+    settings = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    with torch.no_grad(), spliced(model, ours, keep_error=False):
+        together = model.generate(
+            left["input_ids"], attention_mask=left["attention_mask"], **settings
+        )
+        searched = model.generate(
+            left["input_ids"], attention_mask=left["attention_mask"], num_beams=3, **settings
+        )
+        for row, ids in enumerate(data.ids):
+            one = torch.tensor([ids])
+            alone = model.generate(one, attention_mask=torch.ones_like(one), **settings)
+            assert torch.equal(together[row, -4:], alone[0, -4:])
+            beams = model.generate(
+                one, attention_mask=torch.ones_like(one), num_beams=3, **settings
+            )
+            assert torch.equal(searched[row, -4:], beams[0, -4:])
+
+
+def test_rows_that_share_a_prefix_and_stopped_passes_are_spliced_the_same(model):
+    ours = Sae(build("standard"))
+    rng = np.random.default_rng(0)
+    prefix = tuple(rng.integers(3, VOCABULARY, 12).tolist())
+    ids = tuple((*prefix, *rng.integers(3, VOCABULARY, size).tolist()) for size in (2, 5, 3, 4))
+    data = Sequences(ids, tuple(len(row) for row in ids))
+    with spliced(model, ours, keep_error=False):
+        found = capture_activations(model, data, ["resid.1", "resid.2"], [0, 1, -1])
+        left = capture_activations(model, data, ["resid.2"], [0, 1, -1], padding="left")
+        for row, each in enumerate(ids):
+            with torch.no_grad(), record(model, ["resid.1", "resid.2"]) as got:
+                model(torch.tensor([each]))
+            for site in ("resid.1", "resid.2"):
+                wanted = got[site][0, [0, 1, -1]]
+                np.testing.assert_allclose(found.site(site)[row], wanted, atol=1e-4)
+            np.testing.assert_allclose(left.site("resid.2")[row], wanted, atol=1e-4)
+    assert count_hooks(model) == 0
+
+
 def test_loss_recovered_counts_real_tokens_only(model):
     ours = Sae(build("standard"))
     rng = np.random.default_rng(0)
@@ -450,7 +496,7 @@ def test_names_and_arguments_of_before(model):
     with pytest.warns(DeprecationWarning):
         assert autoencoder.quality is measure_quality
     with pytest.warns(DeprecationWarning, match="the argument first moved to first_position"):
-        with spliced(model, Sae(build("standard")), first=0):
+        with spliced(model, Sae(build("standard")), first=0):  # pyright: ignore
             pass
     with pytest.warns(DeprecationWarning, match="the argument tokens"):
-        loss_recovered(model, Sae(build("standard")), rows(), tokens=512)
+        loss_recovered(model, Sae(build("standard")), rows(), tokens=512)  # pyright: ignore

@@ -63,6 +63,7 @@ def test_the_lens_is_that_of_accumulated_resid(folded, data):
     stack = cache.accumulated_resid(layer=-1, pos_slice=-1)
     wanted = torch.stack([folded.unembed(folded.ln_final(state[:, None])) for state in stack])
     lens = logit_lens(unwrap(folded).module, data, keep_logits=True)
+    assert lens.logits is not None
     np.testing.assert_allclose(lens.logits, wanted[:, :, 0], atol=1e-4)
 
 
