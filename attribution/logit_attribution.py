@@ -23,7 +23,7 @@ from capture.data.sequences import Sequences
 from capture.network.contributions import CONTRIBUTIONS
 from capture.network.hooks import evaluation_mode
 from capture.network.sites import Sites, find_sites
-from capture.network.structure import find_transformer
+from capture.network.structure import find_transformer, model_device
 from evidence.display.html_table import frame_html
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
@@ -157,7 +157,8 @@ def logit_attribution(
         return torch.from_numpy(np.asarray(states.site(name))).double()
 
     _check_sum([value(name) for name in ("embed", *added)], value(last), model)
-    norm = _norm_map(readout, states, last)
+    dtype = next(model.parameters()).dtype
+    norm = _norm_map(readout, states, last, dtype)
     matrix, bias = _head(readout)
     targets = next_tokens(sequences, selection.index, tokens, len(matrix))[:, 0]
     if (targets < 0).any():
@@ -183,15 +184,14 @@ def logit_attribution(
         if separate and name.startswith("attn."):
             terms = dict(_head_terms(model, sites, states, name))
             rest = value(name) - torch.stack(list(terms.values())).sum(0)
-            _check_constant(rest, value(name), name)
+            _check_constant(rest, value(name), name, dtype)
             parts |= {head: contribution(term) for head, term in terms.items()}
             constant = constant + contribution(rest)
         else:
             parts[name] = contribution(value(name))
     parts["bias"] = constant
     with torch.no_grad(), evaluation_mode(model):
-        parameter = next(model.parameters())
-        own = readout(value(last)[None].to(parameter.device, parameter.dtype))[0].double().cpu()
+        own = readout(value(last)[None].to(model_device(model), dtype))[0].double().cpu()
     rows = np.arange(len(targets))
     logit = own.numpy()[rows, targets]
     if others is not None:
@@ -200,13 +200,15 @@ def logit_attribution(
     return LogitAttribution(tuple(parts), table, logit, targets, others)
 
 
-def _norm_map(readout: StreamReadout, states: Activations, last: str) -> NormMap:
+def _norm_map(
+    readout: StreamReadout, states: Activations, last: str, dtype: torch.dtype
+) -> NormMap:
     before = torch.from_numpy(np.asarray(states.site(last)))
     after = torch.from_numpy(np.asarray(states.site("final")))
     if readout.norm is None:
         width = before.shape[-1]
         return NormMap(False, torch.ones(width), torch.zeros(width))
-    found = find_norm_map(readout.norm, before, after)
+    found = find_norm_map(readout.norm, before, after, dtype)
     if found is None:
         raise InputError(
             "the final norm is not understood, so a logit is no sum of contributions",
@@ -251,7 +253,7 @@ def _head_terms(
 def _check_sum(terms: list[Tensor], total: Tensor, model: nn.Module) -> None:
     difference = (torch.stack(terms).sum(0) - total).abs().max()
     eps = torch.finfo(next(model.parameters()).dtype).eps
-    limit = max(REL_TOL, 4 * eps * len(terms)) * total.abs().max()
+    limit = max(REL_TOL, 2 * eps * len(terms) ** 0.5) * total.abs().max()
     if float(difference) > float(limit):
         raise InputError(
             f"a logit of {type(model).__name__} is no sum of contributions: the last state is not "
@@ -260,9 +262,11 @@ def _check_sum(terms: list[Tensor], total: Tensor, model: nn.Module) -> None:
         )
 
 
-def _check_constant(rest: Tensor, whole: Tensor, name: str) -> None:
+def _check_constant(rest: Tensor, whole: Tensor, name: str, dtype: torch.dtype) -> None:
     spread = (rest - rest[:1]).abs().max()
-    if float(spread) > REL_TOL * max(float(whole.abs().max()), 1e-9):
+    if float(spread) > max(REL_TOL, 8 * torch.finfo(dtype).eps) * max(
+        float(whole.abs().max()), 1e-9
+    ):
         layer = name.split(".")[1]
         raise InputError(
             f"the heads of block {layer} are not separate terms of the stream: what follows the "

@@ -45,13 +45,16 @@ class NormMap:
         return float((mapped - output).abs().max() / largest)
 
 
-def find_norm_map(norm: nn.Module, states: Tensor, output: Tensor) -> NormMap | None:
+def find_norm_map(
+    norm: nn.Module, states: Tensor, output: Tensor, dtype: torch.dtype | None = None
+) -> NormMap | None:
     """The map of a norm, found by comparing the known forms with its output; None for others.
 
     Args:
         norm: A layer norm or root mean square norm, with a gain of w or 1 + w or none.
         states: (..., d) its input.
         output: (..., d) its output.
+        dtype: Precision that they were computed in; that of the output by default.
     """
     width = states.shape[-1]
     found = {
@@ -65,7 +68,7 @@ def find_norm_map(norm: nn.Module, states: Tensor, output: Tensor) -> NormMap | 
     zeros = torch.zeros(width, device=states.device)
     bias = next((found[name] for name in ("bias", "b", "beta") if name in found), zeros)
     gains = [zeros + 1] if weight is None else [weight, 1 + weight]
-    tolerance = max(REL_TOL, 8 * torch.finfo(output.dtype).eps)
+    tolerance = max(REL_TOL, 8 * torch.finfo(dtype or output.dtype).eps)
     candidates = [NormMap(centered, gain, bias) for gain in gains for centered in (False, True)]
     errors = [each.error(states.detach(), output.detach()) for each in candidates]
     best = min(range(len(errors)), key=errors.__getitem__)

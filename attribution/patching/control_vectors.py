@@ -22,7 +22,7 @@ from evidence.storage.files import write_atomic
 from evidence.storage.regular_files import as_path, file_kind
 
 ARCHITECTURE = "controlvector"
-_SITE, _DIRECTION = re.compile(r"resid\.(\d+)"), re.compile(r"direction\.(\d+)")
+_SITE, _DIRECTION = re.compile(r"resid\.(\d{1,6})"), re.compile(r"direction\.(\d{1,6})")
 _FLOAT32 = 0  # code of the type in GGUF
 
 

@@ -254,7 +254,13 @@ def _resolve_sites(module: Any, site: str, input_site: str) -> tuple[str, str]:
             getattr(metadata, f"{each}{suffix}", None)
             for each in ("hook_name", "hook_head_index", "hf_hook_name")
         )
-        return site_of_hook(hook, head=head, module=name) if isinstance(hook, str) else None
+        if not isinstance(hook, str):
+            return None
+        return site_of_hook(
+            hook,
+            head=head if type(head) is int else None,
+            module=name if isinstance(name, str) else None,
+        )
 
     if hasattr(module.cfg, "d_out"):
         read = _agreed(input_site, stated(), "input_site")

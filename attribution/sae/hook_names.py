@@ -8,7 +8,7 @@ norm in front of it, as in ``ln2.hook_normalized`` of TransformerLens.
 
 import re
 
-from evidence.errors import InputError
+from evidence.errors import InputError, quoted
 
 MLP_INPUTS = ("mlp_in", "mlp_norm")
 """Kinds that only the input of a transcoder can have."""
@@ -22,10 +22,11 @@ _BLOCK_HOOKS = {
     "mlp.hook_in": "mlp_in",
     "ln2.hook_normalized": "mlp_norm",
 }
-_BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
-_MODULE = re.compile(r"(?:[a-z_]+\.)*(?:layers|layer|h|blocks)\.(\d+)")
-_NORM_OUTPUT = re.compile(r".*\.(\d+)\.(?:pre_feedforward|post_attention)_layernorm\.output")
-_OUR_SITE = re.compile(r"(?:embed|final|logits|[a-z_]+\.\d+(?:\.\d+)?)")
+# Names come from files, and Python refuses to read numbers of thousands of digits.
+_BLOCK = re.compile(r"blocks\.(\d{1,6})\.(.+)")
+_MODULE = re.compile(r"(?:[a-z_]+\.)*(?:layers|layer|h|blocks)\.(\d{1,6})")
+_NORM_OUTPUT = re.compile(r".*\.(\d{1,6})\.(?:pre_feedforward|post_attention)_layernorm\.output")
+_OUR_SITE = re.compile(r"(?:embed|final|logits|[a-z_]+\.\d{1,6}(?:\.\d{1,6})?)")
 _REFUSED = {
     "attn.hook_z": "it is the outputs of all heads of a block side by side, and a site is one head",
     "hook_mlp_in": "it is the stream before the norm in HookedTransformer, and the MLP's input in "
@@ -76,6 +77,8 @@ def site_name(name: str) -> str:
     Raises:
         InputError: It is neither.
     """
+    if not isinstance(name, str):
+        raise InputError("the name of a site is no text", expected="'resid.12'", got=quoted(name))
     found = site_of_hook(name) if not _OUR_SITE.fullmatch(name) or _is_hook(name) else name
     if found is None:
         raise InputError(

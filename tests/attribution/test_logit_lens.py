@@ -129,6 +129,16 @@ def test_a_contribution_is_what_its_part_moves_in_the_frozen_norm():
     assert found.values[row, at] == pytest.approx(float(wanted.detach()), abs=1e-5)
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_half_precision_adds_up_to_its_own_rounding(family):
+    model, data = tiny(family).to(torch.bfloat16), rows()
+    lens = logit_lens(model, data, keep_logits=True)
+    wanted = own_logits(model, data)
+    np.testing.assert_allclose(lens.logits[-1], wanted, atol=5e-2)
+    found = logit_attribution(model, data, heads=True)
+    assert np.abs(found.error).max() < 3e-2 * max(1, np.abs(wanted).max())
+
+
 def test_logits_that_are_no_sums_are_refused():
     data = rows()
     model = tiny("gemma2")

@@ -415,8 +415,11 @@ def test_names_of_transformerlens():
         site_name("blocks.2.attn.hook_z")
     with pytest.raises(InputError, match="before the norm in HookedTransformer"):
         site_name("blocks.2.hook_mlp_in")
-    with pytest.raises(InputError, match="there is no site"):
-        site_name("nonsense here")
+    for wrong in ("nonsense here", f"resid.{'9' * 5000}", f"blocks.{'9' * 5000}.hook_resid_pre"):
+        with pytest.raises(InputError, match="there is no site"):
+            site_name(wrong)
+    with pytest.raises(InputError, match="is no text"):
+        site_name(7)
 
 
 def test_the_site_is_that_of_the_metadata(tmp_path):
