@@ -5,7 +5,7 @@ A call may be padded on either side, and may continue an earlier one whose keys 
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from capture.data.sequences import RUNNING
+from capture.network.structure import find_transformer
 
 _CACHES = ("past_key_values", "past_key_value", "past_kv_cache", "cache_params", "past_states")
 
@@ -50,10 +51,10 @@ def watch_positions(model: nn.Module, first_position: int) -> Iterator[Positions
         A function of the value at a site during a call.
     """
     calls: list[_Call] = []
-    owner = getattr(model, "_orig_mod", model)
 
     def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        calls.append(_describe(module, args, kwargs))
+        # A call of a part inside the call of the model is that call.
+        calls.append(calls[-1] if calls else _describe(module, args, kwargs))
 
     def leave(*_: Any) -> None:
         if calls:
@@ -64,11 +65,26 @@ def watch_positions(model: nn.Module, first_position: int) -> Iterator[Positions
             return torch.ones(value.shape[:1], dtype=torch.bool, device=value.device)
         return _real_from(value, calls[-1] if calls else _running(value), first_position)
 
-    with (
-        owner.register_forward_pre_hook(enter, with_kwargs=True),
-        owner.register_forward_hook(leave, always_call=True),
-    ):
+    with ExitStack() as stack:
+        for module in _owners(getattr(model, "_orig_mod", model)):
+            stack.enter_context(module.register_forward_pre_hook(enter, with_kwargs=True))
+            stack.enter_context(module.register_forward_hook(leave, always_call=True))
         yield positions
+
+
+def _owners(model: nn.Module) -> list[nn.Module]:
+    """The model, and the modules in it that hold all of its blocks.
+
+    Wrappers such as PEFT's call ``forward`` of the model itself, which no hook notices.
+    """
+    transformer = find_transformer(model)
+    if transformer is None:
+        return [model]
+    first = transformer.blocks[0]
+    name = next((name for name, module in model.named_modules() if module is first), "")
+    parts = name.split(".")
+    inner = [model.get_submodule(".".join(parts[:end])) for end in range(1, len(parts))]
+    return [model, *(each for each in inner if not isinstance(each, nn.ModuleList))]
 
 
 def _running(value: Tensor) -> _Call:

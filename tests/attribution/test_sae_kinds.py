@@ -297,6 +297,20 @@ def test_padding_on_the_left_does_not_move_the_first_token(model):
     assert torch.equal(positional[left_real], found)
 
 
+def test_padding_is_seen_under_a_wrapper_that_calls_forward():
+    from peft import LoraConfig, get_peft_model
+
+    model = tiny("llama")
+    ours, left = Sae(build("standard")), left_padded(rows())
+    with torch.no_grad(), spliced(model, ours, keep_error=False):
+        wanted = model(**left).logits
+    wrapped = get_peft_model(model, LoraConfig(target_modules=["q_proj"])).eval()
+    with torch.no_grad(), spliced(model, ours, keep_error=False):
+        found = wrapped(**left).logits
+    real = left["attention_mask"].bool()
+    torch.testing.assert_close(found[real], wanted[real], atol=1e-4, rtol=1e-4)
+
+
 def test_what_continues_a_cache_is_spliced_whole(model):
     ours = Sae(build("standard"))
     ids = torch.tensor([[5, 9, 4, 7, 3]])
