@@ -1,6 +1,7 @@
 """Read sparse autoencoders from untrusted folders and from the Hugging Face Hub, also by release.
 
-Only safetensors and JSON are read. sae-lens is imported on first use, which takes seconds.
+Only safetensors, JSON and, for some releases, YAML are read. sae-lens is imported on first use,
+which takes seconds.
 """
 
 import importlib
@@ -73,6 +74,8 @@ def load_sae(
     if not is_folder(folder):
         name = str(source)
         released = None if "/" in name.partition(":")[0] else _find_release(name)
+        if released is not None and released.format is not None:
+            return _load_converted(released, site, input_site, revision, device)
         if released is not None:
             name = f"{released.repo}:{released.folder}"
         folder = _download(name, revision, str(source))
@@ -92,9 +95,41 @@ def load_sae(
     found_site = _agreed_site(site, metadata.get("site"))
     _check_settings(folder)
     module = _load(folder, device, released)
-    if not all(bool(torch.isfinite(each).all()) for each in module.parameters()):
-        raise InputError(f"the autoencoder in {folder} holds NaN or infinity", fix="Train it again")
+    _check_finite(module, str(folder))
     return Sae(module.eval().requires_grad_(False), found_site, metadata, input_site or "")
+
+
+def _check_finite(module: Any, source: str) -> None:
+    if not all(bool(torch.isfinite(each).all()) for each in module.parameters()):
+        raise InputError(f"the autoencoder in {source} holds NaN or infinity", fix="Train it again")
+
+
+def _load_converted(
+    released: ReleasedSae,
+    site: str | None,
+    input_site: str | None,
+    revision: str | None,
+    device: str,
+) -> Sae:
+    """Download a release whose safetensors files sae-lens converts."""
+    name = f"{released.release}:{released.sae_id}"
+    if revision is not None:
+        raise InputError(
+            f"{name} is stored in the format {released.format!r}, of which sae-lens reads the "
+            "newest revision alone",
+            fix="Leave revision out",
+        )
+    try:
+        module = sae_lens().SAE.from_pretrained(released.release, released.sae_id, device=device)
+    # Files of others can make the library raise any exception.
+    except Exception as error:
+        raise InputError(
+            f"{name} is {released.repo}:{released.folder} on the Hub, which could not be "
+            f"downloaded or read ({type(error).__name__})",
+            fix="Check the network",
+        ) from error
+    _check_finite(module, name)
+    return Sae(module.eval().requires_grad_(False), site or "", {}, input_site or "")
 
 
 def _find_release(name: str) -> ReleasedSae | None:

@@ -297,16 +297,11 @@ def test_padding_on_the_left_does_not_move_the_first_token(model):
     assert torch.equal(positional[left_real], found)
 
 
-def test_padding_is_seen_under_a_wrapper_that_calls_forward():
-    from peft import LoraConfig, get_peft_model
-
-    model = tiny("llama")
+def test_padding_is_seen_under_a_wrapper_that_calls_forward(model):
     ours, left = Sae(build("standard")), left_padded(rows())
     with torch.no_grad(), spliced(model, ours, keep_error=False):
         wanted = model(**left).logits
-    wrapped = get_peft_model(model, LoraConfig(target_modules=["q_proj"])).eval()
-    with torch.no_grad(), spliced(model, ours, keep_error=False):
-        found = wrapped(**left).logits
+        found = model.forward(**left).logits  # no hook of the model itself is called
     real = left["attention_mask"].bool()
     torch.testing.assert_close(found[real], wanted[real], atol=1e-4, rtol=1e-4)
 
@@ -463,13 +458,25 @@ def test_releases_of_sae_lens(tmp_path, monkeypatch):
         load_sae("gpt2-small-res-jb")
     with pytest.raises(InputError, match="and none is"):
         load_sae("gpt2-small-res-jb:blocks.99.hook_resid_pre")
-    with pytest.raises(InputError, match="'gemma_2', which may be a pickle"):
+    with pytest.raises(InputError, match="'gemma_2', not as safetensors"):
         load_sae("gemma-scope-2b-pt-res-canonical:layer_20/width_16k/canonical")
     with pytest.raises(InputError, match="gpt2-small-res-jb"):
         load_sae("gpt2-small-res-jc:x")
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
     with pytest.raises(InputError, match="is jbloom/GPT2-Small-SAEs-Reformatted:blocks"):
         load_sae("gpt2-small-res-jb:blocks.8.hook_resid_pre")
+    # In another format of safetensors, read by sae-lens.
+    scope = "gemma-scope-2-4b-pt-transcoders-all:layer_0_width_16k_l0_big"
+    module = build("jumprelu_transcoder")
+    module.cfg.metadata.hook_name = "blocks.1.hook_mlp_in"
+    module.cfg.metadata.hf_hook_name = "model.layers.1.pre_feedforward_layernorm.output"
+    monkeypatch.setattr("sae_lens.SAE.from_pretrained", lambda *_, **__: module)
+    assert (load_sae(scope).input_site, load_sae(scope).site) == ("mlp_in.1", "mlp.1")
+    with pytest.raises(InputError, match="Leave revision out"):
+        load_sae(scope, revision="main")
+    monkeypatch.setattr("sae_lens.SAE.from_pretrained", offline)
+    with pytest.raises(InputError, match="is google/gemma-scope-2-4b-pt:transcoder_all"):
+        load_sae(scope)
     # One with a factor that its weights do not include.
     known = directory.get_pretrained_saes_directory()
     release, sae_id = next(
