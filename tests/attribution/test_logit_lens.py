@@ -131,8 +131,9 @@ def test_a_contribution_is_what_its_part_moves_in_the_frozen_norm():
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_half_precision_adds_up_to_its_own_rounding(family):
-    model, data = tiny(family).to(torch.bfloat16), rows()
+    model, data = tiny(family).bfloat16(), rows()
     lens = logit_lens(model, data, keep_logits=True)
+    assert lens.logits is not None
     wanted = own_logits(model, data)
     np.testing.assert_allclose(lens.logits[-1], wanted, atol=5e-2)
     found = logit_attribution(model, data, heads=True)

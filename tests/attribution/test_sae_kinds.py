@@ -428,7 +428,7 @@ def test_names_of_transformerlens():
         with pytest.raises(InputError, match="there is no site"):
             site_name(wrong)
     with pytest.raises(InputError, match="is no text"):
-        site_name(7)
+        site_name(7)  # pyright: ignore
 
 
 def test_the_site_is_that_of_the_metadata(tmp_path):
