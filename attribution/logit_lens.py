@@ -18,6 +18,7 @@ from capture.activations.capture import capture_activations
 from capture.activations.positions import Positions, select_positions
 from capture.data.sequences import Sequences
 from capture.network.hooks import evaluation_mode
+from capture.network.model_inputs import plain_inputs
 from capture.network.sites import find_sites
 from capture.network.structure import model_device
 from evidence.display.html_table import frame_html
@@ -83,6 +84,7 @@ class LogitLens:
         return pd.DataFrame(rows, columns=["site", "probability", "median_rank", "is_top"])
 
 
+@plain_inputs
 def logit_lens(
     model: nn.Module,
     sequences: Sequences,

@@ -88,9 +88,9 @@ def _owners(model: nn.Module) -> list[nn.Module]:
 
 
 def _running(value: Tensor) -> _Call:
-    batch = RUNNING.get()
-    if batch is not None and batch.attention_mask.shape == value.shape[:2]:
-        return _Call(batch.attention_mask, 0)
+    run = RUNNING.get()
+    if run is not None and run.batch.attention_mask.shape == value.shape[:2]:
+        return _Call(run.batch.attention_mask, 0)
     return _Call()
 
 

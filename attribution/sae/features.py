@@ -11,8 +11,11 @@ from torch import Tensor, nn
 
 from attribution.patching.steering import score_edited
 from attribution.sae.autoencoder import Sae, check_latent, check_one_site
-from capture.data.sequences import Sequences, batches
+from capture.data.sequences import Sequences, running
+from capture.network.discovery.modes import gradients_on
+from capture.network.edits.row_order import model_batches
 from capture.network.hooks import evaluation_mode, patch
+from capture.network.model_inputs import plain_inputs
 from capture.network.sites import find_sites
 from capture.network.structure import model_device
 from evidence.display.html_table import frame_html
@@ -155,6 +158,8 @@ def jaccard_overlap(sets: Mapping[str, Sequence[int] | NDArray]) -> NDArray[np.f
     return np.array([[len(one & other) / len(one | other) for other in members] for one in members])
 
 
+@plain_inputs
+@gradients_on()
 def latent_attribution(
     model: nn.Module, sae: Sae, sequences: Sequences, *, batch_tokens: int = 4096
 ) -> NDArray[np.float64]:
@@ -185,8 +190,9 @@ def latent_attribution(
         evaluation_mode(model),
         patch(model, {sae.site: capture}, known_sites=sites),
     ):
-        for batch in batches(sequences, batch_tokens=batch_tokens, device=device):
-            logits = model(**batch.model_inputs, use_cache=False).logits.float()
+        for batch in model_batches(model, sequences, batch_tokens):
+            with running(batch, sequences):
+                logits = model(**batch.model_inputs, use_cache=False).logits.float()
             start = batch.answer_mask.int().argmax(1)
             row = torch.arange(len(start), device=device)
             target = batch.input_ids[row, start]
@@ -201,6 +207,7 @@ def latent_attribution(
     return attribution
 
 
+@plain_inputs
 def ablation_effect(
     model: nn.Module,
     sae: Sae,

@@ -8,20 +8,12 @@ norm in front of it, as in ``ln2.hook_normalized`` of TransformerLens.
 
 import re
 
+from capture.network.hook_names import BLOCK_POINTS
 from evidence.errors import InputError, quoted
 
 MLP_INPUTS = ("mlp_in", "mlp_norm")
 """Kinds that only the input of a transcoder can have."""
-_BLOCK_HOOKS = {
-    "hook_resid_post": "resid",
-    "hook_out": "resid",
-    "hook_resid_mid": "resid_mid",
-    "hook_attn_out": "attn",
-    "hook_mlp_out": "mlp",
-    "mlp.hook_post": "neurons",
-    "mlp.hook_in": "mlp_in",
-    "ln2.hook_normalized": "mlp_norm",
-}
+_BLOCK_HOOKS = BLOCK_POINTS | {"mlp.hook_in": "mlp_in", "ln2.hook_normalized": "mlp_norm"}
 # Names come from files, and Python refuses to read numbers of thousands of digits.
 _BLOCK = re.compile(r"blocks\.(\d{1,6})\.(.+)")
 _MODULE = re.compile(r"(?:[a-z_]+\.)*(?:layers|layer|h|blocks)\.(\d{1,6})")
@@ -54,7 +46,7 @@ def site_of_hook(hook: str, *, head: int | None = None, module: str | None = Non
     if found is None:
         return None
     layer, point = int(found[1]), found[2]
-    if point in ("hook_resid_pre", "hook_in"):
+    if _BLOCK_HOOKS.get(point) == "resid_pre":
         return f"resid.{layer - 1}" if layer else "embed"
     if point in _BLOCK_HOOKS:
         return f"{_BLOCK_HOOKS[point]}.{layer}"

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from attribution.sae.autoencoder import Sae
 from attribution.sae.call_positions import watch_positions
 from attribution.sae.splicing import check_fit, replaced_states, spliced
-from capture.data.sequences import Sequences, batches, running
-from capture.network.hooks import evaluation_mode, patch
+from capture.data.sequences import Sequences, running
+from capture.network.edits.row_order import model_batches
+from capture.network.hooks import evaluation_mode, patch, same_everywhere
 from capture.network.logits import answer_logits
-from capture.network.structure import model_device
+from capture.network.model_inputs import plain_inputs
 from evidence.errors import InputError
 from evidence.moved import renamed_arguments
 
@@ -116,6 +117,7 @@ class LossRecovered:
 
 
 @renamed_arguments(tokens="batch_tokens")
+@plain_inputs
 def loss_recovered(
     model: nn.Module, sae: Sae, sequences: Sequences, *, batch_tokens: int = 4096
 ) -> LossRecovered:
@@ -154,7 +156,7 @@ def loss_recovered(
             count += len(body)
             return states
 
-        with patch(model, {sae.site: accumulate}, known_sites=sites):
+        with patch(model, {sae.site: same_everywhere(accumulate)}, known_sites=sites):
             plain = _loss(model, rows, batch_tokens)
     mean = (total / count).float()
 
@@ -172,13 +174,12 @@ def loss_recovered(
 
 def _loss(model: nn.Module, sequences: Sequences, batch_tokens: int) -> float:
     """Mean next-token loss in nats."""
-    device = model_device(model)
     total, count = 0.0, 0
     with torch.no_grad(), evaluation_mode(model):
-        for batch in batches(sequences, batch_tokens=batch_tokens, device=device):
+        for batch in model_batches(model, sequences, batch_tokens):
             has_next = torch.zeros_like(batch.attention_mask, dtype=torch.bool)
             has_next[:, :-1] = batch.attention_mask[:, 1:].bool()
-            with running(batch):
+            with running(batch, sequences):
                 logits = answer_logits(model, batch, has_next)
             targets = batch.input_ids[:, 1:][has_next[:, :-1]]
             loss = nn.functional.cross_entropy(logits.float(), targets, reduction="sum")

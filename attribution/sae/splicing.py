@@ -9,13 +9,15 @@ from torch import Tensor, nn
 from attribution.sae.autoencoder import Sae, check_latent
 from attribution.sae.call_positions import watch_positions
 from attribution.sae.mlp_inputs import reading
-from capture.network.hooks import patch
+from capture.network.hooks import patch, same_everywhere
+from capture.network.model_inputs import plain_inputs
 from capture.network.sites import Sites, find_sites
 from evidence.errors import InputError
 from evidence.moved import renamed_arguments
 
 
 @renamed_arguments(first="first_position")
+@plain_inputs
 def spliced(
     model: nn.Module,
     sae: Sae,
@@ -62,9 +64,11 @@ def spliced(
             return new
         return value + (new - sae.decode(latents, states)).to(value.device)
 
-    return replaced_states(model, sae, change, first_position, sites)
+    by_row = edit is not None
+    return replaced_states(model, sae, change, first_position, sites, by_row=by_row)
 
 
+@plain_inputs
 def steer_latents(
     model: nn.Module,
     sae: Sae,
@@ -143,6 +147,8 @@ def replaced_states(
     change: Callable[[Tensor, Tensor], Tensor],
     first_position: int,
     sites: Sites,
+    *,
+    by_row: bool = False,
 ) -> Iterator[None]:
     """Replace the states at an autoencoder's site at real tokens from ``first_position`` on.
 
@@ -151,6 +157,7 @@ def replaced_states(
         change: Maps the states it reads, (row, position, d_in), and the values at its site,
             (row, position, d_out), to new values.
         sites: The model's sites.
+        by_row: Whether ``change`` may treat rows or positions differently.
     """
     with ExitStack() as stack:
         positions = stack.enter_context(watch_positions(model, first_position))
@@ -173,5 +180,6 @@ def replaced_states(
                 new = torch.where(chosen, new, body)
             return torch.cat([value[:, :start], new], 1) if start else new
 
-        stack.enter_context(patch(model, {sae.site: replace}, known_sites=sites))
+        made = replace if by_row else same_everywhere(replace)
+        stack.enter_context(patch(model, {sae.site: made}, known_sites=sites))
         yield

@@ -20,16 +20,12 @@ PYVENE = {
     "mlp": "mlp_output",
     "resid": "block_output",
 }
-_POINT = re.compile(
-    r"blocks\.(\d+)\.(hook_resid_pre|hook_attn_out|attn\.hook_pattern|hook_resid_mid"
-    r"|mlp\.hook_post|hook_mlp_out|hook_resid_post|hook_in|hook_out|mlp\.hook_out|attn\.hook_out)"
-)
-_ALIASES = {
+# Hook point within a block to the kind of site.
+BLOCK_POINTS = {name.partition("{}.")[2]: kind for kind, name in TRANSFORMER_LENS.items()} | {
     "hook_in": "resid_pre",
     "hook_out": "resid",
-    "mlp.hook_out": "mlp",
-    "attn.hook_out": "attn",
-} | {point.partition("{}.")[2]: kind for kind, point in TRANSFORMER_LENS.items()}
+}
+_POINT = re.compile(r"blocks\.(\d{1,6})\.(.+)")
 
 
 def own_name(name: str) -> str:
@@ -40,7 +36,8 @@ def own_name(name: str) -> str:
         ('resid.5', 'resid.5')
     """
     found = _POINT.fullmatch(name)
-    return f"{_ALIASES[found[2]]}.{int(found[1])}" if found else name
+    kind = BLOCK_POINTS.get(found[2]) if found else None
+    return name if found is None or kind is None else f"{kind}.{int(found[1])}"
 
 
 def transformer_lens_name(site: str) -> str | None:

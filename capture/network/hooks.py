@@ -288,10 +288,16 @@ def _fitted(site: str, new: Any, value: Tensor) -> Tensor:
         ) from error
 
 
+def same_everywhere(edit: Edit) -> Edit:
+    """Say that a function treats all rows and positions alike, so that passes may order them."""
+    edit.same_everywhere = True  # pyright: ignore[reportFunctionMemberAccess]
+    return edit
+
+
 def _may_differ_by_row(edit: Tensor | Edit) -> bool:
     """Whether an edit may treat rows or positions differently.
 
-    A function may, unless exhume made it.
+    A function may, unless ``same_everywhere`` says otherwise.
     """
     if isinstance(edit, Tensor):
         return edit.dim() > 1
@@ -394,8 +400,7 @@ def _addition(site: str, vector: Any, scale: float) -> Edit:
             )
         return value + scale * per_row(added, value, around).to(value.device, value.dtype)
 
-    add.same_everywhere = added.dim() == 1  # pyright: ignore[reportFunctionMemberAccess]
-    return add
+    return same_everywhere(add) if added.dim() == 1 else add
 
 
 def _vectors(site: str, given: Any) -> Tensor:
@@ -427,8 +432,7 @@ def _projection(site: str, given: Any) -> Edit:
         axes = span.to(value.device, value.dtype)
         return value - (value @ axes.T) @ axes
 
-    remove.same_everywhere = True  # pyright: ignore[reportFunctionMemberAccess]
-    return remove
+    return same_everywhere(remove)
 
 
 def _resolve(model: nn.Module, names: Iterable[str], known_sites: Sites | None) -> list[Place]:
