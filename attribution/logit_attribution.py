@@ -22,7 +22,7 @@ from capture.activations.positions import PositionName, select_positions
 from capture.data.sequences import Sequences
 from capture.network.contributions import CONTRIBUTIONS
 from capture.network.hooks import evaluation_mode
-from capture.network.model_inputs import plain_inputs
+from capture.network.model_inputs import reads_weights
 from capture.network.sites import Sites, find_sites
 from capture.network.structure import find_transformer, model_device
 from evidence.display.html_table import frame_html
@@ -85,7 +85,7 @@ class LogitAttribution:
         )
 
 
-@plain_inputs
+@reads_weights
 def logit_attribution(
     model: nn.Module,
     sequences: Sequences,

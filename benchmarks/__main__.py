@@ -30,6 +30,7 @@ SUITES = {
     "contract": "benchmarks.suites.contract",
     "real-inputs": "benchmarks.suites.real_inputs.suite",
     "early": "benchmarks.suites.early",
+    "conformance": "benchmarks.suites.conformance.suite",
 }
 
 

@@ -29,7 +29,7 @@ from attribution.circuits.prompt_pairs import PromptPairs
 from attribution.circuits.structure import TransformerStructure, find_structure
 from capture.network.edits.row_order import refuse_row_edits
 from capture.network.hooks import evaluation_mode
-from capture.network.model_inputs import plain_inputs
+from capture.network.model_inputs import reads_weights
 from capture.network.structure import is_transposed, model_device
 from evidence.display.html_table import frame_html
 from evidence.errors import InputError
@@ -128,7 +128,7 @@ def top_edges(scores: EdgeScores, count: int) -> np.ndarray:
     return scores.graph.connected_to_logits(scores.graph.mask(scores.top(count).tolist()))
 
 
-@plain_inputs
+@reads_weights
 def select_circuit(
     model: nn.Module,
     pairs: PromptPairs,
@@ -195,7 +195,7 @@ def select_circuit(
     return Circuit(scores.graph, *best, ablation, target)
 
 
-@plain_inputs
+@reads_weights
 def measure_circuit(
     model: nn.Module,
     pairs: PromptPairs,

@@ -41,7 +41,7 @@ from capture.data.sequences import Sequences, batches
 from capture.network.discovery.modes import gradients_on
 from capture.network.edits.row_order import refuse_row_edits
 from capture.network.hooks import Edit, evaluation_mode
-from capture.network.model_inputs import plain_inputs
+from capture.network.model_inputs import reads_weights
 from capture.network.structure import model_device
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
@@ -112,7 +112,7 @@ class EapMethod:
         return [(step - shift) / self.steps for step in range(1, self.steps + 1)]
 
 
-@plain_inputs
+@reads_weights
 @gradients_on()
 def score_edges(
     model: nn.Module,

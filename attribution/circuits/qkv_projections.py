@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from capture.network.discovery.modes import without_hooks
 from capture.network.discovery.position_limit import position_limit
 from capture.network.hooks import evaluation_mode, patch
 from capture.network.sites import Place, Sites
@@ -83,7 +84,8 @@ def weight_matrix(linear: nn.Module) -> Tensor:
     inputs = getattr(linear, "in_features", None)
     dtype = parameter.dtype if parameter.is_floating_point() else torch.float32
     unit = torch.eye(int(inputs or 0), device=parameter.device, dtype=dtype)
-    with torch.no_grad():
+    # The map's own hooks may have asked for the matrix.
+    with torch.no_grad(), without_hooks(linear):
         return (linear(unit) - linear(torch.zeros_like(unit[:1]))).T
 
 

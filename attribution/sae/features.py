@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from attribution.patching.steering import score_edited
 from attribution.sae.autoencoder import Sae, check_latent, check_one_site
+from capture.activations.passes import accepted_inputs
 from capture.data.sequences import Sequences, running
 from capture.network.discovery.modes import gradients_on
 from capture.network.edits.row_order import model_batches
@@ -192,7 +193,8 @@ def latent_attribution(
     ):
         for batch in model_batches(model, sequences, batch_tokens):
             with running(batch, sequences):
-                logits = model(**batch.model_inputs, use_cache=False).logits.float()
+                inputs = accepted_inputs(model, batch.model_inputs | {"use_cache": False})
+                logits = model(**inputs).logits.float()
             start = batch.answer_mask.int().argmax(1)
             row = torch.arange(len(start), device=device)
             target = batch.input_ids[row, start]

@@ -18,7 +18,7 @@ from capture.data.sequences import Sequences, running
 from capture.network.discovery.modes import gradients_on
 from capture.network.edits.row_order import model_batches
 from capture.network.hooks import evaluation_mode, patch
-from capture.network.model_inputs import plain_inputs
+from capture.network.model_inputs import reads_weights
 from capture.network.sites import Sites, find_sites, neuron_projection, with_neurons
 from capture.network.structure import linear_shape, model_device, value_vectors
 from evidence.display.html_table import frame_html
@@ -71,7 +71,7 @@ class KnowledgeTraces:
         )
 
 
-@plain_inputs
+@reads_weights
 def find_value_vectors(
     model: nn.Module,
     concepts: Mapping[str, Sequence[int]],
@@ -120,7 +120,7 @@ def find_value_vectors(
     return _top_neurons(names, tokens, scores, k, "value vectors")
 
 
-@plain_inputs
+@reads_weights
 @gradients_on()
 def find_knowledge_neurons(
     model: nn.Module,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from attribution.value_vectors.find import KnowledgeTraces, unembedding_matrix
 from capture.data.sequences import Sequences
-from capture.network.model_inputs import plain_inputs
+from capture.network.model_inputs import reads_weights
 from capture.network.sites import Sites, find_sites, neuron_projection
 from capture.network.structure import value_vectors
 from capture.scoring.answers import score_answers
@@ -142,7 +142,7 @@ def noisy_value_vectors(
                 values[neuron] = original
 
 
-@plain_inputs
+@reads_weights
 def confirm_traces(
     model: nn.Module,
     traces: KnowledgeTraces,
@@ -233,7 +233,7 @@ def confirm_traces(
     )
 
 
-@plain_inputs
+@reads_weights
 def trace_survival(
     original: nn.Module, candidate: nn.Module, traces: KnowledgeTraces, *, top: int = 200
 ) -> TraceSurvival:
@@ -293,7 +293,7 @@ def trace_survival(
     return TraceSurvival(traces, cosine, distance, jaccard, kept_tokens, top, layer_mean)
 
 
-@plain_inputs
+@reads_weights
 def random_traces(traces: KnowledgeTraces, model: nn.Module, seed: int = 0) -> KnowledgeTraces:
     """The control of a survival comparison: as many other neurons of the same blocks.
 

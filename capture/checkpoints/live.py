@@ -74,6 +74,55 @@ def plain_model(value: Any) -> nn.Module:
     return value
 
 
+def readable_model(value: Any) -> nn.Module:
+    """``plain_model`` for a function that reads weights, in the original architecture.
+
+    The module of a ``TransformerBridge`` is built again from its weights.
+
+    Raises:
+        InputError: as ``plain_model`` and ``unwrap``; or weights are not in memory.
+    """
+    if _is_instance_of(value, "transformer_lens", "TransformerBridge"):
+        value = _from_bridge(value)
+    model = plain_model(value)
+    offloaded = next((name for name, each in model.named_parameters() if each.is_meta), None)
+    if offloaded is not None:
+        raise InputError(
+            "this function reads the weights of the model, and some are not in memory",
+            expected="a model without weights offloaded to the CPU or to disk",
+            got=f"{offloaded} is offloaded",
+            fix="Load the model without offloading",
+        )
+    return model
+
+
+def editable_model(value: Any) -> nn.Module:
+    """``plain_model`` for a function that changes weights in place.
+
+    Raises:
+        InputError: as ``readable_model``; or the weights are not all that acts, as with an
+            adapter, or are those of another library.
+    """
+    for name in ("TransformerBridge", "HookedTransformer"):
+        if _is_instance_of(value, "transformer_lens", name) or isinstance(value, HookedTokens):
+            raise InputError(
+                "this function changes weights in place, and those of TransformerLens are copies",
+                expected="the Hugging Face model",
+                got=name,
+                fix="Change the Hugging Face model, then wrap it again",
+            )
+    model = readable_model(value)
+    adapted = next((n for n, each in model.named_modules() if hasattr(each, "base_layer")), None)
+    if adapted is not None:
+        raise InputError(
+            "this function changes weights in place, and an adapter adds to them",
+            expected="a model without adapters",
+            got=f"an adapter at {adapted}",
+            fix="Merge it first, with merge_and_unload()",
+        )
+    return model
+
+
 def _adapted_module(value: Any) -> nn.Module:
     """The network that holds the layers of the active adapters of a ``PeftModel``."""
     active = value.active_peft_config

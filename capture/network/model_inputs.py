@@ -1,8 +1,8 @@
 """What public functions take as a model and as rows, converted at their door.
 
-``plain_inputs`` decorates a public function: arguments for a parameter annotated ``nn.Module`` may
-be live models of other libraries, and those for one annotated ``Sequences`` may be texts, token
-ids or the output of a tokenizer.
+``plain_inputs``, ``reads_weights`` and ``changes_weights`` decorate a public function: arguments
+for a parameter annotated ``nn.Module`` may be live models of other libraries, and those for one
+annotated ``Sequences`` may be texts, token ids or the output of a tokenizer.
 """
 
 import inspect
@@ -13,10 +13,11 @@ from types import UnionType
 from typing import Any, ParamSpec, TypeVar, get_args, get_origin
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from capture.checkpoints.hub import find_downloaded
-from capture.checkpoints.live import attached_tokenizer, plain_model
+from capture.checkpoints.live import attached_tokenizer, editable_model, plain_model, readable_model
 from capture.checkpoints.tokenizers.files import holds_tokenizer, open_tokenizer
 from capture.data.items import Item, ItemSet
 from capture.data.sequences import Sequences
@@ -36,6 +37,22 @@ def plain_inputs(function: Callable[Arguments, Result]) -> Callable[Arguments, R
     Rows given as text are tokenized by the tokenizer of the function's first model. None stays
     None.
     """
+    return _converting(function, plain_model)
+
+
+def reads_weights(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """``plain_inputs`` for a function that reads weights: they must be in memory."""
+    return _converting(function, readable_model)
+
+
+def changes_weights(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """``plain_inputs`` for a function that changes weights in place: they must be all that acts."""
+    return _converting(function, editable_model)
+
+
+def _converting(
+    function: Callable[Arguments, Result], convert: Callable[[Any], nn.Module]
+) -> Callable[Arguments, Result]:
     signature = inspect.signature(function)
     kinds = {name: _options(each.annotation) for name, each in signature.parameters.items()}
     models = [name for name, kind in kinds.items() if nn.Module in kind]
@@ -53,7 +70,10 @@ def plain_inputs(function: Callable[Arguments, Result]) -> Callable[Arguments, R
                 continue
             if isinstance(value, tuple) and any(get_origin(each) is tuple for each in kind):
                 continue
-            bound.arguments[name] = plain_model(value) if name in models else as_rows(value, live)
+            # A module that is built here must be able to have gradients.
+            with torch.inference_mode(False):
+                plain = convert(value) if name in models else as_rows(value, live)
+            bound.arguments[name] = plain
         return function(*bound.args, **bound.kwargs)
 
     return call

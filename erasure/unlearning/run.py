@@ -11,7 +11,7 @@ from torch import nn
 from capture.data.sequences import Sequences
 from capture.network.discovery.modes import gradients_on
 from capture.network.edits.row_order import refuse_row_edits
-from capture.network.model_inputs import plain_inputs
+from capture.network.model_inputs import changes_weights
 from erasure.unlearning.config import ImageUnlearnConfig, UnlearnConfig
 from erasure.unlearning.methods.base import Method
 from erasure.unlearning.methods.representation import RMU
@@ -36,7 +36,7 @@ class UnlearnLog(TrainLog):
     config: Config | None = None
 
 
-@plain_inputs
+@changes_weights
 @gradients_on()
 def unlearn_(
     model: nn.Module,
@@ -98,7 +98,7 @@ def unlearn_(
     return UnlearnLog(log.rows, log.stopped, config)
 
 
-@plain_inputs
+@changes_weights
 @gradients_on()
 def unlearn_images_(
     model: nn.Module,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from capture.network.contributions import CONTRIBUTIONS
 from capture.network.hooks import evaluation_mode, first_tensor, patch
-from capture.network.model_inputs import plain_inputs
+from capture.network.model_inputs import changes_weights
 from capture.network.sites import Place, Sites
 from capture.network.structure import (
     find_blocks,
@@ -67,7 +67,7 @@ def stream_erasers(names: Iterable[str], eraser: AffineEraser) -> dict[str, Affi
     return {"embed": eraser} | {name: eraser.linear() for name in added}
 
 
-@plain_inputs
+@changes_weights
 def fold_(
     model: nn.Module,
     erasers: Mapping[str, AffineEraser],

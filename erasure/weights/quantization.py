@@ -18,7 +18,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from capture.network.model_inputs import plain_inputs
+from capture.network.model_inputs import changes_weights
 from capture.network.structure import is_linear_map, is_transposed, output_head
 from evidence.errors import InputError
 
@@ -187,7 +187,7 @@ def linear_weights(model: nn.Module) -> dict[str, tuple[nn.Parameter, bool]]:
     return weights
 
 
-@plain_inputs
+@changes_weights
 def quantize_(model: nn.Module, scheme: Scheme = "nf4") -> list[str]:
     """Round the linear weights of ``model`` to their quantized values, in place.
 

@@ -16,7 +16,7 @@ from capture.data.sequences import Padded, Sequences, batches, pad
 from capture.network.discovery.modes import gradients_on
 from capture.network.edits.row_order import refuse_row_edits
 from capture.network.hooks import evaluation_mode
-from capture.network.model_inputs import plain_inputs
+from capture.network.model_inputs import changes_weights
 from capture.network.structure import model_device
 from erasure.unlearning.training.objectives import count_scored, token_logprobs
 from evidence.display.html_table import frame_html
@@ -304,7 +304,7 @@ def mean_nll(model: nn.Module, data: Sequences, loss_on: str) -> float:
     return sum(parts) / total
 
 
-@plain_inputs
+@changes_weights
 @gradients_on()
 def finetune_(
     model: nn.Module,

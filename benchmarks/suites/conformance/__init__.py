@@ -1,0 +1,1 @@
+"""Public functions on every kind of live model."""
