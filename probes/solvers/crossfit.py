@@ -140,10 +140,12 @@ def crossfit(
         # If the approximate preconditioner fails for one fold, it usually fails for all, so
         # use the shared exact factor.
         can_share = options.standardize != "fold" or _supports_fold_scaling(job)
-        if few_labels and can_share and 2 * len(remaining) > len(folds):
+        can_share = can_share and (few_labels or _many_small_folds(job))
+        if can_share and 2 * len(remaining) > len(folds):
+            shared = _SharedRows.of(job)
             for label in range(len(codes)):
                 with suppress(LinAlgError):
-                    _fit_shared(job, label)
+                    _fit_shared(job, shared, label)
             remaining = _uncertified_folds(job) if options.standardize == "fold" else ()
         if remaining:
             with suppress(LinAlgError):
@@ -179,6 +181,21 @@ def _supports_fold_scaling(job: FitJob) -> bool:
     return job.wide and job.columns == 1 and 0 < max_removed <= len(job.x) // 4
 
 
+def _many_small_folds(job: FitJob) -> bool:
+    """Whether one factor serves many folds of a few rows each, by the compiled solvers.
+
+    A label vector then costs one factor, and each of its folds a low-rank correction: for 100 rows
+    left out one by one, a hundredth of a factor for every fold, however many label vectors share
+    those.
+    """
+    n_removed = job.folds.left_out.shape[1]
+    fits_one_factor = job.wide and job.columns == 1 and job.options.standardize != "fold"
+    can_remove = 0 < n_removed <= len(job.x) // 4
+    return (
+        fits_one_factor and can_remove and dispatch.supports_size(len(job.folds), n_removed, job.x)
+    )
+
+
 def _uncertified_folds(job: FitJob) -> list[int]:
     """Folds in which some label vector has no certificate."""
     is_solved = (job.certificate <= ACCEPTED_TOL[job.options.precision]).all(0)
@@ -209,18 +226,38 @@ def _fit_primal(job: FitJob, label: int) -> None:
         job.scores[label, 0, test[:, 1]] = scores[test[:, 0], test[:, 1]].to(job.scores)
 
 
-def _fit_shared(job: FitJob, label: int) -> None:
+@dataclass(frozen=True)
+class _SharedRows:
+    """What all label vectors share.
+
+    Attributes:
+        x: (row, d) rows, scaled if folds scale their columns.
+        scale: (d,) that scale, or ones.
+        gram: (row, row) their inner products for two classes and wide rows, else None.
+    """
+
+    x: Tensor
+    scale: Tensor
+    gram: Tensor | None
+
+    @staticmethod
+    def of(job: FitJob) -> "_SharedRows":
+        by_fold = job.options.standardize == "fold"
+        scale = column_std(job.x, job.base) if by_fold else torch.ones_like(job.x[0])
+        x = job.x / scale if by_fold else job.x
+        return _SharedRows(x, scale, gram_matrix(x) if job.wide and job.columns == 1 else None)
+
+
+def _fit_shared(job: FitJob, shared: _SharedRows, label: int) -> None:
     """All folds of one label vector on one factor."""
     folds, options = job.folds, job.options
     by_fold = options.standardize == "fold"
-    scale = column_std(job.x, job.base) if by_fold else torch.ones_like(job.x[0])
-    x = job.x / scale if by_fold else job.x
+    x, scale, gram = shared.x, shared.scale, shared.gram
     n = len(x)
     codes = job.codes[label : label + 1]
     target = one_hot(codes, job.classes)
     full_loss = Loss(target, row_weights(codes, job.classes, job.base[None], options))
-    if job.wide and job.columns == 1:
-        gram = gram_matrix(x)
+    if gram is not None:
         positive_weight = full_loss.weight.clamp(min=1e-9 * float(full_loss.weight.max()))
         compiled = dispatch.supports_size(len(folds), 0, gram)
         fit = initial_fit(gram, Loss(target, positive_weight), compiled=compiled)
