@@ -6,7 +6,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from evidence import moved
-from evidence.arrays import RowsError
+from evidence.arrays import ConceptKind, RowsError, float_tensor, label_values, read_as
 
 
 def site_tables(x: ArrayLike | Tensor) -> tuple[Tensor, bool]:
@@ -18,7 +18,7 @@ def site_tables(x: ArrayLike | Tensor) -> tuple[Tensor, bool]:
     Raises:
         RowsError: The input is neither (item, d) nor (site, item, d), is empty, or is not numeric.
     """
-    tensor = x.detach() if isinstance(x, Tensor) else from_numpy(np.asarray(x))
+    tensor = float_tensor(x)
     if tensor.ndim not in (2, 3) or 0 in tensor.shape:
         raise RowsError(
             "an eraser needs rows of activations",
@@ -26,87 +26,70 @@ def site_tables(x: ArrayLike | Tensor) -> tuple[Tensor, bool]:
             got=f"shape {tuple(tensor.shape)}",
             fix="Reshape your data to one vector per item",
         )
-    if not tensor.is_floating_point():
-        tensor = tensor.double()
     return (tensor[None], True) if tensor.ndim == 2 else (tensor, False)
 
 
-def from_numpy(array: NDArray) -> Tensor:
-    """A tensor that shares the array's memory if that is writable.
+def concept_columns(
+    z: ArrayLike | Tensor, items: int, classes: NDArray | None, kind: ConceptKind | None
+) -> tuple[Tensor, NDArray | None]:
+    """(item, k) float64 columns of a concept, and its sorted classes or None for numbers.
+
+    The columns are one-hot classes or the numbers given. ``evidence.arrays`` has the rule.
+
+    Args:
+        z: (item,) labels, or (item, k) numbers.
+        items: Expected number of items.
+        classes: All possible classes, sorted; by default those in ``z``.
+        kind: How to read ``z``; None for the rule.
 
     Raises:
-        RowsError: The array does not hold real numbers.
+        RowsError: The number of items differs, values are missing or not finite, there are fewer
+            than two classes, or a label is not in ``classes``.
     """
-    if array.dtype.kind not in "fiub":
-        raise RowsError(
-            "activations must be real numbers",
-            expected="an array of floating-point numbers",
-            got=f"type {array.dtype}",
-        )
-    native = array.dtype.newbyteorder("=")
-    contiguous = np.ascontiguousarray(array, dtype=native)
-    return torch.from_numpy(contiguous if contiguous.flags.writeable else contiguous.copy())
-
-
-def numeric_concept(z: ArrayLike | Tensor, items: int) -> Tensor | None:
-    """(item, k) float64 values of a numeric concept; None for a concept of classes.
-
-    Floating-point values are numeric; integers, booleans and text are classes.
-
-    Raises:
-        RowsError: The number of items differs, there are no columns, or values are not finite.
-    """
-    if isinstance(z, Tensor):
-        given = z.detach()
-    else:
-        array = np.asarray(z)
-        if array.dtype.kind != "f":
-            return None
-        given = from_numpy(array)
-    if not given.is_floating_point():
-        return None
-    if given.ndim not in (1, 2) or len(given) != items or 0 in given.shape:
+    labels = label_values(z, items)
+    kind = "classes" if classes is not None else kind
+    if read_as(labels, kind) == "classes":
+        codes, classes = _codes(labels, classes)
+        return torch.nn.functional.one_hot(codes, len(classes)).double(), classes
+    if labels.ndim not in (1, 2) or 0 in labels.shape:
         raise RowsError(
             "the concept does not fit the activations",
             expected=f"({items},) or ({items}, k) numbers",
-            got=f"shape {tuple(given.shape)}",
+            got=f"shape {labels.shape}",
         )
-    if not bool(torch.isfinite(given).all()):
-        raise RowsError("Input y contains NaN or infinity")
-    return given.double().reshape(items, -1)
+    return float_tensor(labels).double().reshape(items, -1), None
 
 
 def class_codes(
     z: ArrayLike | Tensor, items: int, classes: NDArray | None
 ) -> tuple[NDArray, Tensor]:
-    """Sorted classes and (item,) codes of a concept of classes.
+    """Sorted classes and (item,) codes of a concept that must be of classes.
 
-    Args:
-        z: (item,) labels.
-        items: Expected number of items.
-        classes: All possible classes, sorted; by default those in ``z``.
-
-    Raises:
-        RowsError: The shape differs, there are fewer than two classes, or a label is not in
-            ``classes``.
+    Arguments and errors as in ``concept_columns``; numbers are refused.
     """
-    labels = z.detach().cpu().numpy() if isinstance(z, Tensor) else np.asarray(z)
+    labels = label_values(z, items)
+    if classes is None and read_as(labels, None) == "numbers":
+        raise RowsError(
+            "Unknown label type: this eraser needs classes, and the concept is numbers",
+            expected=f"({items},) text, booleans, integers, or whole numbers",
+            got=f"shape {labels.shape}",
+            fix="Form classes first, for example z > numpy.median(z)",
+        )
+    codes, classes = _codes(labels, classes)
+    return classes, codes
+
+
+def _codes(labels: NDArray, classes: NDArray | None) -> tuple[Tensor, NDArray]:
+    """(item,) codes, and the sorted classes."""
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
-    if labels.shape != (items,):
+    if labels.ndim != 1:
         raise RowsError(
             "the concept does not fit the activations",
-            expected=f"({items},) labels, or floating-point numbers",
+            expected="one label an item, or floating-point numbers",
             got=f"shape {labels.shape}",
         )
-    try:
-        present, codes = np.unique(labels, return_inverse=True)
-    except TypeError as error:
-        raise RowsError(
-            "the labels have several types", expected="all text, or all integers"
-        ) from error
-    if present.dtype.kind == "f" and not np.isfinite(present).all():
-        raise RowsError("Input y contains NaN or infinity")
+    present, codes = np.unique(labels, return_inverse=True)
     if classes is None:
         classes = present
     unknown = sorted(set(present.tolist()) - set(classes.tolist()))
@@ -119,12 +102,12 @@ def class_codes(
         )
     if len(classes) < 2:
         raise RowsError(
-            "the concept has only one class",
+            "there is only one class",
             expected="labels of two or more classes",
-            got=f"{present.tolist()[0]!r} in every row",
+            got=f"{str(present[0])!r} in every row" if len(present) else "no rows",
         )
     positions = np.searchsorted(classes, present)
-    return classes, torch.from_numpy(positions[codes.reshape(-1)].astype(np.int64))
+    return torch.from_numpy(positions[codes.reshape(-1)].astype(np.int64)), classes
 
 
 __getattr__ = moved.names_of("erasure.inputs")

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from evidence.arrays import as_tensor, check_finite
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from probes.sweeps.site_source import SiteStore, open_source
@@ -40,17 +41,14 @@ def debiased_cka(x: ArrayLike | Tensor, y: ArrayLike | Tensor) -> float:
         >>> abs(exhume.debiased_cka(x, noise)) < 0.1
         True
     """
-    tables = [
-        torch.as_tensor(
-            table if isinstance(table, Tensor) else np.asarray(table), dtype=torch.float64
-        )
-        for table in (x, y)
-    ]
-    if tables[0].ndim != 2 or len(tables[0]) != len(tables[1]):
+    tables = [as_tensor(table) for table in (x, y)]
+    if any(t.ndim != 2 for t in tables) or len(tables[0]) != len(tables[1]):
         raise InputError(
             "CKA compares two (row, d) tables of the same rows",
             got=f"{tuple(tables[0].shape)} and {tuple(tables[1].shape)}",
         )
+    for table in tables:
+        check_finite(table)
     return float(_all_pairs(tables, torch.float64, 1 << 28, SILENT)[0, 1])
 
 

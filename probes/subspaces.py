@@ -5,19 +5,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from evidence.arrays import as_tensor
+from evidence.arrays import as_tensor, check_finite
 from evidence.errors import InputError
-
-
-def _tensor(values: ArrayLike | Tensor) -> Tensor:
-    if isinstance(values, Tensor):
-        return values.detach().double()
-    return as_tensor(np.asarray(values))
-
-
-def _finite(name: str, *tables: Tensor) -> None:
-    if not all(bool(torch.isfinite(table).all()) for table in tables):
-        raise InputError(f"{name} was given NaN or infinite values")
 
 
 def cosine(a: ArrayLike | Tensor, b: ArrayLike | Tensor) -> float:
@@ -42,13 +31,14 @@ def mahalanobis_cosine(
     Raises:
         InputError: shapes that do not fit, or a direction of zero variance.
     """
-    u, v = _tensor(a).flatten(), _tensor(b).flatten()
-    _finite("the cosine", u, v)
+    u, v = as_tensor(a).flatten(), as_tensor(b).flatten()
+    check_finite(u[None], "the directions")
+    check_finite(v[None], "the directions")
     if u.shape != v.shape:
         raise InputError("directions differ in length", expected=str(len(u)), got=str(len(v)))
     left, right = u, v
     if covariance is not None:
-        matrix = _tensor(covariance)
+        matrix = as_tensor(covariance)
         if matrix.shape != (len(u), len(u)):
             raise InputError(
                 "the covariance does not fit the directions",
@@ -80,7 +70,7 @@ def principal_angles(a: ArrayLike | Tensor, b: ArrayLike | Tensor) -> NDArray[np
         >>> exhume.principal_angles(np.eye(3)[:2], np.eye(3)[1:]).round(6).tolist()
         [0.0, 1.570796]
     """
-    p, q = _span(_tensor(a)), _span(_tensor(b))
+    p, q = _span(as_tensor(a)), _span(as_tensor(b))
     if p.shape[1] < q.shape[1]:
         p, q = q, p
     cosines = torch.linalg.svdvals(p.T @ q).clamp(max=1)
@@ -90,8 +80,9 @@ def principal_angles(a: ArrayLike | Tensor, b: ArrayLike | Tensor) -> NDArray[np
 
 
 def _span(rows: Tensor) -> Tensor:
-    _finite("principal_angles", rows)
-    u, s, _ = torch.linalg.svd(torch.atleast_2d(rows).T, full_matrices=False)
+    rows = torch.atleast_2d(rows)
+    check_finite(rows, "the directions")
+    u, s, _ = torch.linalg.svd(rows.T, full_matrices=False)
     rank = int((s > s.max() * max(rows.shape) * 2.3e-16).sum()) if len(s) else 0
     if rank == 0:
         raise InputError("directions of zero length span nothing")
@@ -123,13 +114,14 @@ def procrustes(x: ArrayLike | Tensor, y: ArrayLike | Tensor) -> float:
 
 
 def _pair(x: ArrayLike | Tensor, y: ArrayLike | Tensor) -> tuple[Tensor, Tensor]:
-    a, b = _tensor(x), _tensor(y)
-    _finite("the comparison", a, b)
+    a, b = as_tensor(x), as_tensor(y)
     if a.ndim != 2 or b.ndim != 2 or len(a) != len(b) or len(a) < 2:
         raise InputError(
             "the comparison needs two (row, d) tables of the same two or more rows",
             got=f"{tuple(a.shape)} and {tuple(b.shape)}",
         )
+    for table in (a, b):
+        check_finite(table)
     a, b = a - a.mean(0), b - b.mean(0)
     if not (float(a.norm()) > 0 and float(b.norm()) > 0):
         raise InputError("all rows are equal, so there is no geometry to compare")
@@ -155,8 +147,9 @@ def change_in_top_components(
         after: (row, d) the same rows in the other model.
         k: Number of components.
     """
-    a, b = _tensor(before), _tensor(after)
-    _finite("the change", a, b)
+    a, b = as_tensor(before), as_tensor(after)
+    for table in (a, b):
+        check_finite(table)
     if a.shape != b.shape or a.ndim != 2:
         raise InputError(
             "both models need the same (row, d) activations",

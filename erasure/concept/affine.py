@@ -10,8 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from erasure.inputs import from_numpy
-from evidence.arrays import RowsError
+from evidence.arrays import RowsError, float_tensor
 from evidence.storage.serialization import eraser_errors, read_eraser, write_eraser
 
 Rows = TypeVar("Rows", Tensor, NDArray)
@@ -100,7 +99,8 @@ class AffineEraser:
             RowsError: The shape does not fit.
         """
         if not isinstance(x, Tensor):
-            return self.transform(from_numpy(np.asarray(x))).numpy()
+            rows = np.asarray(x)
+            return self.transform(float_tensor(rows)).numpy()
         sites = None if self.single_site else len(self.left)
         fits = x.shape[-1:] == (self.width,)
         if not fits or (sites is not None and (x.ndim < 2 or len(x) != sites)):

@@ -1,10 +1,10 @@
 """Base classes of erasers: scikit-learn's contract, with an optional site axis."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import overload
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -13,14 +13,14 @@ from torch import Tensor
 from erasure.concept.affine import AffineEraser
 from erasure.concept.moments import Moments
 from erasure.inputs import site_tables
-from evidence.arrays import RowsError
+from evidence.arrays import ConceptKind, as_array, check_finite, float_tensor
 
 
 class ConceptEraser(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     """Removes a concept from activations.
 
-    ``fit`` takes the activations of one or several sites and the concept: integers, booleans or
-    text are classes, floating-point values are numeric. In a scikit-learn pipeline the eraser is
+    ``fit`` takes the activations of one or several sites and the concept, classes or numbers by the
+    rule of ``evidence.arrays``. In a scikit-learn pipeline the eraser is
     refitted within each fold. It must be: fitted on the rows that a probe is tested on, any eraser
     drives the probe below chance.
 
@@ -44,11 +44,15 @@ class ConceptEraser(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         """Activations without the concept, of the same shape, type and device."""
         check_is_fitted(self, "eraser_")
         if isinstance(X, Tensor):
+            check_finite(X)
             return self.eraser_.transform(X)
+        X = as_array(X) if isinstance(X, Sequence) else X
         if self.eraser_.single_site:
             dtypes = [np.float64, np.float32, np.float16]
-            X = validate_data(self, X, reset=False, dtype=dtypes)
-        return self.eraser_.transform(np.asarray(X))
+            X = validate_data(self, X, reset=False, dtype=dtypes, ensure_all_finite=False)
+        rows = float_tensor(X)
+        check_finite(rows)
+        return self.eraser_.transform(rows.numpy())
 
     @property
     def rank_(self) -> int | tuple[int, ...]:
@@ -78,9 +82,12 @@ class ConceptEraser(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             raise ValueError(
                 f"{type(self).__name__} requires y to be passed, but the target y is None"
             )
+        X = as_array(X) if isinstance(X, Sequence) else X
         if not isinstance(X, Tensor) and len(getattr(X, "shape", ())) != 3:
             dtypes = [np.float64, np.float32, np.float16]
-            X = np.asarray(validate_data(self, X, reset=True, dtype=dtypes))  # pyright: ignore
+            X = np.asarray(
+                validate_data(self, X, reset=True, dtype=dtypes, ensure_all_finite=False)  # pyright: ignore
+            )
         tables, single = site_tables(X)
         self.n_features_in_ = tables.shape[2]
         return tables[0] if single else tables
@@ -89,20 +96,21 @@ class ConceptEraser(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         """(site, item, d) float64, and whether the input was (item, d)."""
         rows = self._validated_rows(X, y)
         tables = (rows if rows.ndim == 3 else rows[None]).double()
-        if not bool(torch.isfinite(tables.sum())):
-            raise RowsError(
-                "there are NaN or infinite activations",
-                fix="Find the rows with isfinite(x).all(-1) and drop them",
-            )
+        check_finite(tables)
         return tables, rows.ndim == 2
 
 
 class MomentEraser(ConceptEraser):
-    """An eraser that needs only means and covariances, so rows may come in chunks."""
+    """An eraser that needs only means and covariances, so rows may come in chunks.
+
+    ``kind`` says whether the concept is "classes" or "numbers"; None for the rule.
+    """
+
+    kind: ConceptKind | None
 
     def fit(self, X: ArrayLike | Tensor, y: ArrayLike | Tensor) -> "MomentEraser":
         """Fit on (item, d) or (site, item, d) activations and the concept ``y``."""
-        return self.fit_moments(Moments().update(self._validated_rows(X, y), y))
+        return self.fit_moments(Moments(kind=self.kind).update(self._validated_rows(X, y), y))
 
     def fit_moments(self, moments: Moments) -> "MomentEraser":
         """Fit on moments accumulated in chunks.

@@ -10,7 +10,7 @@ from erasure.concept.base import MomentEraser
 from erasure.concept.leace import concept_whitening
 from erasure.concept.moments import Moments
 from erasure.inputs import class_codes
-from evidence.arrays import RowsError
+from evidence.arrays import ConceptKind, RowsError
 
 
 class IterativeNullspace(MomentEraser):
@@ -28,6 +28,8 @@ class IterativeNullspace(MomentEraser):
             variance, for "logistic" on standardized activations, added to the mean cross-entropy.
         tolerance: When to stop: for "ridge" the explained share of the concept's variance, for
             "logistic" the accuracy above that of the largest class.
+        kind: "classes" or "numbers", how the concept is read; None for the rule of
+            ``evidence.arrays``.
 
     Source: Ravfogel et al. (2020), arXiv 2004.07667.
 
@@ -44,11 +46,13 @@ class IterativeNullspace(MomentEraser):
         max_probes: int = 20,
         penalty: float = 1e-3,
         tolerance: float = 1e-2,
+        kind: ConceptKind | None = None,
     ):
         self.probe = probe
         self.max_probes = max_probes
         self.penalty = penalty
         self.tolerance = tolerance
+        self.kind = kind
 
     def fit(self, X: ArrayLike | Tensor, y: ArrayLike | Tensor) -> "IterativeNullspace":
         """Fit on (item, d) or (site, item, d) activations and the concept ``y``.
@@ -62,6 +66,8 @@ class IterativeNullspace(MomentEraser):
             super().fit(X, y)
             return self
         tables, single = self._finite_tables(X, y)
+        if self.kind == "numbers":
+            raise RowsError("a logistic probe needs classes", fix='Use probe="ridge"')
         classes, codes = class_codes(y, tables.shape[1], None)
         one_hot = torch.nn.functional.one_hot(codes, len(classes)).to(tables)
         bases = [self._logistic(table, one_hot) for table in tables]

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from erasure.concept.leace import concept_whitening
 from erasure.concept.moments import Moments
-from erasure.inputs import class_codes, numeric_concept, site_tables
-from evidence.arrays import RowsError
+from erasure.inputs import class_codes, concept_columns, site_tables
+from evidence.arrays import ConceptKind, RowsError, check_finite
 from evidence.storage.serialization import eraser_errors, read_eraser, write_eraser
 
 
@@ -45,9 +45,11 @@ class OracleLeace:
     rank_: int | tuple[int, ...]
 
     @classmethod
-    def fit(cls, x: ArrayLike | Tensor, z: ArrayLike | Tensor) -> "OracleLeace":
-        """Fit on (item, d) or (site, item, d) activations and the concept."""
-        return cls.fit_moments(Moments().update(x, z))
+    def fit(
+        cls, x: ArrayLike | Tensor, z: ArrayLike | Tensor, kind: ConceptKind | None = None
+    ) -> "OracleLeace":
+        """Fit on (item, d) or (site, item, d) activations and the concept, read as in ``Leace``."""
+        return cls.fit_moments(Moments(kind=kind).update(x, z))
 
     @classmethod
     def fit_moments(cls, moments: Moments) -> "OracleLeace":
@@ -86,17 +88,16 @@ class OracleLeace:
             raise RowsError(
                 "these activations do not fit the eraser",
                 expected=str(shape[1:] if self.coef.ndim == 2 else shape),
-                got=str(tuple(np.shape(x))),
+                got=str(tuple(tables[0].shape if single else tables.shape)),
             )
-        if self.classes is None:
-            target = numeric_concept(z, tables.shape[1])
-        else:
-            _, codes = class_codes(z, tables.shape[1], self.classes)
-            target = torch.nn.functional.one_hot(codes, len(self.classes)).double()
-        if target is None or target.shape[1] != len(self.mean_z):
+        check_finite(tables)
+        kind = "numbers" if self.classes is None else "classes"
+        target, _ = concept_columns(z, tables.shape[1], self.classes, kind)
+        if target.shape[1] != len(self.mean_z):
             raise RowsError(
                 "the concept differs from the fitted one",
                 expected=f"{len(self.mean_z)} column(s) of floating-point numbers",
+                got=f"{target.shape[1]}",
             )
         prediction = (target.to(self.mean_z.device) - self.mean_z) @ self.coef.mT
         compute_dtype = torch.float32 if tables.dtype.itemsize < 4 else tables.dtype
@@ -168,6 +169,7 @@ class QuadraticLeace:
                 has fewer than d + 1 rows), so no map can give it the common covariance.
         """
         tables, single = site_tables(x)
+        check_finite(tables)
         classes, codes = class_codes(z, tables.shape[1], None)
         codes = codes.to(tables.device)
         per_site = [_transport_maps(table.double(), codes, classes) for table in tables]
@@ -195,8 +197,9 @@ class QuadraticLeace:
             raise RowsError(
                 "these activations do not fit the eraser",
                 expected=f"(item, {d})" if single_site else f"({sites}, item, {d})",
-                got=str(tuple(np.shape(x))),
+                got=str(tuple(tables[0].shape if single else tables.shape)),
             )
+        check_finite(tables)
         _, codes = class_codes(z, tables.shape[1], self.classes)
         compute_dtype = torch.float32 if tables.dtype.itemsize < 4 else tables.dtype
         placement = {"dtype": compute_dtype, "device": tables.device}
@@ -235,8 +238,6 @@ class QuadraticLeace:
 def _transport_maps(rows: Tensor, codes: Tensor, classes: NDArray) -> tuple[Tensor, Tensor, Tensor]:
     """Maps (class, d, d), means (class, d) and the overall mean (d,) of one site."""
     center = rows.mean(0)
-    if not bool(torch.isfinite(center).all()):
-        raise RowsError("there are NaN or infinite activations")
     groups = [rows[codes == code] for code in range(len(classes))]
     means = torch.stack([group.mean(0) for group in groups])
     shares = torch.tensor([len(group) / len(rows) for group in groups]).to(rows)

@@ -6,7 +6,7 @@ from torch import Tensor
 from erasure.concept.affine import AffineEraser
 from erasure.concept.base import MomentEraser
 from erasure.concept.moments import Moments
-from evidence.arrays import RowsError
+from evidence.arrays import ConceptKind, RowsError
 
 # A squared pivot of the Cholesky factor of the correlation matrix is the share of a
 # feature's variance that the earlier features do not explain. Rounding leaves about
@@ -32,6 +32,8 @@ class Leace(MomentEraser):
             the identity, or "oas" for the oracle approximating share. The concept is still removed
             exactly, but the change is no longer minimal on the training rows; with few rows it is
             smaller on other rows.
+        kind: "classes" or "numbers", how the concept is read; None for the rule of
+            ``evidence.arrays``.
 
     If the rows do not span the space (fewer than d + 1 rows, or dependent features), directions
     without variance are unchanged, as in the paper.
@@ -50,9 +52,12 @@ class Leace(MomentEraser):
         True
     """
 
-    def __init__(self, tolerance: float = 1e-8, shrinkage: float | str = 0.0):
+    def __init__(
+        self, tolerance: float = 1e-8, shrinkage: float | str = 0.0, kind: ConceptKind | None = None
+    ):
         self.tolerance = tolerance
         self.shrinkage = shrinkage
+        self.kind = kind
 
     def solve(self, moments: Moments) -> AffineEraser:
         """Solve for the eraser given the moments.

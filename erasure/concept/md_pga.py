@@ -12,11 +12,14 @@ Source: arXiv 2605.01699 and its public code, where k is 2.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
 import torch
+from numpy.typing import ArrayLike, NDArray
 from safetensors.torch import save
 from torch import Tensor
 
+from evidence.arrays import RowsError, check_finite, float_tensor, member_labels
 from evidence.errors import InputError
 from evidence.storage.files import write_atomic
 from evidence.storage.regular_files import as_path
@@ -44,7 +47,11 @@ class MdPgaProjection:
         """Number of directions removed at each site."""
         return self.basis.shape[1]
 
-    def transform(self, x: Tensor, site: int | None = None) -> Tensor:
+    @overload
+    def transform(self, x: Tensor, site: int | None = None) -> Tensor: ...
+    @overload
+    def transform(self, x: ArrayLike, site: int | None = None) -> NDArray: ...
+    def transform(self, x, site=None):
         """Project the directions out of rows, in the rows' type.
 
         Args:
@@ -54,6 +61,8 @@ class MdPgaProjection:
         Raises:
             InputError: The sites or widths differ from those fitted.
         """
+        if not isinstance(x, Tensor):
+            return self.transform(float_tensor(x), site).numpy()
         sites, width = self.center.shape
         fits = x.shape[-1] == width and (site is not None or (x.ndim == 3 and len(x) == sites))
         if not fits:
@@ -95,11 +104,13 @@ class MdPgaProjection:
             return MdPgaProjection(center=tensors.pop("centre"), **tensors)
 
 
-def fit_md_pga(states: Tensor, labels: Tensor, k: int = 2) -> MdPgaProjection:
+def fit_md_pga(
+    states: ArrayLike | Tensor, labels: ArrayLike | Tensor, k: int = 2
+) -> MdPgaProjection:
     """Fit MD-PGA at every site.
 
     Args:
-        states: (site, row, d).
+        states: (site, row, d) array or tensor.
         labels: (row,), 1 for memorized and 0 for clean.
         k: Number of directions to remove, at most d.
 
@@ -108,30 +119,27 @@ def fit_md_pga(states: Tensor, labels: Tensor, k: int = 2) -> MdPgaProjection:
             or k is out of range.
 
     Examples:
-        >>> x = torch.from_numpy(states.values)  # (site, row, d)
-        >>> eraser = exhume.fit_md_pga(x, torch.from_numpy((cities == "Lisbon").astype(int)), k=2)
+        >>> x = states.values  # (site, row, d)
+        >>> eraser = exhume.fit_md_pga(x, cities == "Lisbon", k=2)
         >>> eraser.transform(x).shape, eraser.rank_
-        (torch.Size([2, 76, 32]), 2)
+        ((2, 76, 32), 2)
     """
-    if states.ndim != 3 or labels.shape != states.shape[1:2]:
-        raise InputError(
+    states = float_tensor(states)
+    if states.ndim != 3:
+        raise RowsError(
             "states and labels do not fit",
             expected="(site, row, d) and (row,)",
-            got=f"{tuple(states.shape)} and {tuple(labels.shape)}",
+            got=f"{tuple(states.shape)}",
         )
-    if not bool(torch.isfinite(states).all()):
-        raise InputError(
-            "there are NaN or infinite activations",
-            expected="finite numbers",
-            fix="Find the rows with isfinite(x).all(-1) and drop them",
-        )
-    member = labels.to(states.device) == 1
-    counts = int(member.sum()), int((labels == 0).sum())
-    if min(counts) < 2 or sum(counts) != len(labels):
-        raise InputError(
+    check_finite(states)
+    codes = member_labels(labels, states.shape[1])
+    counts = int((codes == 1).sum()), int((codes == 0).sum())
+    member = torch.from_numpy(codes == 1).to(states.device)
+    if min(counts) < 2:
+        raise RowsError(
             "each class needs rows to have a covariance",
             expected="two or more labels of 1 and two or more of 0, nothing else",
-            got=f"{counts[0]} and {counts[1]} of {len(labels)}",
+            got=f"{counts[0]} and {counts[1]} of {len(member)}",
         )
     if not 1 <= k <= states.shape[2]:
         raise InputError("k cannot be used", expected=f"1 to {states.shape[2]}", got=str(k))

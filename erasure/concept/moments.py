@@ -7,8 +7,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from erasure.inputs import class_codes, numeric_concept, site_tables
-from evidence.arrays import RowsError
+from erasure.inputs import concept_columns, site_tables
+from evidence.arrays import ConceptKind, RowsError, check_finite, label_values
 
 # Bytes of centered rows per piece: small enough to stay in a CPU's cache between writing
 # and multiplying, large enough to keep a GPU busy.
@@ -26,6 +26,8 @@ class Moments:
         classes: All possible classes of a concept of classes; by default those in the first chunk.
         precision: Type of the products of activations. Sums over chunks, means and covariances with
             the concept are always float64.
+        kind: Whether the concept is "classes" or "numbers"; None for the rule of
+            ``evidence.arrays``, applied to the first chunk.
 
     Attributes:
         count: Number of rows.
@@ -47,12 +49,20 @@ class Moments:
     mean_x: Tensor
     mean_z: Tensor
 
-    def __init__(self, classes: ArrayLike | None = None, precision: torch.dtype = torch.float64):
+    def __init__(
+        self,
+        classes: ArrayLike | None = None,
+        precision: torch.dtype = torch.float64,
+        kind: ConceptKind | None = None,
+    ):
         if precision not in (torch.float32, torch.float64):
             raise RowsError(
                 "unknown precision", expected="torch.float32 or torch.float64", got=str(precision)
             )
-        self.classes = None if classes is None else np.unique(np.asarray(classes))
+        if classes is not None and kind == "numbers":
+            raise RowsError("a concept of numbers has no classes", fix="Leave out classes=")
+        self.classes = None if classes is None else np.unique(label_values(classes))
+        self.kind: ConceptKind | None = kind
         self.precision = precision
         self.count = 0
         self.single_site = False
@@ -63,8 +73,7 @@ class Moments:
 
         Args:
             x: (item, d), or (site, item, d) for several sites at once.
-            z: (item,) classes (integers, booleans, text), or (item,) or (item, k) floating-point
-                numbers.
+            z: (item,) classes or numbers, or (item, k) numbers.
 
         Raises:
             RowsError: Values are not finite, shapes do not fit each other or earlier chunks, or a
@@ -74,7 +83,9 @@ class Moments:
         items = tables.shape[1]
         first = self.count == 0
         device = _accumulation_device(tables)
-        target, classes = _concept_columns(z, items, self.classes, first)
+        # Later chunks are read as the first one was.
+        kind = self.kind if first else "numbers" if self.classes is None else "classes"
+        target, classes = concept_columns(z, items, self.classes, kind)
         target = target.to(device)
         if not first:
             self._check_compatible(tables, target, single, classes)
@@ -82,10 +93,8 @@ class Moments:
         target = target - new_z
         new_x = _means(tables, device)
         if not bool(torch.isfinite(new_x).all()):
-            raise RowsError(
-                "there are NaN or infinite activations",
-                fix="Find the rows with isfinite(x).all(-1) and drop them",
-            )
+            check_finite(tables)
+            raise RowsError("the activations are too large to be added up")
         if first:
             sites, _, d = tables.shape
             k = target.shape[1]
@@ -206,23 +215,6 @@ class Moments:
         return (
             f"{self.sites} site(s) of width {self.width} and a concept of {len(self.mean_z)} {kind}"
         )
-
-
-def _concept_columns(
-    z: ArrayLike | Tensor, items: int, classes: NDArray | None, first: bool
-) -> tuple[Tensor, NDArray | None]:
-    """(item, k) float64 columns of the concept: one-hot classes, or the numbers given."""
-    numbers = numeric_concept(z, items) if classes is None else None
-    if numbers is not None:
-        return numbers, None
-    if classes is None and not first:
-        raise RowsError(
-            "this chunk does not fit the earlier ones",
-            expected="a concept of floating-point numbers",
-            got="classes",
-        )
-    classes, codes = class_codes(z, items, classes)
-    return torch.nn.functional.one_hot(codes, len(classes)).double(), classes
 
 
 def _equal(one: NDArray | None, other: NDArray | None) -> bool:

@@ -7,7 +7,7 @@ from torch import Tensor
 from erasure.concept.affine import AffineEraser, orthogonal_projection
 from erasure.concept.base import ConceptEraser, MomentEraser
 from erasure.concept.moments import Moments
-from evidence.arrays import RowsError
+from evidence.arrays import ConceptKind, RowsError
 from evidence.seeds import torch_rng
 
 
@@ -20,6 +20,8 @@ class MeanDifference(MomentEraser):
 
     Args:
         tolerance: Directions up to this share of the largest difference are treated as zero.
+        kind: "classes" or "numbers", how the concept is read; None for the rule of
+            ``evidence.arrays``.
 
     Source: Belrose et al. (2023), arXiv 2306.03819, section 4, as the orthogonal alternative; Marks
     and Tegmark (2023), arXiv 2310.06824, for the direction.
@@ -30,8 +32,9 @@ class MeanDifference(MomentEraser):
         1
     """
 
-    def __init__(self, tolerance: float = 1e-8):
+    def __init__(self, tolerance: float = 1e-8, kind: ConceptKind | None = None):
         self.tolerance = tolerance
+        self.kind = kind
 
     def solve(self, moments: Moments) -> AffineEraser:
         """Solve for the eraser given the moments."""
@@ -53,6 +56,8 @@ class SpectralRemoval(MomentEraser):
     Args:
         rank: Number of directions; None for all.
         tolerance: Directions up to this share of the largest are treated as zero.
+        kind: "classes" or "numbers", how the concept is read; None for the rule of
+            ``evidence.arrays``.
 
     Source: Shao, Ziser and Cohen (2023), arXiv 2203.07893.
 
@@ -62,9 +67,12 @@ class SpectralRemoval(MomentEraser):
         AffineEraser(SpectralRemoval, width 32, rank 2)
     """
 
-    def __init__(self, rank: int | None = None, tolerance: float = 1e-8):
+    def __init__(
+        self, rank: int | None = None, tolerance: float = 1e-8, kind: ConceptKind | None = None
+    ):
         self.rank = rank
         self.tolerance = tolerance
+        self.kind = kind
 
     def solve(self, moments: Moments) -> AffineEraser:
         """Solve for the eraser given the moments.

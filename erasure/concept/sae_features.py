@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from capture.network.structure import block_at, down_projection, value_vectors
 from erasure.inputs import class_codes, site_tables
-from evidence.arrays import RowsError
+from evidence.arrays import RowsError, check_finite, float_tensor
 from evidence.errors import InputError
 from evidence.storage.serialization import eraser_errors, read_eraser, write_eraser
 
@@ -112,6 +112,7 @@ class DictionaryEraser:
                 expected=f"(item, {dictionary.center.numel()})",
                 got=str(tuple(tables.shape[1:] if single else tables.shape)),
             )
+        check_finite(tables)
         classes, codes = class_codes(z, tables.shape[1], None)
         if len(classes) != 2:
             raise RowsError("a concept is two classes", got=f"{len(classes)}")
@@ -144,7 +145,7 @@ class DictionaryEraser:
     def transform(self, x: NDArray) -> NDArray: ...
     def transform(self, x):
         """(..., d) activations without the features, of the same shape, type and device."""
-        rows = x if isinstance(x, Tensor) else torch.as_tensor(x)
+        rows = x if isinstance(x, Tensor) else float_tensor(x)
         flat = rows.detach().reshape(-1, rows.shape[-1]).double().cpu()
         erased = flat - self._reconstruct(flat - self.dictionary.center)
         result = erased.reshape(rows.shape).to(rows)

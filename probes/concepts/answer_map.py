@@ -7,7 +7,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from evidence.arrays import as_tensor
+from evidence.arrays import as_tensor, check_finite, label_codes, label_values
 from evidence.errors import InputError
 from probes.splits.folds import group_codes
 
@@ -66,8 +66,9 @@ def fit_answer_map(
     Raises:
         InputError: rows that do not match, or a kind with a single class.
     """
-    x = as_tensor(np.asarray(states))
-    names, codes = np.unique(np.asarray(classes), return_inverse=True)
+    x = as_tensor(states)
+    check_finite(x, "the states")
+    names, codes = label_codes(classes)
     row_kind = group_codes(kinds, len(x))
     if len(codes) != len(x):
         raise InputError(
@@ -120,7 +121,9 @@ def _known_rows(
     states: ArrayLike | Tensor, classes: ArrayLike, names: NDArray
 ) -> tuple[Tensor, NDArray[np.int64]]:
     """Rows whose class was fitted on, and its code."""
-    values = np.asarray(classes)
+    rows = as_tensor(states)
+    check_finite(rows, "the validation states")
+    values = label_values(classes, len(rows))
     known = np.isin(values, names)
-    rows = as_tensor(np.asarray(states)[known])
+    rows = rows[torch.from_numpy(known)]
     return rows, np.searchsorted(names, values[known])

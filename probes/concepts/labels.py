@@ -1,11 +1,12 @@
 """Concepts as marks on rows: shown, not shown, or unknown."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from evidence.arrays import RowsError, label_codes, label_values
 from evidence.errors import InputError
 from evidence.seeds import numpy_rng
 from probes.splits.folds import Folds, group_codes, k_fold
@@ -88,18 +89,15 @@ def concepts_of(
         ('Lisbon',)
     """
     if isinstance(labels, Mapping):
-        marks = [np.asarray(row).astype(np.int8) for row in labels.values()]
+        marks = [_marks(row) for row in labels.values()]
         if len({row.shape for row in marks}) > 1:
             raise InputError("concepts are marked on different numbers of rows")
         table = np.stack(marks) if marks else np.zeros((0, 0), np.int8)
         return Concepts(tuple(labels), table)
-    row_labels = np.asarray(labels)
-    if row_labels.ndim != 1:
-        raise InputError("labels must be one a row", got=f"shape {row_labels.shape}")
-    values = np.unique(row_labels)
-    marks = (row_labels == values[:, None]).astype(np.int8)
+    values, codes = label_codes(labels)
+    marks = (codes == np.arange(len(values))[:, None]).astype(np.int8)
     if within is not None:
-        kinds = group_codes(within, len(row_labels))
+        kinds = group_codes(within, len(codes))
         for i_label, row in enumerate(marks):
             label_kinds = np.unique(kinds[row == 1])
             if len(label_kinds) > 1:
@@ -110,6 +108,18 @@ def concepts_of(
                 )
             row[kinds != label_kinds[0]] = -1
     return Concepts(tuple(str(value) for value in values), marks)
+
+
+def _marks(values: ArrayLike) -> NDArray[np.int8]:
+    """(row,) marks from booleans or whole numbers."""
+    marks = label_values(values)
+    if marks.dtype.kind not in "biuf" or marks.ndim != 1 or not np.isin(marks, (-1, 0, 1)).all():
+        raise RowsError(
+            "marks have unknown values",
+            expected="one a row: 1 or True (shows it), 0 or False (does not), -1 (unknown)",
+            got=f"shape {marks.shape}" if marks.ndim != 1 else str(np.unique(marks)[:5].tolist()),
+        )
+    return marks.astype(np.int8)
 
 
 def crossed_folds(
@@ -135,7 +145,7 @@ def crossed_folds(
         >>> len(folds), folds.name
         (9, '3 x 3 folds of subjects and templates')
     """
-    n = len(np.asarray(subjects))
+    n = len(label_values(subjects))
     no_labels = np.zeros(n, dtype=int)
     parts = [
         k_fold(group_codes(codes, n), no_labels, count, seed).test
@@ -155,7 +165,7 @@ def crossed_folds(
 
 
 def random_concepts(
-    concept: Sequence[int] | NDArray[np.int8], groups: ArrayLike | None, count: int, seed: int = 0
+    concept: ArrayLike, groups: ArrayLike | None, count: int, seed: int = 0
 ) -> Concepts:
     """Uninformative concepts: permutations of a concept's marks.
 
@@ -172,13 +182,13 @@ def random_concepts(
         >>> exhume.random_concepts(cities == "Lisbon", people, count=5)
         Concepts(5 concepts, 76 rows: 'random 0', 'random 1', 'random 2', ...)
     """
-    marks = np.asarray(concept, dtype=np.int8)
+    marks = _marks(concept)
     is_marked = marks >= 0
     codes = marks[is_marked].astype(np.int64)
     one_fold = Folds(
         np.ones((1, len(codes)), dtype=bool), np.zeros((1, len(codes)), dtype=bool), "all rows"
     )
-    marked_groups = None if groups is None else np.asarray(groups)[is_marked]
+    marked_groups = None if groups is None else label_values(groups, len(marks))[is_marked]
     permuted = permuted_labels(
         codes,
         group_codes(marked_groups, len(codes)),

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from evidence.arrays import as_tensor, check_finite
 from evidence.display.html_table import frame_html
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
@@ -254,7 +255,8 @@ def _one_site(
     marks = torch.from_numpy(concepts.marks).to(x.device)
     row_weight = torch.ones_like(x[:, 0])
     if weight is not None:
-        row_weight = torch.as_tensor(np.asarray(weight), dtype=x.dtype, device=x.device)
+        row_weight = as_tensor(weight).to(x)
+        check_finite(row_weight[:, None], "the weights")
     center = x.mean(0)
     x = x - center
     if pairs is not None:

@@ -67,7 +67,7 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
         coef = torch.as_tensor(self.coef_, device=rows.device)
         scores = rows @ coef.T + torch.as_tensor(self.intercept_, device=rows.device)
         scores = scores[:, 0] if scores.shape[1] == 1 else scores
-        return scores if isinstance(X, Tensor) else scores.numpy()  # pyright: ignore
+        return scores if isinstance(X, Tensor) else scores.cpu().numpy()  # pyright: ignore
 
     def predict(self, X) -> np.ndarray:
         """(row,) most likely label, always a NumPy array."""

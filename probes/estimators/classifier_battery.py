@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
 from sklearn.ensemble import RandomForestClassifier
@@ -15,7 +16,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
-from evidence.arrays import validate_labels
+from evidence.arrays import as_tensor, check_finite, validate_labels
 from evidence.display.html_table import frame_html
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
@@ -117,15 +118,16 @@ def refit_battery(
     """
     if not views:
         raise InputError("there are no views to read")
-    tables = {name: np.asarray(table, np.float64) for name, table in views.items()}
+    tables = {name: as_tensor(table).cpu().numpy() for name, table in views.items()}
     n = len(next(iter(tables.values())))
     for name, table in tables.items():
-        if table.ndim != 2 or len(table) != n or not np.isfinite(table).all():
+        if table.ndim != 2 or len(table) != n:
             raise InputError(
-                f"view {name} must have one finite vector a row",
+                f"view {name} must have one vector a row",
                 expected=f"({n}, d)",
                 got=str(table.shape),
             )
+        check_finite(torch.from_numpy(table), f"view {name}: the activations")
     classes, codes = validate_labels(labels, n)
     entities = group_codes(groups, n)
     scheme = k_fold(None if groups is None else entities, codes, folds, seed)

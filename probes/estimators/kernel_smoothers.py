@@ -23,8 +23,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
+from evidence.arrays import as_tensor, check_finite
 from evidence.errors import InputError
 from evidence.seeds import numpy_rng
 from probes.splits.folds import Folds
@@ -43,7 +45,7 @@ N_FERNS, N_CUTS = 200, 3
 
 
 def smoother_matrices(
-    x: Tensor,
+    x: ArrayLike | Tensor,
     folds: Folds,
     families: Sequence[str] = FAMILIES,
     *,
@@ -69,6 +71,7 @@ def smoother_matrices(
     unknown = [name for name in families if name not in FAMILIES]
     if unknown:
         raise InputError(f"there is no family {unknown[0]!r}", expected=", ".join(FAMILIES))
+    x = as_tensor(x)
     if x.ndim != 3 or x.shape[1] != folds.n_rows:
         raise InputError(
             "activations and folds have different numbers of rows",
@@ -77,7 +80,7 @@ def smoother_matrices(
         )
     if not penalty > 0:
         raise InputError("penalty must be > 0", got=str(penalty))
-    x = x.double()
+    check_finite(x)
     sites, n, _ = x.shape
     out = x.new_zeros((len(families), sites, n, n))
     cells = _fern_cells(x, seed) if "random ferns" in families else None

@@ -6,6 +6,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from evidence.arrays import label_codes, label_values
 from evidence.errors import InputError
 from evidence.seeds import numpy_rng
 
@@ -65,7 +66,7 @@ def group_codes(groups: ArrayLike | None, n: int) -> NDArray[np.int64]:
     """(n,) integer code of each row's group; every row is its own group if None."""
     if groups is None:
         return np.arange(n)
-    values = np.asarray(groups)
+    values = label_values(groups)
     if values.shape != (n,):
         raise InputError(
             "groups must name one group a row",
@@ -97,8 +98,8 @@ def k_fold(groups: ArrayLike | None, labels: ArrayLike, n_folds: int, seed: int 
         >>> folds.test.sum(1).tolist()
         [2, 2]
     """
-    label_codes = np.unique(np.asarray(labels), return_inverse=True)[1]
-    n = len(label_codes)
+    _, row_codes = label_codes(labels)
+    n = len(row_codes)
     codes = group_codes(groups, n)
     n_groups = int(codes.max()) + 1 if n else 0
     if not 2 <= n_folds <= n_groups:
@@ -107,8 +108,8 @@ def k_fold(groups: ArrayLike | None, labels: ArrayLike, n_folds: int, seed: int 
             expected=f"2 to {n_groups} folds for {n_groups} groups",
             got=str(n_folds),
         )
-    label_counts = np.zeros((n_groups, int(label_codes.max()) + 1))
-    np.add.at(label_counts, (codes, label_codes), 1)
+    label_counts = np.zeros((n_groups, int(row_codes.max()) + 1))
+    np.add.at(label_counts, (codes, row_codes), 1)
     order = numpy_rng(seed, "k_fold").permutation(n_groups)
     order = order[np.argsort(-label_counts[order].sum(1), kind="stable")]
     fold_counts = np.zeros((n_folds, label_counts.shape[1]))
@@ -136,7 +137,7 @@ def rebalanced(folds: Folds, labels: ArrayLike, seed: int = 0) -> Folds:
 
     Source: Austin et al. (2025), Science Advances, "distributional bias".
     """
-    codes = np.unique(np.asarray(labels), return_inverse=True)[1]
+    _, codes = label_codes(labels)
     shares = np.bincount(codes) / len(codes)
     rng = numpy_rng(seed, "rebalanced")
     train = folds.train.copy()

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from evidence.arrays import as_tensor, validate_labels
+from evidence.arrays import as_tensor, check_finite, validate_labels
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng
@@ -70,7 +70,10 @@ def online_code(
     probe = LogisticProbe(0.1, standardize="fold") if probe is None else probe
     if not isinstance(probe, ProbabilityMixin):
         raise InputError(f"{type(probe).__name__} gives no probabilities to code with")
-    rows = x.detach().double() if isinstance(x, torch.Tensor) else as_tensor(np.asarray(x))
+    rows = as_tensor(x)
+    if rows.ndim != 2:
+        raise InputError("the code needs one vector a row", got=f"shape {tuple(rows.shape)}")
+    check_finite(rows)
     classes, codes = validate_labels(labels, len(rows))
     entities = group_codes(groups, len(rows))
     n_groups = int(entities.max()) + 1

@@ -24,6 +24,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import norm
 from torch import Tensor
 
+from evidence.arrays import as_tensor, check_finite, label_values, member_labels
 from evidence.display.html_table import frame_html
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
@@ -170,7 +171,7 @@ class Membership:
 
 
 def membership(
-    views: Mapping[str, Tensor],
+    views: Mapping[str, ArrayLike | Tensor],
     labels: ArrayLike,
     *,
     families: Sequence[str] = FAMILIES,
@@ -184,7 +185,7 @@ def membership(
 
     Args:
         views: (site, sequence, d) activations by view; contexts averaged beforehand.
-        labels: (sequence,) 1 for members, 0 for as many non-members.
+        labels: (sequence,) 1 or True for members, 0 or False for as many non-members.
         families: Classifiers, out of ``FAMILIES``.
         n_folds: Number of folds.
         n_permutations: Size of the null; 0 for the scores only.
@@ -203,10 +204,11 @@ def membership(
         >>> found.reading()
         'none'
     """
-    codes = np.asarray(labels)
-    tables = {name: _check_view(name, table, len(codes)) for name, table in views.items()}
-    if not tables or not families:
+    if not views or not families:
         raise InputError("there is nothing to test", expected="a view and a family")
+    n_sequences = len(label_values(labels))
+    tables = {name: _check_view(name, table, n_sequences) for name, table in views.items()}
+    codes = member_labels(labels, n_sequences)
     unknown = [name for name in families if name not in FAMILIES]
     if unknown:
         raise InputError(f"there is no family {unknown[0]!r}", expected=", ".join(FAMILIES))
@@ -272,8 +274,8 @@ def membership(
     )
 
 
-def _check_view(name: str, table: Tensor, sequences: int) -> Tensor:
-    table = torch.as_tensor(table).detach().cpu().double()
+def _check_view(name: str, table: ArrayLike | Tensor, sequences: int) -> Tensor:
+    table = as_tensor(table).cpu()
     if table.ndim != 3 or table.shape[1] != sequences or 0 in table.shape:
         raise InputError(
             f"view {name!r} must have one vector a site and sequence",
@@ -281,8 +283,7 @@ def _check_view(name: str, table: Tensor, sequences: int) -> Tensor:
             got=str(tuple(table.shape)),
             fix="Average the contexts of a sequence first",
         )
-    if not bool(torch.isfinite(table).all()):
-        raise InputError(f"view {name!r} has values that are not finite")
+    check_finite(table, f"view {name!r}: the activations")
     return table
 
 
@@ -336,7 +337,7 @@ def balanced_folds(labels: ArrayLike, n_folds: int, seed: int = 0) -> Folds:
     Raises:
         InputError: unequal classes, fewer than two sequences a class, or fewer than two folds.
     """
-    codes = np.asarray(labels)
+    codes = label_values(labels)
     members, nonmembers = np.flatnonzero(codes == 1), np.flatnonzero(codes == 0)
     if len(members) != len(nonmembers) or len(members) < 2 or len(codes) != 2 * len(members):
         raise InputError(
@@ -363,7 +364,7 @@ def permute_labels_within_folds(
 
     Folds stay balanced, so the same folds serve every permutation.
     """
-    codes = np.asarray(labels, dtype=np.int64)
+    codes = label_values(labels).astype(np.int64)
     rows = np.repeat(codes[None], 1 + n_permutations, 0)
     rng = numpy_rng(seed, "membership permutations")
     for test in folds.test:

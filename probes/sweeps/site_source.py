@@ -4,11 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from evidence.arrays import RowsError, as_tensor
+from evidence.arrays import as_tensor, check_finite, float_tensor
 from evidence.errors import InputError
 
 
@@ -40,7 +38,7 @@ class Source:
             x = self.data.site(name)
         else:
             x = self.data[self.names.index(name)]
-        x = x.detach().double() if isinstance(x, Tensor) else as_tensor(np.asarray(x))
+        x = as_tensor(x)
         if x.ndim != 2 or len(x) != self.n_rows:
             raise InputError(
                 f"site {name} does not have one vector a row",
@@ -48,15 +46,7 @@ class Source:
                 got=str(tuple(x.shape)),
                 fix="Choose one position an item, or reshape to (site, item, d)",
             )
-        # One sum is cheaper than testing every value, and finite if all values are.
-        if not bool(torch.isfinite(x.sum())):
-            bad_rows = (~torch.isfinite(x).all(1)).nonzero()[:, 0].tolist()
-            if bad_rows:
-                raise RowsError(
-                    f"site {name} has NaN or infinite activations in {len(bad_rows)} rows",
-                    got=f"the first is row {bad_rows[0]}",
-                    fix="Half precision overflows in large models: capture in float32",
-                )
+        check_finite(x, f"site {name}: the activations")
         return x if device is None else x.to(device)
 
 
@@ -71,7 +61,7 @@ def open_source(activations: Any) -> Source:
         if not names:
             raise InputError("the activations have no site")
         return Source(names, len(activations.site(names[0])), activations)
-    data = activations if isinstance(activations, Tensor) else np.asarray(activations)
+    data = float_tensor(activations)
     if data.ndim != 3 or 0 in data.shape:
         raise InputError(
             "activations must be (site, row, d) with at least one of each",

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from evidence.arrays import validate_labels
+from evidence.arrays import label_values, validate_labels
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng
@@ -209,7 +209,7 @@ def _plan(
     )
     control_codes = None
     if control is not None:
-        kinds = np.asarray(control)
+        kinds = label_values(control)
         if kinds.shape != (n,):
             raise InputError("control must name one kind a row", got=str(kinds.shape))
         control_codes = control_labels(codes, kinds, folds, numpy_rng(seed, "control", name))

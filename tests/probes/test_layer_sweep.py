@@ -152,7 +152,7 @@ def test_refusals_say_what_to_do(task):
     x, labels, groups = task
     broken = x.copy()
     broken[1, 5, 2] = np.nan
-    with pytest.raises(InputError, match="NaN or infinite activations in 1 rows"):
+    with pytest.raises(InputError, match="NaN or infinite values in 1 row of 48"):
         sweep(broken, labels, groups)
     # Finite values are taken though their sum is not.
     huge = np.full((1, 4, 3), 1e308)

@@ -128,7 +128,7 @@ def test_rows_of_other_shapes_and_values_are_refused(name, rng):
     with pytest.raises(RowsError, match="no such site"):
         eraser.eraser_.at(0)
     if name != "random":
-        with pytest.raises(RowsError, match="does not fit the activations"):
+        with pytest.raises(RowsError, match="differ in number"):
             fitted(name, tensor, labels[:-1])
 
 

@@ -350,5 +350,5 @@ def test_parameters_out_of_range_are_refused(rng, parameters, words):
 
 
 def test_a_concept_that_does_not_vary_is_refused(rng):
-    with pytest.raises(RowsError, match="same in every row"):
+    with pytest.raises(RowsError, match="only one class"):
         Leace().fit(labelled(rng)[0], np.ones(300))

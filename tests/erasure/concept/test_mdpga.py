@@ -95,9 +95,9 @@ def test_one_site_in_half_precision_stays_in_it(states):
     [
         ({"k": 0}, "k cannot be used"),
         ({"k": 7}, "k cannot be used"),
-        ({"labels": LABELS[:5]}, "states and labels do not fit"),
+        ({"labels": LABELS[:5]}, "rows and labels differ in number"),
         ({"labels": torch.ones(80)}, "each class needs rows"),
-        ({"labels": LABELS + 1}, "each class needs rows"),
+        ({"labels": LABELS + 1}, "must say which rows are members"),
     ],
 )
 def test_bad_input_is_one_clear_error(states, change, message):

@@ -114,13 +114,13 @@ X, Z = np.random.default_rng(1).standard_normal((20, 4)), np.arange(20) % 2
 @pytest.mark.parametrize(
     ("x", "z", "words"),
     [
-        (np.where(X > 2, np.nan, X), Z, "NaN or infinite activations"),
-        (np.where(X > 2, np.inf, X), Z, "NaN or infinite activations"),
+        (np.where(X > 2, np.nan, X), Z, "NaN or infinite values"),
+        (np.where(X > 2, np.inf, X), Z, "NaN or infinite values"),
         (X[0], Z, "rows of activations"),
         (X[:0], Z[:0], "rows of activations"),
         (X.astype(str), Z, "real numbers"),
-        (X, Z[1:], r"Expected \(20,\) labels"),
-        (X, np.ones((19, 2)), r"Expected \(20,\) or \(20, k\) numbers"),
+        (X, Z[1:], "Expected 20; got 19"),
+        (X, np.ones((19, 2)), "Expected 20; got 19"),
         (X, np.full(20, np.nan), "contains NaN"),
         (X, np.zeros(20, int), "only one class"),
         (X, np.array(["a", 1] * 10, dtype=object), "several types"),
@@ -137,7 +137,7 @@ def test_bad_rows_are_refused_in_one_sentence(x, z, words):
         (X[:, :3], Z, "does not fit the earlier ones"),
         (X[None], Z, "does not fit the earlier ones"),
         (X, Z + 1, "not one of the known"),
-        (X, X[:, :2], r"\(20,\) labels"),
+        (X, X[:, :2], "one label an item"),
         (np.full_like(X, np.nan), Z, "NaN"),
     ],
 )
