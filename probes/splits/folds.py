@@ -1,13 +1,16 @@
 """Cross-validation folds as masks, by group, checked against the labels."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from evidence.arrays import label_codes, label_values
-from evidence.errors import InputError
+from evidence.arrays import as_array, label_codes, label_values
+from evidence.errors import InputError, quoted
 from evidence.seeds import numpy_rng
 
 
@@ -152,19 +155,76 @@ def rebalanced(folds: Folds, labels: ArrayLike, seed: int = 0) -> Folds:
     return Folds(train, folds.test, f"{folds.name}, rebalanced")
 
 
-def from_splits(splits, n: int) -> Folds:
+def from_splits(splits: Iterable[Any], n: int, name: str = "") -> Folds:
     """Folds from (train indices, test indices) pairs, as scikit-learn splitters give.
 
     Raises:
-        InputError: a row is scored twice.
+        InputError: a row is scored twice, or the pairs are no indices of rows.
     """
-    pairs = list(splits)
-    train = np.zeros((len(pairs), n), dtype=bool)
-    test = np.zeros((len(pairs), n), dtype=bool)
-    for fold, (fit, score) in enumerate(pairs):
-        train[fold, fit] = True
-        test[fold, score] = True
-    return Folds(train, test, f"{len(pairs)} given splits")
+    train, test = [], []
+    try:
+        for fit, score in splits:
+            for masks, rows in ((train, fit), (test, score)):
+                mask = np.zeros(n, dtype=bool)
+                mask[as_array(rows)] = True
+                masks.append(mask)
+    except (TypeError, ValueError, IndexError) as error:
+        raise InputError(
+            "the splits are no pairs of training rows and test rows",
+            expected=f"pairs of indices below {n}",
+            got=str(error),
+        ) from error
+    if not train:
+        raise InputError("there are no splits")
+    return Folds(np.stack(train), np.stack(test), name or f"{len(train)} given splits")
+
+
+def as_folds(
+    cv: Any, codes: NDArray[np.int64], groups: NDArray[np.int64] | None, seed: int = 0
+) -> Folds:
+    """Folds from any value of a ``cv`` argument.
+
+    Args:
+        cv: "leave-one-group-out", a number of folds by group, ``Folds``, a splitter of scikit-learn
+            that scores each row at most once, or pairs of training rows and test rows.
+        codes: (row,) class codes.
+        groups: (row,) codes of the groups; None if every row is its own.
+        seed: Seed of a number of folds; splitters have their own.
+
+    Raises:
+        InputError: none of these, or the splitter cannot split these rows.
+    """
+    n = len(codes)
+    if isinstance(cv, Folds):
+        return cv
+    if isinstance(cv, str) and cv == "leave-one-group-out":
+        return leave_one_group_out(groups, n)
+    if isinstance(cv, Integral) and not isinstance(cv, bool):
+        return k_fold(groups, codes, int(cv), seed)
+    if callable(getattr(cv, "split", None)) and not isinstance(cv, str | type):
+        name = type(cv).__name__
+        try:
+            splits = [*cv.split(np.zeros((n, 1)), codes, groups)]
+        except (TypeError, ValueError) as error:
+            fix = "Give groups=" if groups is None and "groups" in str(error) else None
+            raise InputError(f"{name} cannot split these rows: {error}", fix=fix) from error
+        times = np.bincount(np.concatenate([score for _, score in splits]), minlength=n)
+        if times.max() > 1:
+            raise InputError(
+                f"{name} scores some rows in several folds",
+                expected="a splitter that scores each row at most once, such as KFold",
+                fix="Repeat the call with other seeds instead",
+            )
+        return from_splits(splits, n, f"{name} ({len(splits)} folds)")
+    if isinstance(cv, Iterable) and not isinstance(cv, str):
+        return from_splits(cv, n)
+    raise InputError(
+        "unknown cv",
+        expected="'leave-one-group-out', a number of folds, Folds, a splitter of scikit-learn, or "
+        "(train, test) pairs",
+        got=quoted(cv),
+        fix=f"Write {cv.__name__}()" if isinstance(cv, type) else None,
+    )
 
 
 def missing_class(folds: Folds, codes: NDArray[np.int64]) -> tuple[int, int] | None:

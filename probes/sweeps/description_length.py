@@ -6,13 +6,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from sklearn.base import BaseEstimator
 
 from evidence.arrays import as_tensor, check_finite, validate_labels
 from evidence.errors import InputError
 from evidence.progress import SILENT, Progress
 from evidence.seeds import numpy_rng
-from probes.estimators.base import LinearProbe, ProbabilityMixin
+from probes.estimators.base import LinearProbe
 from probes.estimators.logistic import LogisticProbe
+from probes.estimators.scikit_learn import as_probe, gives_log_odds
 from probes.solvers.uncertified import UncertifiedFit, warn_uncertified
 from probes.splits import metrics
 from probes.splits.folds import Folds, group_codes
@@ -43,7 +45,7 @@ def online_code(
     labels: ArrayLike,
     groups: ArrayLike | None = None,
     *,
-    probe: LinearProbe | None = None,
+    probe: LinearProbe | BaseEstimator | None = None,
     fractions: Sequence[float] = FRACTIONS,
     seed: int = 0,
     progress: Progress = SILENT,
@@ -67,9 +69,9 @@ def online_code(
 
     Source: Voita and Titov (2020), arXiv 2003.12298.
     """
-    probe = LogisticProbe(0.1, standardize="fold") if probe is None else probe
-    if not isinstance(probe, ProbabilityMixin):
-        raise InputError(f"{type(probe).__name__} gives no probabilities to code with")
+    probe = LogisticProbe(0.1, standardize="fold") if probe is None else as_probe(probe)
+    if not gives_log_odds(probe):
+        raise InputError("the probe gives no probabilities to code with", got=repr(probe))
     rows = as_tensor(x)
     if rows.ndim != 2:
         raise InputError("the code needs one vector a row", got=f"shape {tuple(rows.shape)}")

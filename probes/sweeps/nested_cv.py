@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evidence.errors import InputError
-from probes.estimators.base import HeldOut, LinearProbe, ProbabilityMixin
+from probes.estimators.base import HeldOut, LinearProbe
+from probes.estimators.scikit_learn import ScikitProbe, gives_log_odds
 from probes.solvers.uncertified import UncertifiedFit
 from probes.splits import metrics
 from probes.splits.folds import Folds, k_fold, missing_class
@@ -27,7 +28,8 @@ def penalty_name(probe: LinearProbe) -> str:
     for name in PENALTY_NAMES:
         if name in probe.get_params():
             return name
-    raise InputError(f"{type(probe).__name__} has no penalty to choose", fix="Leave out penalties=")
+    named = probe.estimator if isinstance(probe, ScikitProbe) else probe
+    raise InputError(f"{type(named).__name__} has no penalty to choose", fix="Leave out penalties=")
 
 
 def nested_held_out(
@@ -78,7 +80,7 @@ def nested_held_out(
                 inner_name = f"inner fold {fit.fold} at {name} = {value:g}"
                 label = usable[fit.label]
                 uncertified.append(replace(fit, fold=fold, label=label, inner=inner_name))
-            if isinstance(probe, ProbabilityMixin):
+            if gives_log_odds(probe):
                 loss = metrics.log_loss(held_out.scores, train_codes[usable])
                 skill[i_penalty, usable, fold] = -loss.mean(1).cpu().numpy()
             else:

@@ -2,34 +2,33 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from time import perf_counter
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator
 from torch import Tensor
 
 from evidence.arrays import label_values, validate_labels
 from evidence.errors import InputError
-from evidence.progress import SILENT, Progress
+from evidence.progress import AUTO, Advance, Progress, as_progress
 from evidence.seeds import numpy_rng
-from probes.estimators.base import LinearProbe, ProbabilityMixin
+from probes.estimators.base import LinearProbe
 from probes.estimators.logistic import LogisticProbe
+from probes.estimators.scikit_learn import ScikitProbe, as_probe, gives_log_odds
 from probes.solvers.uncertified import UncertifiedFit, warn_uncertified
 from probes.splits import metrics
-from probes.splits.folds import (
-    Folds,
-    check_folds,
-    from_splits,
-    group_codes,
-    k_fold,
-    leave_one_group_out,
-    rebalanced,
-)
+from probes.splits.folds import Folds, as_folds, check_folds, group_codes, rebalanced
 from probes.splits.nulls import control_labels, permuted_labels
 from probes.sweeps.layer_sweep import LayerSweep
 from probes.sweeps.nested_cv import nested_held_out
+from probes.sweeps.pace import Pace
 from probes.sweeps.site_source import SiteStore, open_source
+
+N_PILOTS = 4
+"""Label vectors that are fitted again to estimate the time of a long sweep."""
 
 
 def sweep(
@@ -38,8 +37,8 @@ def sweep(
     groups: ArrayLike | None = None,
     *,
     targets: Mapping[str, ArrayLike] | None = None,
-    probe: LinearProbe | None = None,
-    cv: str | int | Folds | Sequence[tuple] = "leave-one-group-out",
+    probe: LinearProbe | BaseEstimator | None = None,
+    cv: Any = "leave-one-group-out",
     penalties: Sequence[float] | None = None,
     permutations: int = 0,
     control: ArrayLike | None = None,
@@ -49,20 +48,21 @@ def sweep(
     memory: int = 1 << 30,
     seed: int = 0,
     device: str | None = None,
-    progress: Progress = SILENT,
+    progress: bool | Progress = AUTO,
 ) -> Any:
     """Score every row at every site by probes fitted without its group.
 
     Args:
         activations: (site, row, d), or an object with ``sites`` and ``site(name)`` whose sites are
             read one at a time.
-        labels: (row,) of any sortable kind.
+        labels: (row,) classes, by the rule of ``evidence.arrays``.
         groups: (row,) entity of each row; folds, permutations and intervals use whole groups. Every
             row is its own group if None.
         targets: Several label vectors by name, instead of ``labels``.
-        probe: The estimator; ``LogisticProbe()`` by default.
-        cv: "leave-one-group-out", a number of folds by group, ``Folds``, or (train, test) index
-            pairs as scikit-learn's splitters give.
+        probe: ``LogisticProbe()`` by default; another probe, or a classifier or pipeline of
+            scikit-learn, which is fitted once a fold and label vector.
+        cv: "leave-one-group-out", a number of folds by group, ``Folds``, a splitter of scikit-learn
+            that scores each row at most once, or (train, test) index pairs.
         penalties: Values of the probe's penalty (``C``, ``alpha`` or ``shrinkage``) to choose from
             inside each fold's training groups.
         permutations: Size of the permutation null; all sites use the same permutations, so the
@@ -76,7 +76,7 @@ def sweep(
         memory: Bytes to use at most, beside the activations.
         seed: Seed of folds, permutations, control task and bootstrap.
         device: Where to compute, such as "cuda"; where the activations are if None.
-        progress: One unit a site and target.
+        progress: True, False or a display; one unit a site, target and label vector.
 
     Returns:
         A ``LayerSweep``; with ``targets`` a dict of them by name.
@@ -87,6 +87,7 @@ def sweep(
     Warns:
         UncertifiedWarning: fits that are not certified to be at their optimum. They are listed in
             ``uncertified``, and the results stay complete.
+        LongRunWarning: the whole takes more than two minutes, estimated from the first fits.
 
     Examples:
         >>> found = exhume.sweep(states, cities == "Lisbon", groups=people, cv=5, permutations=20)
@@ -105,7 +106,8 @@ def sweep(
     label_sets = {"label": labels} if targets is None else dict(targets)
     if not label_sets:
         raise InputError("there are no targets")
-    probe = LogisticProbe() if probe is None else probe
+    probe = LogisticProbe() if probe is None else as_probe(probe)
+    progress = as_progress(progress)
     n = source.n_rows
     entities = group_codes(groups, n)
     plans = {
@@ -115,13 +117,14 @@ def sweep(
         for name, values in label_sets.items()
     }
     results: dict[str, list[_SiteResult]] = {name: [] for name in label_sets}
-    with progress.task("probing sites", len(source.names) * len(label_sets)) as advance:
+    pace = Pace(len(source.names) * sum(plan.n_vectors for plan in plans.values()), progress)
+    settings = _Settings(probe, penalties, coefficients, memory, seed)
+    with progress.task("probing sites", pace.n_vectors) as advance:
         for site_name in source.names:
             x = source.read(site_name, device)
             for name, plan in plans.items():
-                result = _one_site(x, plan, probe, penalties, coefficients, memory, seed)
+                result = _one_site(x, plan, settings, pace, advance)
                 results[name].append(result.at(site_name))
-                advance(1)
     sweeps = {
         name: _gather(name, plan, source.names, results[name], probe, entities, draws, seed)
         for name, plan in plans.items()
@@ -141,6 +144,11 @@ class _Plan:
     null: NDArray[np.int64]
     null_folds: tuple[Folds, ...]
     control: NDArray[np.int64] | None
+
+    @property
+    def n_vectors(self) -> int:
+        """Number of label vectors: the labels, the control task and the permutations."""
+        return 1 + (self.control is not None) + len(self.null)
 
 
 @dataclass(frozen=True)
@@ -176,17 +184,7 @@ def _plan(
     name: str,
 ) -> _Plan:
     classes, codes = validate_labels(labels, n)
-    groups = None if ungrouped else entities
-    if isinstance(cv, Folds):
-        folds = cv
-    elif isinstance(cv, str):
-        if cv != "leave-one-group-out":
-            raise InputError("unknown cv", expected="'leave-one-group-out' or a number", got=cv)
-        folds = leave_one_group_out(groups, n)
-    elif isinstance(cv, int):
-        folds = k_fold(groups, codes, cv, seed)
-    else:
-        folds = from_splits(cv, n)
+    folds = as_folds(cv, codes, None if ungrouped else entities, seed)
     check_folds(folds, codes, classes)
     for fold in range(len(folds)):
         shared = set(entities[folds.train[fold]]) & set(entities[folds.test[fold]])
@@ -216,16 +214,22 @@ def _plan(
     return _Plan(classes, codes, folds, entities, null, null_folds, control_codes)
 
 
+@dataclass(frozen=True)
+class _Settings:
+    """Arguments of ``sweep`` that are the same at every site."""
+
+    probe: LinearProbe
+    penalties: Sequence[float] | None
+    coefficients: bool
+    memory: int
+    seed: int
+
+
 def _one_site(
-    x: Tensor,
-    plan: _Plan,
-    probe: LinearProbe,
-    penalties: Sequence[float] | None,
-    coefficients: bool,
-    memory: int,
-    seed: int,
+    x: Tensor, plan: _Plan, settings: _Settings, pace: Pace, advance: Advance
 ) -> _SiteResult:
     """Scores of the real, control and permuted labels at one site."""
+    probe, coefficients = settings.probe, settings.coefficients
     classes, n = len(plan.classes), len(x)
     columns = 1 if classes == 2 else classes
     n_folds = len(plan.folds)
@@ -235,6 +239,7 @@ def _one_site(
         # Equal rows: the pooled AUC would be an artifact of class counts.
         zero_scores = np.zeros((columns, n))
         zero_scores[:, ~plan.folds.test.any(0)] = np.nan
+        advance(plan.n_vectors)
         return _SiteResult(
             constant=True,
             scores=zero_scores,
@@ -254,39 +259,63 @@ def _one_site(
     names += [f"permutation {i}" for i in range(len(plan.null))]
     uncertified: list[UncertifiedFit] = []
 
-    def score(selection: slice, folds: Folds, with_probes: bool):
-        penalty = np.full(len(folds), np.nan)
-        if penalties is None:
+    def fit(selection: slice, folds: Folds, with_probes: bool):
+        if settings.penalties is None:
             held_out = probe.held_out(
-                x, codes[selection], classes, folds, coefficients=with_probes, memory=memory
-            )
-        else:
-            held_out, penalty = nested_held_out(
-                probe,
                 x,
                 codes[selection],
                 classes,
                 folds,
-                plan.inner_groups,
-                penalties,
-                seed,
-                with_probes,
-                memory,
+                coefficients=with_probes,
+                memory=settings.memory,
             )
-        for fit in held_out.uncertified:
-            uncertified.append(replace(fit, name=names[selection][fit.label]))
+            return held_out, np.full(len(folds), np.nan)
+        return nested_held_out(
+            probe,
+            x,
+            codes[selection],
+            classes,
+            folds,
+            plan.inner_groups,
+            settings.penalties,
+            settings.seed,
+            with_probes,
+            settings.memory,
+        )
+
+    def score(selection: slice, folds: Folds, with_probes: bool = False):
+        held_out, penalty = fit(selection, folds, with_probes)
+        for each in held_out.uncertified:
+            uncertified.append(replace(each, name=names[selection][each.label]))
+        advance(len(held_out.scores))
         return held_out, penalty
 
+    def measure() -> int:
+        n_pilots = min(N_PILOTS, len(plan.null)) or 1
+        first = n_main if len(plan.null) else 0
+        fit(slice(first, first + n_pilots), plan.folds, False)
+        return n_pilots
+
+    one_by_one = isinstance(probe, ScikitProbe)
+    if one_by_one and not pace.is_known:
+        begun = perf_counter()
+        one_fold = Folds(plan.folds.train[:1], plan.folds.test[:1], "first fold")
+        fit(slice(1), one_fold, False)
+        seconds = perf_counter() - begun
+        pace.say(seconds * n_folds, pace.n_vectors)
+    begun = perf_counter()
     main, penalty = score(slice(n_main), plan.folds, coefficients)
+    pace.estimate((perf_counter() - begun) / n_main, n_main, measure)
     null_scores = None
-    if plan.null_folds:
+    if plan.null_folds or (one_by_one and len(plan.null)):
+        own_folds = plan.null_folds or [plan.folds] * len(plan.null)
         null_parts = [
-            score(slice(n_main + i, n_main + i + 1), own_folds, False)[0].scores
-            for i, own_folds in enumerate(plan.null_folds)
+            score(slice(n_main + i, n_main + i + 1), folds)[0].scores
+            for i, folds in enumerate(own_folds)
         ]
         null_scores = torch.cat(null_parts)
     elif len(plan.null):
-        null_scores = score(slice(n_main, None), plan.folds, False)[0].scores
+        null_scores = score(slice(n_main, None), plan.folds)[0].scores
     scored = torch.as_tensor(plan.folds.test.any(0), device=x.device)
     null = np.zeros(0)
     if null_scores is not None:
@@ -337,7 +366,7 @@ def _gather(
     auc = metrics.auc(values, site_codes, classes).numpy()
     correct = metrics.accuracy(values, site_codes).double().numpy()
     loss = metrics.log_loss(values, site_codes).numpy()
-    if not isinstance(probe, ProbabilityMixin):
+    if not gives_log_odds(probe):
         loss = np.full_like(loss, np.nan)
     interval = metrics.percentile_interval
 

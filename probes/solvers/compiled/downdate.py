@@ -8,7 +8,7 @@ their gradient a_G from the optimum of all rows changes the scores by
 
 import numpy as np
 
-from probes.solvers.compiled.math import compiled
+from probes.solvers.compiled.math import compiled, compiled_entry
 
 
 @compiled
@@ -71,7 +71,7 @@ def _start_folds(matrix, weight, alpha, scores, rows, core, dual, start):
             dual[fold, rows[fold, present[g]]] = 0
 
 
-start_folds = compiled(_start_folds, cache=True)
+start_folds = compiled_entry(_start_folds)
 """Write the cores of all folds, and their starting dual values and scores.
 
 Args:

@@ -12,7 +12,7 @@ import math
 
 import numpy as np
 
-from probes.solvers.compiled.math import compiled, logistic
+from probes.solvers.compiled.math import compiled, compiled_entry, logistic
 
 MAX_CG_STEPS = 60
 """Most products in a Newton step."""
@@ -169,4 +169,4 @@ def _fit(gram, target, weight, scores, dual, tol, max_steps):
     return intercept, False
 
 
-fit = compiled(_fit, cache=True)
+fit = compiled_entry(_fit)

@@ -4,6 +4,8 @@ Only the compiled solvers import this file, because numba takes half a second to
 """
 
 import hashlib
+from collections.abc import Iterator
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ import numpy as np
 from llvmlite import ir  # pyright: ignore
 from numba import njit, types  # pyright: ignore
 from numba.extending import intrinsic, overload  # pyright: ignore
+
+from evidence.progress import waiting_for
 
 FAST_MATH = {"contract", "reassoc", "nsz"}
 
@@ -31,6 +35,33 @@ def compiled(function, cache: bool = False) -> Any:
         return njit(cache=cache, **options)(function)
     except RuntimeError:  # no writable folder
         return njit(**options)(function)
+
+
+def compiled_entry(function) -> Any:
+    """As ``compiled``, cached, for a function that Python calls: a wait for the compiler is shown.
+
+    The first call takes seconds, on a new machine half a minute.
+    """
+    dispatcher, seen = compiled(function, cache=True), set[tuple]()
+
+    @wraps(function)
+    def call(*arguments):
+        types_given = tuple(_types(arguments))
+        if types_given in seen:
+            return dispatcher(*arguments)
+        seen.add(types_given)
+        with waiting_for("compiling the solvers, once on this machine"):
+            return dispatcher(*arguments)
+
+    return call
+
+
+def _types(arguments: tuple) -> Iterator[object]:
+    for argument in arguments:
+        if isinstance(argument, tuple):
+            yield from _types(argument)
+        else:
+            yield getattr(argument, "dtype", type(argument))
 
 
 @intrinsic

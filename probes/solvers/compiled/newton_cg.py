@@ -28,7 +28,7 @@ import numpy as np
 
 from probes.solvers.compiled.certificate import certify, write_excess
 from probes.solvers.compiled.jacobi import RESCORE_BELOW, solve_jacobi
-from probes.solvers.compiled.math import compiled, source_hash
+from probes.solvers.compiled.math import compiled, compiled_entry, source_hash
 from probes.solvers.compiled.newton_polish import newton_cg
 from probes.solvers.compiled.workspace import (
     BEST,
@@ -264,7 +264,7 @@ def _compile():
                 n_exact += exact_products
         return n_fast, n_exact
 
-    return compiled(solve, cache=True)
+    return compiled_entry(solve)
 
 
 solve = _compile()

@@ -22,7 +22,7 @@ from probes.solvers.compiled.jacobi import (
     RESCORE_BELOW,
     STALL_RATIO,
 )
-from probes.solvers.compiled.math import compiled, exponential, source_hash
+from probes.solvers.compiled.math import compiled, compiled_entry, exponential, source_hash
 
 
 @compiled
@@ -376,7 +376,7 @@ def _compile():
             accepted_tol,
         )
 
-    return compiled(solve_jacobi, cache=True)
+    return compiled_entry(solve_jacobi)
 
 
 solve_jacobi = _compile()
