@@ -11,18 +11,29 @@ N_HESSIAN_ARRAYS = 4
 """Arrays of the Hessian's size that a fit holds at once."""
 
 
+MAX_FAILURES = 20
+"""Fits in a row that may fail before the others keep their earlier answers.
+
+A fit takes a tenth of a second or more. Where so many fail, all rows are at fault, and thousands of
+permutations would take hours to fail too.
+"""
+
+
 def fit_uncertified(job: FitJob) -> None:
     """Fit what has no certificate yet, in place, by certified Newton steps on its training rows.
 
-    The earlier answer stays if its certificate is smaller, or if the memory budget does not
+    After ``MAX_FAILURES`` failures in a row no more are tried. The earlier answer stays if its certificate is smaller, or if the memory budget does not
     suffice. If the earlier answer is not finite, it is replaced by zeros without a certificate.
     """
     accepted_tol = ACCEPTED_TOL[job.options.precision]
+    n_failures = 0
     for label, fold in (~(job.certificate <= accepted_tol)).nonzero().tolist():
-        _fit(job, label, fold)
+        _fit(job, label, fold, attempt=n_failures < MAX_FAILURES)
+        is_solved = bool(job.certificate[label, fold] <= accepted_tol)
+        n_failures = 0 if is_solved else n_failures + 1
 
 
-def _fit(job: FitJob, label: int, fold: int) -> None:
+def _fit(job: FitJob, label: int, fold: int, attempt: bool) -> None:
     options, test = job.options, job.test[fold]
     train = job.train[fold] & (job.base > 0)
     train_rows, sample_weight = job.x[train], job.base[train]
@@ -36,7 +47,8 @@ def _fit(job: FitJob, label: int, fold: int) -> None:
     coef = rows.new_zeros(job.columns, rows.shape[1])
     intercept = coef.new_zeros(job.columns)
     has_scores = bool(torch.isfinite(job.scores[label][:, test]).all())
-    if 8 * N_HESSIAN_ARRAYS * (job.columns * (1 + min(rows.shape))) ** 2 <= options.memory:
+    size = 8 * N_HESSIAN_ARRAYS * (job.columns * (1 + min(rows.shape))) ** 2
+    if attempt and size <= options.memory:
         fit = newton_fit(rows, loss, TOL[torch.float64])
         if fit.certificate < job.certificate[label, fold]:
             job.certificate[label, fold] = fit.certificate
