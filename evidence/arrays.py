@@ -33,6 +33,10 @@ class RowsError(InputError, ValueError):
     """Rows or labels that cannot be used for fitting; a ``ValueError``, as sklearn requires."""
 
 
+class NotFinite(RowsError):
+    """Rows with NaN or infinite values."""
+
+
 def as_array(values: Any) -> NDArray:
     """A NumPy array of anything array-like: tensors on any device, lists of tensors, frames.
 
@@ -89,7 +93,7 @@ def check_finite(x: Tensor, what: str = "the activations") -> None:
     """Check that (..., row, d) values are finite.
 
     Raises:
-        RowsError: with the number of rows that are not, and the first.
+        NotFinite: with the number of rows that are not, and the first.
     """
     # One sum is cheaper than testing every value, and finite if all values are.
     if x.ndim == 0 or bool(torch.isfinite(x.sum())):
@@ -100,7 +104,7 @@ def check_finite(x: Tensor, what: str = "the activations") -> None:
     bad_rows = is_bad.nonzero()[:, 0].tolist()
     if bad_rows:
         count = "1 row" if len(bad_rows) == 1 else f"{len(bad_rows)} rows"
-        raise RowsError(
+        raise NotFinite(
             f"{what} have NaN or infinite values in {count} of {len(is_bad)}",
             got=f"the first is row {bad_rows[0]}",
             fix="Find these rows with isfinite(x).all(-1) and drop them; half precision overflows "

@@ -1,6 +1,8 @@
 """The interface of every linear probe, a scikit-learn classifier."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
@@ -9,8 +11,15 @@ from scipy.special import expit, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
+from torch.linalg import LinAlgError  # pyright: ignore
 
-from evidence.arrays import validate_labels, validate_rows, validate_sample_weight
+from evidence.arrays import (
+    NotFinite,
+    RowsError,
+    validate_labels,
+    validate_rows,
+    validate_sample_weight,
+)
 from probes.solvers.problem import column_std
 from probes.solvers.uncertified import UncertifiedFit
 from probes.splits.folds import Folds
@@ -120,6 +129,11 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
         return rows, torch.from_numpy(codes).to(rows.device)[None], weights
 
     def _set_fitted(self, coef: Tensor, intercept: Tensor):
+        if not bool(torch.isfinite(coef).all() & torch.isfinite(intercept).all()):
+            raise DegenerateRows(
+                "the fitted weights are not finite, because the rows are too large or too small",
+                fix="Divide the activations by their scale first",
+            )
         self.coef_ = coef.cpu().numpy()
         self.intercept_ = intercept.cpu().numpy()
         return self
@@ -143,12 +157,63 @@ class ProbabilityMixin:
         return np.log(self.predict_proba(X))
 
 
+class DegenerateRows(RowsError):
+    """Rows for which the probe has no finite solution."""
+
+
+@contextmanager
+def degenerate_if_singular() -> Iterator[None]:
+    """Turn a failed factorization into ``DegenerateRows``."""
+    try:
+        yield
+    except LinAlgError as error:
+        raise DegenerateRows(
+            "the rows cannot be factorized, because their scales differ too much",
+            fix='Use standardize="fold", a stronger penalty, or leave extreme rows out',
+        ) from error
+
+
+def held_out_or_refit(
+    closed_form: Callable[[], Tensor],
+    probe: LinearProbe,
+    x: Tensor,
+    codes: Tensor,
+    classes: int,
+    folds: Folds,
+) -> HeldOut:
+    """Scores in closed form; label vectors for which it fails are fitted fold by fold.
+
+    Args:
+        closed_form: (label, class or 1, row) held-out scores.
+        probe: Fitted where a score is not finite.
+        x: As for ``LinearProbe.held_out``, like the others.
+        codes: (label, row).
+        classes: Number of classes.
+        folds: Training and test rows.
+    """
+    scored = torch.as_tensor(folds.test.any(0), device=x.device)
+    try:
+        scores = closed_form()
+    except (LinAlgError, DegenerateRows):
+        return refit_held_out(probe, x, codes, classes, folds, False)
+    certificate = torch.zeros(len(codes), len(folds), dtype=torch.float64)
+    failed = (~torch.isfinite(scores[:, :, scored])).any(2).any(1).nonzero()[:, 0]
+    if not len(failed):
+        return HeldOut(scores, certificate)
+    refitted = refit_held_out(probe, x, codes[failed], classes, folds, False)
+    scores[failed] = refitted.scores
+    certificate[failed.cpu()] = refitted.certificate
+    fits = tuple(replace(fit, label=int(failed[fit.label])) for fit in refitted.uncertified)
+    return HeldOut(scores, certificate, uncertified=fits)
+
+
 def refit_held_out(
     probe: LinearProbe, x: Tensor, codes: Tensor, classes: int, folds: Folds, coefficients: bool
 ) -> HeldOut:
     """As ``LinearProbe.held_out``, with one ``fit`` a fold and label vector.
 
-    With ``standardize="all"`` the columns are scaled once, before the folds.
+    With ``standardize="all"`` the columns are scaled once, before the folds. A fit without a finite
+    solution scores 0, has coefficients of 0 and is listed as uncertified.
     """
     x = x.double()
     center = x.mean(0)
@@ -164,16 +229,27 @@ def refit_held_out(
     scores = x.new_full((n_labels, columns, n), torch.nan)
     coef = x.new_zeros((n_labels, len(folds), columns, x.shape[1]))
     intercept = x.new_zeros((n_labels, len(folds), columns))
+    certificate = torch.zeros(n_labels, len(folds), dtype=torch.float64)
+    parts = ()
     for fold in range(len(folds)):
         train, test = folds.train[fold], folds.test[fold]
         for label in range(n_labels):
-            fitted = probe.fit(x[train], codes[label, train].cpu().numpy())
-            w = torch.as_tensor(fitted.coef_, device=x.device)
-            b = torch.as_tensor(fitted.intercept_, device=x.device)
-            scores[label][:, test] = w @ x[test].T + b[:, None]
-            coef[label, fold] = w / scale
-            intercept[label, fold] = b - (w / scale) @ center
-    certificate = torch.zeros(n_labels, len(folds), dtype=torch.float64)
+            try:
+                fitted = probe.fit(x[train], codes[label, train].cpu().numpy())
+                w = torch.as_tensor(fitted.coef_, device=x.device)
+                b = torch.as_tensor(fitted.intercept_, device=x.device)
+                parts = w @ x[test].T + b[:, None], w / scale, b - (w / scale) @ center
+                is_finite = all(bool(torch.isfinite(part).all()) for part in parts)
+            except (DegenerateRows, NotFinite):  # centered rows may be too large to be added up
+                is_finite = False
+            if is_finite:
+                scores[label][:, test], coef[label, fold], intercept[label, fold] = parts
+            else:
+                scores[label][:, test], certificate[label, fold] = 0.0, torch.inf
+    uncertified = tuple(
+        UncertifiedFit(torch.inf, fold, label)
+        for label, fold in certificate.isinf().nonzero().tolist()
+    )
     if not coefficients:
-        return HeldOut(scores, certificate)
-    return HeldOut(scores, certificate, coef, intercept)
+        return HeldOut(scores, certificate, uncertified=uncertified)
+    return HeldOut(scores, certificate, coef, intercept, uncertified)

@@ -2,12 +2,22 @@
 
 import numbers
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from evidence.arrays import RowsError
-from probes.estimators.base import SCALINGS, HeldOut, LinearProbe, ProbabilityMixin, refit_held_out
+from probes.estimators.base import (
+    SCALINGS,
+    DegenerateRows,
+    HeldOut,
+    LinearProbe,
+    ProbabilityMixin,
+    degenerate_if_singular,
+    held_out_or_refit,
+    refit_held_out,
+)
 from probes.solvers.objective.factor import gram_matrix
 from probes.solvers.problem import column_std
 from probes.splits.folds import Folds
@@ -51,11 +61,17 @@ class LDAProbe(ProbabilityMixin, LinearProbe):
         within = (rows - means[codes[0]]) * (1 - s) ** 0.5 / n**0.5
         ridge = s * float((rows - means[codes[0]]).square().sum()) / (n * d)
         if ridge <= 0:
-            raise RowsError(
+            raise DegenerateRows(
                 "no row differs from its class mean, so there is no covariance",
                 fix="Use MeanDifferenceProbe",
             )
-        coef = _solve_ridge(within, ridge, means)
+        if not ridge < float("inf"):
+            raise DegenerateRows(
+                "the rows are too large for their squares to be added up",
+                fix="Divide the activations by their scale first",
+            )
+        with degenerate_if_singular():
+            coef = _solve_ridge(within, ridge, means)
         offset = -0.5 * (coef * means).sum(1) + (counts / n).log()
         if len(coef) == 2:
             coef, offset = coef[1:] - coef[:1], offset[1:] - offset[:1]
@@ -75,6 +91,14 @@ class LDAProbe(ProbabilityMixin, LinearProbe):
         """As ``LinearProbe.held_out``: one eigendecomposition for all folds."""
         if self.standardize == "fold" or coefficients:
             return refit_held_out(self, x, codes, classes, folds, coefficients)
+        self._shrinkage()
+        scores = partial(self._closed_form, x, codes, classes, folds, memory)
+        return held_out_or_refit(scores, self, x, codes, classes, folds)
+
+    def _closed_form(
+        self, x: Tensor, codes: Tensor, classes: int, folds: Folds, memory: int
+    ) -> Tensor:
+        """(label, class or 1, row) held-out scores."""
         s = self._shrinkage()
         x = x.double() - x.double().mean(0)
         if self.standardize == "all":
@@ -85,7 +109,7 @@ class LDAProbe(ProbabilityMixin, LinearProbe):
         out = x.new_full((len(codes), columns, n), torch.nan)
         for label in range(len(codes)):
             out[label] = _downdate(x, gram, codes[label], classes, folds, s, memory)
-        return HeldOut(out, torch.zeros(len(codes), len(folds), dtype=torch.float64))
+        return out
 
     def _shrinkage(self) -> float:
         shrinkage = self.shrinkage
@@ -101,13 +125,17 @@ class LDAProbe(ProbabilityMixin, LinearProbe):
 def _solve_ridge(within: Tensor, ridge: float, sides: Tensor) -> Tensor:
     """(W'W + ridge I)^-1 applied to each row of ``sides``, by the smaller system."""
     n, d = within.shape
-    if d <= n:
-        system = within.T @ within
-        system.diagonal().add_(ridge)
-        return torch.cholesky_solve(sides.T, torch.linalg.cholesky(system)).T
-    system = within @ within.T
+    wide = d > n
+    system = within @ within.T if wide else within.T @ within
     system.diagonal().add_(ridge)
-    lower = torch.linalg.cholesky(system)
+    lower, failed = torch.linalg.cholesky_ex(system)
+    if bool(failed):  # squared, the scales differ by more than float64 holds
+        _, sizes, axes = torch.linalg.svd(within, full_matrices=False)
+        along = sides @ axes.T
+        inside = along / (sizes.square() + ridge)
+        return inside @ axes + (sides - along @ axes) / ridge
+    if not wide:
+        return torch.cholesky_solve(sides.T, lower).T
     inner = torch.cholesky_solve(within @ sides.T, lower).T @ within
     return (sides - inner) / ridge
 
@@ -216,7 +244,7 @@ def _downdate(
         trace = total - (v @ scatter.products(vectors) * v).sum((1, 2))
         ridge = s * trace / (rows_left * d)
         if bool((ridge <= 1e-14 * s * total / (n * d)).any()):
-            raise RowsError(
+            raise DegenerateRows(
                 "in a fold no row differs from its class mean, so there is no covariance",
                 fix="Use MeanDifferenceProbe",
             )

@@ -1,10 +1,12 @@
 """Nearest class mean, with exact scores for rows left out."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from evidence.arrays import RowsError
-from probes.estimators.base import SCALINGS, HeldOut, LinearProbe, refit_held_out
+from probes.estimators.base import SCALINGS, HeldOut, LinearProbe, held_out_or_refit, refit_held_out
 from probes.solvers.problem import column_std
 from probes.splits.folds import Folds
 
@@ -58,6 +60,13 @@ class MeanDifferenceProbe(LinearProbe):
         """As ``LinearProbe.held_out``: class sums minus the sums of the rows left out."""
         if self.standardize == "fold" or coefficients:
             return refit_held_out(self, x, codes, classes, folds, coefficients)
+        scores = partial(self._closed_form, x, codes, classes, folds, memory)
+        return held_out_or_refit(scores, self, x, codes, classes, folds)
+
+    def _closed_form(
+        self, x: Tensor, codes: Tensor, classes: int, folds: Folds, memory: int
+    ) -> Tensor:
+        """(label, class or 1, row) held-out scores."""
         x = x.double() - x.double().mean(0)
         if self.standardize == "all":
             x = x / column_std(x, torch.ones_like(x[:, 0]))
@@ -84,4 +93,4 @@ class MeanDifferenceProbe(LinearProbe):
                 if columns == 1:
                     values = values[:, 1:] - values[:, :1]
                 out[label, :, row] = values.T
-        return HeldOut(out, torch.zeros(len(codes), len(folds), dtype=torch.float64))
+        return out

@@ -1,13 +1,21 @@
 """Ridge classifier, with exact scores for rows left out."""
 
 import numbers
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from evidence.arrays import RowsError
-from probes.estimators.base import SCALINGS, HeldOut, LinearProbe, refit_held_out
+from probes.estimators.base import (
+    SCALINGS,
+    HeldOut,
+    LinearProbe,
+    degenerate_if_singular,
+    held_out_or_refit,
+    refit_held_out,
+)
 from probes.solvers.problem import column_std, one_hot
 from probes.splits.folds import Folds
 
@@ -54,15 +62,18 @@ class RidgeProbe(LinearProbe):
         root = weight.sqrt()
         design = (rows - center) / scale * root[:, None]
         rhs = (target - target_mean[:, None]) * root
-        if design.shape[0] <= design.shape[1]:
-            system = design @ design.T
-            system.diagonal().add_(alpha)
-            lower = torch.linalg.cholesky(system)
+        wide = design.shape[0] <= design.shape[1]
+        system = design @ design.T if wide else design.T @ design
+        system.diagonal().add_(alpha)
+        lower, failed = torch.linalg.cholesky_ex(system)
+        if bool(failed):  # squared, the scales differ by more than float64 holds
+            with degenerate_if_singular():
+                left, sizes, axes = torch.linalg.svd(design, full_matrices=False)
+            gain = torch.where(sizes > 0, 1 / (sizes + alpha / sizes), 0.0)
+            coef = (rhs @ left * gain) @ axes
+        elif wide:
             coef = torch.cholesky_solve(rhs.T, lower).T @ design
         else:
-            system = design.T @ design
-            system.diagonal().add_(alpha)
-            lower = torch.linalg.cholesky(system)
             coef = torch.cholesky_solve((rhs @ design).T, lower).T
         coef = coef / scale
         return coef, target_mean - coef @ center
@@ -80,6 +91,12 @@ class RidgeProbe(LinearProbe):
         """As ``LinearProbe.held_out``, in closed form from the hat matrix."""
         if self.standardize == "fold" or coefficients:
             return refit_held_out(self, x, codes, classes, folds, coefficients)
+        self._alpha()
+        scores = partial(self._closed_form, x, codes, classes, folds)
+        return held_out_or_refit(scores, self, x, codes, classes, folds)
+
+    def _closed_form(self, x: Tensor, codes: Tensor, classes: int, folds: Folds) -> Tensor:
+        """(label, class or 1, row) held-out scores."""
         x = x.double() - x.double().mean(0)
         if self.standardize == "all":
             x = x / column_std(x, torch.ones_like(x[:, 0]))
@@ -102,8 +119,7 @@ class RidgeProbe(LinearProbe):
                 held_out_residuals = torch.linalg.solve(block, residuals[:, rows].T).T
                 scored = test[fold, rows]
                 scores[:, rows[scored]] = (flat[:, rows] - held_out_residuals)[:, scored]
-        certificate = torch.zeros(len(codes), len(folds), dtype=x.dtype)
-        return HeldOut(scores.view_as(target), certificate)
+        return scores.view_as(target)
 
     def _alpha(self) -> float:
         if not isinstance(self.alpha, numbers.Real) or not 0 < self.alpha < np.inf:

@@ -153,7 +153,7 @@ def crossfit(
         fit_uncertified(job)
     if job.coef is not None and job.intercept is not None:
         job.coef /= 1 if scale is None else scale
-        job.intercept -= job.coef @ mean
+        job.intercept -= job.coef @ torch.nan_to_num(mean)  # infinite only where coef is 0
     return CrossFit(job.scores, job.certificate, job.coef, job.intercept, job.work)
 
 

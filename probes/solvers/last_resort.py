@@ -22,8 +22,9 @@ permutations would take hours to fail too.
 def fit_uncertified(job: FitJob) -> None:
     """Fit what has no certificate yet, in place, by certified Newton steps on its training rows.
 
-    After ``MAX_FAILURES`` failures in a row no more are tried. The earlier answer stays if its certificate is smaller, or if the memory budget does not
-    suffice. If the earlier answer is not finite, it is replaced by zeros without a certificate.
+    The earlier answer stays if its certificate is smaller, if the memory budget does not suffice,
+    or after ``MAX_FAILURES`` failures in a row. If the earlier answer is not finite, it is replaced
+    by zeros without a certificate.
     """
     accepted_tol = ACCEPTED_TOL[job.options.precision]
     n_failures = 0
@@ -54,6 +55,11 @@ def _fit(job: FitJob, label: int, fold: int, attempt: bool) -> None:
             job.certificate[label, fold] = fit.certificate
             coef, intercept, has_scores = fit.weights, fit.intercept, False
     if has_scores:
+        return
+    if not bool(coef.any()):  # centers of extreme rows may not be finite
+        job.scores[label][:, test] = intercept[:, None].expand(-1, int(test.sum())).to(job.scores)
+        if job.coef is not None and job.intercept is not None:
+            job.coef[label, fold], job.intercept[label, fold] = coef, intercept
         return
     test_rows = (job.x[test] - center) / scale
     scores = coef @ test_rows.T + intercept[:, None]
