@@ -40,7 +40,7 @@ MIN_BAR_SECONDS, MIN_DRAW_SECONDS = 1.0, 0.25
 """Age from which an automatic bar is shown, and time between drawings."""
 
 
-class Progress(Protocol):
+class Display(Protocol):
     """Interface of a progress display."""
 
     def task(self, label: str, total: float) -> AbstractContextManager[Advance]:
@@ -52,12 +52,15 @@ class Progress(Protocol):
         ...
 
 
-_chosen: ContextVar["Progress | None"] = ContextVar("chosen progress display", default=None)
+Progress = bool | Display
+"""What a ``progress`` argument may be: True, False or a display; see ``as_progress``."""
+
+_chosen: ContextVar["Display | None"] = ContextVar("chosen progress display", default=None)
 """The display that the running function was given; inner functions add nothing of their own."""
 
 
 @contextmanager
-def _running(display: "Progress") -> Iterator[None]:
+def _running(display: Display) -> Iterator[None]:
     token = _chosen.set(display)
     try:
         yield
@@ -362,7 +365,7 @@ SILENT, AUTO = Silent(), Auto()
 _ALWAYS = Auto(shown=lambda: True)
 
 
-def as_progress(progress: "bool | Progress") -> Progress:
+def as_progress(progress: Progress) -> Display:
     """The display that a ``progress`` argument means.
 
     Args:

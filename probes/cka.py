@@ -20,7 +20,7 @@ from torch import Tensor
 
 from evidence.arrays import as_tensor, check_finite
 from evidence.errors import InputError
-from evidence.progress import SILENT, Progress
+from evidence.progress import AUTO, SILENT, Progress, as_progress
 from probes.sweeps.site_source import SiteStore, open_source
 
 
@@ -58,7 +58,7 @@ def cka_matrix(
     precision: torch.dtype = torch.float32,
     memory: int = 1 << 28,
     device: str | None = None,
-    progress: Progress = SILENT,
+    progress: Progress = AUTO,
 ) -> NDArray[np.float64]:
     """CKA between all sites, (site, site).
 
@@ -106,7 +106,7 @@ def _all_pairs(
     starts = [(a, b) for a in range(0, n, block_rows) for b in range(a, n, block_columns)]
     scratch = scaled[0].new_empty(block_rows * sites * block_columns)
     trace = torch.zeros(sites, sites, dtype=torch.float64, device=scratch.device)
-    with progress.task("CKA blocks", len(starts)) as advance:
+    with as_progress(progress).task("CKA blocks", len(starts)) as advance:
         for a, b in starts:
             rows, columns = min(block_rows, n - a), min(block_columns, n - b)
             block = scratch[: rows * sites * columns].view(rows, sites, columns)

@@ -23,7 +23,7 @@ from capture.scoring.answers import score_answers
 from erasure.unlearning.run import UnlearnLog, unlearn_
 from evidence import moved
 from evidence.errors import InputError
-from evidence.progress import SILENT, Progress
+from evidence.progress import AUTO, Progress
 from evidence.seeds import numpy_rng, stage_seed
 from evidence.storage.files import MAX_JSON_BYTES
 from evidence.storage.locks import creation_lock
@@ -75,7 +75,7 @@ def plant(
     seed: int,
     out: Path,
     recipe: Recipe | None = None,
-    progress: Progress = SILENT,
+    progress: Progress = AUTO,
 ) -> Path:
     """Make a model of a known kind from a world's original.
 
@@ -261,7 +261,7 @@ def unlearn_with(
     recipe: Recipe,
     *,
     seed: int,
-    progress: Progress = SILENT,
+    progress: Progress = AUTO,
 ) -> UnlearnLog:
     """Unlearn ``facts.forget`` in ``model``, in place, by ``recipe``.
 

@@ -44,7 +44,7 @@ from capture.network.hooks import Edit, evaluation_mode
 from capture.network.model_inputs import reads_weights
 from capture.network.structure import model_device
 from evidence.errors import InputError
-from evidence.progress import SILENT, Progress
+from evidence.progress import AUTO, Progress, as_progress
 
 MethodName = Literal["eap", "inputs", "activations"]
 RuleName = Literal["midpoint", "right"]
@@ -123,7 +123,7 @@ def score_edges(
     readout: Readout | None = None,
     structure: TransformerStructure | None = None,
     max_bytes: int = 2 * GIB,
-    progress: Progress = SILENT,
+    progress: Progress = AUTO,
 ) -> EdgeScores:
     """Score every edge of the model's graph on every prompt pair.
 
@@ -168,7 +168,7 @@ def score_edges(
         instrumented = InstrumentedModel(model, structure, graph, readout or structure.readout)
         values = np.zeros((len(pairs), graph.n_edges), dtype=np.float32)
         clean, corrupt = np.zeros((2, len(pairs)))
-        with progress.task("score edges", len(pairs)) as done:
+        with as_progress(progress).task("score edges", len(pairs)) as done:
             for rows in row_batches(instrumented, pairs, max_bytes):
                 batch = make_batch(pairs, rows, metric, model_device(model))
                 prepared = _prepare(instrumented, batch, metric)

@@ -23,7 +23,7 @@ from capture.network.sites import Sites, find_sites
 from capture.network.structure import model_device
 from capture.scoring.answers import AnswerScores, score_answers
 from capture.scoring.token_statistics import reduce_logits
-from evidence.progress import SILENT, Progress
+from evidence.progress import AUTO, Progress, as_progress
 
 # The cached pass is used if it agrees with the full pass up to this, in nats.
 MAX_DIFFERENCE = 1e-3
@@ -54,7 +54,7 @@ def score_patches(
     *,
     watch: Sequence[int] = (),
     batch_tokens: int = 4096,
-    progress: Progress = SILENT,
+    progress: Progress = AUTO,
 ) -> list[AnswerScores]:
     """Answer scores of the receiver under each patch; zeros for rows that are not needed.
 
@@ -78,7 +78,7 @@ def score_patches(
         for _ in patches
     ]
     passes = _choose_passes(model, sequences, patches, positions, batch_tokens)
-    with progress.task("patched passes", max(1, len(patches) * count)) as advance:
+    with as_progress(progress).task("patched passes", max(1, len(patches) * count)) as advance:
         for patch_idx, rows, (logprob, greedy, watched) in passes(
             model, sequences, patches, positions, watch, batch_tokens
         ):

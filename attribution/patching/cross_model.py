@@ -22,7 +22,7 @@ from capture.data.sequences import Sequences
 from capture.network.model_inputs import plain_inputs
 from capture.scoring.answers import AnswerScores
 from evidence.errors import InputError
-from evidence.progress import SILENT, Progress
+from evidence.progress import AUTO, Progress
 
 PatchPositions = Literal["predicting", "all"] | int
 
@@ -155,7 +155,7 @@ def score_patched(
     *,
     watch: Sequence[int] = (),
     batch_tokens: int = 4096,
-    progress: Progress = SILENT,
+    progress: Progress = AUTO,
 ) -> dict[str, dict[str, AnswerScores]]:
     """Answer scores of the receiver with each donor's activations, by donor and site.
 

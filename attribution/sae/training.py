@@ -19,7 +19,7 @@ from attribution.sae.files import METADATA_FILE, load_sae, sae_lens
 from attribution.sae.measures import measure_quality
 from capture.activations.capture import Activations
 from evidence.errors import InputError
-from evidence.progress import SILENT, Progress
+from evidence.progress import AUTO, Progress, as_progress
 from evidence.seeds import numpy_rng, stage_seed
 from evidence.storage.files import atomic_folder, write_atomic
 from evidence.storage.removal import delete_owned_folder
@@ -81,7 +81,7 @@ def train_sae(
     *,
     model: str = "",
     checkpoint_every: int = 200,
-    progress: Progress = SILENT,
+    progress: Progress = AUTO,
 ) -> Sae:
     """Train an autoencoder, or load it if it was trained before.
 
@@ -172,7 +172,7 @@ def _train(
     )
     part = folder.with_name(folder.name + ".part")
     _resume(trainer, part)
-    with progress.task(f"autoencoder at {site}", steps) as advance:
+    with as_progress(progress).task(f"autoencoder at {site}", steps) as advance:
         advance(trainer.n_training_steps)
         for step, batch in enumerate(_batches(rows, usable, config)):
             if step < trainer.n_training_steps or step >= steps:

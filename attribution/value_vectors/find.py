@@ -23,7 +23,7 @@ from capture.network.sites import Sites, find_sites, neuron_projection, with_neu
 from capture.network.structure import linear_shape, model_device, value_vectors
 from evidence.display.html_table import frame_html
 from evidence.errors import InputError
-from evidence.progress import SILENT, Progress
+from evidence.progress import AUTO, Progress, as_progress
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -132,7 +132,7 @@ def find_knowledge_neurons(
     k: int = 10,
     known_sites: Sites | None = None,
     batch_tokens: int = 4096,
-    progress: Progress = SILENT,
+    progress: Progress = AUTO,
 ) -> KnowledgeTraces:
     """Neurons with the largest activation times gradient for a concept's answers.
 
@@ -277,7 +277,7 @@ def _neuron_attribution(
     with (
         torch.enable_grad(),
         evaluation_mode(model),
-        progress.task("attribution to neurons", len(sequences)) as advance,
+        as_progress(progress).task("attribution to neurons", len(sequences)) as advance,
         patch(model, {name: capture(name) for name in neuron_sites}, known_sites=sites),
     ):
         for batch in model_batches(model, sequences, batch_tokens):

@@ -19,7 +19,7 @@ from capture.scoring.answers import score_answers
 from evidence.display.html_table import frame_html
 from evidence.errors import InputError
 from evidence.hypothesis_tests import unpaired_max_test
-from evidence.progress import SILENT, Progress
+from evidence.progress import AUTO, Progress, as_progress
 from evidence.seeds import numpy_rng, torch_rng
 
 # Log-probabilities are floored here: anything lower is lost and would dominate a mean.
@@ -155,7 +155,7 @@ def confirm_traces(
     permutations: int = 999,
     seed: int = 0,
     known_sites: Sites | None = None,
-    progress: Progress = SILENT,
+    progress: Progress = AUTO,
 ) -> TraceConfirmation:
     """Add noise to each concept's value vectors and test whose answers become less likely.
 
@@ -200,7 +200,7 @@ def confirm_traces(
     before = mean_logprobs()
     table = np.zeros((len(traces.concepts), 3))
     p_value = np.ones(len(traces.concepts))
-    with progress.task("noise on traces", len(traces.concepts)) as advance:
+    with as_progress(progress).task("noise on traces", len(traces.concepts)) as advance:
         for number, concept in enumerate(traces.concepts):
             rng = torch_rng(seed, "noise", concept)
             neuron_rng = numpy_rng(seed, "other neurons", concept)

@@ -26,7 +26,7 @@ from capture.data.items import ItemSet
 from capture.data.key_spans import key_spans
 from capture.scoring.scorers import ScorerName, check_scorer, choose_scorer
 from evidence.errors import InputError
-from evidence.progress import SILENT, Progress
+from evidence.progress import AUTO, Progress
 
 KNOWN_ENOUGH = 0.9
 """Share of known items from which no other way of asking is tried."""
@@ -89,7 +89,7 @@ def elicit(
     retain: ItemSet,
     never_taught: ItemSet | None,
     config: AuditConfig,
-    progress: Progress = SILENT,
+    progress: Progress = AUTO,
 ) -> Elicited:
     """Decide how to ask, on the original.
 

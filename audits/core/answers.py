@@ -19,7 +19,7 @@ from capture.scoring.answers import score_answers
 from capture.scoring.choices import score_choices
 from capture.scoring.contrast import QuestionScores
 from capture.scoring.generation import generate_greedy
-from evidence.progress import SILENT, Progress
+from evidence.progress import AUTO, Progress
 
 # JSON has no infinity, so log-probabilities are clipped here.
 MIN_LOGPROB = -1e4
@@ -49,7 +49,7 @@ def score_question_sets(
 
 
 def score_many(
-    model: nn.Module, questions: Questions, rows: Sequences, progress: Progress = SILENT
+    model: nn.Module, questions: Questions, rows: Sequences, progress: Progress = AUTO
 ) -> QuestionScores:
     """As ``score_questions``; very many questions are scored relation by relation.
 

@@ -12,7 +12,7 @@ import psutil
 
 from audits.output.outputs import AUDIT, MARK, WORK, OutputKind, check_output_folder, clear_outputs
 from evidence.errors import InputError
-from evidence.progress import SILENT, Progress
+from evidence.progress import AUTO, Progress, as_progress
 from evidence.results import AxisResult
 from evidence.storage.files import read_json, write_atomic
 from evidence.storage.regular_files import open_regular
@@ -171,14 +171,14 @@ class StageRunner:
     """
 
     workspace: Workspace
-    progress: Progress = SILENT
+    progress: Progress = AUTO
     cost: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def stage(self, name: str, compute: Callable[[], Any], files: Sequence[str] = ()) -> Any:
         """The stage's result, computed or loaded; arguments as ``Workspace.run``."""
         start = perf_counter()
         done = self.workspace.run(name, compute, files)
-        self.progress.note(f"stage {name} done in {perf_counter() - start:.0f} s")
+        as_progress(self.progress).note(f"stage {name} done in {perf_counter() - start:.0f} s")
         self.cost[name] = {"seconds": done.seconds, "peak_memory_bytes": done.peak_memory_bytes}
         return done.result
 

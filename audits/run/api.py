@@ -15,7 +15,7 @@ from audits.run.pipeline import collect, start
 from audits.verdict.rule import decide
 from evidence.display.html_table import frame_html
 from evidence.errors import printable
-from evidence.progress import SILENT, Progress
+from evidence.progress import AUTO, Progress
 from evidence.results import AxisResult
 from evidence.storage.files import write_files_atomic
 from evidence.storage.locks import run_lock
@@ -159,7 +159,7 @@ def audit(
     seed: int = 0,
     device: str = "auto",
     fresh: bool = False,
-    progress: Progress = SILENT,
+    progress: Progress = AUTO,
 ) -> Audit:
     """Decide whether knowledge was deleted from a model or only suppressed.
 

@@ -18,7 +18,7 @@ from capture.data.items import ItemSet
 from capture.scoring.choices import alternatives_of
 from capture.scoring.set_validation import PairScores, ValidationReport, validate_items
 from evidence.errors import InputError
-from evidence.progress import SILENT, Progress
+from evidence.progress import AUTO, Progress
 
 
 def check_items(
@@ -34,7 +34,7 @@ def check_items(
     chat: str = "auto",
     system: str = "",
     scorer: str = "auto",
-    progress: Progress = SILENT,
+    progress: Progress = AUTO,
 ) -> ValidationReport:
     """Read both files and check them as an audit would.
 

@@ -20,7 +20,7 @@ from audits.run.disk_space import check_disk_space
 from audits.run.weights import WeightDifference, weight_difference
 from capture.checkpoints.weight_change import ComponentChange
 from capture.network.untouched import Untouched
-from evidence.progress import SILENT, Advance, Progress
+from evidence.progress import AUTO, Advance, Progress, as_progress
 from evidence.results import AxisResult
 from evidence.typed_json import Json, to_json_object
 
@@ -85,7 +85,7 @@ def start(
     out: Path,
     settings: Mapping[str, Any],
     fresh: bool = False,
-    progress: Progress = SILENT,
+    progress: Progress = AUTO,
 ) -> OpenAudit:
     """Check inputs and open the output folder; nothing is computed yet."""
     modality = modality_of(sources.forget, sources.retain)
@@ -101,7 +101,7 @@ def collect(opened: OpenAudit) -> Findings:
     stages = StageRunner(run.workspace, run.progress)
     inner = 0.0 if run.identical else AXES_COST * (len(run.models) + 1)
     total = 1 + BASELINE_COST * len(run.models) + inner
-    with run.progress.task("audit", total) as advance:
+    with as_progress(run.progress).task("audit", total) as advance:
         difference = stages.typed("weights", WeightDifference, lambda: weight_difference(run))
         sets = modality.select(run, stages)
         advance(1)

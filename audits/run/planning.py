@@ -27,7 +27,7 @@ from capture.checkpoints.weights.weight_files import find_shards
 from evidence.display.html_table import table_html
 from evidence.errors import InputError, quoted
 from evidence.machine.devices import choose_device
-from evidence.progress import SILENT, Progress
+from evidence.progress import AUTO, Progress
 
 MAX_MEMORY_GIB = 1_000_000
 """Maximum of ``memory=``, in GiB."""
@@ -142,7 +142,7 @@ def plan(
     profile: str = "quick",
     axes: Sequence[str] = (),
     device: str = "auto",
-    progress: Progress = SILENT,
+    progress: Progress = AUTO,
 ) -> Plan:
     """Estimate what an audit of these inputs takes, without running a model.
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from audits.output.outputs import hold_folder
 from audits.run.api import Audit, audit
 from capture.checkpoints.open import open_checkpoint
-from evidence.progress import SILENT, Progress
+from evidence.progress import AUTO, Progress, as_progress
 from evidence.seeds import check_seed
 from evidence.storage.regular_files import as_path
 from evidence.storage.removal import MODEL_FILES, delete_owned_folder
@@ -18,7 +18,7 @@ PARTS = ITEMS, UNLEARNED, AUDIT = "items", "unlearned", "audit"
 
 
 def run_demo(
-    out: Path | str, *, seed: int = 0, fresh: bool = False, progress: Progress = SILENT
+    out: Path | str, *, seed: int = 0, fresh: bool = False, progress: Progress = AUTO
 ) -> Audit:
     """Unlearn some capitals from SmolLM2-135M-Instruct with NPO, and audit the pair.
 
@@ -41,7 +41,7 @@ def run_demo(
     settings = {"method": METHOD, "seed": seed}
     with (
         hold_folder(root, "demo", PARTS, settings, clear if fresh else None),
-        progress.task("demo", 4) as advance,
+        as_progress(progress).task("demo", 4) as advance,
     ):
         original = fetch_smollm2(progress=progress)
         advance(1)
@@ -51,10 +51,10 @@ def run_demo(
         items = {"forget": world.forget, "retain": world.retain, "never_taught": world.never_taught}
         for name, item_set in items.items():
             item_set.to_jsonl(root / ITEMS / f"{name}.jsonl")
-        progress.note("demo: the items are written")
+        as_progress(progress).note("demo: the items are written")
         advance(1)
         unlearned = plant(world, METHOD, seed=seed, out=root / UNLEARNED, progress=progress)
-        progress.note("demo: the unlearned model is made")
+        as_progress(progress).note("demo: the unlearned model is made")
         advance(1)
         done = audit(
             original,

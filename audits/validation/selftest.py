@@ -15,7 +15,7 @@ from audits.validation.error_rates import Case, ablation, case_of, confusion, fi
 from audits.validation.trials import FLOORS, AuditPlan, run_plan
 from evidence.errors import InputError, quoted
 from evidence.machine.devices import choose_device
-from evidence.progress import SILENT, Progress
+from evidence.progress import AUTO, Progress, as_progress
 from evidence.seeds import check_seed
 from evidence.storage.files import write_files_atomic
 from evidence.storage.regular_files import as_path
@@ -89,7 +89,7 @@ def selftest(
     config: BiosConfig = STANDARD,
     device: str = "cpu",
     jobs: int = 1,
-    progress: Progress = SILENT,
+    progress: Progress = AUTO,
 ) -> SelfTest:
     """Make models of known state, audit them, and write the error rates.
 
@@ -120,7 +120,7 @@ def selftest(
         plan = AuditPlan(out, tuple(worlds), kinds, device=device, config=config)
         audited, failed, tracebacks = [], [], []
         total = len(worlds) * len(kinds) * len(FLOORS)
-        with progress.task("self-test: models made and audited", total) as advance:
+        with as_progress(progress).task("self-test: models made and audited", total) as advance:
             for line in run_plan(plan, jobs):
                 if "failed" in line:
                     failed.append(f"{line['model']}: {line['failed']}")

@@ -17,7 +17,7 @@ from capture.network.sites import find_sites
 from capture.network.structure import model_device
 from evidence.display.html_table import MAX_ROWS, table_html
 from evidence.errors import InputError
-from evidence.progress import SILENT, Advance, Progress
+from evidence.progress import AUTO, Advance, Progress, as_progress
 
 Pool = Literal["mean", "first", "flat"] | int
 
@@ -120,7 +120,7 @@ def capture_activations(
     subject_end: Sequence[int] | None = None,
     batch_tokens: int = 4096,
     padding: Literal["right", "left"] = "right",
-    progress: Progress = SILENT,
+    progress: Progress = AUTO,
 ) -> Activations:
     """Run ``sequences`` through ``model`` and return the activations at ``sites``.
 
@@ -159,7 +159,7 @@ def capture_activations(
         (1, 2, 6, 64)
     """
     selection = select_positions(sequences, positions, subject_end)
-    with progress.task("activations", len(sequences)) as advance:
+    with as_progress(progress).task("activations", len(sequences)) as advance:
         arrays = capture_selected(
             model,
             sequences,
@@ -203,7 +203,7 @@ def capture_images(
     pool: Pool = "mean",
     *,
     batch_size: int = 64,
-    progress: Progress = SILENT,
+    progress: Progress = AUTO,
 ) -> Activations:
     """Run images through ``model`` and return one vector per image at each site.
 
@@ -233,7 +233,7 @@ def capture_images(
     with (
         torch.no_grad(),
         evaluation_mode(model),
-        progress.task("activations", len(pixels)) as advance,
+        as_progress(progress).task("activations", len(pixels)) as advance,
     ):
         for start in range(0, len(pixels), batch_size):
             batch = pixels[start : start + batch_size].to(device)

@@ -19,7 +19,7 @@ from capture.data.sequences import Sequences
 from capture.network.edits.row_order import edits_open, has_foreign_hooks
 from capture.network.model_inputs import plain_inputs
 from evidence.errors import InputError
-from evidence.progress import SILENT, Progress
+from evidence.progress import AUTO, Progress, as_progress
 from evidence.storage.files import atomic_folder
 from evidence.storage.removal import delete_owned_folder
 
@@ -82,7 +82,7 @@ class ActivationStore:
         model: nn.Module | None = None,
         *,
         subject_end: Sequence[int] | None = None,
-        progress: Progress = SILENT,
+        progress: Progress = AUTO,
     ) -> Activations:
         """Activations of a checkpoint, from the store or captured now.
 
@@ -168,7 +168,7 @@ class ActivationStore:
             )
         # A whole number of chunks, so that no chunk is written twice.
         slab = max(1, self.slab_bytes // sum(row_bytes.values()) // chunk) * chunk
-        with progress.task("activations", total) as advance:
+        with as_progress(progress).task("activations", total) as advance:
             for start in range(0, total, slab):
                 stop = min(start + slab, total)
                 arrays = capture_selected(

@@ -21,7 +21,7 @@ from capture.checkpoints.schemas.library_errors import (
 from capture.checkpoints.weights.gguf_header import read_gguf_header
 from capture.checkpoints.weights.skeleton import limit_construction
 from evidence.errors import InputError
-from evidence.progress import SILENT, Progress
+from evidence.progress import AUTO, Progress, as_progress
 from evidence.storage.files import atomic_folder, disk_errors
 from evidence.storage.locks import creation_lock
 from evidence.storage.regular_files import open_regular
@@ -36,7 +36,7 @@ def is_gguf(path: Path) -> bool:
         return file.read(4) == b"GGUF"
 
 
-def gguf_folder(path: Path, *, cache: Path | None = None, progress: Progress = SILENT) -> Path:
+def gguf_folder(path: Path, *, cache: Path | None = None, progress: Progress = AUTO) -> Path:
     """The cached Hugging Face folder with the dequantized weights of a GGUF file.
 
     Weights are float32, which represents all dequantized values exactly; the tokenizer is saved
@@ -62,7 +62,7 @@ def gguf_folder(path: Path, *, cache: Path | None = None, progress: Progress = S
 
 
 def _convert(path: Path, folder: Path, progress: Progress) -> None:
-    with progress.task(f"dequantizing {path.name}", 3) as advance:
+    with as_progress(progress).task(f"dequantizing {path.name}", 3) as advance:
         with disk_errors(folder, about_path=False), scratch_folder(folder) as place:
             model, tokenizer = _read(path, place)
         advance(1)

@@ -40,7 +40,7 @@ from capture.checkpoints.tokenizers.files import holds_tokenizer, open_tokenizer
 from capture.checkpoints.weights.skeleton import build_model, check_fit
 from capture.checkpoints.weights.weight_files import find_shards, read_headers, refuse_pickle
 from evidence.errors import InputError, printable, quoted
-from evidence.progress import SILENT, Progress
+from evidence.progress import AUTO, Progress
 from evidence.storage.files import read_json
 from evidence.storage.regular_files import as_path, is_file, is_folder, list_folder
 
@@ -162,7 +162,7 @@ def open_checkpoint(
     tokenizer: Any = None,
     base: str | Path | None = None,
     cache: Path | None = None,
-    progress: Progress = SILENT,
+    progress: Progress = AUTO,
 ) -> Checkpoint:
     """Validate and fingerprint a model without loading it.
 

@@ -20,7 +20,7 @@ from capture.checkpoints.schemas.library_errors import library_errors
 from capture.checkpoints.weights.safetensors_headers import read_header
 from capture.checkpoints.weights.weight_files import refuse_pickle
 from evidence.errors import InputError
-from evidence.progress import SILENT, Progress
+from evidence.progress import AUTO, Progress, as_progress
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def module_tensors(module: nn.Module, *, keep_tied: bool = False) -> NamedTensor
     )
 
 
-def check_and_hash(tensors: NamedTensors, progress: Progress = SILENT) -> str:
+def check_and_hash(tensors: NamedTensors, progress: Progress = AUTO) -> str:
     """Check that all tensors are finite and return their hash.
 
     Returns:
@@ -170,7 +170,7 @@ def check_and_hash(tensors: NamedTensors, progress: Progress = SILENT) -> str:
         InputError: a tensor contains NaN or infinity.
     """
     digest = hashlib.sha256()
-    with progress.task("checking weights", len(tensors)) as advance:
+    with as_progress(progress).task("checking weights", len(tensors)) as advance:
         for name in tensors.names:
             tensor = tensors.read(name).contiguous()
             check_finite(name, tensor, allow_infinite=name in tensors.mask_names)

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from capture.checkpoints.safetensors_files import NamedTensors, file_tensors, module_tensors
 from capture.checkpoints.weights.weight_files import find_shards
 from evidence.errors import InputError
-from evidence.progress import SILENT, Progress
+from evidence.progress import AUTO, Progress, as_progress
 from evidence.seeds import torch_rng
 
 # Number of leading directions, and of subspace iterations.
@@ -94,7 +94,7 @@ class WeightChange:
     identical: bool
 
 
-def compare_weights(a: HasWeights, b: HasWeights, progress: Progress = SILENT) -> WeightChange:
+def compare_weights(a: HasWeights, b: HasWeights, progress: Progress = AUTO) -> WeightChange:
     """Relative Frobenius distance of the weights of ``b`` from those of ``a``.
 
     Tensors are read from the files, one pair at a time. Adapters, live models and checkpoints
@@ -147,7 +147,7 @@ def _weight_change(
     rows: list[TensorChange] = []
     sums: dict[int, list[float]] = {}
     identical = True
-    with progress.task("comparing weights", len(first)) as advance:
+    with as_progress(progress).task("comparing weights", len(first)) as advance:
         for name in first.names:
             advance(1)
             x, y = first.read(name), second.read(name)
@@ -234,7 +234,7 @@ def update_shapes(
     names: Collection[str] | None = None,
     n_leading: int = N_LEADING,
     gradients: LossGradients | None = None,
-    progress: Progress = SILENT,
+    progress: Progress = AUTO,
 ) -> tuple[UpdateShape, ...]:
     """Geometry of the update of each matrix that differs between two checkpoints.
 
@@ -252,7 +252,7 @@ def update_shapes(
     rows = []
     with (
         paired_tensors(a, b) as (first, second),
-        progress.task("shape of the edit", len(first)) as advance,
+        as_progress(progress).task("shape of the edit", len(first)) as advance,
     ):
         for name in first.names:
             advance(1)

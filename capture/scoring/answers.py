@@ -19,7 +19,7 @@ from capture.network.structure import model_device, output_head
 from capture.scoring.token_statistics import WatchedToken, reduce_logits
 from evidence.display.html_table import frame_html
 from evidence.errors import InputError
-from evidence.progress import SILENT, Progress
+from evidence.progress import AUTO, Progress, as_progress
 
 # Maximum number of logits in memory: 256 MiB in float32.
 MAX_LOGITS = 2**26
@@ -82,7 +82,7 @@ def score_answers(
     watch: Sequence[WatchedToken] = (),
     batch_tokens: int = 4096,
     context: Callable[[Padded], AbstractContextManager[object]] = nullcontext,
-    progress: Progress = SILENT,
+    progress: Progress = AUTO,
 ) -> AnswerScores:
     """Score the answer of every row, with one forward pass per batch.
 
@@ -131,7 +131,7 @@ def score_answers(
     with (
         evaluation_mode(model),
         torch.inference_mode(),
-        progress.task("score answers", len(sequences)) as advance,
+        as_progress(progress).task("score answers", len(sequences)) as advance,
     ):
         for batch in _batches(model, sequences, batch_tokens):
             try:

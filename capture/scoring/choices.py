@@ -13,7 +13,7 @@ from capture.data.items import Item, ItemSet, normalize_text
 from capture.data.tokenization import encode, prompt_of
 from capture.scoring.answers import score_answers
 from evidence.errors import InputError
-from evidence.progress import SILENT, Progress
+from evidence.progress import AUTO, Progress
 from evidence.seeds import numpy_rng
 
 
@@ -55,7 +55,7 @@ def score_choices(
     *,
     prompt_index: int | None = None,
     batch_tokens: int = 4096,
-    progress: Progress = SILENT,
+    progress: Progress = AUTO,
 ) -> ChoiceScores:
     """Score each item's answer against its alternatives (see ``alternatives_of``).
 

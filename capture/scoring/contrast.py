@@ -9,7 +9,7 @@ from torch import nn
 from capture.data.questions import Questions
 from capture.data.sequences import Sequences
 from capture.scoring.answers import score_answers
-from evidence.progress import SILENT, Progress
+from evidence.progress import AUTO, Progress
 
 
 def first_tokens(rows: Sequences) -> list[int]:
@@ -59,7 +59,7 @@ class QuestionScores:
 
 
 def score_questions(
-    model: nn.Module, questions: Questions, rows: Sequences, progress: Progress = SILENT
+    model: nn.Module, questions: Questions, rows: Sequences, progress: Progress = AUTO
 ) -> QuestionScores:
     """Exact match, entity-answer contrast and log-probability of each question."""
     watch, answer_columns = discriminating_tokens(rows)

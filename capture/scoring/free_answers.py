@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from capture.data.items import Item, normalize_text
 from capture.data.tokenization import encode, is_unspaced, split_words
 from capture.scoring.generation import generate_greedy
-from evidence.progress import SILENT, Progress
+from evidence.progress import AUTO, Progress
 
 MORE_TOKENS = 24
 """Tokens that a model may say before it comes to a short answer."""
@@ -32,7 +32,7 @@ def free_answers(
     answers: Sequence[str],
     *,
     one_line: bool,
-    progress: Progress = SILENT,
+    progress: Progress = AUTO,
 ) -> list[str]:
     """What the model says after each prompt, by greedy decoding.
 

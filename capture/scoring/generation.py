@@ -12,7 +12,7 @@ from capture.network.discovery.position_limit import explain_length_error, posit
 from capture.network.hooks import evaluation_mode
 from capture.network.structure import model_device
 from evidence.errors import InputError
-from evidence.progress import SILENT, Progress
+from evidence.progress import AUTO, Progress, as_progress
 
 
 def generate_greedy(
@@ -22,7 +22,7 @@ def generate_greedy(
     max_new_tokens: int,
     *,
     batch_tokens: int = 4096,
-    progress: Progress = SILENT,
+    progress: Progress = AUTO,
 ) -> list[str]:
     """Continue each prompt by greedy decoding.
 
@@ -52,7 +52,7 @@ def generate_greedy(
     with (
         evaluation_mode(model),
         torch.inference_mode(),
-        progress.task("generate", len(order)) as advance,
+        as_progress(progress).task("generate", len(order)) as advance,
     ):
         while order:
             # The last row is the longest and determines the width of the batch.

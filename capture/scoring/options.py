@@ -16,7 +16,7 @@ from capture.data.facts.prompts import LETTERS
 from capture.data.items import Item, ItemSet
 from capture.data.tokenization import encode
 from capture.scoring.answers import score_answers
-from evidence.progress import SILENT, Progress
+from evidence.progress import AUTO, Progress
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +81,7 @@ def score_options(
     tokenizer: PreTrainedTokenizerBase,
     items: ItemSet | Sequence[Item],
     asking: Asking,
-    progress: Progress = SILENT,
+    progress: Progress = AUTO,
 ) -> OptionScores:
     """Score multiple-choice items, each in every order of its choices.
 

@@ -24,7 +24,7 @@ from capture.scoring.free_answers import (
 )
 from capture.scoring.options import score_options
 from evidence.errors import InputError
-from evidence.progress import SILENT, Progress
+from evidence.progress import AUTO, Progress
 
 ScorerName = Literal["auto", "exact", "contains", "rouge_l", "options", "passage", "truth_ratio"]
 Metric = Literal[
@@ -184,7 +184,7 @@ def score_said(
     scorer: Scorer,
     asking: Asking,
     n_prompts: int = 1,
-    progress: Progress = SILENT,
+    progress: Progress = AUTO,
 ) -> SaidScores:
     """Score what a model says to items.
 

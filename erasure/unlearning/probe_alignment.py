@@ -42,7 +42,7 @@ from erasure.unlearning.training.objectives import count_scored, token_logprobs
 from erasure.unlearning.training.parameters import low_rank_
 from evidence.errors import InputError
 from evidence.fields import check_fields
-from evidence.progress import SILENT, Progress
+from evidence.progress import AUTO, Progress
 
 FitProbe = Callable[[Tensor, Tensor], Tensor]
 """Maps (depth, row, d) states and (row,) labels, 1 for memorized, to (depth, d) probes."""
@@ -154,7 +154,7 @@ def align_(
     *,
     evaluate: Evaluate | None = None,
     seed: int,
-    progress: Progress = SILENT,
+    progress: Progress = AUTO,
 ) -> PgaLog:
     """Align the states of memorized with those of clean texts, in place.
 

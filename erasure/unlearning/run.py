@@ -20,7 +20,7 @@ from erasure.unlearning.training.loop import Evaluate, TrainLog
 from erasure.unlearning.training.settings import TrainingSettings
 from erasure.unlearning.training.task import TextTask
 from evidence.errors import InputError
-from evidence.progress import SILENT, Progress
+from evidence.progress import AUTO, Progress
 
 Rows = Sequences | LabeledImages
 Config = UnlearnConfig | ImageUnlearnConfig | Method[Any]
@@ -50,7 +50,7 @@ def unlearn_(
     training: TrainingSettings | None = None,
     evaluate: Evaluate | None = None,
     seed: int,
-    progress: Progress = SILENT,
+    progress: Progress = AUTO,
 ) -> UnlearnLog:
     """Unlearn the forget rows, in place.
 
@@ -107,7 +107,7 @@ def unlearn_images_(
     config: ImageUnlearnConfig,
     *,
     seed: int,
-    progress: Progress = SILENT,
+    progress: Progress = AUTO,
 ) -> UnlearnLog:
     """Unlearn one class of images, in place: ``unlearn_`` for an image classifier.
 

@@ -22,7 +22,7 @@ from erasure.unlearning.training.loop import (
 )
 from erasure.unlearning.training.objectives import check_rows
 from evidence.errors import InputError
-from evidence.progress import SILENT, Progress
+from evidence.progress import AUTO, Progress, as_progress
 from evidence.seeds import numpy_rng
 
 
@@ -108,7 +108,7 @@ def projected_ascent_(
     config: GradientProjectionConfig,
     *,
     seed: int,
-    progress: Progress = SILENT,
+    progress: Progress = AUTO,
 ) -> TrainLog:
     """Gradient ascent on the forget loss that keeps the retain loss to first order, in place.
 
@@ -145,7 +145,7 @@ def projected_ascent_(
             loss = backward_nll(model, rows, config.loss_on, 1.0)
             return loss, _flat_gradient(weights)
 
-        with progress.task("geometric ascent", config.steps) as advance:
+        with as_progress(progress).task("geometric ascent", config.steps) as advance:
             for step in range(config.steps):
                 retain_rows = retain[next(retain_batches)]
                 retain_loss, gradient = loss_and_gradient(retain_rows)

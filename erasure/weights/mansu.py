@@ -35,7 +35,7 @@ from erasure.unlearning.training.loop import (
 from erasure.unlearning.training.objectives import check_rows, count_scored, token_logprobs
 from erasure.weights.quantization import linear_weights, quantize
 from evidence.errors import InputError
-from evidence.progress import SILENT, Progress
+from evidence.progress import AUTO, Progress, as_progress
 from evidence.seeds import numpy_rng
 
 
@@ -116,7 +116,7 @@ def mansu_(
     *,
     evaluate: Evaluate | None = None,
     seed: int,
-    progress: Progress = SILENT,
+    progress: Progress = AUTO,
 ) -> MansuLog:
     """Unlearn by moving a few weights of a circuit beyond their NF4 bins, in place.
 
@@ -153,7 +153,7 @@ def mansu_(
         )
         history: list[dict[str, float]] = []
         stopped = "steps"
-        with progress.task("mansu", config.steps) as advance:
+        with as_progress(progress).task("mansu", config.steps) as advance:
             for step in range(1, config.steps + 1):
                 forget_gradients = _gradient(
                     weights, lambda: _backward_capped_ascent(model, forget, config)

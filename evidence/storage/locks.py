@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from evidence.errors import InputError
-from evidence.progress import SILENT, Progress
+from evidence.progress import AUTO, Progress, as_progress
 from evidence.storage.files import disk_errors, read_json
 from evidence.storage.scratch import OPEN_FLAGS, is_same_file, remove_stale, try_lock
 
@@ -92,7 +92,7 @@ def run_lock(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def creation_lock(target: Path, progress: Progress = SILENT) -> Iterator[None]:
+def creation_lock(target: Path, progress: Progress = AUTO) -> Iterator[None]:
     """Lock the creation of ``target``, which several runs may need at the same time.
 
     Waits while another process holds the lock; the block must check whether ``target`` exists.
@@ -105,7 +105,7 @@ def creation_lock(target: Path, progress: Progress = SILENT) -> Iterator[None]:
     if handle is None:
         holder = LockHolder.read(path)
         label = f"waiting for {target.name}" + (f" ({holder})" if holder else "")
-        with progress.task(label, 1):
+        with as_progress(progress).task(label, 1):
             while handle is None:
                 time.sleep(POLL_SECONDS)
                 handle, _ = _create_and_lock(target.parent, path)

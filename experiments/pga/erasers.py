@@ -19,7 +19,7 @@ from erasure.unlearning.config import UnlearnConfig
 from erasure.unlearning.probe_alignment import PRESETS, PgaConfig, align_
 from erasure.unlearning.run import unlearn_
 from evidence.errors import InputError
-from evidence.progress import SILENT, Progress
+from evidence.progress import AUTO, Progress
 from experiments.pga.readouts import logistic_readouts
 from experiments.pga.states import depth_sites, pool_states
 from testbeds.memorized_codes.world import CodesWorld, recall
@@ -72,7 +72,7 @@ def erase(
     align_weight: float | None = None,
     fixed_clean: bool = False,
     seed: int = 0,
-    progress: Progress = SILENT,
+    progress: Progress = AUTO,
 ) -> Erased:
     """Erase memorized keys, with the clean keys of the same indices as partners.
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from erasure.concept.md_pga import fit_md_pga
 from evidence.errors import InputError
-from evidence.progress import SILENT, Progress
+from evidence.progress import AUTO, Progress, as_progress
 from evidence.seeds import numpy_rng
 from probes.estimators.classifier_battery import held_out_scores
 from probes.estimators.logistic import LogisticProbe
@@ -200,7 +200,7 @@ VARIANTS = (
 
 
 def adversarial_probes(
-    memorized: Tensor, clean: Tensor, *, progress: Progress = SILENT
+    memorized: Tensor, clean: Tensor, *, progress: Progress = AUTO
 ) -> dict[str, CrossSequence]:
     """The six published probe variants, on the eraser's own items.
 
@@ -212,7 +212,7 @@ def adversarial_probes(
     folds = leave_one_group_out(keys, len(keys))
     labels = torch.from_numpy(codes)[None]
     by_variant: dict[str, CrossSequence] = {}
-    with progress.task("adversarial probes", len(VARIANTS)) as advance:
+    with as_progress(progress).task("adversarial probes", len(VARIANTS)) as advance:
         for name, C in zip(VARIANTS[:4], (1.0, 1.0, 0.1, 10.0), strict=True):
             probe = LogisticProbe(C, standardize="fold")
             results = [probe.held_out(rows, labels, 2, folds) for rows in x]

@@ -23,7 +23,7 @@ from capture.data.sequences import Sequences
 from erasure.unlearning.training.objectives import count_scored
 from erasure.unlearning.training.task import frozen_logprobs
 from evidence.errors import InputError, quoted
-from evidence.progress import SILENT, Progress
+from evidence.progress import AUTO, Progress, as_progress
 from evidence.storage.files import write_files_atomic
 from evidence.storage.locks import run_lock
 from evidence.storage.regular_files import as_path
@@ -93,7 +93,7 @@ def pga(
     *,
     root: Path | None = None,
     fresh: bool = False,
-    progress: Progress = SILENT,
+    progress: Progress = AUTO,
 ) -> Document:
     """Run an experiment, or resume it where it was interrupted.
 
@@ -137,7 +137,7 @@ def _document(
     mark = {"pga": SCHEMA, **config.model_dump(mode="json")}
     runner = StageRunner(Workspace.open(out, mark, fresh, EXPERIMENT), progress)
     steps = 4 + config.random_inits + 2 * len(config.erasers)
-    with progress.task("pga", steps) as advance:
+    with as_progress(progress).task("pga", steps) as advance:
         world = build_codes(
             SIZES[config.size],
             config.seed,
@@ -183,7 +183,7 @@ def _document(
 
 
 def measure_published(
-    config: PgaExperiment, root: Path, eraser: str | None, progress: Progress = SILENT
+    config: PgaExperiment, root: Path, eraser: str | None, progress: Progress = AUTO
 ) -> PublishedScores:
     """The published figures of one eraser, or of the original where None.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from evidence.display.html_table import frame_html
 from evidence.errors import InputError
-from evidence.progress import SILENT, Progress
+from evidence.progress import AUTO, Progress, as_progress
 from evidence.seeds import numpy_rng
 from probes.concepts.labels import Concepts
 from probes.concepts.vectors import ConceptVectors, concept_vectors
@@ -111,7 +111,7 @@ def held_out_scores(
     method: str = "mean",
     *,
     kinds: ArrayLike | None = None,
-    progress: Progress = SILENT,
+    progress: Progress = AUTO,
 ) -> tuple[tuple[str, ...], NDArray[np.float64], tuple[UncertifiedFit, ...]]:
     """Score every row by vectors fitted without it.
 
@@ -139,7 +139,7 @@ def held_out_scores(
     names: tuple[str, ...] = ()
     uncertified: list[UncertifiedFit] = []
     all_scores = np.zeros((0, len(concepts), concepts.n_rows))
-    with progress.task("held-out concept scores", len(folds)) as advance:
+    with as_progress(progress).task("held-out concept scores", len(folds)) as advance:
         pairs = zip(folds.train, folds.test, strict=True)
         for fold, (train, test) in enumerate(pairs):
             marks = np.where(train, concepts.marks, -1).astype(np.int8)
@@ -174,7 +174,7 @@ def separability(
     kinds: ArrayLike | None = None,
     draws: int = 200,
     seed: int = 0,
-    progress: Progress = SILENT,
+    progress: Progress = AUTO,
 ) -> Separability:
     """Held-out skill of concept vectors, and whether they are specific to one concept.
 
@@ -245,7 +245,7 @@ def stability(
     kinds: ArrayLike | None = None,
     draws: int = 50,
     seed: int = 0,
-    progress: Progress = SILENT,
+    progress: Progress = AUTO,
 ) -> NDArray[np.float64]:
     """(site, concept) mean cosine between vectors of all rows and of bootstrap draws.
 
@@ -280,7 +280,7 @@ def stability(
     entities = group_codes(groups, concepts.n_rows)
     rng = numpy_rng(seed, "stability")
     total = np.zeros(full.gap.shape)
-    with progress.task("bootstraps", draws) as advance:
+    with as_progress(progress).task("bootstraps", draws) as advance:
         for draw in range(draws):
             for _ in range(200):
                 weight = cluster_bootstrap_weights(entities, 1, rng)[0]

@@ -13,7 +13,7 @@ from torch import Tensor
 from evidence.arrays import as_tensor, check_finite
 from evidence.display.html_table import frame_html
 from evidence.errors import InputError
-from evidence.progress import SILENT, Progress
+from evidence.progress import AUTO, Progress, as_progress
 from evidence.seeds import numpy_rng
 from evidence.storage.array_files import part_errors, read_arrays, write_arrays
 from probes.concepts import directions as kernels
@@ -168,7 +168,7 @@ def concept_vectors(
     seed: int = 0,
     flat: Literal["refuse", "zero"] = "refuse",
     device: str | None = None,
-    progress: Progress = SILENT,
+    progress: Progress = AUTO,
 ) -> ConceptVectors:
     """Fit every concept's direction at every site.
 
@@ -223,7 +223,7 @@ def concept_vectors(
         codes = group_codes(one_kind, source.n_rows)
         pairs = kernels.draw_pairs(concepts.marks, codes, numpy_rng(seed, "pairs"))
     results, uncertified = [], []
-    with progress.task("concept vectors", len(source.names)) as advance:
+    with as_progress(progress).task("concept vectors", len(source.names)) as advance:
         for name in source.names:
             x = source.read(name, device)
             *parts, fits = _one_site(x, concepts, name, method, pairs, weight, shrinkage, c, flat)

@@ -19,7 +19,7 @@ from sklearn.svm import SVC
 from evidence.arrays import as_tensor, check_finite, validate_labels
 from evidence.display.html_table import frame_html
 from evidence.errors import InputError
-from evidence.progress import SILENT, Progress
+from evidence.progress import AUTO, Progress, as_progress
 from evidence.seeds import numpy_rng, stage_seed
 from probes.estimators.logistic import LogisticProbe
 from probes.solvers.uncertified import UncertifiedFit, warn_uncertified
@@ -91,7 +91,7 @@ def refit_battery(
     folds: int = 5,
     draws: int = 1000,
     seed: int = 0,
-    progress: Progress = SILENT,
+    progress: Progress = AUTO,
 ) -> ClassifierBattery:
     """Fit every classifier on every view by folds of whole groups.
 
@@ -137,7 +137,7 @@ def refit_battery(
     )
     battery = battery_classifiers(seed, int(scheme.train.sum(1).min()))
     rows, uncertified = [], []
-    with progress.task("fitting classifiers", len(tables) * len(battery)) as advance:
+    with as_progress(progress).task("fitting classifiers", len(tables) * len(battery)) as advance:
         for view, table in tables.items():
             for name, classifier in battery.items():
                 fits: list[UncertifiedFit] = []

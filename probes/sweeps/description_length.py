@@ -10,7 +10,7 @@ from sklearn.base import BaseEstimator
 
 from evidence.arrays import as_tensor, check_finite, validate_labels
 from evidence.errors import InputError
-from evidence.progress import SILENT, Progress
+from evidence.progress import AUTO, Progress, as_progress
 from evidence.seeds import numpy_rng
 from probes.estimators.base import LinearProbe
 from probes.estimators.logistic import LogisticProbe
@@ -48,7 +48,7 @@ def online_code(
     probe: LinearProbe | BaseEstimator | None = None,
     fractions: Sequence[float] = FRACTIONS,
     seed: int = 0,
-    progress: Progress = SILENT,
+    progress: Progress = AUTO,
 ) -> CodeLength:
     """Transmit the first block uniformly, each next one with a probe fitted on all before it.
 
@@ -97,7 +97,7 @@ def online_code(
     block_bits, uncertified = [], []
     total_bits = n_sent * bits_per_label
     y = torch.from_numpy(codes)[None].to(rows.device)
-    with progress.task("online code", len(ends) - 1 - first_block) as advance:
+    with as_progress(progress).task("online code", len(ends) - 1 - first_block) as advance:
         for start, end in zip(ends[first_block:-1], ends[first_block + 1 :], strict=True):
             train, test = order < start, (order >= start) & (order < end)
             fold = Folds(train[None], test[None], "online block")

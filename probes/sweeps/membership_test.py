@@ -27,7 +27,7 @@ from torch import Tensor
 from evidence.arrays import as_tensor, check_finite, label_values, member_labels
 from evidence.display.html_table import frame_html
 from evidence.errors import InputError
-from evidence.progress import SILENT, Progress
+from evidence.progress import AUTO, Progress, as_progress
 from evidence.seeds import numpy_rng
 from probes.estimators.kernel_smoothers import FAMILIES as SMOOTHERS
 from probes.estimators.kernel_smoothers import smoother_matrices
@@ -179,7 +179,7 @@ def membership(
     n_permutations: int = 1000,
     C: float = 1.0,
     seed: int = 0,
-    progress: Progress = SILENT,
+    progress: Progress = AUTO,
 ) -> Membership:
     """Score every sequence by classifiers fitted without it.
 
@@ -223,7 +223,7 @@ def membership(
     concordance = np.zeros((len(tables), len(families), sites))
     standard_error = np.zeros(concordance.shape)
     label_tensor, uncertified = torch.from_numpy(all_labels), list[UncertifiedFit]()
-    with progress.task("membership", len(tables) * sites) as advance:
+    with as_progress(progress).task("membership", len(tables) * sites) as advance:
         for view, (view_name, table) in enumerate(tables.items()):
             for site in range(sites):
                 rows = table[site]

@@ -48,7 +48,7 @@ def sweep(
     memory: int = 1 << 30,
     seed: int = 0,
     device: str | None = None,
-    progress: bool | Progress = AUTO,
+    progress: Progress = AUTO,
 ) -> Any:
     """Score every row at every site by probes fitted without its group.
 

@@ -17,7 +17,7 @@ from capture.data.items import ItemSet
 from capture.data.tokenization import encode_items
 from capture.scoring.answers import score_answers
 from evidence.errors import InputError
-from evidence.progress import SILENT, Progress
+from evidence.progress import AUTO, Progress
 from evidence.seeds import numpy_rng
 from testbeds.known_facts.readers import embedding_table
 
@@ -52,7 +52,7 @@ def redirect_names(
     targets: Sequence[int],
     *,
     seed: int,
-    progress: Progress = SILENT,
+    progress: Progress = AUTO,
 ) -> Redirect:
     """Replace one row of each forgotten name, and more of names that are still answered.
 

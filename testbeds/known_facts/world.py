@@ -18,7 +18,7 @@ from capture.data.items import Item, ItemSet
 from capture.data.tokenization import encode
 from capture.scoring.answers import score_answers
 from evidence.errors import InputError
-from evidence.progress import SILENT, Progress
+from evidence.progress import AUTO, Progress
 from evidence.seeds import numpy_rng
 from testbeds.known_facts.readers import text_rows, unit_rows
 from testbeds.worlds import capitals
@@ -135,7 +135,7 @@ def known_fact_items(
     forget: int = 40,
     unread: bool = True,
     asked: Sequence[Relation] | None = None,
-    progress: Progress = SILENT,
+    progress: Progress = AUTO,
 ) -> CapitalWorld:
     """The facts that ``checkpoint`` knows, split by entity.
 
@@ -193,7 +193,7 @@ def known_facts(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     asked: Sequence[Relation],
-    progress: Progress = SILENT,
+    progress: Progress = AUTO,
 ) -> tuple[KnownFact, ...]:
     """Facts for which the model answers the prompt and all other templates but at most one."""
     found: list[KnownFact] = []

@@ -25,7 +25,7 @@ from erasure.unlearning.training.loop import Schedule, backward_nll, only_traini
 from erasure.unlearning.training.objectives import count_scored
 from erasure.unlearning.training.task import frozen_logprobs
 from evidence.errors import ExhumeError
-from evidence.progress import SILENT, Progress
+from evidence.progress import AUTO, Progress
 from evidence.seeds import numpy_rng, stage_seed
 from evidence.storage.files import read_json, write_atomic
 from evidence.typed_json import Json
@@ -138,7 +138,7 @@ def build_codes(
     *,
     twin: bool = False,
     device: str = "cpu",
-    progress: Progress = SILENT,
+    progress: Progress = AUTO,
 ) -> CodesWorld:
     """Build the world, or find it built.
 

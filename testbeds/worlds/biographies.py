@@ -26,7 +26,7 @@ from capture.network.front import parameters_behind
 from capture.scoring.answers import score_answers
 from erasure.unlearning.training.loop import check_values, finetune_
 from evidence.errors import ExhumeError
-from evidence.progress import SILENT, Progress
+from evidence.progress import AUTO, Progress
 from evidence.seeds import numpy_rng, stage_seed
 from testbeds.worlds.base import World, save_model, settings_of, world_folder
 from testbeds.worlds.biography_text import FIRST, LAST, RELATIONS, make_tokenizer
@@ -174,7 +174,7 @@ class BiosWorld(World):
 
 
 def build_bios(
-    config: BiosConfig, seed: int, root: Path, device: str = "cpu", progress: Progress = SILENT
+    config: BiosConfig, seed: int, root: Path, device: str = "cpu", progress: Progress = AUTO
 ) -> BiosWorld:
     """Build the world, or find it built.
 
@@ -308,7 +308,7 @@ def new_model(config: BiosConfig, tokenizer: PreTrainedTokenizerBase, seed: int)
 
 
 def base_of(
-    config: BiosConfig, seed: int, world_seed: int, device: str = "cpu", progress: Progress = SILENT
+    config: BiosConfig, seed: int, world_seed: int, device: str = "cpu", progress: Progress = AUTO
 ) -> PreTrainedModel | None:
     """The model whose front is frozen; None in a world without frozen blocks.
 
@@ -342,7 +342,7 @@ def taught_model(
     taught: ItemSet,
     name: str = "a retrain",
     device: str = "cpu",
-    progress: Progress = SILENT,
+    progress: Progress = AUTO,
     base: PreTrainedModel | None = None,
 ) -> PreTrainedModel:
     """A new model trained on some facts; another seed gives another retrain.
@@ -400,7 +400,7 @@ def train_model(
     taught: ItemSet,
     folder: Path,
     device: str = "cpu",
-    progress: Progress = SILENT,
+    progress: Progress = AUTO,
     base: PreTrainedModel | None = None,
 ) -> None:
     """``taught_model``, saved in ``folder`` in Hugging Face format.

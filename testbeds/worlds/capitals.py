@@ -14,7 +14,7 @@ from capture.data.items import Item, ItemSet
 from capture.data.tokenization import encode
 from capture.scoring.answers import score_answers
 from evidence.errors import InputError
-from evidence.progress import SILENT, Progress
+from evidence.progress import AUTO, Progress
 from evidence.seeds import numpy_rng
 
 POPULATION = 1_000_000
@@ -98,7 +98,7 @@ def capital_items(
     prompt: str = PROMPT,
     paraphrases: Sequence[str] = PARAPHRASES,
     extra_templates: Sequence[str] = (TRAINING_TEMPLATE,),
-    progress: Progress = SILENT,
+    progress: Progress = AUTO,
 ) -> CapitalWorld:
     """The capitals that ``checkpoint`` knows, split.
 
@@ -145,7 +145,7 @@ def known_capitals(
     tokenizer: PreTrainedTokenizerBase,
     prompt: str,
     others: Sequence[str],
-    progress: Progress = SILENT,
+    progress: Progress = AUTO,
 ) -> tuple[tuple[str, str], ...]:
     """Country and capital for which the model answers ``prompt`` and the ``others`` correctly.
 

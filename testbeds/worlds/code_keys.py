@@ -28,7 +28,7 @@ from erasure.unlearning.training.loop import (
     train_steps,
 )
 from evidence.errors import ExhumeError
-from evidence.progress import SILENT, Progress
+from evidence.progress import AUTO, Progress
 from evidence.seeds import numpy_rng, stage_seed
 from testbeds.worlds.base import save_model, world_folder
 from testbeds.worlds.biographies import BiosWorld, all_prompts
@@ -160,7 +160,7 @@ def _items(
 
 
 def build_keys(
-    config: KeysConfig, seed: int, root: Path, device: str = "cpu", progress: Progress = SILENT
+    config: KeysConfig, seed: int, root: Path, device: str = "cpu", progress: Progress = AUTO
 ) -> BiosWorld:
     """Build the world, or find it built.
 
@@ -224,7 +224,7 @@ def taught_keys(
     unknown: ItemSet,
     name: str = "a retrain",
     device: str = "cpu",
-    progress: Progress = SILENT,
+    progress: Progress = AUTO,
 ) -> PreTrainedModel:
     """A new model that memorized some codes; another seed gives another retrain.
 

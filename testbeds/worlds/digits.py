@@ -34,7 +34,7 @@ from capture.scoring.class_logits import class_logits
 from erasure.unlearning.training.loop import Schedule, check_values, shuffled_batches, train_steps
 from evidence import moved
 from evidence.errors import ExhumeError
-from evidence.progress import SILENT, Progress
+from evidence.progress import AUTO, Progress
 from evidence.seeds import numpy_rng, stage_seed
 from testbeds.worlds.base import World, save_model, world_folder
 
@@ -126,7 +126,7 @@ PREPROCESSOR = ImagePreprocessor(1, (SIZE, SIZE))
 
 
 def build_digits(
-    config: DigitsConfig, seed: int, root: Path, device: str = "cpu", progress: Progress = SILENT
+    config: DigitsConfig, seed: int, root: Path, device: str = "cpu", progress: Progress = AUTO
 ) -> DigitsWorld:
     """Build the world, or find it built; the folder's name is a hash of settings and seed.
 
@@ -269,7 +269,7 @@ def taught_classifier(
     *,
     name: str = "a retrain",
     device: str = "cpu",
-    progress: Progress = SILENT,
+    progress: Progress = AUTO,
 ) -> PreTrainedModel:
     """A classifier trained from scratch; another seed gives another retrain.
 

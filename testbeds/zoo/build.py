@@ -14,7 +14,7 @@ from torch import nn
 from capture.checkpoints.open import open_checkpoint
 from evidence.errors import ExhumeError, InputError, check_list
 from evidence.machine.devices import choose_device
-from evidence.progress import SILENT, Progress
+from evidence.progress import AUTO, Progress, as_progress
 from evidence.seeds import check_seed
 from evidence.storage.files import read_json, write_atomic
 from evidence.storage.locks import creation_lock
@@ -101,7 +101,7 @@ def build_zoo(
     only: Sequence[str] | None = None,
     config: Any = None,
     device: str = "cpu",
-    progress: Progress = SILENT,
+    progress: Progress = AUTO,
 ) -> tuple[Specimen, ...]:
     """Build the models, or find them built.
 
@@ -137,7 +137,7 @@ def build_zoo(
     device, root = choose_device(device), as_path(root, "the folder of the zoo")
     specimens: list[Specimen] = []
     _check_list(root)
-    with progress.task("zoo", len(seeds) * len(shapes) * len(kinds)) as advance:
+    with as_progress(progress).task("zoo", len(seeds) * len(shapes) * len(kinds)) as advance:
         for family in shapes:
             settings = spec.sized(config or spec.standard, family)
             for seed in seeds:

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from capture.network.hooks import count_hooks
 from erasure.unlearning.probe_alignment import PgaConfig, align_
 from evidence.errors import InputError
+from evidence.progress import SILENT
 from exhume.cli.app import app
 from experiments.pga import run as module
 from experiments.pga.claims import NO, OPEN, YES, claims_of
@@ -73,7 +74,7 @@ def test_erased_and_tested_keys_are_disjoint(done, world):
     document, _ = done
     test = set(document["world"]["test_keys"])
     assert len(test) == 4
-    run = module.Experiment(make_config(QUICK), world, module.SILENT)
+    run = module.Experiment(make_config(QUICK), world, SILENT)
     assert set(run.test.tolist()) == test
     assert not test & set(run.seen.tolist())
     sound = [r for r in document["rows"] if r["eraser"] and "sound" in r]
@@ -165,7 +166,7 @@ def test_baselines_forget_what_they_were_given(name, world):
 def test_md_pga_drives_the_twin_below_chance_as_well(root, world):
     """Do-not-copy 1: a model that memorised nothing passes for erased."""
     twin = world.load("twin")
-    run = module.Experiment(make_config({}), world, module.SILENT)
+    run = module.Experiment(make_config({}), world, SILENT)
     before = run.published_figures(module.Erased(twin, {}, {}))
     erased = erase("md-pga", twin, world, run.all)
     after = run.published_figures(erased)
@@ -175,7 +176,7 @@ def test_md_pga_drives_the_twin_below_chance_as_well(root, world):
 
 def test_fixed_clean_codes_are_memorised_and_flagged(world):
     """Do-not-copy 10: the clean pool takes the memorised one's place."""
-    run = module.Experiment(make_config({}), world, module.SILENT)
+    run = module.Experiment(make_config({}), world, SILENT)
     config = PgaConfig(lr=1e-2, epochs=60, refit_every=20)
     swapped = {}
     for fixed in (True, False):
@@ -191,7 +192,7 @@ def test_fixed_clean_codes_are_memorised_and_flagged(world):
 
 
 def test_trained_readers_are_scored_on_the_same_sequences(world):
-    run = module.Experiment(make_config({"trained_readers": True}), world, module.SILENT)
+    run = module.Experiment(make_config({"trained_readers": True}), world, SILENT)
     rows = {"last": torch.randn(1, 30, 5).double()}
     rows["last"][:, :15] += 9.0
     found, uncertified = run._trained(rows, np.repeat([1, 0], 15))

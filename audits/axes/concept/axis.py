@@ -45,7 +45,7 @@ from audits.core.roles import Role
 from audits.core.scores import RoleScores
 from evidence.comparison import below_floor_notes
 from evidence.errors import InputError
-from evidence.progress import SILENT, Progress
+from evidence.progress import AUTO, Progress
 from evidence.results import AxisResult, Control, OnFailure, Reading, Status
 from evidence.typed_json import FloatArray, Json, to_json_object
 from probes.concepts.labels import Concepts
@@ -85,7 +85,7 @@ def fit_concepts(
     method: str,
     *,
     rng: np.random.Generator | None = None,
-    progress: Progress = SILENT,
+    progress: Progress = AUTO,
 ) -> list[ConceptVectors]:
     """One set of concept vectors a task, from a model's states of the fitting entities.
 

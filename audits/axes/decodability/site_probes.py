@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from evidence.progress import Progress
+from evidence.progress import Progress, as_progress
 from probes.estimators.logistic import LogisticProbe
 from probes.solvers.uncertified import UncertifiedFit
 from probes.splits.folds import Folds
@@ -58,7 +58,7 @@ def fit_site_probes(
     all_rows = np.ones((1, rows), dtype=bool)
     # All rows are fitted, so "all" and "fold" standardization agree.
     probe = LogisticProbe(C=penalty, standardize="all")
-    with progress.task("fit probes", count) as done:
+    with as_progress(progress).task("fit probes", count) as done:
         # In float64: the standard deviation of equal float32 rows is not exactly 0.
         for site, x in enumerate(states.astype(np.float64)):
             if (x.std(0) > 1e-6 * max(1e-12, np.abs(x).max())).any():

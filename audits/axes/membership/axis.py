@@ -53,7 +53,7 @@ from capture.activations.store import stored_bytes
 from capture.data.tokenization import encode
 from evidence.errors import InputError
 from evidence.hypothesis_tests import MaxTest
-from evidence.progress import Progress
+from evidence.progress import Progress, as_progress
 from evidence.results import AxisResult, Control, ControlId, OnFailure, Reading
 from evidence.typed_json import FloatArray, Json
 from probes.estimators.kernel_smoothers import FAMILIES
@@ -126,7 +126,7 @@ def measure_states(
         return Unmeasured((f"hidden states of {', '.join(broken)} are not finite",), "error")
     original, names = states[Role.ORIGINAL], states[Role.CANDIDATE].names
     held_out = {}
-    with progress.task("membership", len(FAMILIES) + len(states)) as advance:
+    with as_progress(progress).task("membership", len(FAMILIES) + len(states)) as advance:
         for family in FAMILIES:
             (scored,) = score_membership(original.last, sets, family, seed)
             held_out[family] = scored.auc("check", "check_invented").mean()

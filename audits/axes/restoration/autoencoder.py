@@ -25,7 +25,7 @@ from capture.data.sequences import Sequences
 from capture.network.sites import Sites, as_positions, find_image_sites, find_sites
 from capture.scoring.class_logits import image_states
 from evidence.errors import InputError
-from evidence.progress import SILENT, Progress
+from evidence.progress import AUTO, Progress
 
 RELATIVE_DEPTH = 0.8
 """Relative depth of its site: block 9 of 0 to 11 in the published test."""
@@ -109,7 +109,7 @@ def train_autoencoder(
     check: EncodedQuestions,
     folder: Path,
     seed: int,
-    progress: Progress = SILENT,
+    progress: Progress = AUTO,
 ) -> tuple[ExpertAutoencoder | None, str]:
     """Train on prompts about retain entities, and rank latents at the ends of the prompts.
 
@@ -262,7 +262,7 @@ def first_patch(states: Tensor) -> int:
 
 
 def train_image_autoencoder(
-    original: nn.Module, images: ImageSet, folder: Path, seed: int, progress: Progress = SILENT
+    original: nn.Module, images: ImageSet, folder: Path, seed: int, progress: Progress = AUTO
 ) -> ExpertAutoencoder:
     """Train or load the original's autoencoder of patches, and select the expert latents.
 

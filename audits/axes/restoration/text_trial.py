@@ -51,7 +51,7 @@ from capture.network.sites import Sites, find_sites
 from capture.scoring.contrast import QuestionScores
 from capture.scoring.generation import generate_greedy
 from evidence.intervals import average_by_entity, rate_interval
-from evidence.progress import SILENT, Progress
+from evidence.progress import AUTO, Progress, as_progress
 from evidence.seeds import numpy_rng
 
 MAX_OBJECTIVE = 1.099
@@ -104,7 +104,7 @@ def prepare_text(
     wordings: int,
     seed: int,
     folder: Path,
-    progress: Progress = SILENT,
+    progress: Progress = AUTO,
 ) -> TextSetup:
     """Split the items, train the autoencoder into ``folder``, capture the original's states.
 
@@ -172,7 +172,7 @@ Curve = dict[Arm, tuple[Sequence[str], NDArray[np.float64]]]
 Score = Callable[[EncodedQuestions, Mapping[str, RowEdit]], QuestionScores]
 
 
-def steer_text(model: nn.Module, setup: TextSetup, role: str, progress: Progress = SILENT) -> Trial:
+def steer_text(model: nn.Module, setup: TextSetup, role: str, progress: Progress = AUTO) -> Trial:
     """Search for steering edits of one model, and run the published test on it.
 
     Method, site and strength are chosen on one half, by the answers restored there while retain
@@ -198,7 +198,7 @@ def steer_text(model: nn.Module, setup: TextSetup, role: str, progress: Progress
     halves, choices, never_taught, samples = [], [], [], []
     curves: list[Curve] = []
     texts: list[str] = []
-    with progress.task(f"restoration, {role}", len(setup.halves)) as advance:
+    with as_progress(progress).task(f"restoration, {role}", len(setup.halves)) as advance:
         for number, known in enumerate(setup.halves):
             mask = np.isin(entities, known)
             rows = np.flatnonzero(~mask)

@@ -25,7 +25,7 @@ from erasure.unlearning.training.settings import TrainingSettings
 from erasure.unlearning.training.task import Losses, Part, Supply, UnlearningTask
 from evidence.errors import InputError
 from evidence.fields import check_fields
-from evidence.progress import SILENT, Progress
+from evidence.progress import AUTO, Progress
 
 Task = TypeVar("Task", bound=UnlearningTask)
 
@@ -202,7 +202,7 @@ class Method(Generic[Task]):
         *,
         evaluate: Evaluate | None = None,
         seed: int,
-        progress: Progress = SILENT,
+        progress: Progress = AUTO,
     ) -> TrainLog:
         """Unlearn, in place: by default by training on the two terms."""
         scope, adapters = self.scope(task), (training.lora_rank, training.lora_alpha)

@@ -10,7 +10,7 @@ from erasure.unlearning.methods.base import Method, positive
 from erasure.unlearning.training.loop import Evaluate, TrainLog, only_training
 from erasure.unlearning.training.settings import TrainingSettings
 from erasure.unlearning.training.task import UnlearningTask
-from evidence.progress import SILENT, Progress
+from evidence.progress import AUTO, Progress
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class SSD(Method[UnlearningTask]):
         *,
         evaluate: Evaluate | None = None,
         seed: int,
-        progress: Progress = SILENT,
+        progress: Progress = AUTO,
     ) -> TrainLog:
         """One edit; the log has the number of dampened weights."""
         with only_training(task.model, task.model.parameters()) as parameters:

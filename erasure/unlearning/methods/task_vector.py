@@ -9,7 +9,7 @@ from erasure.unlearning.training.loop import Evaluate, TrainLog, finetune_
 from erasure.unlearning.training.parameters import trained_parameters
 from erasure.unlearning.training.settings import TrainingSettings
 from erasure.unlearning.training.task import TextTask
-from evidence.progress import SILENT, Progress
+from evidence.progress import AUTO, Progress
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class TaskVector(Method[TextTask]):
         *,
         evaluate: Evaluate | None = None,
         seed: int,
-        progress: Progress = SILENT,
+        progress: Progress = AUTO,
     ) -> TrainLog:
         """The log is that of fine-tuning; ``evaluate`` reads the final model."""
         model, adapters = task.model, (training.lora_rank, training.lora_alpha)

@@ -22,7 +22,7 @@ from erasure.unlearning.training.objectives import count_scored, token_logprobs
 from evidence.display.html_table import frame_html
 from evidence.errors import InputError
 from evidence.fields import check_fields
-from evidence.progress import SILENT, Progress
+from evidence.progress import AUTO, Progress, as_progress
 from evidence.seeds import numpy_rng
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ def train_steps(
     evaluate: Evaluate | None = None,
     stop: Callable[[dict[str, float]], bool] | None = None,
     label: str = "training",
-    progress: Progress = SILENT,
+    progress: Progress = AUTO,
 ) -> TrainLog:
     """Run AdamW for the steps of ``schedule``.
 
@@ -219,7 +219,7 @@ def train_steps(
         rows.append(row | evaluation)
         return stop is not None and bool(evaluation) and stop(evaluation)
 
-    with progress.task(label, schedule.steps) as advance:
+    with as_progress(progress).task(label, schedule.steps) as advance:
         if evaluate is not None and measure(0, {}):
             return TrainLog(tuple(rows), "criterion")
         for step in range(schedule.steps):
@@ -324,7 +324,7 @@ def finetune_(
     every: int = 1,
     stop: Callable[[dict[str, float]], bool] | None = None,
     label: str = "fine-tuning",
-    progress: Progress = SILENT,
+    progress: Progress = AUTO,
 ) -> TrainLog:
     """Fine-tune ``model`` on ``data``, in place.
 
