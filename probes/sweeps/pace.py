@@ -5,12 +5,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
 
-from evidence.progress import Progress
+from evidence.progress import Display
 
 MAX_UNSAID_SECONDS = 120.0
 """Longest time that a sweep may take without a warning beforehand."""
 MAX_NOTE_SECONDS = 10.0
 """Time from which the estimate is noted in a log."""
+PILOTS, MAX_PILOT_SECONDS = (4, 20), 20.0
+"""Label vectors that are fitted again: few, then more, which share what a site costs once."""
 
 
 class LongRunWarning(UserWarning):
@@ -28,27 +30,31 @@ class Pace:
     """
 
     n_vectors: int
-    progress: Progress
+    progress: Display
     is_known: bool = False
 
-    def estimate(self, seconds_each: float, n_done: int, measure: Callable[[], int]) -> None:
+    def estimate(self, seconds_each: float, n_done: int, measure: Callable[[int], int]) -> None:
         """Say how long the rest takes, and warn if that is more than two minutes.
 
         Args:
             seconds_each: Time of a label vector so far, loading and compilation included.
             n_done: Label vectors done.
-            measure: Fits some again, which are compiled by now, and returns how many.
+            measure: Fits so many label vectors again, which is compiled by now, and returns how
+                many it had.
         """
         if self.is_known:
             return
         n_left = self.n_vectors - n_done
-        if n_left * seconds_each > MAX_UNSAID_SECONDS:
+        for count in PILOTS:
+            too_long = count > PILOTS[0] and count * seconds_each > MAX_PILOT_SECONDS
+            if n_left * seconds_each <= MAX_UNSAID_SECONDS or too_long:
+                break
             begun = perf_counter()
-            n_measured = measure()
+            n_measured = measure(count)
             seconds_each = (perf_counter() - begun) / n_measured
-        self.say(seconds_each, n_left)
+        self.say(seconds_each, n_left, stacklevel=5)
 
-    def say(self, seconds_each: float, n_left: int) -> None:
+    def say(self, seconds_each: float, n_left: int, stacklevel: int = 4) -> None:
         """Say how long ``n_left`` label vectors take."""
         self.is_known = True
         seconds = n_left * seconds_each
@@ -58,7 +64,7 @@ class Pace:
             self.progress.note(text)
         if seconds > MAX_UNSAID_SECONDS:
             advice = "Fewer permutations, fewer sites or fewer folds (cv=5) take less"
-            warnings.warn(f"{text}. {advice}", LongRunWarning, stacklevel=4)
+            warnings.warn(f"{text}. {advice}", LongRunWarning, stacklevel=stacklevel)
 
 
 def duration(seconds: float) -> str:

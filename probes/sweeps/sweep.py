@@ -27,9 +27,6 @@ from probes.sweeps.nested_cv import nested_held_out
 from probes.sweeps.pace import Pace
 from probes.sweeps.site_source import SiteStore, open_source
 
-N_PILOTS = 4
-"""Label vectors that are fitted again to estimate the time of a long sweep."""
-
 
 def sweep(
     activations: ArrayLike | Tensor | SiteStore,
@@ -290,8 +287,8 @@ def _one_site(
         advance(len(held_out.scores))
         return held_out, penalty
 
-    def measure() -> int:
-        n_pilots = min(N_PILOTS, len(plan.null)) or 1
+    def measure(count: int) -> int:
+        n_pilots = min(count, len(plan.null)) or 1
         first = n_main if len(plan.null) else 0
         fit(slice(first, first + n_pilots), plan.folds, False)
         return n_pilots
