@@ -124,7 +124,10 @@ def validate_rows(estimator, x, *, reset: bool) -> Tensor:
         if isinstance(x, Sequence):
             x = as_array(x)
         dtypes = [np.float64, np.float32, np.float16]
-        numeric = validate_data(estimator, x, reset=reset, dtype=dtypes, ensure_all_finite=False)
+        given: Any = x
+        numeric = validate_data(
+            estimator, given, reset=reset, dtype=dtypes, ensure_all_finite=False
+        )
         rows = as_tensor(np.asarray(numeric))
         check_finite(rows, f"{name}: the activations")
         return rows

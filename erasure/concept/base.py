@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -49,7 +49,8 @@ class ConceptEraser(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         X = as_array(X) if isinstance(X, Sequence) else X
         if self.eraser_.single_site:
             dtypes = [np.float64, np.float32, np.float16]
-            X = validate_data(self, X, reset=False, dtype=dtypes, ensure_all_finite=False)
+            given: Any = X
+            X = validate_data(self, given, reset=False, dtype=dtypes, ensure_all_finite=False)
         rows = float_tensor(X)
         check_finite(rows)
         return self.eraser_.transform(rows.numpy())

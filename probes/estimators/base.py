@@ -230,7 +230,7 @@ def refit_held_out(
     coef = x.new_zeros((n_labels, len(folds), columns, x.shape[1]))
     intercept = x.new_zeros((n_labels, len(folds), columns))
     certificate = torch.zeros(n_labels, len(folds), dtype=torch.float64)
-    parts = ()
+    parts = (torch.zeros(0),) * 3
     for fold in range(len(folds)):
         train, test = folds.train[fold], folds.test[fold]
         for label in range(n_labels):

@@ -44,7 +44,10 @@ class ScikitProbe(LinearProbe):
 
     def copy(self, **parameters) -> "ScikitProbe":
         """An unfitted copy with other parameters of the classifier."""
-        return ScikitProbe(clone(self.estimator).set_params(**parameters))
+        return ScikitProbe(self._unfitted().set_params(**parameters))
+
+    def _unfitted(self) -> Any:
+        return clone(self.estimator)
 
     def held_out(
         self,
@@ -92,7 +95,7 @@ class ScikitProbe(LinearProbe):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
-                values = self._scores(clone(self.estimator).fit(rows, labels), test_rows, classes)
+                values = self._scores(self._unfitted().fit(rows, labels), test_rows, classes)
             except (LinAlgError, np.linalg.LinAlgError):
                 values = np.full((columns, len(test_rows)), np.nan)
         converged = bool(np.isfinite(values).all())

@@ -63,7 +63,7 @@ class Pace:
         if seconds > MAX_NOTE_SECONDS:
             self.progress.note(text)
         if seconds > MAX_UNSAID_SECONDS:
-            advice = "Fewer permutations, fewer sites or fewer folds (cv=5) take less"
+            advice = "Fewer permutations or fewer sites take less"
             warnings.warn(f"{text}. {advice}", LongRunWarning, stacklevel=stacklevel)
 
 

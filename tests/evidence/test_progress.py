@@ -36,8 +36,9 @@ def in_terminal(code: str, **variables: str) -> str:
     """What a terminal of its own shows of ``code``."""
     controller, terminal = pty.openpty()
     command = [sys.executable, "-c", WORK + code]
-    streams = {"stdin": terminal, "stdout": terminal, "stderr": terminal}
-    process = subprocess.Popen(command, env=environment() | variables, **streams)
+    process = subprocess.Popen(
+        command, env=environment() | variables, stdin=terminal, stdout=terminal, stderr=terminal
+    )
     os.close(terminal)
     shown = b""
     while True:
@@ -107,7 +108,7 @@ def test_arguments():
         assert as_progress(bars) is bars
     for wrong in ("yes", 1, None):
         with pytest.raises(InputError, match=r"Expected True, False or Bars\(\)"):
-            as_progress(wrong)
+            as_progress(wrong)  # pyright: ignore
 
 
 def test_an_error_inside_a_task_passes_and_ends_it():

@@ -282,7 +282,7 @@ def test_whole_floats_are_classes_unless_the_caller_says_numbers():
     with pytest.raises(InputError, match="labels are not numbers"):
         exhume.Leace(kind="numbers").fit(X[1], np.where(CODES == 1, "a", "b"))
     with pytest.raises(InputError, match="unknown kind"):
-        exhume.Leace(kind="ordinal").fit(X[1], CODES)
+        exhume.Leace(kind="ordinal").fit(X[1], CODES)  # pyright: ignore
 
 
 def test_later_chunks_are_read_as_the_first():

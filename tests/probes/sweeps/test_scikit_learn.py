@@ -1,6 +1,7 @@
 """scikit-learn's splitters and classifiers in our sweeps, and our estimators in its tools."""
 
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -101,7 +102,8 @@ def test_a_classifier_gives_the_scores_of_its_own_fits(task):
         x, labels, cv=KFold(4), probe=reader, permutations=2, control=np.arange(ROWS) // 2
     )
     for train, test in KFold(4).split(x[1]):
-        fitted = clone(reader).fit(x[1, train], labels[train])
+        fitted: Any = clone(reader)
+        fitted.fit(x[1, train], labels[train])
         expected = fitted.decision_function(x[1, test])
         np.testing.assert_allclose(found.scores[1, 0, test], expected, atol=1e-9)
     ours = sweep(x, labels, cv=KFold(4), probe=LogisticProbe(0.3, standardize="fold"))
@@ -126,9 +128,9 @@ def test_what_is_no_probe_is_refused_in_one_sentence(task):
     x, labels, _ = task
     for wrong in (Ridge(), StandardScaler(), "logistic", 3):
         with pytest.raises(InputError, match="the probe is no classifier"):
-            sweep(x, labels, probe=wrong)
+            sweep(x, labels, probe=wrong)  # pyright: ignore
     with pytest.raises(InputError, match=r"a class, not a probe.*Write LogisticProbe\(\)"):
-        sweep(x, labels, probe=LogisticProbe)
+        sweep(x, labels, probe=LogisticProbe)  # pyright: ignore
     with pytest.raises(InputError, match="LogisticRegression does not keep coefficients"):
         sweep(x, labels, probe=LogisticRegression(), coefficients=True, cv=4)
     with pytest.raises(InputError, match="Pipeline has no penalty"):
@@ -149,7 +151,8 @@ def test_a_classifier_that_does_not_converge_is_named_and_kept(task):
 @pytest.mark.parametrize("probe", PROBES, ids=lambda probe: type(probe).__name__)
 def test_our_probes_in_scikit_learns_tools(task, probe):
     x, labels, groups = task
-    assert clone(probe).get_params() == probe.get_params()
+    copied: Any = clone(probe)
+    assert copied.get_params() == probe.get_params()
     reader = make_pipeline(StandardScaler(), exhume.Leace(), probe)
     for given in (labels, labels.astype(float), np.where(labels == 1, "yes", "no")):
         scores = cross_val_score(probe, x[1], given, cv=GroupKFold(5), groups=groups)
@@ -209,5 +212,5 @@ def test_progress_argument(task, capsys):
     for progress in (True, False, SILENT):
         sweep(x, labels, cv=3, progress=progress)
     with pytest.raises(InputError, match="progress is not a display"):
-        sweep(x, labels, cv=3, progress="yes")
+        sweep(x, labels, cv=3, progress="yes")  # pyright: ignore
     assert capsys.readouterr().err == ""  # shorter than a second
