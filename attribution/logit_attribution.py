@@ -27,7 +27,7 @@ from capture.network.sites import Sites, find_sites
 from capture.network.structure import find_transformer, model_device
 from evidence.display.html_table import frame_html
 from evidence.errors import InputError
-from evidence.progress import SILENT, Progress
+from evidence.progress import AUTO, Progress
 
 # Largest difference of the stream to the sum of its parts, relative to its largest value.
 REL_TOL = 1e-3
@@ -95,7 +95,7 @@ def logit_attribution(
     heads: bool = False,
     position: PositionName | int = "last_prompt",
     batch_tokens: int = 4096,
-    progress: Progress = SILENT,
+    progress: Progress = AUTO,
 ) -> LogitAttribution:
     """Contribution of the embedding and of each attention and MLP layer to a logit.
 

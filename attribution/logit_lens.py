@@ -23,7 +23,7 @@ from capture.network.sites import find_sites
 from capture.network.structure import model_device
 from evidence.display.html_table import frame_html
 from evidence.errors import InputError
-from evidence.progress import SILENT, Progress
+from evidence.progress import AUTO, Progress, as_progress
 
 # Largest number of logits in memory: 64 MiB in float32.
 MAX_LOGITS = 2**24
@@ -95,7 +95,7 @@ def logit_lens(
     top: int = 5,
     keep_logits: bool = False,
     batch_tokens: int = 4096,
-    progress: Progress = SILENT,
+    progress: Progress = AUTO,
 ) -> LogitLens:
     """Decode the states at each site with the model's own final norm and output layer.
 
@@ -146,7 +146,7 @@ def logit_lens(
     with (
         torch.no_grad(),
         evaluation_mode(model),
-        progress.task("logit lens", len(names)) as advance,
+        as_progress(progress).task("logit lens", len(names)) as advance,
     ):
         for name in names:
             values = torch.from_numpy(np.asarray(states.site(name)))

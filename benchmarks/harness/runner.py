@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_limits
 from benchmarks.harness.clock import Clock
 from benchmarks.harness.pages import RESULTS, Page
 from benchmarks.harness.results import Row, commit, machine, merge, read, write
-from evidence.progress import SILENT, Bars, Progress
+from evidence.progress import SILENT, Bars, Display
 
 Measure = Callable[["Run"], Iterable[Row]]
 
@@ -47,7 +47,7 @@ class Run:
     payload: dict[str, Any] = field(default_factory=dict)
     start: float = 0.0
     keep: Callable[[Sequence[Row]], None] = lambda rows: None
-    progress: Progress = SILENT
+    progress: Display = SILENT
 
     @property
     def key(self) -> list[str]:
