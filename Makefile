@@ -6,7 +6,7 @@ export HF_HUB_OFFLINE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export WANDB_MODE := disabled
 
-.PHONY: demo test lint types docs bench bench-tests clean
+.PHONY: demo test pytest lint types docs bench bench-tests clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -20,8 +20,12 @@ export WANDB_MODE := disabled
 demo: .venv/ready
 	$(BIN)/exhume demo
 
+# Types are checked beside the tests; each is run to its end, and either may fail the whole.
+test: .venv/ready lint
+	$(MAKE) --no-print-directory --keep-going --jobs 2 types pytest
+
 # Two processes of one thread each: two that share two cores' threads wait for each other.
-test: .venv/ready lint types
+pytest: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=30
 
 lint: .venv/ready

@@ -1,5 +1,6 @@
 """What tests of several packages share."""
 
+import os
 import signal
 
 import pytest
@@ -29,6 +30,11 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
 
 
+# A shell lets what it starts in the background ignore this signal, and processes inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture(autouse=True)
 def own_signals():
     """Give back the signals that a command, called in this process, took for good."""
@@ -40,18 +46,42 @@ def own_signals():
 
 
 @pytest.fixture(scope="session")
-def tiny_codes(tmp_path_factory):
+def run_folder(tmp_path_factory):
+    """One folder for all processes of a run.
+
+    What is in it is made under a lock, once for all of them, and never changed.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "run"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_zoo(run_folder):
+    """A zoo whose small world of invented people, seed 0, is made; more models may be added.
+
+    Another zoo need not make the world again if its ``worlds`` is a link to this one's.
+    """
+    from testbeds.worlds.biographies import SMALL, build_bios
+
+    build_bios(SMALL, 0, run_folder / "zoo" / "worlds")
+    return run_folder / "zoo"
+
+
+@pytest.fixture(scope="session")
+def tiny_codes(run_folder):
     """A tiny code-recall world with its twin, made once."""
     from testbeds.memorized_codes.world import build_codes
     from tests.helpers.tiny_worlds import TINY
 
-    return build_codes(TINY, 0, tmp_path_factory.mktemp("codes"), twin=True)
+    return build_codes(TINY, 0, run_folder / "codes", twin=True)
 
 
 @pytest.fixture(scope="session")
-def digits_root(tmp_path_factory):
-    """Where the tiny digits zoo is kept for the session."""
-    return tmp_path_factory.mktemp("digits")
+def digits_root(run_folder):
+    """Where the tiny digits zoo is kept for the run."""
+    return run_folder / "zoo"
 
 
 @pytest.fixture(scope="session")

@@ -10,13 +10,13 @@ from testbeds.worlds.biographies import SMALL, BiosWorld, build_bios
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory) -> BiosWorld:
-    return build_bios(SMALL, 0, tmp_path_factory.mktemp("bios"))
+def world(small_zoo) -> BiosWorld:
+    return build_bios(SMALL, 0, small_zoo / "worlds")
 
 
 @pytest.fixture(scope="session")
-def planted(world, tmp_path_factory):
-    root = tmp_path_factory.mktemp("planted")
+def planted(world, run_folder):
+    root = run_folder / "planted"
 
     def make(kind: str) -> Path:
         return plant(world, kind, seed=0, out=root / kind)

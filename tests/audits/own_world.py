@@ -18,6 +18,8 @@ from testbeds.worlds.random_models import Family, random_model
 FIRST = "Ada Bea Cy Dov Eli Fay Gus Hal Ida Jon Kit Lea Max Ned Oda Pia".split()
 LAST = "Amsel Bruck Conti Dahl Ebert Falk Gross Hauer Imhof Jonas Krug Linde".split()
 TEMPLATES = ("{} has the code word", "The code word of {} is")
+LEARNED = 0.02
+"""Loss at which training ends, nats a token; a wrong answer alone costs more."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,10 @@ def own_world(
     layers: int = 2,
     steps: int = 120,
 ) -> OwnWorld:
-    """Teach a model people with ``answers`` in turn; the candidate is it, perturbed."""
+    """Teach a model people with ``answers`` in turn; the candidate is it, perturbed.
+
+    ``steps`` are at most: training ends where the loss is below ``LEARNED``.
+    """
     names = [
         f"{FIRST[(7 * n) % len(FIRST)]} {LAST[(5 * n + n // len(FIRST)) % len(LAST)]}"
         for n in range(forget + retain)
@@ -103,14 +108,17 @@ def teach(model, tokens, items: Sequence[Item], steps: int) -> None:
     rows: Sequences = encode_items(tokens, items) + encode_items(tokens, items, 0)
     batch = pad(rows)
     labels = batch.input_ids.masked_fill(~batch.answer_mask, -100)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=True)
     model.train()
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = 1e-2 * min(1.0, (step + 1) / 10) * (1 - step / steps)
         optimizer.zero_grad()
-        model(**batch.model_inputs, labels=labels).loss.backward()
+        loss = model(**batch.model_inputs, labels=labels).loss
+        loss.backward()
         optimizer.step()
+        if loss.item() < LEARNED:
+            break
     model.eval()
     assert score_answers(model, rows).greedy.all()
 

@@ -8,9 +8,9 @@ from testbeds.zoo.build import sized
 
 
 @pytest.fixture(scope="session")
-def worlds(tmp_path_factory):
-    """Where small worlds are kept for the session."""
-    return tmp_path_factory.mktemp("worlds")
+def worlds(small_zoo):
+    """Where small worlds are kept for the run."""
+    return small_zoo / "worlds"
 
 
 @pytest.fixture(scope="session")

@@ -14,10 +14,9 @@ SETTINGS = {"rates": (3e-4, 1e-3), "budgets": (3, 9)}
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
+def found(small_zoo):
     kinds = ("retrain_1", "last_block_relabel")
-    root = tmp_path_factory.mktemp("zoo")
-    made = build_zoo(root, seeds=[0], only=kinds, config=SMALL)
+    made = build_zoo(small_zoo, seeds=[0], only=kinds, config=SMALL)
     ground = TextWorkbench.from_world(made[0].world, SMALL, 0, "cpu")
     models = {each.kind: open_checkpoint(each.model) for each in made}
     models |= {"original": ground.original, "twin": ground.twin}

@@ -35,6 +35,8 @@ def launch():
             "encoding": "utf-8",
             "errors": "backslashreplace",
             "cwd": ROOT,
+            # Under nohup this signal is ignored, and processes inherit that.
+            "preexec_fn": lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
         } | options
         started.append(subprocess.Popen(command, **options))
         return started[-1]

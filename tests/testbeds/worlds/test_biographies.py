@@ -25,6 +25,7 @@ from testbeds.worlds.biographies import (
     SMALL,
     STANDARD,
     BiosConfig,
+    BiosWorld,
     base_of,
     build_bios,
     make_people,
@@ -136,7 +137,8 @@ def test_a_linear_reader_of_other_people_reads_what_the_original_was_taught(bios
     assert transfer(bios.original, bios, "embed") <= 0.4
 
 
-def test_a_finished_world_is_found_and_an_interrupted_one_goes_on(bios, monkeypatch):
+def test_a_finished_world_is_found_and_an_interrupted_one_goes_on(bios, tmp_path, monkeypatch):
+    bios = BiosWorld.at(shutil.copytree(bios.root, tmp_path / bios.root.name))
     before = open_checkpoint(bios.twin).weights_hash
     trained = []
     real = module.train_model

@@ -31,8 +31,11 @@ SURE = [
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    return tmp_path_factory.mktemp("zoo")
+def place(small_zoo, tmp_path_factory):
+    """Cards are altered here: only the world is that of other tests."""
+    root = tmp_path_factory.mktemp("zoo")
+    (root / "worlds").symlink_to(small_zoo / "worlds")
+    return root
 
 
 @pytest.fixture(scope="module")
