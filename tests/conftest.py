@@ -58,38 +58,38 @@ def run_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def small_zoo(run_folder):
-    """A zoo whose small world of invented people, seed 0, is made; more models may be added.
+def zoo_root(run_folder):
+    """A zoo that all tests of a run add to."""
+    return run_folder / "zoo"
+
+
+@pytest.fixture(scope="session")
+def small_zoo(zoo_root):
+    """The zoo, whose small world of invented people, seed 0, is made.
 
     Another zoo need not make the world again if its ``worlds`` is a link to this one's.
     """
     from testbeds.worlds.biographies import SMALL, build_bios
 
-    build_bios(SMALL, 0, run_folder / "zoo" / "worlds")
-    return run_folder / "zoo"
+    build_bios(SMALL, 0, zoo_root / "worlds")
+    return zoo_root
 
 
 @pytest.fixture(scope="session")
-def tiny_codes(run_folder):
+def tiny_codes(zoo_root):
     """A tiny code-recall world with its twin, made once."""
     from testbeds.memorized_codes.world import build_codes
     from tests.helpers.tiny_worlds import TINY
 
-    return build_codes(TINY, 0, run_folder / "codes", twin=True)
+    return build_codes(TINY, 0, zoo_root / "worlds", twin=True)
 
 
 @pytest.fixture(scope="session")
-def digits_root(run_folder):
-    """Where the tiny digits zoo is kept for the run."""
-    return run_folder / "zoo"
-
-
-@pytest.fixture(scope="session")
-def digits_zoo(digits_root):
+def digits_zoo(zoo_root):
     """A tiny digits world with some of its models, made once."""
     from testbeds.zoo.build import build_zoo
     from tests.helpers.tiny_digits import KINDS, TINY_DIGITS
 
     return build_zoo(
-        digits_root, world="digits", seeds=[0], families=["cnn"], only=KINDS, config=TINY_DIGITS
+        zoo_root, world="digits", seeds=[0], families=["cnn"], only=KINDS, config=TINY_DIGITS
     )

@@ -82,10 +82,10 @@ def test_never_taught_images_are_a_fair_floor(made):
     assert (called == label).mean() < 0.1 < 0.9 < (known == label).mean()
 
 
-def test_the_world_is_found_made_again_and_says_what_it_is(made, digits_root):
+def test_the_world_is_found_made_again_and_says_what_it_is(made, zoo_root):
     world = made["twin"].world
     before = (world.root / "manifest.json").read_bytes()
-    rebuilt = build_digits(TINY_DIGITS, 0, digits_root / "worlds")
+    rebuilt = build_digits(TINY_DIGITS, 0, zoo_root / "worlds")
     assert rebuilt == world and (world.root / "manifest.json").read_bytes() == before
     manifest = json.loads(before)
     assert manifest["class"] == forgotten_class(0)
@@ -93,10 +93,10 @@ def test_the_world_is_found_made_again_and_says_what_it_is(made, digits_root):
     assert min(manifest["accuracy"].values()) > 0.9
 
 
-def test_what_is_made_is_not_made_again(made, digits_root, monkeypatch):
+def test_what_is_made_is_not_made_again(made, zoo_root, monkeypatch):
     monkeypatch.setattr("testbeds.zoo.build._first_in_range", None)
     rebuilt = build_zoo(
-        digits_root, world="digits", seeds=[0], families=["cnn"], only=KINDS, config=TINY_DIGITS
+        zoo_root, world="digits", seeds=[0], families=["cnn"], only=KINDS, config=TINY_DIGITS
     )
     assert [each.card for each in rebuilt] == [made[kind].card for kind in KINDS]
 
