@@ -1,15 +1,21 @@
 """Run an audit that is killed in every one of its stages, each time going on.
 
-``python -m tests.helpers.kill_each_stage ORIGINAL UNLEARNED FORGET RETAIN OUT``. Each
-stage is killed once after its work is done and before it is marked as done: whatever it
-left behind is there, and nothing says so. Prints the stages killed, one a line.
+``python -m tests.helpers.kill_each_stage ORIGINAL UNLEARNED FORGET RETAIN WHOLE OUT``.
+Each stage is killed once after its work is done and before it is marked as done:
+whatever it left behind is there, and nothing says so. Prints the stages killed, one a
+line. In ``WHOLE`` is the same audit, never killed.
 
-Forks instead of starting anew, so that the libraries are imported once.
+Forks instead of starting anew, so that the libraries are imported once: the names of
+those that the first audit needed are written beside its folder.
 """
 
+import gc
+import importlib
 import os
 import signal
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from audits.output.workspace import Workspace
@@ -35,26 +41,43 @@ def audit_until_killed(arguments: list[str], killed: Path) -> None:
     audits_audit.audit(*arguments)
 
 
+def audit_and_note(arguments: list[str], imported: Path) -> None:
+    """Audit; note what is imported then."""
+    audits_audit.audit(*arguments)
+    imported.write_text("\n".join(sys.modules), encoding="utf-8")
+
+
+def forked(run: Callable[[], None]) -> int:
+    """Run in a child; the status that it ends with."""
+    child = os.fork()
+    if child == 0:
+        try:
+            run()
+        except BaseException as error:
+            sys.excepthook(type(error), error, error.__traceback__)
+            os._exit(1)
+        os._exit(0)
+    return os.waitpid(child, 0)[1]
+
+
 def main() -> None:
     """Fork until one gets through."""
-    arguments = sys.argv[1:]
-    killed = Path(arguments[-1]).with_suffix(".killed")
+    *inputs, whole, cut = sys.argv[1:]
+    imported, killed = Path(whole).with_suffix(".imported"), Path(cut).with_suffix(".killed")
+    if forked(lambda: audit_and_note([*inputs, whole], imported)):
+        sys.exit(1)
+    for name in imported.read_text(encoding="utf-8").split():
+        with suppress(Exception):  # a name of what is no module of its own
+            importlib.import_module(name)
+    gc.freeze()
     killed.write_text("")
     while True:
-        child = os.fork()
-        if child == 0:
-            try:
-                audit_until_killed(arguments, killed)
-            except BaseException as error:
-                sys.excepthook(type(error), error, error.__traceback__)
-                os._exit(1)
-            os._exit(0)
-        _, status = os.waitpid(child, 0)
+        status = forked(lambda: audit_until_killed([*inputs, cut], killed))
         if os.WIFEXITED(status):
             code = os.WEXITSTATUS(status)
             break
         assert os.WTERMSIG(status) == signal.SIGKILL
-        assert not (Path(arguments[-1]) / "audit.json").exists()
+        assert not (Path(cut) / "audit.json").exists()
     print(killed.read_text(), end="")
     sys.exit(code)
 

@@ -24,7 +24,7 @@ SMALLER = {
         '"layers": 3': '"layers": 2',
     },
     "03_concepts.ipynb": {
-        'build_bios(SMALL, 0, root / "worlds")': 'build_bios(SMALL, 0, exhume.cache_root() / "worlds")',
+        'SMALL, 0, root / "worlds"': 'SMALL, 0, exhume.cache_root() / "worlds"',
         "draws=50": "draws=5",
         "draws=200": "draws=20",
     },
