@@ -1,5 +1,6 @@
 """What tests of several packages share."""
 
+import gc
 import os
 import signal
 
@@ -7,19 +8,39 @@ import pytest
 
 # Files that take longest, the longest first: one that is begun last keeps one process
 # busy while the others have nothing left to do.
+# Two files that compile the same solver are not begun together: the second finds it compiled.
 LONGEST = (
+    "test_conformance.py",
     "test_zoo.py",
+    "test_jacobi.py",
     "test_notebooks.py",
     "test_audit.py",
+    "test_fuzz.py",
     "test_golden_audits.py",
-    "test_late_edits.py",
-    "test_image_audit.py",
-    "test_smollm2_zoo.py",
-    "test_code_keys.py",
     "test_frozen.py",
+    "test_asking.py",
+    "test_image_audit.py",
+    "test_early_layers.py",
+    "test_biographies.py",
+    "test_public_names.py",
+    "test_code_keys.py",
+    "test_late_edits.py",
+    "test_planted.py",
+    "test_room.py",
+    "test_checks.py",
+    "test_more_methods.py",
+    "test_selftest.py",
+    "test_places.py",
+    "test_ends.py",
+    "test_capitals.py",
+    "test_readers.py",
+    "test_smollm2_zoo.py",
+    "test_verdict_figures.py",
+    "test_relearning_grade.py",
+    "test_libraries.py",
     "test_memorized_codes.py",
     "test_adversarial.py",
-    "test_libraries.py",
+    "test_image_front.py",
     "test_sae.py",
 )
 
@@ -33,6 +54,12 @@ def pytest_collection_modifyitems(items):
 # A shell lets what it starts in the background ignore this signal, and processes inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish():
+    """Let the garbage collector pass over what is imported and collected, at every turn."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +100,16 @@ def small_zoo(zoo_root):
 
     build_bios(SMALL, 0, zoo_root / "worlds")
     return zoo_root
+
+
+@pytest.fixture(scope="session")
+def planted(small_zoo):
+    """Plant a model of a kind in the small world, once a run."""
+    from testbeds.planted import plant
+    from testbeds.worlds.biographies import SMALL, build_bios
+
+    world = build_bios(SMALL, 0, small_zoo / "worlds")
+    return lambda kind: plant(world, kind, seed=0, out=small_zoo.parent / "planted" / kind)
 
 
 @pytest.fixture(scope="session")

@@ -163,7 +163,8 @@ def test_the_page_has_every_kind_and_its_verdicts():
     assert "| npo | to be graded |  |  |  |  | 1 | 0.50 to 0.50 |" in text
 
 
-def test_two_processes_make_and_audit_and_a_failure_is_kept(tmp_path):
+def test_two_processes_make_and_audit_and_a_failure_is_kept(small_zoo, tmp_path):
+    (tmp_path / "worlds").symlink_to(small_zoo / "worlds")
     plan = AuditPlan(
         tmp_path,
         worlds=(("llama", 0),),

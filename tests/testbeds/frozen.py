@@ -246,8 +246,8 @@ def _shape(value: Any) -> Any:
     return type(value).__name__ if isinstance(value, float) else value
 
 
-def weights(root: Path) -> dict[str, list[str]]:
-    """Hashes of the first models of every edit, on tiny worlds."""
+def weights(root: Path, count: int = MODELS) -> dict[str, list[str]]:
+    """Hashes of the first ``count`` models of every edit, on tiny worlds."""
     worlds = [
         *(("bios", replace(TINY_PEOPLE, family=family)) for family in WORLDS["bios"].families),
         *(("codes", TINY_KEYS), ("digits", TINY_DIGITS), ("digits", TINY_VIT)),
@@ -262,7 +262,7 @@ def weights(root: Path) -> dict[str, list[str]]:
             made = world.build(config, 0, root, "cpu", SILENT)
             bench = world.workbench(made, config, 0, "cpu")
             for kind in kinds:
-                models = islice(world.kinds[kind].edit(bench), MODELS)
+                models = islice(world.kinds[kind].edit(bench), count)
                 found[f"{name} {config.family} {kind}"] = [tensors_hash(each) for each in models]
     return found
 

@@ -28,21 +28,21 @@ def test_the_untouched_copy_has_the_very_weights(bios, tmp_path):
     assert read_card(copy)["state"] == "not_unlearned"
 
 
-def test_the_suppression_is_in_the_last_block_alone(bios, tmp_path):
-    folder = plant(bios, "last_block_relabel", seed=0, out=tmp_path / "planted")
+def test_the_suppression_is_in_the_last_block_alone(bios, planted):
+    folder = planted("last_block_relabel")
     before, after = tensors(bios.original), tensors(folder)
     moved = [name for name in before if not torch.equal(before[name], after[name])]
     assert moved
     assert all(name.startswith("model.layers.1.") for name in moved)
     card = read_card(folder)
     assert card["state"] == "suppressed"
-    planted = card["measured"]
-    assert planted["forget"] == {"prompt": 0.0, "paraphrases": 0.0}
-    assert min(planted["retain"].values()) >= 0.95
+    measured = card["measured"]
+    assert measured["forget"] == {"prompt": 0.0, "paraphrases": 0.0}
+    assert min(measured["retain"].values()) >= 0.95
 
 
-def test_the_collapse_leaves_nothing(bios, tmp_path):
-    card = read_card(plant(bios, "collapse", seed=0, out=tmp_path / "planted"))
+def test_the_collapse_leaves_nothing(planted):
+    card = read_card(planted("collapse"))
     assert card["state"] == "damaged"
     assert card["measured"]["retain"]["prompt"] <= 0.4
 
