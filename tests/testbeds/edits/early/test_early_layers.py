@@ -11,6 +11,7 @@ import torch
 from capture.data.items import Item, ItemSet
 from capture.data.tokenization import encode_items
 from capture.network.structure import down_projection, find_blocks
+from erasure.unlearning.training.loop import Schedule
 from testbeds.edits.early import early_layers, front_checks
 from testbeds.edits.early.early_layers import embedding_redirect, name_ends, name_tokens, own_tokens
 from testbeds.edits.early.early_methods import sparse_factors
@@ -39,9 +40,16 @@ MAY_CHANGE = {
 @pytest.fixture(scope="module")
 def few_steps():
     """Trainings of a few steps: which weights they change is the same."""
+    check = Schedule.__post_init__
+
+    def cut(schedule: Schedule) -> None:
+        check(schedule)
+        object.__setattr__(schedule, "steps", min(schedule.steps, 5))
+
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(early_layers, "TRAININGS", ((3e-3, 5),))
         patched.setattr(early_layers, "VALUE_STEPS", 3)
+        patched.setattr(Schedule, "__post_init__", cut)
         yield
 
 
