@@ -6,20 +6,24 @@ whatever it left behind is there, and nothing says so. Prints the stages killed,
 line. In ``WHOLE`` is the same audit, never killed.
 
 Forks instead of starting anew, so that the libraries are imported once: the names of
-those that the first audit needed are written beside its folder.
+those that the first audit needed are written beside its folder. That one is a process of
+its own, whose strings have other hashes.
 """
 
 import gc
 import importlib
 import os
 import signal
+import subprocess
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from audits.output.workspace import Workspace
 from audits.run import api as audits_audit
+
+NOTE = "--whole"
+"""In the place of ``OUT``: audit into ``WHOLE`` alone."""
 
 
 def audit_until_killed(arguments: list[str], killed: Path) -> None:
@@ -47,32 +51,30 @@ def audit_and_note(arguments: list[str], imported: Path) -> None:
     imported.write_text("\n".join(sys.modules), encoding="utf-8")
 
 
-def forked(run: Callable[[], None]) -> int:
-    """Run in a child; the status that it ends with."""
-    child = os.fork()
-    if child == 0:
-        try:
-            run()
-        except BaseException as error:
-            sys.excepthook(type(error), error, error.__traceback__)
-            os._exit(1)
-        os._exit(0)
-    return os.waitpid(child, 0)[1]
-
-
 def main() -> None:
     """Fork until one gets through."""
     *inputs, whole, cut = sys.argv[1:]
     imported, killed = Path(whole).with_suffix(".imported"), Path(cut).with_suffix(".killed")
-    if forked(lambda: audit_and_note([*inputs, whole], imported)):
-        sys.exit(1)
+    if cut == NOTE:
+        audit_and_note([*inputs, whole], imported)
+        return
+    command = [sys.executable, "-m", "tests.helpers.kill_each_stage", *inputs, whole, NOTE]
+    subprocess.run(command, check=True)
     for name in imported.read_text(encoding="utf-8").split():
         with suppress(Exception):  # a name of what is no module of its own
             importlib.import_module(name)
     gc.freeze()
     killed.write_text("")
     while True:
-        status = forked(lambda: audit_until_killed([*inputs, cut], killed))
+        child = os.fork()
+        if child == 0:
+            try:
+                audit_until_killed([*inputs, cut], killed)
+            except BaseException as error:
+                sys.excepthook(type(error), error, error.__traceback__)
+                os._exit(1)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
         if os.WIFEXITED(status):
             code = os.WEXITSTATUS(status)
             break
