@@ -26,10 +26,11 @@ TINY_VIT = replace(TINY_DIGITS, family="vit", lr=3e-3, steps=150)
 
 
 @pytest.fixture(scope="module", params=[TINY_DIGITS, TINY_VIT], ids=["cnn", "vit"])
-def bench(request, worlds):
+def bench(request, tmp_path_factory):
+    """Of worlds of their own: what counts as learned is lowered for them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(digits, "MIN_ACCURACY", 0.85)  # a few steps are enough here
-        world = build_digits(request.param, 0, worlds)
+        world = build_digits(request.param, 0, tmp_path_factory.mktemp("digits"))
     return DigitsWorkbench.from_world(world, request.param, 0, "cpu")
 
 
