@@ -23,6 +23,7 @@ from evidence.progress import Bars as Bars
 
 # Activations: sites of a model, capture, storage, interventions.
 from capture.network.sites import find_sites as find_sites, Sites as Sites
+from capture.activations.library_names import hook_names as hook_names
 from capture.activations.capture import (
     capture_activations as capture_activations,
     capture_images as capture_images,

@@ -156,7 +156,7 @@ def capture_activations(
         >>> exhume.capture_activations(model, rows[:2], ["pattern.1"]).site("pattern.1").shape
         (2, 4, 6)
         >>> exhume.capture_activations(model, rows[:2], ["neurons.1"], "all").values.shape
-        (1, 2, 6, 64)
+        (1, 2, 6, 128)
     """
     selection = select_positions(sequences, positions, subject_end)
     with as_progress(progress).task("activations", len(sequences)) as advance:

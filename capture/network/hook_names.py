@@ -1,4 +1,4 @@
-"""Names of sites in other libraries: TransformerLens, nnsight and pyvene."""
+"""How other libraries write a place: hook points of TransformerLens, modules of nnsight."""
 
 import re
 
@@ -11,14 +11,6 @@ TRANSFORMER_LENS = {
     "neurons": "blocks.{}.mlp.hook_post",
     "mlp": "blocks.{}.hook_mlp_out",
     "resid": "blocks.{}.hook_resid_post",
-}
-# Site to the component of pyvene, for kinds that it has.
-PYVENE = {
-    "resid_pre": "block_input",
-    "attn": "attention_output",
-    "neurons": "mlp_activation",
-    "mlp": "mlp_output",
-    "resid": "block_output",
 }
 # Hook point within a block to the kind of site.
 BLOCK_POINTS = {name.partition("{}.")[2]: kind for kind, name in TRANSFORMER_LENS.items()} | {
@@ -41,23 +33,26 @@ def own_name(name: str) -> str:
 
 
 def transformer_lens_name(site: str) -> str | None:
-    """The hook point of a site, or None if TransformerLens has none with the same value."""
+    """The hook point of a site in a ``TransformerBridge``, or None if there is none.
+
+    That of ``head.L.H`` holds all heads of block L, (row, position, head, d).
+    """
     kind, *numbers = site.split(".")
     if kind == "head":
         return f"blocks.{numbers[0]}.attn.hook_z"
-    fixed = {"embed": "blocks.0.hook_resid_pre", "logits": "unembed.hook_out"}
-    return fixed.get(kind) or (TRANSFORMER_LENS[kind].format(*numbers) if numbers else None)
+    if kind == "embed":
+        return "blocks.0.hook_resid_pre"
+    if kind in ("final", "logits"):
+        return f"unembed.hook_{'in' if kind == 'final' else 'out'}"
+    return TRANSFORMER_LENS[kind].format(*numbers) if kind in TRANSFORMER_LENS else None
 
 
-def nnsight_name(module_path: str, side: str, *, in_tuple: bool) -> str:
-    """What nnsight calls a module's input or output, as an expression on the model."""
-    path = re.sub(r"\.(\d+)", r"[\1]", module_path)
-    return f"{path}.{'input' if side == 'in' else 'output'}{'[0]' if in_tuple else ''}"
+def module_expression(path: str, side: str) -> str:
+    """A module's input or output, as nnsight and pyvene write it.
 
-
-def pyvene_name(site: str) -> tuple[int, str] | None:
-    """Layer and component of a site, or None if pyvene has none with the same value."""
-    kind, *numbers = site.split(".")
-    if kind == "head":
-        return int(numbers[0]), f"head_attention_value_output, unit {numbers[1]}"
-    return (int(numbers[0]), PYVENE[kind]) if kind in PYVENE else None
+    Examples:
+        >>> module_expression("model.layers.5.mlp", "out")
+        'model.layers[5].mlp.output'
+    """
+    indexed = re.sub(r"\.(\d+)", r"[\1]", path)
+    return f"{indexed}.{'input' if side == 'in' else 'output'}"

@@ -284,14 +284,18 @@ def find_sites(model: nn.Module, example: Any = None) -> Sites:
         >>> sites = exhume.find_sites(model)
         >>> sites
         Sites: 2 blocks of width 32, 4 heads a block
-        kind    sites                 count  width
-        embed   embed                 1      32
-        head    head.0.0 to head.1.3  8      8
-        attn    attn.0 to attn.1      2      32
-        mlp     mlp.0 to mlp.1        2      32
-        resid   resid.0 to resid.1    2      32
-        final   final                 1      32
-        logits  logits                1      372
+        kind       sites                       count  width
+        embed      embed                       1      32
+        head       head.0.0 to head.1.3        8      8
+        resid_pre  resid_pre.0 to resid_pre.1  2      32
+        pattern    pattern.0 to pattern.1      2      varies
+        resid_mid  resid_mid.0 to resid_mid.1  2      32
+        attn       attn.0 to attn.1            2      32
+        mlp        mlp.0 to mlp.1              2      32
+        resid      resid.0 to resid.1          2      32
+        neurons    neurons.0 to neurons.1      2      128
+        final      final                       1      32
+        logits     logits                      1      372
         >>> sites.of("resid")
         ('resid.0', 'resid.1')
     """

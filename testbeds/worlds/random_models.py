@@ -126,13 +126,17 @@ def random_model(
         >>> tiny = exhume.random_model("gpt2", vocabulary=50, width=16, layers=2, heads=2, pad=0)
         >>> exhume.find_sites(tiny)
         Sites: 2 blocks of width 16, 2 heads a block
-        kind    sites                 count  width
-        embed   embed                 1      16
-        head    head.0.0 to head.1.1  4      8
-        attn    attn.0 to attn.1      2      16
-        mlp     mlp.0 to mlp.1        2      16
-        resid   resid.0 to resid.1    2      16
-        final   final                 1      16
-        logits  logits                1      50
+        kind       sites                       count  width
+        embed      embed                       1      16
+        head       head.0.0 to head.1.1        4      8
+        resid_pre  resid_pre.0 to resid_pre.1  2      16
+        pattern    pattern.0 to pattern.1      2      varies
+        resid_mid  resid_mid.0 to resid_mid.1  2      16
+        attn       attn.0 to attn.1            2      16
+        mlp        mlp.0 to mlp.1              2      16
+        resid      resid.0 to resid.1          2      16
+        neurons    neurons.0 to neurons.1      2      64
+        final      final                       1      16
+        logits     logits                      1      50
     """
     return BUILDERS[family](vocabulary, width, layers, heads, pad).eval()

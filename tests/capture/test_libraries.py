@@ -55,6 +55,16 @@ def test_transformer_lens_agrees(transformer_lens, family):
     assert transformer_lens[f"{family} unwrapped"] < 1e-6
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "neox", "vit"])
+def test_nnsight_has_the_values_under_the_names_of_the_table(nnsight, family):
+    assert nnsight[f"{family} names"] < 1e-5
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "neox", "gemma2", "bert", "hooked"])
+def test_transformer_lens_has_the_values_under_the_names_of_the_table(transformer_lens, family):
+    assert transformer_lens[f"{family} names"] < 1e-5
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2", "neox", "bert", "vit"])
 def test_a_bridge_gives_its_original_model_back(transformer_lens, family):
     assert transformer_lens[f"{family} rebuilt"] == 0

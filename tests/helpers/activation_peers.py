@@ -19,10 +19,11 @@ import torch
 from transformers import BertConfig, BertForMaskedLM, PreTrainedModel
 
 from capture.activations.capture import Activations, capture_activations, capture_images
+from capture.activations.library_names import hook_names
 from capture.activations.passes import accepted_inputs
 from capture.checkpoints.open import open_checkpoint
 from capture.data.sequences import Sequences, pad
-from capture.network.hooks import count_hooks
+from capture.network.hooks import count_hooks, record
 from capture.network.sites import find_sites
 from evidence.errors import InputError
 from tests.helpers.model_families import Cnn, pixels, rows, tiny
@@ -128,8 +129,43 @@ def check_nnsight():
             expected, found | {name: torch.as_tensor(unwrapped.site(name)) for name in sites}, sites
         )
         results[f"{family} hooks"] = count_hooks(checkpoint.load())
+    for family in ("llama", "gpt2", "neox", "vit"):
+        results[f"{family} names"] = by_nnsight_names(built(family), eager=family != "vit")
     results["patched .save"] = float(hasattr(3, "save"))
     return results
+
+
+def everywhere(model, sites):
+    """Values by our own hooks, whole."""
+    is_image = family_of(model) == "image" and not hasattr(model, "hooked")
+    args = (pixels(),) if is_image else (torch.tensor(rows().ids[:1]),)
+    with torch.no_grad(), record(model, sites) as got:
+        model(*args)
+    return args, got
+
+
+def largest(expected, found):
+    assert expected and expected.keys() == found.keys()
+    assert all(expected[name].shape == found[name].shape for name in expected)
+    return max(float((expected[name] - found[name]).abs().max()) for name in expected)
+
+
+def by_nnsight_names(model, *, eager):
+    """Every site by its expression of the table, one trace each, as the order is ours."""
+    import nnsight
+
+    if eager:
+        model.set_attn_implementation("eager")
+    table = hook_names(model).dropna(subset="nnsight").set_index("site").nnsight
+    missing = set(find_sites(model).names) - set(table.index)
+    assert {name.split(".")[0] for name in missing} <= (set() if eager else {"pattern"})
+    args, expected = everywhere(model, list(table.index))
+    wrapped, found = nnsight.NNsight(model), {}
+    for site, expression in table.items():
+        with torch.no_grad():
+            with wrapped.trace(*args):
+                found[site] = nnsight.save(eval(f"wrapped.{expression}", {"wrapped": wrapped}))
+    return largest(expected, found)
 
 
 def smol_nnsight(model, sequences, sites):
@@ -177,6 +213,25 @@ def by_bridge(bridge, sites, sequences):
     return {name: at_last(cache[hook], batch) for name, hook in hooks.items()}
 
 
+def by_hook_names(model):
+    """Every site by its hook point of the table, from the bridge's cache of everything."""
+    # As the bridge computes attention.
+    model.set_attn_implementation("eager")
+    bridge, table = bridged(model), hook_names(model)
+    other = hook_names(bridge)
+    assert other.transformer_lens.equals(table.transformer_lens)
+    assert other.nnsight.isna().all() and other.pyvene.isna().all()
+    points = table.dropna(subset="transformer_lens").set_index("site").transformer_lens
+    (ids,), expected = everywhere(model, list(points.index))
+    with torch.no_grad():
+        _, cache = bridge.run_with_cache(ids)
+    found = {}
+    for site, point in points.items():
+        kind, *numbers = str(site).split(".")
+        found[site] = cache[point][:, :, int(numbers[1])] if kind == "head" else cache[point]
+    return largest(expected, found)
+
+
 def normed(model, expected):
     """What the bridge calls a BERT attention's output: the normed sum, not the part."""
     arrays = dict(expected.arrays)
@@ -213,6 +268,8 @@ def check_transformer_lens():
         results[f"{family} unwrapped"] = max(
             float(abs(expected.site(name) - unwrapped.site(name)).max()) for name in sites
         )
+    for family in ("llama", "gpt2", "neox", "gemma2", "bert"):
+        results[f"{family} names"] = by_hook_names(built(family))
     results |= check_hooked()
     bridge = bridged(built("llama"))
     bridge.enable_compatibility_mode()
@@ -264,7 +321,14 @@ def check_hooked():
             worst = max(worst, far)
         call = model(torch.tensor([ids])).logits
         logits = max(logits, float((call - output).abs().max()))
-    return {"hooked": worst, "hooked logits": logits}
+    table = hook_names(hooked).dropna(subset="transformer_lens").set_index("site")
+    (ids,), expected = everywhere(model, list(table.index))
+    _, cache = hooked.run_with_cache(ids)
+    values = {site: cache[point] for site, point in table.transformer_lens.items()}
+    for site in expected:
+        if site.startswith("head."):
+            values[site] = values[site][:, :, int(site.split(".")[2])]
+    return {"hooked": worst, "hooked logits": logits, "hooked names": largest(expected, values)}
 
 
 # SmolLM2 ------------------------------------------------------------------------------
