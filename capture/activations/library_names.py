@@ -57,16 +57,12 @@ def hook_names(model: nn.Module) -> pd.DataFrame:
         model: As in ``find_sites``.
 
     Returns:
-        One row a site, with columns
-
-        * ``site``: the name here;
-        * ``transformer_lens``: the hook point in a ``TransformerBridge``, or in the
-          ``HookedTransformer`` that was given. Heads share one, with an axis of heads;
-        * ``nnsight``: an expression on the wrapped model, to be read inside a trace. Attention
-          patterns have one if the model was loaded with eager attention;
-        * ``pyvene``: a component, by path, which pyvene takes for every family. Heads share one.
-
-        The last two are those of the Hugging Face model: a ``TransformerBridge`` has none.
+        One row a site. ``site`` is the name here. ``transformer_lens`` is the hook point in a
+        ``TransformerBridge``, or in the ``HookedTransformer`` that was given; heads share one,
+        with an axis of heads. ``nnsight`` is an expression on the wrapped model, to be read inside
+        a trace; attention patterns have one if the model was loaded with eager attention.
+        ``pyvene`` is a component, by path, which pyvene takes for every family; heads share one.
+        The last two are those of the Hugging Face model: for a bridge they are None.
 
     Raises:
         InputError: as ``find_sites``.
