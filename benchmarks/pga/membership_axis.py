@@ -21,7 +21,7 @@ from benchmarks.harness.results import Row, at_least, at_most, row
 from benchmarks.harness.runner import Run
 from capture.checkpoints.open import open_checkpoint
 from capture.data.items import read_items
-from evidence.progress import SILENT, Progress
+from evidence.progress import SILENT, Display
 from evidence.results import AxisResult
 from testbeds.worlds.biographies import STANDARD, build_bios
 from testbeds.worlds.random_models import Family
@@ -48,7 +48,7 @@ def axis(run: Run) -> Iterator[Row]:
 
 
 def of_world(
-    root: Path, part: str, family: Family, seed: int, progress: Progress
+    root: Path, part: str, family: Family, seed: int, progress: Display
 ) -> Iterator[dict]:
     """What the axis says of each model of a world: readings and status by floor."""
     config, damage = make_config({"seed": 0}), Damage({}, ())
