@@ -47,9 +47,7 @@ def axis(run: Run) -> Iterator[Row]:
     yield from axis_rows(models)
 
 
-def of_world(
-    root: Path, part: str, family: Family, seed: int, progress: Display
-) -> Iterator[dict]:
+def of_world(root: Path, part: str, family: Family, seed: int, progress: Display) -> Iterator[dict]:
     """What the axis says of each model of a world: readings and status by floor."""
     config, damage = make_config({"seed": 0}), Damage({}, ())
     world = build_bios(sized(STANDARD, family), seed, root / "worlds")
