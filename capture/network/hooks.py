@@ -141,7 +141,7 @@ def record_places(
 @contextmanager
 def patch(
     model: nn.Module,
-    edits: Mapping[str, Tensor | Edit],
+    edits: Mapping[str, Tensor | np.ndarray | Edit],
     positions: Positions = None,
     *,
     known_sites: Sites | None = None,
@@ -150,9 +150,9 @@ def patch(
 
     Args:
         model: The model; the caller runs it inside the block.
-        edits: Site name to a value that broadcasts over the site's, or to a function from the
-            site's value to one of the same shape. A value of shape (row, d) at a site of shape
-            (row, position, d) holds one vector per row.
+        edits: Site name to a value that broadcasts over the site's, a tensor or an array, or to a
+            function from the site's value to one of the same shape. A value of shape (row, d) at a
+            site of shape (row, position, d) holds one vector per row.
         positions: Positions to edit: indices valid for every row (negative ones count from the
             end), a (row,) tensor with one index per row, or a (row, position) boolean mask. None
             means all. Positions refer to the prompt: tokens generated one at a time after it are
@@ -314,7 +314,7 @@ def _uncompiled() -> AbstractContextManager[Any]:
 @plain_inputs
 def steer(
     model: nn.Module,
-    vectors: Mapping[str, Tensor],
+    vectors: Mapping[str, Tensor | np.ndarray],
     scale: float = 1.0,
     positions: Positions = None,
     *,
@@ -344,7 +344,7 @@ def steer(
 @plain_inputs
 def project_out(
     model: nn.Module,
-    bases: Mapping[str, Tensor],
+    bases: Mapping[str, Tensor | np.ndarray],
     positions: Positions = None,
     *,
     known_sites: Sites | None = None,

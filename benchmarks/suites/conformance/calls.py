@@ -5,7 +5,7 @@ themselves; ``in_context`` are context managers around the user's own call of th
 """
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -150,7 +150,7 @@ BY_ROWS: dict[str, Any] = {
     "capture_activations, logits": _captured("logits"),
     "capture_activations, resid_mid, neurons, pattern": _captured(*MIDDLE),
     "score_answers": _scores,
-    "steer": _within(lambda model: exhume.steer(model, {"resid.0": cast(Any, vector().numpy())})),
+    "steer": _within(lambda model: exhume.steer(model, {"resid.0": vector().numpy()})),
     "steer, one vector a row": _within(
         lambda model: exhume.steer(model, {"resid.0": vector(rows=len(IDS))})
     ),

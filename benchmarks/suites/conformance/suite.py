@@ -3,7 +3,11 @@
 python -m benchmarks conformance
 """
 
+import json
 import re
+import subprocess
+import sys
+import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,7 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness.pages import Page, results
-from benchmarks.harness.results import Row, at_least, at_most, row
+from benchmarks.harness.results import ROOT, Row, at_least, at_most, row
 from benchmarks.harness.runner import Run, Suite
 from benchmarks.suites.conformance.calls import BY_ROWS, IDS, IN_CONTEXT, ROWS
 from benchmarks.suites.conformance.models import FAMILIES, KINDS, base_model, live, own_call
@@ -188,6 +192,41 @@ def table(run: Run) -> Iterator[Row]:
     found = list(cells([*BY_ROWS, *IN_CONTEXT], list(KINDS), FAMILIES, list(DTYPES)))
     run.payload["cells"] = [asdict(each) for each in found]
     yield from rows_of(found)
+
+
+@SUITE.part()
+def tasks(run: Run) -> Iterator[Row]:
+    """Ten tasks in the code of other libraries and in ours: lines, and the largest difference."""
+    codes = {number: blocks for number, blocks in _task_blocks().items() if number}
+    longer = [number for number, blocks in codes.items() if _extra_lines(blocks) > 0]
+    yield row("tasks that need more lines than the shortest peer", len(longer), at_most(0), n=10)
+    command = (sys.executable, "-W", "ignore", "-m", "tests.helpers.library_tasks")
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            (*command, folder), cwd=ROOT, capture_output=True, encoding="utf-8", check=True
+        )
+    found = json.loads(done.stdout.splitlines()[-1])
+    for library in ("TransformerLens", "nnsight", "SAELens"):
+        errors = [each[library] for each in found.values() if library in each]
+        figure = f"largest relative difference in tasks, {library}"
+        yield row(figure, max(errors), at_most(3e-5), "", library, len(errors))
+
+
+def _task_blocks() -> dict[int, dict[str, str]]:
+    """Task to library to code, from the page."""
+    text = (ROOT / "docs" / "guide" / "from-other-libraries.md").read_text(encoding="utf-8")
+    parts = re.split(r"^## (\d+)\. .+$", text, flags=re.MULTILINE)
+    block = re.compile(r"^```python\n# ([\w ]+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+    pairs = zip(parts[1::2], parts[2::2], strict=True)
+    return {int(number): dict(block.findall(code)) for number, code in pairs}
+
+
+def _extra_lines(blocks: dict[str, str]) -> int:
+    """Lines of ours beyond those of the shortest peer."""
+    counts = {
+        name: len([c for c in code.splitlines() if c.strip()]) for name, code in blocks.items()
+    }
+    return counts.pop("exhume") - min(counts.values())
 
 
 def rows_of(found: Sequence[Cell]) -> Iterator[Row]:

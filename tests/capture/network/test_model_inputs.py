@@ -1,5 +1,7 @@
 """What public functions take as a model and as rows."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -17,7 +19,7 @@ from evidence.errors import InputError
 from tests.helpers.model_families import tiny
 from tests.helpers.tiny_models import word_level
 
-IDS = ((5, 6, 7), (8, 9), (1, 2, 3, 4))
+IDS: Any = ((5, 6, 7), (8, 9), (1, 2, 3, 4))
 
 
 def given_forms(ids):
@@ -88,7 +90,7 @@ def test_texts_find_the_tokenizer_beside_the_model(tmp_path):
     tokenizer.save_pretrained(tmp_path)
     tiny("llama").save_pretrained(tmp_path)
     model = type(tiny("llama")).from_pretrained(tmp_path)
-    texts = ["Who wrote the book?", "Anna Keller"]
+    texts: Any = ["Who wrote the book?", "Anna Keller"]
     expected = encode(tokenizer, texts)
     assert as_rows(texts, model) == as_rows(tuple(texts), model) == expected
     assert as_rows(texts[0], model) == encode(tokenizer, texts[0]) == encode(tokenizer, texts[:1])
@@ -127,7 +129,7 @@ def test_learned_prompts_are_refused_and_adapters_kept():
         tiny("llama"), PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=3)
     )
     with pytest.raises(InputError, match="learned prompt tokens"):
-        capture_activations(tuned, [[5, 6]], ["resid.0"])
+        capture_activations(tuned, IDS, ["resid.0"])
     adapted = get_peft_model(tiny("llama"), LoraConfig(target_modules=["q_proj"]))
     assert readable_model(adapted) is adapted.get_base_model()
     with pytest.raises(InputError, match="an adapter adds to them"):

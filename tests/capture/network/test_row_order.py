@@ -1,5 +1,7 @@
 """Hooks of the user and edits by row see whole rows in the caller's order."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -125,7 +127,7 @@ def test_compiled_functions_around_the_model_run_edits_too():
 )
 def test_what_is_no_edit_is_refused(edit, reason):
     model = tiny("llama")
-    edit = [edit] if isinstance(edit, str) else edit
+    edit: Any = [edit] if isinstance(edit, str) else edit
     with pytest.raises(InputError, match=reason), patch(model, {"resid.0": edit}):
         model(torch.tensor([[5, 6]]))
 
