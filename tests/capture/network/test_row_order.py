@@ -127,8 +127,8 @@ def test_compiled_functions_around_the_model_run_edits_too():
 )
 def test_what_is_no_edit_is_refused(edit, reason):
     model = tiny("llama")
-    edit: Any = [edit] if isinstance(edit, str) else edit
-    with pytest.raises(InputError, match=reason), patch(model, {"resid.0": edit}):
+    wrong: Any = [edit] if isinstance(edit, str) else edit
+    with pytest.raises(InputError, match=reason), patch(model, {"resid.0": wrong}):
         model(torch.tensor([[5, 6]]))
 
 
