@@ -84,7 +84,8 @@ def _owners(model: nn.Module) -> list[nn.Module]:
     name = next((name for name, module in model.named_modules() if module is first), "")
     parts = name.split(".")
     inner = [model.get_submodule(".".join(parts[:end])) for end in range(1, len(parts))]
-    return [model, *(each for each in inner if not isinstance(each, nn.ModuleList))]
+    # A list of blocks is not called.
+    return [model, *(m for m in inner if type(m).forward is not nn.Module.forward)]
 
 
 def _running(value: Tensor) -> _Call:

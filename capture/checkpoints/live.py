@@ -112,12 +112,11 @@ def editable_model(value: Any) -> nn.Module:
                 fix="Change the Hugging Face model, then wrap it again",
             )
     model = readable_model(value)
-    adapted = next((n for n, each in model.named_modules() if hasattr(each, "base_layer")), None)
-    if adapted is not None:
+    if _is_instance_of(value, "peft", "PeftModel"):
         raise InputError(
             "this function changes weights in place, and an adapter adds to them",
             expected="a model without adapters",
-            got=f"an adapter at {adapted}",
+            got=type(value).__name__,
             fix="Merge it first, with merge_and_unload()",
         )
     return model

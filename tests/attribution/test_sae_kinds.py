@@ -521,6 +521,6 @@ def test_names_and_arguments_of_before(model):
         assert autoencoder.quality is measure_quality
     with pytest.warns(DeprecationWarning, match="the argument first moved to first_position"):
         with spliced(model, Sae(build("standard")), first=0):  # pyright: ignore
-            pass
+            model(torch.tensor([[5, 6]]))
     with pytest.warns(DeprecationWarning, match="the argument tokens"):
         loss_recovered(model, Sae(build("standard")), rows(), tokens=512)  # pyright: ignore

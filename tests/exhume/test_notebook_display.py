@@ -105,8 +105,8 @@ def test_a_large_model_has_a_short_table_of_sites():
     sizes = {"width": 96, "layers": 24, "heads": 12}
     model = exhume.random_model("llama", vocabulary=20, pad=0, **sizes)
     sites = exhume.find_sites(model)
-    assert len(sites.names) == 24 * 15 + 3
-    assert len(repr(sites)) < 500 and "head.0.0 to head.23.11" in repr(sites)
+    assert len(sites.names) == 24 * 19 + 3
+    assert len(repr(sites)) < 700 and "head.0.0 to head.23.11" in repr(sites)
     frame = sites.to_frame().set_index("site")
     assert len(frame) == len(sites.names)
     assert frame.loc["head.3.2", ["layer", "head", "width"]].tolist() == [3, 2, 8]

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.helpers.library_tasks import PAGE, ROOT, tasks
+from tests.repository.library_tasks import PAGE, ROOT, tasks
 
 TASKS = tasks()
 NUMBERS = [number for number in TASKS if number]
@@ -20,7 +20,12 @@ MAX_COLUMNS = 100
 def differences(tmp_path_factory):
     quiet = {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.helpers.library_tasks", str(tmp_path_factory.mktemp("page"))],
+        [
+            sys.executable,
+            "-m",
+            "tests.repository.library_tasks",
+            str(tmp_path_factory.mktemp("page")),
+        ],
         cwd=ROOT,
         env=os.environ | quiet,
         capture_output=True,

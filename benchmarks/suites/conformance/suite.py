@@ -200,7 +200,7 @@ def tasks(run: Run) -> Iterator[Row]:
     codes = {number: blocks for number, blocks in _task_blocks().items() if number}
     longer = [number for number, blocks in codes.items() if _extra_lines(blocks) > 0]
     yield row("tasks that need more lines than the shortest peer", len(longer), at_most(0), n=10)
-    command = (sys.executable, "-W", "ignore", "-m", "tests.helpers.library_tasks")
+    command = (sys.executable, "-W", "ignore", "-m", "tests.repository.library_tasks")
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
             (*command, folder), cwd=ROOT, capture_output=True, encoding="utf-8", check=True

@@ -19,4 +19,5 @@ def model_device(model: nn.Module) -> torch.device:
         own = next(module.parameters(recurse=False), None)
         if own is not None and not own.is_meta:
             return own.device
-    return torch.device("cpu")
+    first = next(model.parameters(), None)
+    return torch.device("cpu") if first is None else first.device

@@ -91,7 +91,8 @@ def test_a_family_that_names_its_attention_needs_no_finder(registries, tmp_path,
 def test_sites_are_the_parts_of_its_blocks(model):
     sites = with_neurons(find_sites(model))
     assert (sites.n_layers, sites.d_model, sites.n_heads) == (3, 24, 4)
-    kinds = {"embed", "head", "attn", "mlp", "resid", "neurons", "final", "logits"}
+    kinds = {"embed", "head", "attn", "mlp", "neurons", "final", "logits"}
+    kinds |= {"resid", "resid_pre", "resid_mid"}
     assert {name.split(".")[0] for name in sites.names} == kinds
     block = model.cloth[1]
     assert sites.places["attn.1"].module in (block.weave, block.weave.weft)

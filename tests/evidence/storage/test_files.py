@@ -145,7 +145,7 @@ def test_a_limit_on_file_sizes_met_by_any_library_is_told(tmp_path):
         [sys.executable, "-c", LIMITED, tmp_path],
         capture_output=True,
         encoding="utf-8",
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
         check=False,
     )
     assert done.returncode == 0, done.stderr

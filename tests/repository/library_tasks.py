@@ -1,7 +1,7 @@
 """Runs the code of ``docs/guide/from-other-libraries.md``, in a process of its own.
 
 The libraries change the process that imports them. Run as ``python -m
-tests.helpers.library_tasks FOLDER``; prints a JSON object, task to library to the largest
+tests.repository.library_tasks FOLDER``; prints a JSON object, task to library to the largest
 difference from our result, relative to its largest value.
 """
 
