@@ -112,6 +112,14 @@ def editable_model(value: Any) -> nn.Module:
                 fix="Change the Hugging Face model, then wrap it again",
             )
     model = readable_model(value)
+    packed = [n for n, each in model.named_parameters() if not each.is_floating_point()]
+    if packed:
+        raise InputError(
+            "this function changes weights in place, and those of this model are quantized",
+            expected="floating-point weights",
+            got=f"{packed[0]} of {len(packed)} quantized weights",
+            fix="Load the model without quantization",
+        )
     if _is_instance_of(value, "peft", "PeftModel"):
         raise InputError(
             "this function changes weights in place, and an adapter adds to them",

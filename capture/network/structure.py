@@ -311,8 +311,19 @@ def is_transposed(linear: nn.Module) -> bool:
 
 
 def matrix_view(linear: nn.Module) -> Tensor:
-    """(out, in) view of a linear map's weight; writing to the view edits the map."""
+    """(out, in) view of a linear map's weight; writing to the view edits the map.
+
+    Raises:
+        InputError: the weight is quantized, and its numbers are no matrix.
+    """
     weight = linear.get_parameter("weight")
+    if not weight.is_floating_point():
+        raise InputError(
+            "the weights of a linear map are quantized",
+            expected="floating-point weights",
+            got=str(weight.dtype),
+            fix="Load the model without quantization",
+        )
     return weight.T if is_transposed(linear) else weight
 
 

@@ -36,8 +36,17 @@ def _peft(model: PreTrainedModel) -> Any:
     from peft import LoraConfig, get_peft_model
 
     targets = ["c_attn", "c_proj"] if model.config.model_type == "gpt2" else ["q_proj", "down_proj"]
-    config = LoraConfig(target_modules=targets, fan_in_fan_out=model.config.model_type == "gpt2")
-    return get_peft_model(model, config)
+    config = LoraConfig(
+        target_modules=targets,
+        fan_in_fan_out=model.config.model_type == "gpt2",
+        init_lora_weights=False,
+    )
+    adapted = get_peft_model(model, config)
+    # What the adapter adds is taken off below it, so that the two together are the model.
+    for layer in adapted.modules():
+        if hasattr(layer, "get_delta_weight"):
+            cast(Any, layer).base_layer.weight.data -= cast(Any, layer).get_delta_weight("default")
+    return adapted
 
 
 def _bridge(model: PreTrainedModel) -> Any:

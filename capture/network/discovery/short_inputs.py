@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from capture.network.discovery.device import model_device
 from capture.network.discovery.position_limit import position_limit
 from evidence.errors import InputError
 from evidence.seeds import torch_rng
@@ -35,6 +36,8 @@ def short_inputs(model: nn.Module, rows: int) -> Iterator[Inputs]:
         except NotImplementedError:  # a model of two towers, such as CLIP
             table = None
         device = getattr(table, "weight", first).device
+        if device.type == "meta":  # offloaded, and brought back for each call
+            device = model_device(model)
         size = getattr(table, "num_embeddings", None)
         if not isinstance(size, int):
             size = max((embedding.num_embeddings for embedding in tables), default=8)
@@ -52,7 +55,8 @@ def short_inputs(model: nn.Module, rows: int) -> Iterator[Inputs]:
         return
     for shape in _shapes(model):
         rng = torch_rng(0, "short inputs")
-        two = torch.randn(2, *shape, generator=rng).to(first)
+        place = model_device(model) if first.is_meta else first.device
+        two = torch.randn(2, *shape, generator=rng).to(place, first.dtype)
         yield as_rows(two, rows)
 
 

@@ -14,6 +14,7 @@ from capture.checkpoints.live import editable_model, plain_model, readable_model
 from capture.data.sequences import Sequences
 from capture.data.tokenization import encode
 from capture.network.model_inputs import as_rows
+from capture.network.structure import matrix_view
 from capture.scoring.answers import score_answers
 from evidence.errors import InputError
 from tests.helpers.model_families import tiny
@@ -139,10 +140,23 @@ def test_learned_prompts_are_refused_and_adapters_kept():
 def test_weights_that_are_not_in_memory_are_not_read():
     from accelerate import cpu_offload
 
-    offloaded = cpu_offload(tiny("llama"), execution_device=torch.device("cpu"))
+    model = tiny("llama")
+    model.config.attention_dropout = 0.25  # a structure that no other test has looked at
+    offloaded = cpu_offload(model, execution_device=torch.device("cpu"))
     with pytest.raises(InputError, match="some are not in memory"):
         readable_model(offloaded)
     found = capture_activations(offloaded, IDS, ["resid.1"]).site("resid.1")
     assert np.array_equal(
         found, capture_activations(tiny("llama"), IDS, ["resid.1"]).site("resid.1")
     )
+
+
+def test_quantized_weights_are_not_changed_or_read_as_numbers():
+    model = tiny("llama")
+    layer = model.get_submodule("model.layers.0.mlp.down_proj")
+    packed = torch.zeros(layer.weight.shape, dtype=torch.uint8)
+    layer.weight = nn.Parameter(packed, requires_grad=False)
+    with pytest.raises(InputError, match="those of this model are quantized"):
+        editable_model(model)
+    with pytest.raises(InputError, match="quantized"):
+        matrix_view(layer)
