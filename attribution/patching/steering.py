@@ -5,6 +5,8 @@ from dataclasses import fields
 from typing import Literal
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from capture.data.sequences import Sequences
@@ -79,17 +81,18 @@ def score_edited(
     return AnswerScores(**merged)
 
 
-def add_vector(vector: Tensor) -> RowEdit:
-    """An edit that adds the same vector (d,) to every row.
+def add_vector(vector: Tensor | NDArray) -> RowEdit:
+    """An edit that adds the same vector (d,), a tensor or an array, to every row.
 
     Examples:
         >>> edit = exhume.add_vector(torch.ones(3))
         >>> edit(torch.zeros(2, 3), np.arange(2)).tolist()
         [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
     """
+    added = torch.as_tensor(vector)
 
     def edit(states: Tensor, rows: np.ndarray) -> Tensor:
-        return states + vector.to(states)
+        return states + added.to(states)
 
     return edit
 

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings("default")
 SMALLER = {
     "01_probes.ipynb": {
         "for name, _ in countries()]": "for name, _ in countries()[:60]]",
-        "permutations=200": "permutations=20",
+        "permutations=99": "permutations=19",
     },
     "02_sae_restoration.ipynb": {
         '"people": 72, "forget": 14, "names": 24': '"people": 48, "forget": 10, "names": 16',
