@@ -154,7 +154,7 @@ def test_weights_that_are_not_in_memory_are_not_read():
 def test_quantized_weights_are_not_changed_or_read_as_numbers():
     model = tiny("llama")
     layer = model.get_submodule("model.layers.0.mlp.down_proj")
-    packed = torch.zeros(layer.weight.shape, dtype=torch.uint8)
+    packed = torch.zeros(layer.get_parameter("weight").shape, dtype=torch.uint8)
     layer.weight = nn.Parameter(packed, requires_grad=False)
     with pytest.raises(InputError, match="those of this model are quantized"):
         editable_model(model)
