@@ -5,7 +5,7 @@ Each stage is killed once after its work is done and before it is marked as done
 whatever it left behind is there, and nothing says so. Prints the stages killed, one a
 line. In ``WHOLE`` is the same audit, never killed.
 
-Forks instead of starting anew, so that the libraries are imported once: the names of
+Forks instead of starting a new one, so that the libraries are imported once: the names of
 those that the first audit needed are written beside its folder. That one is a process of
 its own, whose strings have other hashes.
 """
